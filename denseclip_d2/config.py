@@ -1,0 +1,72 @@
+from detectron2.config import CfgNode
+
+
+def add_denseclip_config(cfg: CfgNode) -> None:
+    """Add every config key of this project, with the defaults a new training should have, to ``cfg``."""
+    cfg.MODEL.DENSECLIP = CfgNode()
+    denseclip = cfg.MODEL.DENSECLIP
+    # CLIP architecture, by open_clip's name; decides the widths of both encoders. OpenAI's weights need
+    # QuickGELU, hence a name that ends in "-quickgelu".
+    denseclip.CLIP_MODEL = "RN50-quickgelu"
+    # Names of the classes, in the order of their ids. Empty: those of the (first) training set.
+    denseclip.CLASS_NAMES = ()
+    # Weight of `loss_pixel_text`, the auxiliary pixel-text loss (paper, sec. 3.4).
+    denseclip.LOSS_WEIGHT = 1.0
+    # P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
+    denseclip.FPN_P7_RELU = True
+
+    denseclip.VISUAL = CfgNode()
+    # Norm of the visual encoder: any that Detectron2's `get_norm` knows. The recipe trains it (SyncBN).
+    denseclip.VISUAL.NORM = "SyncBN"
+    # Freeze the first stages, with their norm: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
+    denseclip.VISUAL.FREEZE_AT = 0
+    # How the positional embedding meets an (h, w) map: "interpolate" it, or "crop" its top left corner, as
+    # the released detectors do.
+    denseclip.VISUAL.POSITION = "interpolate"
+    # Side, in pixels, of the image whose grid of positions is kept (released detectors: 1344); CLIP's grid
+    # is resized to it when weights are loaded. 0 keeps CLIP's own.
+    denseclip.VISUAL.RESOLUTION = 0
+    # Recompute activations in the backward pass instead of storing them: less memory, more time.
+    denseclip.VISUAL.ACTIVATION_CHECKPOINTING = False
+
+    denseclip.PROMPT = CfgNode()
+    # "post": learnt contexts, embeddings refined by the image; "pre": contexts made from the image;
+    # "context": learnt contexts alone (CoOp); "template": a fixed sentence (paper, sec. 3.3).
+    denseclip.PROMPT.MODE = "post"
+    # Number of context vectors.
+    denseclip.PROMPT.NUM_CONTEXTS = 8
+    # Tokens a name may take, its start and end included (released models: 5). 0 fits the longest name.
+    denseclip.PROMPT.NAME_LENGTH = 0
+    # The sentence of mode "template"; {} stands for the name.
+    denseclip.PROMPT.TEMPLATE = "a photo of a {}."
+
+    denseclip.CONTEXT_DECODER = CfgNode()
+    # The transformer decoder that lets the image refine the text (paper, sec. 3.3).
+    denseclip.CONTEXT_DECODER.WIDTH = 256
+    denseclip.CONTEXT_DECODER.HEADS = 4
+    denseclip.CONTEXT_DECODER.LAYERS = 3
+    denseclip.CONTEXT_DECODER.DROPOUT = 0.1
+
+    denseclip.SCORE_MAP = CfgNode()
+    # The feature that the score map is concatenated to; its stride must be the dense embedding's.
+    denseclip.SCORE_MAP.LEVEL = "res5"
+    # Temperature that divides the cosine similarity.
+    denseclip.SCORE_MAP.TAU = 0.07
+    # Concatenate s / tau (released detectors) or s (released segmentors).
+    denseclip.SCORE_MAP.CONCAT_LOGITS = True
+
+    # Keep convolutions' weights and maps channels-last in memory: the same numbers, often faster.
+    cfg.MODEL.CHANNELS_LAST = False
+    # Accept weights with tensors missing or of another shape (same as --allow-partial).
+    cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+
+    # "ADAMW" or "SGD".
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Factor of the visual encoder's learning rate. The text encoder is frozen.
+    cfg.SOLVER.VISUAL_MULTIPLIER = 0.1
+    # Parameters without weight decay, by shell patterns on their names. As released, the norms inside the
+    # context decoder's layers and no others.
+    cfg.SOLVER.NO_WEIGHT_DECAY = ("*.context_decoder.decoder.*.norm?.*",)
+
+    # Before training, see that every image is there, whole and of its annotated size.
+    cfg.DATASETS.CHECK_IMAGES = True

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = next(
+    line.split('"')[1]
+    for line in (root / "denseclip_d2/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="denseclip_d2",
+    version=version,
+    description="DenseCLIP (CVPR 2022) as a Detectron2 extension: language-guided detection and segmentation",
+    long_description=(root / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["denseclip_d2", "denseclip_d2.*"]),
+    package_data={"denseclip_d2": ["clip_models/*.json"]},
+    python_requires=">=3.10",
+    # Detectron2 is not on PyPI under its own name: `import denseclip_d2` says how to get it.
+    install_requires=[
+        "torch",
+        "torchvision",
+        "fvcore",
+        "iopath",
+        "open_clip_torch",
+        "pycocotools",
+        "ftfy",
+        "safetensors",
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "tqdm",
+    ],
+)

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from denseclip_d2.data.shapes import generate_shapes
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+class Record:
+    """One recorded instance of an original module: ``weights``, ``inputs`` and ``outputs``, by name."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as arrays:
+            tensors = {k: torch.from_numpy(arrays[k]) for k in arrays.files if arrays[k].dtype.kind in "fiub"}
+            self.strings = {k: arrays[k].tolist() for k in arrays.files if arrays[k].dtype.kind == "U"}
+        self.weights, self.inputs, self.outputs = (
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for prefix in ("sd/", "in/", "out/")
+        )
+
+    def weights_of(self, module: str) -> dict[str, torch.Tensor]:
+        prefix = f"{module}."
+        return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+
+
+@pytest.fixture
+def reference():
+    """Read a record of what the authors' modules compute: ``reference("clip_resnet")``."""
+
+    def read(name: str) -> Record:
+        path = SHARED / "reference" / "modules" / f"{name}.npz"
+        if not path.exists():
+            pytest.skip("the recorded outputs of the original modules are not here (../shared/reference)")
+        return Record(path)
+
+    return read
+
+
+@pytest.fixture
+def coco_root() -> Path:
+    """The folder that holds COCO, as DETECTRON2_DATASETS would name it."""
+    root = SHARED / "datasets"
+    if not (root / "coco").exists():
+        pytest.skip("no COCO images here (../shared/datasets)")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_shapes(tmp_path):
+    """A few images of "shapes" under names of their own: the folder, the training set, the test set."""
+    root = tmp_path / "shapes"
+    generate_shapes(root, num_train=8, num_val=4, seed=3)
+    names = [f"{tmp_path.name}_{split}" for split in ("train", "val")]
+    for name, split in zip(names, ("train", "val"), strict=True):
+        annotations = root / "annotations" / f"instances_{split}.json"
+        register_coco_instances(name, {}, str(annotations), str(root / split))
+    yield root, *names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
