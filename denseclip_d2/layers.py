@@ -1,0 +1,13 @@
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Attention between projected tokens, fused where torch can.
+
+    Args:
+        query: (B, N, D); key, value: (B, M, D), D a multiple of ``num_heads``.
+    Returns: (B, N, D), before any output projection.
+    """
+    heads = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)

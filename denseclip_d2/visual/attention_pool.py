@@ -1,0 +1,60 @@
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import AttentionPool2d
+from torch import Tensor
+
+from ..layers import multi_head_attention
+
+
+def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:
+    """Fit CLIP's positional embedding to another square grid, as released: bilinear, token 0 kept.
+
+    Args:
+        embedding: (1 + S * S, D).
+    Returns: (1 + side * side, D).
+    """
+    grid = embedding[1:].T.unflatten(1, (int((len(embedding) - 1) ** 0.5), -1))[None]
+    grid = F.interpolate(grid.float(), (side, side), mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
+
+
+class DenseAttentionPool(AttentionPool2d):
+    """CLIP's attention pool, kept for every token instead of the first alone (paper, sec. 3.2)."""
+
+    def __init__(self, grid_size: int, embed_dim: int, num_heads: int, output_dim: int, position: str):
+        """
+        Args:
+            grid_size: side of the grid of positional embeddings, in cells.
+            position: "interpolate" the grid to each map, or "crop" its top left corner.
+        """
+        super().__init__(grid_size, embed_dim, num_heads, output_dim)
+        if position not in ("interpolate", "crop"):
+            raise ValueError(
+                f"MODEL.DENSECLIP.VISUAL.POSITION is {position!r}; it can be 'interpolate' or 'crop'."
+            )
+        self.grid_size = grid_size
+        self.position = position
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: (B, D, h, w).
+        Returns: the global embedding (B, C) and the dense embedding (B, C, h, w).
+        """
+        height, width = x.shape[-2:]
+        pixels = x.flatten(2).transpose(1, 2)  # (B, HW, D)
+        tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
+        tokens = tokens + self.fitted_positions(height, width).to(tokens.dtype)
+        query, key, value = self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)
+        tokens = self.c_proj(multi_head_attention(query, key, value, self.num_heads))  # (B, 1 + HW, C)
+        return tokens[:, 0], tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+
+    def fitted_positions(self, height: int, width: int) -> Tensor:
+        """The positional embedding of a (height, width) map: (1 + height * width, D)."""
+        grid = self.positional_embedding[1:].T.unflatten(1, (self.grid_size, self.grid_size))[None]
+        if self.position == "crop":
+            grid = grid[..., :height, :width]
+        # A side longer than the grid has nothing to crop: stretch the grid along it.
+        if grid.shape[-2:] != (height, width):
+            grid = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
+        return torch.cat([self.positional_embedding[:1], grid[0].flatten(1).T])

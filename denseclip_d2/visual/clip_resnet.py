@@ -1,0 +1,160 @@
+import logging
+from contextlib import contextmanager, nullcontext
+
+from detectron2.config import configurable
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..clip_models import get_clip_architecture
+from .attention_pool import DenseAttentionPool
+
+logger = logging.getLogger(__name__)
+
+
+class CLIPResNet(ModifiedResNet, Backbone):
+    """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pool on every token.
+
+    Parameters carry the names of CLIP's ``visual``. Images of any size go in; maps of stride s are
+    (H // s, W // s).
+    """
+
+    stages = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
+    embedding_stride = 32
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        layers: tuple[int, int, int, int],
+        width: int,
+        head_width: int,
+        embed_dim: int,
+        resolution: int,
+        position: str = "interpolate",
+        norm: str = "SyncBN",
+        freeze_at: int = 0,
+        activation_checkpointing: bool = False,
+        with_embeddings: bool = True,
+    ):
+        """
+        Args:
+            layers, width: blocks of each stage, and channels after the stem.
+            embed_dim: C, the joint embedding's width.
+            resolution: side, in pixels, of the image whose grid of positional embeddings is kept.
+            position: see :class:`DenseAttentionPool`.
+            norm: the name of a norm, as ``detectron2.layers.get_norm`` takes it.
+            freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
+            activation_checkpointing: recompute each block in the backward pass.
+            with_embeddings: False leaves the attention pool out (a plain ResNet).
+        """
+        channels, num_heads = width * 32, width * 32 // head_width
+        super().__init__(layers, embed_dim, num_heads, resolution, width)
+        self.attnpool = None
+        if with_embeddings:
+            self.attnpool = DenseAttentionPool(resolution // 32, channels, num_heads, embed_dim, position)
+            self.init_parameters()
+        _replace_norm(self, norm)
+        self.embed_dim = embed_dim
+        self.activation_checkpointing = activation_checkpointing
+        self._out_features = list(self.stages)
+        self._out_feature_channels = {name: width * 4 * 2**i for i, name in enumerate(self.stages)}
+        self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(self.stages)}
+        self._freeze(freeze_at)
+
+    @classmethod
+    def from_config(cls, cfg, with_embeddings: bool = True):
+        architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+        vision = architecture.vision
+        if vision.timm_model_name or isinstance(vision.layers, int):
+            raise ValueError(
+                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a CLIP ResNet. "
+                "Choose one such as 'RN50-quickgelu', or another MODEL.BACKBONE.NAME."
+            )
+        if cfg.INPUT.FORMAT != "RGB" or cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]:
+            logger.warning(
+                "CLIP takes RGB, normalised by its own mean and standard deviation; this config has "
+                f"INPUT.FORMAT {cfg.INPUT.FORMAT} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}, at a loss of "
+                "accuracy. configs/Base-DenseCLIP.yaml has the right ones."
+            )
+        visual = cfg.MODEL.DENSECLIP.VISUAL
+        return {
+            "layers": vision.layers,
+            "width": vision.width,
+            "head_width": vision.head_width,
+            "embed_dim": architecture.embed_dim,
+            "resolution": visual.RESOLUTION or vision.image_size,
+            "position": visual.POSITION,
+            "norm": visual.NORM,
+            "freeze_at": visual.FREEZE_AT,
+            "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
+            "with_embeddings": with_embeddings,
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (B, 3, H, W), RGB, normalised with CLIP's mean and std.
+        Returns: ``res2``..``res5`` and, with embeddings, ``global_embedding`` (B, C) and
+            ``dense_embedding`` (B, C, H // 32, W // 32).
+        """
+        features = {}
+        x = self.stem(x)
+        for name, layer in self.stages.items():
+            for block in getattr(self, layer):
+                x = self._run(block, x)
+            features[name] = x
+        if self.attnpool is not None:
+            features["global_embedding"], features["dense_embedding"] = self.attnpool(x)
+        return features
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and self.training):
+            return block(x)
+        return checkpoint(
+            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(block))
+        )
+
+    def _freeze(self, freeze_at: int) -> None:
+        stem = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"]
+        groups = [stem, *([layer] for layer in self.stages.values())]
+        for name in sum(groups[:freeze_at], []):
+            getattr(self, name).requires_grad_(False)
+            setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(getattr(self, name)))
+
+
+@contextmanager
+def _running_statistics_kept(block: nn.Module):
+    """Keep the recomputation of a checkpointed block from counting its batch in the norms a second time."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def _replace_norm(module: nn.Module, norm: str) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            replacement = get_norm(norm, child.num_features)
+            if replacement is None:
+                raise ValueError("MODEL.DENSECLIP.VISUAL.NORM is empty; CLIP's ResNets need a norm.")
+            # CLIP starts the last norm of each block at zero, so that the block starts as identity.
+            replacement.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, replacement)
+        else:
+            _replace_norm(child, norm)
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_resnet_backbone(cfg, input_shape: ShapeSpec) -> CLIPResNet:
+    """CLIP's ResNet without pyramid, with its embeddings."""
+    return CLIPResNet(cfg)
