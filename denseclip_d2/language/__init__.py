@@ -1,0 +1,3 @@
+from .prompting import PromptedTextEncoder
+
+__all__ = ["PromptedTextEncoder"]

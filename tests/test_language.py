@@ -1,0 +1,166 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from denseclip_d2.language import PromptedTextEncoder
+from denseclip_d2.language.context_decoder import ContextDecoder
+from denseclip_d2.language.prompts import check_class_names, tokenize_names
+from denseclip_d2.language.text_encoder import CLIPTextEncoder
+
+SMALL = {"width": 32, "heads": 4, "layers": 2, "output_dim": 32, "quick_gelu": True}
+NAMES = ["person", "hot dog", "traffic light"]
+
+
+def small_text_encoder(**kwargs) -> CLIPTextEncoder:
+    return CLIPTextEncoder(**{**SMALL, "context_length": 24, **kwargs})
+
+
+def prompted(mode: str = "post", **kwargs) -> PromptedTextEncoder:
+    kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
+    return PromptedTextEncoder(text_encoder=small_text_encoder(), mode=mode, **kwargs)
+
+
+@pytest.mark.parametrize("names", ["coco", "ade", "odd"])
+def test_tokens_equal_the_original(reference, names):
+    """Ids at length 5 and 77; where the original refuses a name as too long, so do we.
+
+    Left out: names that spell the original's special tokens, which are plain text to open_clip's tokenizer.
+    """
+    record = reference("tokenizer")
+    for length in (5, 77):
+        for name, ids in zip(
+            record.strings[f"in/{names}_names"], record.outputs[f"{names}_{length}"], strict=True
+        ):
+            if "<|" in name:
+                continue
+            if ids[0] < 0:
+                with pytest.raises(ValueError, match="NAME_LENGTH"):
+                    tokenize_names([name], length)
+            else:
+                assert tokenize_names([name], length)[0].tolist() == ids.tolist(), name
+
+
+def test_length_follows_the_longest_name():
+    ids = tokenize_names(["dog", "a photo of a dog."])
+    assert ids.shape == (2, 8)
+    assert ids.argmax(1).tolist() == [2, 7]
+
+
+def test_a_name_too_long_is_refused_by_name_and_told_the_length_needed():
+    with pytest.raises(ValueError, match=r"'a photo of a dog' \(5\).*Set it to 7"):
+        tokenize_names(["dog", "a photo of a dog"], 5)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ([], "No class names"),
+        (["dog", "  "], "class 1 is empty"),
+        (["dog", "cat", "Dog "], "more than once: 'dog'"),
+        (["dog", 7], "not 7"),
+    ],
+)
+def test_names_that_do_not_tell_classes_apart_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        check_class_names(names)
+
+
+def test_a_name_with_a_special_token_is_refused():
+    """It would end the prompt before its end."""
+    with pytest.raises(ValueError, match="<end_of_text>"):
+        tokenize_names(["dog", "a <end_of_text> b"])
+
+
+def test_text_encoder_without_contexts_equals_the_original(reference):
+    record = reference("text_encoder_plain")
+    encoder = small_text_encoder(context_length=7, vocab_size=600)
+    encoder.load_state_dict(record.weights)
+    assert_close(encoder(record.inputs["texts"])[0], record.outputs["o"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["1", "2"])
+def test_text_encoder_with_contexts_equals_the_original(reference, which):
+    record = reference("text_context_encoder")
+    encoder = small_text_encoder(context_length=13, vocab_size=600)
+    encoder.load_state_dict(record.weights)
+    embeddings = encoder(record.inputs["texts"], record.inputs[f"contexts{which}"])
+    assert_close(embeddings, record.outputs[f"o{which}"], atol=1e-5, rtol=1e-4)
+
+
+def test_plain_gelu_is_another_encoder(reference):
+    record = reference("text_context_encoder")
+    encoder = small_text_encoder(context_length=13, vocab_size=600, quick_gelu=False)
+    encoder.load_state_dict(record.weights)
+    difference = encoder(record.inputs["texts"], record.inputs["contexts1"]) - record.outputs["o1"]
+    assert difference.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name, width, layers, embed_dim", [("", 32, 2, 32), ("_w16", 16, 3, 40)])
+def test_context_decoder_equals_the_original(reference, name, width, layers, embed_dim):
+    record = reference(f"context_decoder{name}")
+    decoder = ContextDecoder(embed_dim, width, 4, layers, dropout=0.0)
+    decoder.load_state_dict(record.weights)
+    visual = record.inputs["visual"]
+    dense = visual[:, 1:].transpose(1, 2).unflatten(2, (3, 5))
+    assert_close(
+        decoder(record.inputs["text"], visual[:, 0], dense), record.outputs["o"], atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("mode, batch", [("post", 2), ("pre", 2), ("context", 1), ("template", 1)])
+def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, batch):
+    model = prompted(mode)
+    embeddings = model(torch.rand(2, 32, requires_grad=True), torch.rand(2, 32, 3, 4))
+    assert embeddings.shape == (batch, 3, 32)
+    if embeddings.requires_grad:
+        embeddings.square().sum().backward()
+    learnt = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name in learnt} == {
+        "post": {"contexts", "gamma", "context_decoder"},
+        "pre": {"queries", "context_decoder"},
+        "context": {"contexts"},
+        "template": set(),
+    }[mode]
+    assert learnt == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if "contexts" in learnt:
+        assert torch.count_nonzero(model.contexts.grad) == model.contexts.numel()
+
+
+def test_post_model_prompting_starts_as_a_whisper():
+    """gamma starts at 1e-4: at first the image hardly changes the text. Contexts have unit variance."""
+    model = prompted("post", num_contexts=16).eval()
+    visual = torch.rand(2, 32), torch.rand(2, 32, 3, 4)
+    text = model.text_encoder(model.prompts, model.contexts)
+    refined = model(*visual)
+    assert_close(model.gamma, torch.full((32,), 1e-4))
+    assert 0 < (refined - text).abs().max() < 1e-2
+    assert 0.7 < model.contexts.std() < 1.0  # a normal distribution cut off at two standard deviations: 0.88
+
+
+def test_template_speaks_the_whole_sentence():
+    model = prompted("template", template="a photo of a {}.", name_length=5)
+    assert model.prompts.tolist() == tokenize_names([f"a photo of a {n}." for n in NAMES]).tolist()
+
+
+@pytest.mark.parametrize(
+    "mode, kwargs", [("post", {"class_names": ["a&b", "a&amp;b"]}), ("template", {"template": "a photo"})]
+)
+def test_names_that_read_the_same_are_refused(mode, kwargs):
+    with pytest.raises(ValueError, match="read the same"):
+        prompted(mode, **kwargs)
+
+
+def test_names_and_contexts_must_fit_the_positions():
+    with pytest.raises(ValueError, match="24 positions"):
+        prompted(num_contexts=22)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="PROMPT.MODE"):
+        prompted("prefix")
+
+
+def test_every_text_encoder_parameter_is_frozen():
+    encoder = small_text_encoder()
+    assert len(list(encoder.parameters())) == 5 + 12 * SMALL["layers"]
+    assert not [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
