@@ -1,0 +1,20 @@
+from .fpn import (
+    LanguageGuidedFPN,
+    build_clip_fpn_backbone,
+    build_clip_retinanet_fpn_backbone,
+    build_denseclip_fpn_backbone,
+    build_denseclip_retinanet_fpn_backbone,
+)
+from .losses import box_targets, pixel_text_loss
+from .score_map import pixel_text_scores
+
+__all__ = [
+    "LanguageGuidedFPN",
+    "box_targets",
+    "build_clip_fpn_backbone",
+    "build_clip_retinanet_fpn_backbone",
+    "build_denseclip_fpn_backbone",
+    "build_denseclip_retinanet_fpn_backbone",
+    "pixel_text_loss",
+    "pixel_text_scores",
+]

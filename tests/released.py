@@ -1,0 +1,81 @@
+"""The reference's modules, made of this project's parts and loaded under this project's names."""
+
+import re
+
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from denseclip_d2.engine import load_config
+from denseclip_d2.language import PromptedTextEncoder
+from denseclip_d2.language.text_encoder import CLIPTextEncoder
+
+CLASS_NAMES = ("person", "hot dog", "traffic light", "tv", "teddy bear")
+LANGUAGE = ("contexts", "gamma", "text_encoder.", "context_decoder.")
+RETINANET_NAMES = {
+    r"(contexts|gamma|text_encoder|context_decoder)": r"backbone.language.\1",
+    r"backbone": "backbone.visual",
+    r"bbox_head\.cls_convs\.(\d+)\.conv": lambda m: f"head.cls_subnet.{2 * int(m[1])}",
+    r"bbox_head\.reg_convs\.(\d+)\.conv": lambda m: f"head.bbox_subnet.{2 * int(m[1])}",
+    r"bbox_head\.retina_cls": "head.cls_score",
+    r"bbox_head\.retina_reg": "head.bbox_pred",
+    r"neck\.lateral_convs\.(\d)\.conv": lambda m: f"backbone.fpn.fpn_lateral{int(m[1]) + 3}",
+    r"neck\.fpn_convs\.([012])\.conv": lambda m: f"backbone.fpn.fpn_output{int(m[1]) + 3}",
+    r"neck\.fpn_convs\.([34])\.conv": lambda m: f"backbone.fpn.top_block.p{int(m[1]) + 3}",
+}
+
+
+def released_text_encoder(context_length: int = 13) -> CLIPTextEncoder:
+    return CLIPTextEncoder(
+        width=32, heads=4, layers=2, output_dim=32, context_length=context_length, quick_gelu=True
+    )
+
+
+def released_language(record) -> PromptedTextEncoder:
+    """Contexts, text encoder and decoder of a ``*_head_path`` record, with its token ids."""
+    language = PromptedTextEncoder(
+        class_names=CLASS_NAMES, text_encoder=released_text_encoder(), name_length=5,
+        decoder_width=32, decoder_heads=4, decoder_layers=2, decoder_dropout=0.0,
+    )  # fmt: skip
+    weights = {k: v for k, v in record.weights.items() if k.startswith(LANGUAGE)}
+    _load_with_short_text(language, weights, "text_encoder.")
+    language.prompts = record.inputs["texts"]
+    return language.eval()
+
+
+def released_retinanet(record) -> nn.Module:
+    """The whole detector of ``det_full_tiny``, every tensor loaded."""
+    cfg = load_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
+    cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
+    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192
+    cfg.MODEL.DENSECLIP.VISUAL.NORM = "BN"
+    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH = 32
+    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.LAYERS = 2
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.RETINANET.NUM_CLASSES = 5
+    cfg.MODEL.RETINANET.NUM_CONVS = 2
+    cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = (
+        10**6
+    )  # MMDetection counts anchors, Detectron2 anchor-class pairs
+    model = build_model(cfg)
+    weights = {}
+    for key, tensor in record.weights.items():
+        pattern = next(p for p in RETINANET_NAMES if re.match(p, key))
+        name = re.sub(f"^{pattern}", RETINANET_NAMES[pattern], key)
+        if "head.cls_score" in name or "head.bbox_pred" in name:
+            # Anchors: ratio-major in MMDetection, scale-major in Detectron2.
+            tensor = tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
+        weights[name] = tensor
+    _load_with_short_text(model, weights, "backbone.language.text_encoder.")
+    model.backbone.language.prompts = record.inputs["texts"]
+    return model.eval()
+
+
+def _load_with_short_text(model: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
+    """Load with none missing or left over; the recorded text encoders have 600 token ids and 13 positions."""
+    current = model.state_dict()
+    for name in (f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"):
+        padding = current[name].shape[0] - len(weights[name])
+        weights[name] = torch.cat([weights[name], weights[name].new_zeros(padding, weights[name].shape[1])])
+    model.load_state_dict(weights, strict=True)

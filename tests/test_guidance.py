@@ -1,0 +1,209 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from released import released_language
+from torch.testing import assert_close
+
+from denseclip_d2.guidance import LanguageGuidedFPN, box_targets, pixel_text_loss, pixel_text_scores
+from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
+from denseclip_d2.language import PromptedTextEncoder
+from denseclip_d2.language.text_encoder import CLIPTextEncoder
+from denseclip_d2.visual import CLIPResNet
+
+NAMES = ["person", "hot dog", "traffic light", "tv", "teddy bear"]
+
+
+def guided_fpn(**kwargs) -> LanguageGuidedFPN:
+    visual = CLIPResNet(layers=(1, 1, 1, 1), width=8, head_width=16, embed_dim=32, resolution=64, norm="BN")
+    text_encoder = CLIPTextEncoder(width=32, heads=4, layers=2, output_dim=32, context_length=24)
+    language = PromptedTextEncoder(
+        class_names=NAMES, text_encoder=text_encoder, decoder_width=16, decoder_layers=1
+    )
+    kwargs = {"in_features": ["res2", "res3", "res4", "res5"], "out_channels": 16, **kwargs}
+    kwargs.setdefault("top_block", lambda shapes: LastLevelMaxPool())
+    return LanguageGuidedFPN(visual=visual, language=language, **kwargs)
+
+
+def loop_targets(boxes, classes, num_classes, size):
+    """The released definition, in plain loops."""
+    height, width = size
+    target = torch.zeros(len(boxes), num_classes, height, width, dtype=torch.bool)
+    for image, (image_boxes, image_classes) in enumerate(zip(boxes, classes, strict=True)):
+        for box, label in zip(image_boxes, image_classes, strict=True):
+            x1, y1, x2, y2 = (int(v / 4) for v in box.tolist())
+            x1, x2 = (min(max(v, 0), width - 1) for v in (x1, x2))
+            y1, y2 = (min(max(v, 0), height - 1) for v in (y1, y2))
+            target[image, label, y1:y2, x1:x2] = True
+    return target
+
+
+@pytest.mark.parametrize("name", ["96x160", "oneempty_96x160", "all_tiny_NaN"])
+def test_target_loss_and_gradient_equal_the_original(reference, name):
+    record = reference(f"aux_target_{name}")
+    scores = record.inputs["score_map"].requires_grad_()
+    boxes = [record.inputs[f"boxes{i}"] for i in range(len(scores))]
+    classes = [record.inputs[f"labels{i}"] for i in range(len(scores))]
+    target = box_targets(boxes, classes, scores.shape[1], scores.shape[2:])
+    assert_close(target.float(), record.outputs["target"])
+    assert_close(target.any(1, keepdim=True).expand_as(target).float(), record.outputs["mask"])
+    loss = pixel_text_loss(scores, boxes, classes, stride=4)
+    loss.backward()
+    if "NaN" in name:  # the original divides 0 by 0 where no box covers a cell
+        assert torch.isnan(record.outputs["loss"])
+        assert loss == 0
+        assert torch.count_nonzero(scores.grad) == 0
+    else:
+        assert_close(loss, record.outputs["loss"], atol=1e-6, rtol=1e-5)
+        assert_close(scores.grad, record.outputs["grad"], atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_target_equals_plain_loops(seed):
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(0, 12, (3,), generator=generator).tolist()
+    corners = [torch.rand(n, 2, 2, generator=generator) * 180 - 10 for n in counts]
+    boxes = [torch.cat([c.amin(1), c.amax(1)], dim=1) for c in corners]
+    classes = [torch.randint(0, 4, (n,), generator=generator) for n in counts]
+    target = box_targets(boxes, classes, 4, (24, 40))
+    assert target.any() or sum(counts) == 0
+    assert torch.equal(target, loop_targets(boxes, classes, 4, (24, 40)))
+
+
+def test_loss_reads_only_pixels_inside_boxes_of_the_upsampled_map():
+    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+    boxes, classes = [torch.tensor([[0.0, 0.0, 8.0, 4.0]])], [torch.tensor([1])]
+    up = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
+    inside = up[0, :, 0, :2]
+    expected = (F.softplus(inside[0]) + F.softplus(-inside[1])).sum() / 4
+    assert_close(pixel_text_loss(logits, boxes, classes, stride=32), expected)
+
+
+def test_loss_in_half_precision_is_finite_and_near():
+    logits = 14 * torch.randn(1, 3, 4, 4)
+    boxes, classes = [torch.tensor([[10.0, 10.0, 90.0, 70.0]])], [torch.tensor([2])]
+    full = pixel_text_loss(logits, boxes, classes, stride=32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = pixel_text_loss(logits.bfloat16(), boxes, classes, stride=32)
+    assert half.dtype == torch.float32
+    assert_close(half, full, rtol=2e-2, atol=0.0)
+
+
+def test_scores_are_cosines():
+    dense, text = torch.randn(2, 8, 3, 5), torch.randn(1, 4, 8)
+    scores = pixel_text_scores(dense, text)
+    assert scores.shape == (2, 4, 3, 5)
+    expected = F.cosine_similarity(dense[1, :, 2, 4], text[0, 3], dim=0)
+    assert_close(scores[1, 3, 2, 4], expected)
+
+
+class RecordedVisual(Backbone):
+    """Gives recorded features instead of computing them."""
+
+    embedding_stride = 32
+
+    def __init__(self, record):
+        super().__init__()
+        self.features = {
+            "res5": record.inputs["x3"],
+            "global_embedding": record.inputs["x_global"],
+            "dense_embedding": record.inputs["x_local"],
+        }
+
+    def output_shape(self):
+        return {"res5": ShapeSpec(channels=512, stride=32)}
+
+    def forward(self, x):
+        return self.features
+
+
+@pytest.mark.parametrize("kind, concat_logits", [("det", True), ("seg", False)])
+def test_score_map_and_guided_level_equal_the_original(reference, kind, concat_logits):
+    """From the visual encoder's outputs to what the pyramid reads, detection's way and segmentation's."""
+    record = reference(f"{kind}_head_path")
+    language = released_language(record)
+    model = LanguageGuidedFPN(
+        visual=RecordedVisual(record),
+        language=language,
+        in_features=["res5"],
+        out_channels=8,
+        top_block=lambda shapes: LastLevelMaxPool(),
+        concat_logits=concat_logits,
+    )
+    seen = []
+    model.fpn.fpn_lateral5.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    scores = model(torch.empty(0))["score_map"]
+    text = language(record.inputs["x_global"], record.inputs["x_local"])
+    assert_close(text, record.outputs["text_embeddings"], atol=1e-5, rtol=1e-4)
+    if kind == "det":
+        text_base = language.text_encoder(language.prompts, language.contexts)
+        assert_close(text_base, record.outputs["text_base"], atol=1e-5, rtol=1e-4)
+        assert_close(scores / model.tau, record.outputs["score_map3"], atol=1e-4, rtol=1e-4)
+        up = F.interpolate(scores / model.tau, scale_factor=8, mode="bilinear")
+        assert_close(up, record.outputs["score_map0"], atol=1e-4, rtol=1e-4)
+    else:
+        assert_close(scores, record.outputs["score_map"], atol=1e-5, rtol=1e-4)
+        assert_close(scores / model.tau, record.outputs["identity_head_input"], atol=1e-4, rtol=1e-4)
+    assert_close(seen[0], record.outputs["concat3"], atol=1e-4, rtol=1e-4)
+
+
+def test_outputs_are_the_declared_pyramid_and_the_score_map():
+    model = guided_fpn().eval()
+    features = model(torch.rand(2, 3, 64, 128))
+    for name, shape in model.output_shape().items():
+        assert features[name].shape == (2, shape.channels, 64 // shape.stride, 128 // shape.stride)
+    assert (
+        set(features) == {*model.output_shape(), "score_map"} == {"p2", "p3", "p4", "p5", "p6", "score_map"}
+    )
+    assert features["score_map"].shape == (2, 5, 2, 4)
+    assert features["score_map"].abs().max() <= 1
+    assert model.size_divisibility == 32
+
+
+@pytest.mark.parametrize("concat_logits", [True, False])
+def test_the_pyramid_reads_the_score_map_over_tau_or_itself(concat_logits):
+    model = guided_fpn(concat_logits=concat_logits).eval()
+    seen = []
+    model.fpn.fpn_lateral5.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    scores = model(torch.rand(1, 3, 64, 64))["score_map"]
+    assert_close(seen[0][:, -5:], scores / 0.07 if concat_logits else scores)
+
+
+def test_gradients_arrive_everywhere_but_in_the_text_encoder():
+    model = guided_fpn(
+        in_features=["res3", "res4", "res5"],
+        top_block=lambda s: LastLevelP6P7WithoutReLU(s["res5"].channels, 16),
+    )
+    with torch.no_grad():  # CLIP starts the last norm of each block at zero, which stops gradients at first
+        for name, parameter in model.visual.named_parameters():
+            if name.endswith("bn3.weight"):
+                parameter.fill_(1.0)
+    sum(f.square().sum() for f in model(torch.rand(2, 3, 64, 64)).values()).backward()
+    for name, parameter in model.named_parameters():
+        reached = parameter.grad is not None and parameter.grad.abs().max() > 0
+        # A bias on the keys of attention changes nothing: softmax does not see a constant.
+        expected = "text_encoder" not in name and not name.endswith("k_proj.bias")
+        if expected or "text_encoder" in name:
+            assert reached == expected, name
+
+
+def test_p7_is_p6_convolved_without_relu():
+    block = LastLevelP6P7WithoutReLU(4, 4)
+    p6, p7 = block(torch.randn(1, 4, 8, 8))
+    assert p6.min() < 0
+    assert_close(p7, block.p7(p6))
+    assert not torch.equal(p7, block.p7(p6.relu()))
+
+
+@pytest.mark.parametrize("level", ["res4", "res9"])
+def test_the_score_map_joins_the_level_of_its_own_stride(level):
+    with pytest.raises(ValueError, match="stride 32, as res5 has"):
+        guided_fpn(level=level)
+
+
+def test_shape_declared_for_the_guided_level_has_the_classes_added():
+    guided = guided_fpn().fpn.bottom_up.output_shape()
+    assert guided["res5"] == ShapeSpec(channels=8 * 32 + len(NAMES), stride=32)
+    assert guided["res4"].channels == 8 * 16
