@@ -1,0 +1,62 @@
+"""Generates the "shapes" dataset: small images of coloured shapes, annotated in COCO format."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
+
+from denseclip_d2.data.shapes import generate_shapes, shapes_info  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line, ``sys.argv`` if ``argv`` is None."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python datasets/prepare_shapes.py --root /data/shapes --num-train 5000",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "shapes"
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=default_root,
+        help="directory to write; by default `shapes` in $DETECTRON2_DATASETS, or in ./datasets",
+    )
+    parser.add_argument("--num-train", type=int, default=2000, help="number of training images")
+    parser.add_argument("--num-val", type=int, default=200, help="number of validation images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
+    return parser.parse_args(argv)
+
+
+def info_on_disk(root: Path) -> dict | None:
+    """What the dataset in ``root`` says of itself, None if there is no dataset."""
+    path = root / "annotations" / "instances_train.json"
+    return json.loads(path.read_text())["info"] if path.is_file() else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Generates the dataset unless it is there; exits with an error if something else is."""
+    args = parse_args(argv)
+    root = args.root.expanduser().resolve()
+    parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed}
+    found = info_on_disk(root)
+    if found == shapes_info(**parameters):
+        print(f"{root} already holds this dataset: nothing to do")
+        return
+    if found is not None:
+        sys.exit(f"error: {root} holds another dataset, {found}: delete it or give another --root")
+
+    print(f"Generating {args.num_train} training and {args.num_val} validation images, seed {args.seed}")
+    try:
+        generate_shapes(root, **parameters)
+    except (FileExistsError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Wrote them to {root}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The "shapes" dataset: small generated images in COCO format whose class names carry language.
+
+A class is a colour, a texture and a shape, such as "red striped circle", so that a text encoder has
+something to read: no word alone tells two classes apart. The dataset is small enough to be generated
+in seconds, and holds what a detector meets in COCO: images of several sizes, images without objects,
+overlaps, and crowd regions (``iscrowd=1`` with a run-length encoding).
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.datasets import register_coco_instances
+
+from .shapes_scene import CLASS_NAMES, IMAGE_SIDES, Instance, render, sample_background, sample_instances
+
+__all__ = ["CLASS_NAMES", "generate_shapes", "register_shapes", "shapes_info"]
+
+logger = logging.getLogger(__name__)
+
+# Part of what is stored with the dataset: raise it when the same parameters give other images.
+VERSION = "1.0"
+
+# Entropy that keeps the random numbers of the splits apart; hence the order must not change.
+_SPLITS = ("train", "val")
+
+
+def shapes_info(*, num_train: int, num_val: int, seed: int) -> dict:
+    """The "info" entry of the annotation files: it identifies the dataset made by these parameters."""
+    return {
+        "description": "shapes: generated images of coloured, textured geometric shapes",
+        "version": VERSION,
+        "num_train": num_train,
+        "num_val": num_val,
+        "seed": seed,
+    }
+
+
+def generate_shapes(root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0) -> None:
+    """Writes the dataset: ``root/annotations/instances_{train,val}.json`` and ``root/{train,val}/*.png``.
+
+    An image and its annotations depend only on the seed, the split and the number of the image, not on
+    how many images there are; with the same numpy and Pillow they are the same bit for bit.
+    ``root`` appears when all is written: an interrupted run leaves nothing there.
+
+    Args:
+        root: directory to make; it may exist if it is empty.
+        num_train: number of training images.
+        num_val: number of validation images.
+        seed: non-negative seed of all random choices.
+
+    Raises:
+        FileExistsError: ``root`` is there and is not an empty directory.
+        ValueError: a number of images or the seed is negative.
+    """
+    if min(num_train, num_val, seed) < 0:
+        raise ValueError(f"num_train={num_train}, num_val={num_val}, seed={seed}: none may be negative")
+    root = Path(root).resolve()
+    if root.is_file() or (root.is_dir() and any(root.iterdir())):
+        raise FileExistsError(f"{root} exists and is not empty: delete it or choose another directory")
+
+    info = shapes_info(num_train=num_train, num_val=num_val, seed=seed)
+    # The process id keeps two runs that started together from writing into each other's directory.
+    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    try:
+        (partial / "annotations").mkdir(parents=True)
+        for split, num_images in zip(_SPLITS, (num_train, num_val), strict=True):
+            (partial / split).mkdir()
+            coco = _generate_split(partial / split, num_images, (seed, _SPLITS.index(split)))
+            path = partial / "annotations" / f"instances_{split}.json"
+            path.write_text(json.dumps({"info": info, **coco}))
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a no-op after the rename
+    logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
+
+
+def register_shapes(root: str | Path) -> None:
+    """Registers "shapes_train" and "shapes_val" with Detectron2; the files need not exist yet.
+
+    Args:
+        root: the directory given to :func:`generate_shapes`.
+
+    Raises:
+        AssertionError: one of the names is already registered.
+    """
+    root = Path(root)
+    for split in _SPLITS:
+        metadata = {
+            "thing_classes": list(CLASS_NAMES),
+            "how_to_get": "Run `python datasets/prepare_shapes.py`.",
+        }
+        annotations = root / "annotations" / f"instances_{split}.json"
+        register_coco_instances(f"shapes_{split}", metadata, str(annotations), str(root / split))
+
+
+def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...]) -> dict:
+    """Writes the images of one split into ``directory`` and returns its COCO entries but for "info"."""
+    images, annotations = [], []
+    for image_id in range(1, num_images + 1):
+        rng = np.random.default_rng([*entropy, image_id])
+        height, width = (int(side) for side in rng.choice(IMAGE_SIDES, size=2))
+        instances = sample_instances(rng, height, width)
+        file_name = f"{image_id:012d}.png"
+        render(sample_background(rng, height, width), instances).save(directory / file_name)
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        for instance in instances:
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append(ids | _annotation(instance))
+    return {
+        "licenses": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def _annotation(instance: Instance) -> dict:
+    """The COCO annotation of an instance, but for its ids."""
+    points = np.concatenate([shape.polygon for shape in instance.shapes])
+    low, high = points.min(axis=0), points.max(axis=0)
+    if instance.is_crowd:
+        segmentation, area = _run_length_encoding(instance.mask), float(instance.mask.sum())
+    else:
+        segmentation, area = [points.ravel().tolist()], _polygon_area(points)
+    return {
+        "category_id": instance.category + 1,
+        "bbox": [*low.tolist(), *(high - low).round(2).tolist()],
+        "area": area,
+        "segmentation": segmentation,
+        "iscrowd": int(instance.is_crowd),
+    }
+
+
+def _polygon_area(polygon: np.ndarray) -> float:
+    """Area of an (n, 2) polygon, in square pixels (the shoelace formula)."""
+    x, y = polygon.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _run_length_encoding(mask: np.ndarray) -> dict:
+    """COCO's uncompressed encoding of a (height, width) bool mask.
+
+    "counts" are the lengths of the runs down the columns, in turn outside and inside the mask; the
+    first one is outside, hence 0 if the mask holds the first pixel.
+    """
+    pixels = mask.ravel(order="F")
+    starts = np.flatnonzero(np.diff(pixels, prepend=False))
+    return {"counts": np.diff(starts, prepend=0, append=pixels.size).tolist(), "size": list(mask.shape)}

@@ -1,0 +1,148 @@
+import json
+
+import pytest
+from PIL import Image
+
+from denseclip_d2.data import get_class_names
+from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.data.mapper import DatasetMapper
+from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.engine import load_config
+
+CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+
+
+def load(name: str, check_images: bool = True) -> list[dict]:
+    return load_datasets([name], filter_empty=False, check_images=check_images)
+
+
+def edit(root, change) -> None:
+    """Change the training annotations on disk."""
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_sound_dataset_loads_whole(small_shapes):
+    _, train, val = small_shapes
+    assert (len(load(train)), len(load(val))) == (8, 4)
+
+
+def test_an_unregistered_dataset_is_refused_with_what_is_near(small_shapes):
+    with pytest.raises(ValueError, match="'shapes_trian', which is not registered.*shapes_train"):
+        load("shapes_trian")
+
+
+def test_a_missing_annotation_file_is_named_with_the_way_out(small_shapes):
+    root, train, _ = small_shapes
+    (root / "annotations/instances_train.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"instances_train.json.*datasets/README.md.*DETECTRON2_DATASETS"
+    ):
+        load(train)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"images": [], "annotations": [{"id": 1}], "categories": []}']
+)
+def test_a_malformed_annotation_file_is_named(small_shapes, content):
+    root, train, _ = small_shapes
+    (root / "annotations/instances_train.json").write_text(content)
+    with pytest.raises(ValueError, match=r"Malformed annotations in .*instances_train.json"):
+        load(train)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+        lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]),
+        lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]),
+        lambda c: c["annotations"][0].pop("bbox"),
+        lambda c: c["annotations"][0].update(category_id=99),
+        lambda c: c["images"][0].pop("file_name"),
+    ],
+    ids=["three numbers", "negative", "nan", "no box", "unknown category", "no file name"],
+)
+def test_malformed_annotations_are_refused(small_shapes, change):
+    root, train, _ = small_shapes
+    edit(root, change)
+    with pytest.raises(ValueError, match=r"Malformed annotations in .*instances_train.json"):
+        load(train)
+
+
+def break_image(root, fault: str) -> str:
+    path = root / "train/000000000003.png"
+    if fault == "is missing":
+        path.unlink()
+    elif fault == "is broken or truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif fault == "not an image":
+        path.write_bytes(b"text")
+    else:
+        with Image.open(path) as image:
+            image.resize((image.width + 1, image.height)).save(path)
+    return path.name
+
+
+@pytest.mark.parametrize("fault", ["is missing", "is broken or truncated", "not an image", "annotated as"])
+def test_an_unusable_image_is_named_with_its_fault(small_shapes, fault):
+    root, train, _ = small_shapes
+    name = break_image(root, fault)
+    fault = "is broken" if fault == "not an image" else fault
+    with pytest.raises(ValueError, match=rf"(?s)1 of 8 images of .*{name} .*{fault}"):
+        load(train)
+    assert len(load(train, check_images=False)) == 8
+
+
+def test_a_truncated_jpeg_is_found_and_a_sound_one_with_a_tail_is_not(small_shapes):
+    """Some cameras write after the end of the picture; such files are read whole before they are refused."""
+    root, train, _ = small_shapes
+    png = root / "train/000000000003.png"
+    jpeg = png.with_suffix(".jpg")
+    Image.open(png).save(jpeg, quality=95)
+    edit(root, lambda c: c["images"][2].update(file_name=jpeg.name))
+    jpeg.write_bytes(jpeg.read_bytes() + b"tail")
+    assert len(load(train)) == 8
+    jpeg.write_bytes(jpeg.read_bytes()[:1500])
+    with pytest.raises(ValueError, match=f"{jpeg.name} is broken or truncated"):
+        load(train)
+
+
+def test_an_image_turned_by_its_camera_is_measured_as_it_is_read(small_shapes):
+    root, train, _ = small_shapes
+    png = root / "train/000000000003.png"
+    with Image.open(png) as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(png, exif=exif)
+    assert len(load(train)) == 8
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
+def test_no_image_is_too_thin_to_train_on(small_shapes, size):
+    """Shrunk to MAX_SIZE_TRAIN, its short side would be less than half a pixel."""
+    root, train, _ = small_shapes
+    Image.new("RGB", size, "red").save(root / "train/000000000003.png")
+    edit(root, lambda c: c["images"][2].update(width=size[0], height=size[1]))
+    mapper = DatasetMapper(load_config(CONFIG, []))
+    image = mapper(load(train)[2])["image"]
+    assert min(image.shape[1:]) >= 1
+
+
+def test_class_names_come_from_the_config_or_the_training_set(small_shapes):
+    """A dataset registered without names, as Detectron2's tutorial does, has them in its file."""
+    _, train, val = small_shapes
+    cfg = load_config(CONFIG, ["DATASETS.TRAIN", f"('{train}',)"])
+    assert tuple(get_class_names(cfg)) == CLASS_NAMES
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (val,)
+    assert tuple(get_class_names(cfg)) == CLASS_NAMES
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = ("one", "two")
+    assert tuple(get_class_names(cfg)) == ("one", "two")
+
+
+def test_no_class_names_anywhere_is_refused():
+    cfg = load_config(CONFIG, ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"])
+    with pytest.raises(ValueError, match="No class names.*CLASS_NAMES is empty"):
+        get_class_names(cfg)

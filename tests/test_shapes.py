@@ -1,0 +1,208 @@
+"""What the "shapes" dataset promises to those who train on it."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools.coco import COCO
+
+from denseclip_d2.data import shapes
+from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes, register_shapes
+
+NUM_TRAIN = 250
+NUM_VAL = 3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A dataset large enough to hold every kind of image; the tests only read it."""
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    generate_shapes(path, num_train=NUM_TRAIN, num_val=NUM_VAL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def coco(root) -> COCO:
+    return COCO(str(root / "annotations" / "instances_train.json"))
+
+
+@pytest.fixture
+def prepare():
+    """The ``main`` function of the script, which is not part of a package."""
+    path = Path(__file__).parents[1] / "datasets" / "prepare_shapes.py"
+    spec = importlib.util.spec_from_file_location("prepare_shapes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def read_files(root: Path) -> dict[str, bytes]:
+    """The content of every file below ``root``, by relative path."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def annotations_of(coco: COCO, image_id: int) -> list[dict]:
+    return coco.loadAnns(coco.getAnnIds(image_id))
+
+
+def test_class_names_are_colour_texture_shape_in_a_fixed_order():
+    assert len(CLASS_NAMES) == len(set(CLASS_NAMES)) == 18
+    assert CLASS_NAMES[:4] == (
+        "red solid circle",
+        "red solid square",
+        "red solid triangle",
+        "red striped circle",
+    )
+    assert CLASS_NAMES[-1] == "blue striped triangle"
+
+
+def test_categories_follow_the_class_names(coco):
+    assert [coco.cats[i]["name"] for i in range(1, 19)] == list(CLASS_NAMES)
+    assert len(coco.cats) == 18
+
+
+def test_same_seed_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        generate_shapes(tmp_path / name, num_train=8, num_val=2, seed=3)
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
+
+
+def test_another_seed_and_another_split_give_other_images(root, tmp_path):
+    generate_shapes(tmp_path / "other", num_train=2, num_val=1, seed=1)
+    name = "000000000001.png"
+    first = (root / "train" / name).read_bytes()
+    assert (tmp_path / "other" / "train" / name).read_bytes() != first
+    assert (root / "val" / name).read_bytes() != first
+
+
+def test_an_image_does_not_depend_on_how_many_there_are(root, coco, tmp_path):
+    generate_shapes(tmp_path / "few", num_train=5, num_val=0)
+    few = COCO(str(tmp_path / "few" / "annotations" / "instances_train.json"))
+    for image_id, image in few.imgs.items():
+        assert image == coco.imgs[image_id]
+        assert annotations_of(few, image_id) == annotations_of(coco, image_id)
+        path = Path("train") / image["file_name"]
+        assert (tmp_path / "few" / path).read_bytes() == (root / path).read_bytes()
+
+
+def test_image_sizes_vary_and_are_as_annotated(root, coco):
+    sizes = {(image["height"], image["width"]) for image in coco.imgs.values()}
+    assert len(sizes) > 10
+    assert any(height != width for height, width in sizes)
+    for image in coco.imgs.values():
+        with Image.open(root / "train" / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"])
+            assert opened.mode == "RGB"
+
+
+def test_masks_agree_with_boxes_and_areas(coco):
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation)
+        y, x = np.nonzero(mask)
+        left, top, width, height = annotation["bbox"]
+        expected = [left, top, left + width, top + height]
+        np.testing.assert_allclose([x.min(), y.min(), x.max() + 1, y.max() + 1], expected, atol=1.5)
+        # Rasterising moves the outline by a fraction of a pixel, hence the area by that of the perimeter.
+        assert abs(mask.sum() - annotation["area"]) <= 0.5 * (width + height)
+
+
+def test_objects_lie_within_their_images(coco):
+    for annotation in coco.anns.values():
+        image = coco.imgs[annotation["image_id"]]
+        left, top, width, height = annotation["bbox"]
+        assert left >= 0
+        assert top >= 0
+        assert left + width <= image["width"]
+        assert top + height <= image["height"]
+
+
+def test_objects_show_their_colour_and_texture(root, coco):
+    """On the pixels that no other annotation covers, of which each object keeps most."""
+    for image_id, image in coco.imgs.items():
+        pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
+        annotations = annotations_of(coco, image_id)
+        masks = [coco.annToMask(annotation).astype(bool) for annotation in annotations]
+        layers = np.sum(masks, axis=0)
+        for annotation, mask in zip(annotations, masks, strict=True):
+            if annotation["iscrowd"]:
+                continue
+            own = mask & (layers == 1)
+            assert own.sum() > 0.5 * mask.sum()
+            colour, texture, _ = CLASS_NAMES[annotation["category_id"] - 1].split()
+            mean = pixels[own].mean(axis=0)
+            dominant = ("red", "green", "blue").index(colour)
+            assert mean[dominant] > max(np.delete(mean, dominant)) + 20
+            whitish = (pixels[own].min(axis=1) > 150).mean()
+            assert (whitish > 0.15) == (texture == "striped")
+
+
+def test_stated_fractions_of_empty_and_crowd_images(coco):
+    """About 4 % and 6 %; the bounds are those that 250 draws leave with few exceptions."""
+    crowds = {annotation["image_id"] for annotation in coco.anns.values() if annotation["iscrowd"]}
+    empty = [image_id for image_id in coco.imgs if not annotations_of(coco, image_id)]
+    assert 0.01 < len(empty) / NUM_TRAIN < 0.08
+    assert 0.02 < len(crowds) / NUM_TRAIN < 0.11
+
+
+def test_crowds_are_one_run_length_encoded_annotation(coco):
+    crowds = [annotation for annotation in coco.anns.values() if annotation["iscrowd"]]
+    assert len({annotation["image_id"] for annotation in crowds}) == len(crowds)
+    for annotation in crowds:
+        image = coco.imgs[annotation["image_id"]]
+        encoding = annotation["segmentation"]
+        assert encoding["size"] == [image["height"], image["width"]]
+        assert sum(encoding["counts"]) == image["height"] * image["width"]
+        assert coco.annToMask(annotation).sum() == annotation["area"]
+
+
+def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "_annotation", interrupt)  # by then an image is written
+    with pytest.raises(KeyboardInterrupt):
+        generate_shapes(tmp_path / "shapes", num_train=5, num_val=5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_root_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="delete it"):
+        generate_shapes(tmp_path, num_train=1, num_val=1)
+    assert read_files(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_empty_root_is_used(tmp_path):
+    generate_shapes(tmp_path, num_train=1, num_val=1)
+    assert len(read_files(tmp_path)) == 4
+
+
+def test_negative_numbers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_train=-1"):
+        generate_shapes(tmp_path / "shapes", num_train=-1)
+
+
+def test_registered_dataset_loads_in_detectron2(root, monkeypatch):
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {})  # the package registers the same names by itself
+    register_shapes(root)
+    assert len(DatasetCatalog.get("shapes_val")) == NUM_VAL
+    metadata = MetadataCatalog.get("shapes_val")
+    assert metadata.thing_classes == list(CLASS_NAMES)
+    assert "prepare_shapes.py" in metadata.how_to_get
+
+
+def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys):
+    arguments = ["--root", str(tmp_path / "shapes"), "--num-train", "2", "--num-val", "1"]
+    prepare(arguments)
+    assert str(tmp_path / "shapes") in capsys.readouterr().out
+    written = read_files(tmp_path)
+
+    prepare(arguments)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="another --root"):
+        prepare([*arguments, "--seed", "1"])
+    assert read_files(tmp_path) == written
