@@ -1,0 +1,3 @@
+from .retinanet import CLIPRetinaNet, DenseCLIPRetinaNet
+
+__all__ = ["CLIPRetinaNet", "DenseCLIPRetinaNet"]

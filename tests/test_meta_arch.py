@@ -1,0 +1,177 @@
+import open_clip
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from released import released_retinanet
+from torch.testing import assert_close
+
+from denseclip_d2.engine import load_config
+
+SHAPES = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+
+
+@pytest.fixture
+def released(reference, tmp_path):
+    record = reference("det_full_tiny")
+    (tmp_path / "reference-tiny.json").write_text(
+        '{"embed_dim": 32, "quick_gelu": true,'
+        ' "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "image_size": 192},'
+        ' "text_cfg": {"width": 32, "heads": 4, "layers": 2, "context_length": 13}}'
+    )
+    open_clip.add_model_config(tmp_path)
+    return released_retinanet(record), record
+
+
+def pixels(model, record) -> list[dict]:
+    """The recorded images, already normalised, as Detectron2's mapper would hand them over."""
+    images = record.inputs["img"] * model.pixel_std + model.pixel_mean
+    return [{"image": image} for image in images]
+
+
+def ground_truth(boxes, classes, size=(96, 160)) -> Instances:
+    return Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+
+
+def test_pyramid_logits_deltas_and_score_map_equal_the_original(released):
+    model, record = released
+    with torch.no_grad():
+        features = model.backbone(record.inputs["img"])
+        logits, deltas = model.head([features[f] for f in model.head_in_features])
+    scores = torch.nn.functional.interpolate(features["score_map"], scale_factor=8, mode="bilinear")
+    assert_close(scores / 0.07, record.outputs["score_map0"], atol=1e-4, rtol=1e-4)
+    for i in range(5):
+        assert_close(features[f"p{i + 3}"], record.outputs[f"fpn{i}"], atol=1e-4, rtol=1e-4)
+        for name, ours in (("cls", logits[i]), ("reg", deltas[i])):
+            theirs = record.outputs[f"{name}{i}"].unflatten(1, (3, 3, -1)).transpose(1, 2).flatten(1, 3)
+            assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_losses_equal_the_original(released):
+    model, record = released
+    inputs = pixels(model, record)
+    for i, x in enumerate(inputs):
+        x["instances"] = ground_truth(record.inputs[f"boxes{i}"], record.inputs[f"labels{i}"])
+    model.training = True  # the model's alone: the record has running statistics and no dropout
+    with EventStorage() as storage, torch.no_grad():
+        losses = model(inputs)
+        positive = storage.latest()["num_pos_anchors"][0] * len(inputs)
+    # Detectron2 divides by a running mean of the number of positive anchors, MMDetection by the number.
+    scale = model.loss_normalizer / positive
+    assert_close(losses["loss_cls"] * scale, record.outputs["loss_cls"].sum(), atol=1e-4, rtol=1e-4)
+    assert_close(losses["loss_box_reg"] * scale, record.outputs["loss_bbox"].sum(), atol=1e-4, rtol=1e-4)
+    assert_close(losses["loss_pixel_text"], record.outputs["loss_seg"], atol=1e-4, rtol=1e-4)
+
+
+def test_boxes_equal_the_original(released):
+    model, record = released
+    with torch.no_grad():
+        instances = model(pixels(model, record)[:1])[0]["instances"]
+    boxes, scores = record.outputs["det_boxes0"].split([4, 1], dim=1)
+    kept = Boxes(
+        boxes
+    ).nonempty()  # clipped to nothing, a box is given out by MMDetection and not by Detectron2
+    assert (len(boxes), len(instances)) == (100, kept.sum()) == (100, 98)
+    assert_close(instances.scores, scores[kept, 0], atol=1e-5, rtol=1e-4)
+    assert_close(instances.pred_boxes.tensor, boxes[kept], atol=1e-3, rtol=1e-4)
+    assert_close(instances.pred_classes, record.outputs["det_labels0"][kept])
+
+
+def shapes_model(**keys):
+    cfg = load_config(SHAPES, [str(x) for pair in keys.items() for x in pair])
+    return build_model(cfg)
+
+
+def random_input(height: int, width: int, boxes, classes) -> dict:
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    instances = ground_truth(boxes, torch.tensor(classes, dtype=torch.int64), (height, width))
+    return {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8), "instances": instances}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [random_input(96, 128, [], []), random_input(64, 64, [], [])],
+        [random_input(96, 128, [], []), random_input(64, 64, [[4, 4, 50, 60]], [17])],
+        [random_input(96, 128, [[10, 10, 12, 13], [0, 0, 3, 3]], [0, 1]) for _ in range(2)],
+        [random_input(120, 1, [[0, 10, 1, 60]], [3]), random_input(1, 120, [[5, 0, 60, 1]], [4])],
+        [random_input(1, 1, [], []), random_input(1, 1, [[0, 0, 1, 1]], [5])],
+    ],
+    ids=["no boxes", "half without boxes", "boxes under 4 pixels", "one pixel wide", "one pixel"],
+)
+def test_odd_inputs_train_and_test_without_nan(inputs):
+    model = shapes_model()
+    with EventStorage():
+        losses = model(inputs)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_pixel_text"}
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    with torch.no_grad():
+        outputs = model.eval()(inputs)
+    assert all(torch.isfinite(x["instances"].pred_boxes.tensor).all() for x in outputs)
+
+
+def test_infinite_pixels_do_not_crash_inference():
+    with torch.no_grad():
+        model = shapes_model().eval()
+        for value in (float("inf"), float("nan")):
+            outputs = model([{"image": torch.full((3, 64, 64), value)}])
+            assert len(outputs) == 1
+
+
+def test_the_pixel_text_loss_has_its_weight():
+    inputs = [random_input(96, 128, [[10, 10, 80, 90]], [3])]
+    model = shapes_model().eval()
+    model.training = True
+    with EventStorage(), torch.no_grad():
+        whole = model(inputs)["loss_pixel_text"]
+        model.pixel_text_weight = 0.25
+        quarter = model(inputs)["loss_pixel_text"]
+    assert whole > 0
+    assert_close(quarter, whole / 4)
+    assert shapes_model(**{"MODEL.DENSECLIP.LOSS_WEIGHT": 0.5}).pixel_text_weight == 0.5
+
+
+def test_guidance_needs_no_meta_architecture_of_its_own():
+    """Detectron2's own RetinaNet trains on the language-guided pyramid, less the auxiliary loss."""
+    model = shapes_model(**{"MODEL.META_ARCHITECTURE": "RetinaNet"})
+    with EventStorage():
+        losses = model([random_input(96, 128, [[10, 10, 80, 90]], [3]) for _ in range(2)])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("('dog', 'cat', 'cow')", "3 class names for MODEL.RETINANET.NUM_CLASSES = 18"),
+        ("('dog', 'dog')", "more than once"),
+        ("('dog', '')", "class 1 is empty"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        shapes_model(**{"MODEL.DENSECLIP.CLASS_NAMES": names})
+
+
+def test_a_name_longer_than_the_prompt_is_refused():
+    with pytest.raises(ValueError, match="NAME_LENGTH = 4"):
+        shapes_model(**{"MODEL.DENSECLIP.PROMPT.NAME_LENGTH": 4})
+
+
+@pytest.mark.parametrize(
+    "config, millions",
+    [
+        ("clip_retinanet_RN50", 37.99),
+        ("denseclip_retinanet_RN50", 60.45),
+        ("clip_retinanet_RN101", 56.98),
+        ("denseclip_retinanet_RN101", 78.00),
+    ],
+)
+def test_parameters_are_as_many_as_published(config, millions):
+    """All but the text encoder's (METHOD: table of published results)."""
+    model = build_model(load_config(f"configs/COCO-Detection/{config}_FPN_1x.yaml", []))
+    count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
+    assert count / 1e6 == pytest.approx(millions, rel=1e-3)
