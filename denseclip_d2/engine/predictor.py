@@ -1,0 +1,64 @@
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
+
+from ..checkpoint import DenseCLIPCheckpointer
+from ..data.mapper import ResizeShortestEdge
+from ..guidance import LanguageGuidedFPN
+from ..meta_arch.pixel_text import captured_features
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's ``DefaultPredictor`` with strict loading, and score maps beside the instances."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Raises:
+            ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
+        """
+        without_weights = cfg.clone()
+        without_weights.defrost()
+        without_weights.MODEL.WEIGHTS = ""
+        super().__init__(without_weights)
+        self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        DenseCLIPCheckpointer(
+            self.model, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+        ).load(cfg.MODEL.WEIGHTS)
+
+    def __call__(self, image: np.ndarray, score_maps_of: Sequence[str] = ()) -> dict:
+        """
+        Args:
+            image: (H, W, 3) uint8, BGR as Detectron2's predictor has it.
+            score_maps_of: names of classes.
+        Returns: the model's output for the image and, if asked for, ``score_maps``: (names, H, W), cosines.
+        Raises:
+            ValueError: a name that the model does not have.
+        """
+        if not score_maps_of:
+            return super().__call__(image)
+        classes = self._class_indices(score_maps_of)
+        with captured_features(self.model.backbone) as features:
+            predictions = super().__call__(image)
+        scores = features["score_map"][:, classes]
+        # The score map covers the padded image: enlarge it to that, cut the padding off, go back to (H, W).
+        scores = F.interpolate(scores, scale_factor=self.model.backbone.score_map_stride, mode="bilinear")
+        resized = self.aug.get_transform(image).apply_image(image).shape[:2]
+        scores = F.interpolate(scores[..., : resized[0], : resized[1]], image.shape[:2], mode="bilinear")
+        return {**predictions, "score_maps": scores[0]}
+
+    @property
+    def has_score_map(self) -> bool:
+        """Whether the model's backbone is language-guided."""
+        return isinstance(self.model.backbone, LanguageGuidedFPN)
+
+    def _class_indices(self, names: Sequence[str]) -> list[int]:
+        if not self.has_score_map:
+            raise ValueError("This model has no score map: its backbone is not language-guided.")
+        class_names = self.model.backbone.language.class_names
+        unknown = [name for name in names if name not in class_names]
+        if unknown:
+            raise ValueError(f"No class {unknown[0]!r}; the classes are: {', '.join(class_names)}.")
+        return [class_names.index(name) for name in names]

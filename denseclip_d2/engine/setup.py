@@ -1,0 +1,54 @@
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+
+from ..config import add_denseclip_config
+
+
+def load_config(config_file: str, opts: list[str]) -> CfgNode:
+    """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
+
+    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu".
+    """
+    cfg = get_cfg()
+    add_denseclip_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts)
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of ``tools/train_net.py``'s command line, frozen; makes output directory and logging ready.
+
+    Raises:
+        OSError: ``OUTPUT_DIR`` cannot be written.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.ALLOW_PARTIAL_WEIGHTS |= args.allow_partial
+    check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def check_writable(directory: str, key: str) -> None:
+    """Make the directory that ``key`` names, and see that files can be written there.
+
+    Raises:
+        OSError: they cannot.
+    """
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise OSError(
+            f"{key} = {directory!r} cannot be written: {error.strerror}. Set {key} to another."
+        ) from error

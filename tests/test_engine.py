@@ -1,0 +1,287 @@
+import ast
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from torch.testing import assert_close
+
+from denseclip_d2.data.checks import check_classes
+from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes
+from denseclip_d2.engine import Trainer, build_optimizer, load_config
+from denseclip_d2.engine.setup import check_writable
+
+ROOT = Path(__file__).resolve().parents[1]
+LOSSES = ("loss_cls", "loss_box_reg", "loss_pixel_text")
+CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+
+
+def run_tool(tool: str, *args, datasets: Path, config: str = CONFIG) -> subprocess.CompletedProcess:
+    """A script of tools/ as a person would run it, with datasets in a folder of the test's."""
+    command = [sys.executable, "-W", "ignore", f"tools/{tool}", "--config-file", config, *map(str, args)]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+
+def final_metrics(output: Path) -> dict[str, float]:
+    """The last value of each of a run's metrics."""
+    metrics = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        metrics.update(json.loads(line))
+    return metrics
+
+
+@pytest.fixture
+def config(small_shapes, tmp_path):
+    """The tiny config on eight images, for three iterations."""
+    _, train, val = small_shapes
+    opts = {
+        "DATASETS.TRAIN": f"('{train}',)", "DATASETS.TEST": f"('{val}',)", "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.MAX_ITER": 3, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.STEPS": "()", "SOLVER.WARMUP_ITERS": 0,
+        "OUTPUT_DIR": tmp_path / "output",
+    }  # fmt: skip
+    return load_config(CONFIG, [str(x) for pair in opts.items() for x in pair])
+
+
+def test_training_moves_what_it_should_and_the_text_encoder_not_at_all(config, tmp_path):
+    """Every tensor of the text encoder stays bit for bit as it was in the file of CLIP's weights."""
+    clip = open_clip.create_model("RN-tiny-quickgelu")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    config.MODEL.WEIGHTS = str(tmp_path / "clip.pt")
+    trainer = Trainer(config)
+    trainer.resume_or_load(resume=False)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    loaded = clip.state_dict()
+    encoder = [k for k in after if "text_encoder" in k]
+    assert len(encoder) > 20
+    for key in encoder:
+        assert torch.equal(after[key], loaded[key.split("text_encoder.")[1]]), key
+    for key in ("contexts", "gamma", "context_decoder.out_proj.1.weight"):
+        assert not torch.equal(after[f"backbone.language.{key}"], before[f"backbone.language.{key}"]), key
+    for key in ("backbone.visual.conv1.weight", "backbone.fpn.fpn_lateral5.weight", "head.cls_score.weight"):
+        assert not torch.equal(after[key], before[key]), key
+
+
+def test_training_writes_finite_losses_results_and_a_checkpoint_that_resumes(config):
+    torch.manual_seed(0)
+    Trainer(config).train()
+    output = Path(config.OUTPUT_DIR)
+    metrics = final_metrics(output)
+    assert all(math.isfinite(metrics[name]) for name in LOSSES), metrics
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    config.SOLVER.MAX_ITER = 5
+    trainer = Trainer(config)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 3
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, saved["model"][name]), name
+    steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert steps == {3}
+    assert trainer.scheduler.last_epoch == 3
+
+
+@pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
+def test_every_prompt_mode_trains(config, mode):
+    config.MODEL.DENSECLIP.PROMPT.MODE = mode
+    config.SOLVER.MAX_ITER = 1
+    trainer = Trainer(config)
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def groups_by_name(config: str) -> dict[str, tuple[float, float]]:
+    cfg = load_config(f"configs/COCO-Detection/{config}_FPN_1x.yaml", [])
+    model = build_model(cfg)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    return {names[p]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_learning_rates_and_decays_are_the_recipes():
+    groups = groups_by_name("denseclip_retinanet_RN50")
+    language = "backbone.language."
+    assert not [name for name in groups if "text_encoder" in name]
+    assert groups["backbone.visual.layer1.0.bn1.weight"] == pytest.approx((1e-5, 1e-4))
+    assert groups["backbone.visual.attnpool.positional_embedding"] == pytest.approx((1e-5, 1e-4))
+    assert groups[f"{language}contexts"] == groups[f"{language}gamma"] == pytest.approx((1e-4, 1e-4))
+    assert groups[f"{language}context_decoder.decoder.1.norm3.bias"] == pytest.approx((1e-4, 0.0))
+    assert groups[f"{language}context_decoder.memory_proj.0.weight"] == pytest.approx((1e-4, 1e-4))
+    assert groups["backbone.fpn.fpn_lateral3.weight"] == pytest.approx((1e-4, 1e-4))
+    assert sum(decay == 0 for _, decay in groups.values()) == 3 * 3 * 2
+    assert groups_by_name("clip_retinanet_RN50")["backbone.bottom_up.conv1.weight"] == pytest.approx(
+        (1e-5, 1e-4)
+    )
+
+
+def test_the_gradient_is_clipped_over_the_whole_model():
+    cfg = load_config(CONFIG, ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.1", "SOLVER.OPTIMIZER", "SGD"])
+    cfg.merge_from_list(["SOLVER.BASE_LR", 1.0, "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0])
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    build_optimizer(cfg, model).step()
+    moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters(), strict=True)])
+    assert_close(moved.norm(), torch.tensor(0.1), rtol=1e-4, atol=0.0)
+    assert_close(moved, torch.full_like(moved, 0.1 / len(moved) ** 0.5), rtol=1e-4, atol=0.0)
+
+
+def test_an_unknown_optimizer_is_refused():
+    cfg = load_config(CONFIG, ["SOLVER.OPTIMIZER", "LION"])
+    with pytest.raises(ValueError, match="'ADAMW' or 'SGD'"):
+        build_optimizer(cfg, torch.nn.Linear(1, 1))
+
+
+def test_an_output_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"OUTPUT_DIR = .*file/output.* cannot be written"):
+        check_writable(str(tmp_path / "file" / "output"), "OUTPUT_DIR")
+
+
+def config_keys(path: Path) -> set[tuple[str, str]]:
+    """Last parent and name of the config keys that a source file speaks of: ("VISUAL", "NORM")."""
+    attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    parents = {node: getattr(node.value, "attr", getattr(node.value, "id", "")) for node in attributes}
+    # `visual.NORM` and `cfg.MODEL.DENSECLIP.VISUAL.NORM` read the same key.
+    return {(parents[node].upper(), node.attr) for node in attributes if node.attr.isupper()}
+
+
+def test_every_config_key_has_a_reader():
+    """Keys nothing reads are promises nobody keeps."""
+    package = ROOT / "denseclip_d2"
+    sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP"}
+    keys = {(parent, key) for parent, key in config_keys(package / "config.py") if key not in sections}
+    assert len(keys) > 20
+    readers = [path for path in package.rglob("*.py") if path.name != "config.py"]
+    assert keys - set().union(*map(config_keys, readers)) == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_loads(path):
+    assert "!!python" not in path.read_text()
+    assert load_config(str(path), []).INPUT.FORMAT == "RGB"
+
+
+def test_command_line_evaluates_what_it_trained(tmp_path):
+    """Train, evaluate again from the checkpoint with the same detections, draw."""
+    generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
+    opts = (
+        "OUTPUT_DIR", tmp_path / "output", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
+        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0,
+    )  # fmt: skip
+    trained = run_tool("train_net.py", *opts, "SOLVER.MAX_ITER", 1, datasets=tmp_path)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    weights = tmp_path / "output/model_final.pth"
+    results = tmp_path / "output/inference/shapes_val/coco_instances_results.json"
+    first = json.loads(results.read_text())
+    assert first
+    evaluated = run_tool("train_net.py", "--eval-only", *opts, "MODEL.WEIGHTS", weights, datasets=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
+    assert first == json.loads(results.read_text())
+    pictures = run_tool(
+        "demo.py", "--dataset", "shapes_val", "--count", 2,
+        "--output", tmp_path / "pictures", "MODEL.WEIGHTS", weights, datasets=tmp_path,
+    )  # fmt: skip
+    assert pictures.returncode == 0, pictures.stderr[-3000:]
+    drawn = sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
+    assert drawn == ["000000000001.png", "000000000002.png", "overview.png"]
+
+
+def test_a_test_set_without_an_evaluator_is_refused_before_training(config, monkeypatch):
+    monkeypatch.setitem(vars(MetadataCatalog.get(config.DATASETS.TEST[0])), "evaluator_type", "lvis")
+    with pytest.raises(ValueError, match="No evaluator for .* 'lvis'"):
+        Trainer(config)
+
+
+def test_datasets_of_other_classes_than_the_models_are_refused(config):
+    config.MODEL.RETINANET.NUM_CLASSES = 5
+    with pytest.raises(ValueError, match=r"has 18 classes, MODEL.RETINANET.NUM_CLASSES is 5"):
+        Trainer(config)
+    config.MODEL.RETINANET.NUM_CLASSES = 18
+    config.DATASETS.TEST = ()
+    trainer = Trainer(config)
+    assert trainer.model.num_classes == 18
+    MetadataCatalog.get("other").set(thing_classes=[*reversed(CLASS_NAMES)])
+    with pytest.raises(ValueError, match="different classes, or the same in another order"):
+        check_classes(config, [*config.DATASETS.TRAIN, "other"])
+    MetadataCatalog.remove("other")
+
+
+def test_no_training_set_is_refused(config):
+    config.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        Trainer(config)
+
+
+def test_channels_last_changes_no_number(config):
+    """Detections are the same to rounding; convolutions have the other layout."""
+    models = []
+    for channels_last in (True, False):
+        torch.manual_seed(0)
+        config.MODEL.CHANNELS_LAST = channels_last
+        models.append(Trainer.build_model(config).eval())
+    assert models[0].backbone.visual.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not models[1].backbone.visual.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    image = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        pyramids = [model.backbone(image) for model in models]
+    for level in ("p3", "p7", "score_map"):
+        assert_close(pyramids[0][level], pyramids[1][level], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (("DATASETS.TRAIN", "('shapes_trian',)"), "shapes_train"),
+        (("OUTPUT_DIR", "/dev/null/output"), "OUTPUT_DIR = '/dev/null/output' cannot be written"),
+        (("MODEL.DENSECLIP.CLIP_MODEL", "RN5O"), "RN50"),
+        (("--eval-only", "MODEL.WEIGHTS", ""), "MODEL.WEIGHTS is empty"),
+    ],
+)
+def test_the_last_line_of_a_failed_command_says_what_is_wrong(tmp_path, opts, message):
+    generate_shapes(tmp_path / "shapes", num_train=2, num_val=1)
+    output = ("OUTPUT_DIR", tmp_path / "output") if "OUTPUT_DIR" not in opts else ()
+    failed = run_tool("train_net.py", *opts, *output, datasets=tmp_path)
+    assert failed.returncode != 0
+    assert message in failed.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_full_size_model_trains_and_evaluates_on_coco(coco_root, tmp_path):
+    """RN50 from random weights on real COCO images, crowd regions among them: finite losses, and AP."""
+    copy_coco(coco_root / "coco", tmp_path / "coco", count=6)
+    done = run_tool(
+        "train_net.py", "OUTPUT_DIR", tmp_path / "output", "MODEL.WEIGHTS", "",
+        "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
+        "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", 128,
+        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0,
+        datasets=tmp_path, config="configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = final_metrics(tmp_path / "output")
+    assert all(math.isfinite(metrics[name]) for name in (*LOSSES, "bbox/AP")), metrics
+
+
+def copy_coco(source: Path, target: Path, count: int) -> None:
+    """COCO's layout with some images of each split, those with crowd regions first."""
+    (target / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (target / split).symlink_to(source / split)
+        content = json.loads((source / f"annotations/instances_{split}.json").read_text())
+        crowded = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
+        content["images"].sort(key=lambda image: image["id"] not in crowded)
+        del content["images"][count:]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (target / f"annotations/instances_{split}.json").write_text(json.dumps(content))

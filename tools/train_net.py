@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""Train or evaluate a model of a config.
+
+tools/train_net.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml
+tools/train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml --num-gpus 8
+tools/train_net.py --config-file F --resume                      # go on where a run in OUTPUT_DIR stopped
+tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
+"""
+
+import argparse
+
+import torch
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
+from denseclip_d2.engine import Trainer, setup
+
+
+def parse_args() -> argparse.Namespace:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="load what fits of weights that do not hold the whole model",
+    )
+    args = parser.parse_args()
+    if not args.config_file:
+        parser.error("--config-file is needed; configs/ has them")
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        parser.error(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}")
+    return args
+
+
+def main(args: argparse.Namespace):
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    Trainer.check_test_sets(cfg)
+    model = Trainer.build_model(cfg)
+    checkpointer = DenseCLIPCheckpointer(
+        model, cfg.OUTPUT_DIR, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+    )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
