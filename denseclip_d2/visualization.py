@@ -1,0 +1,72 @@
+"""Pictures of what a model sees: its boxes beside the ground truth's, and score maps over the image."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+HEAT = matplotlib.colormaps["turbo"]
+PALETTE = colormap(rgb=True, maximum=1)
+MIN_SIDE = 400
+"""Pixels of the shorter side below which pictures are enlarged, so that labels stay readable."""
+
+
+def draw_ground_truth(image: np.ndarray, record: dict, class_names: Sequence[str]) -> np.ndarray:
+    """The boxes of a dataset record over its image (H, W, 3), RGB."""
+    annotations = record["annotations"]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    suffixes = [" (crowd)" if a.get("iscrowd") else "" for a in annotations]
+    return _draw_boxes(image, boxes, [a["category_id"] for a in annotations], suffixes, class_names)
+
+
+def draw_detections(
+    image: np.ndarray, instances: Instances, class_names: Sequence[str], threshold: float
+) -> np.ndarray:
+    """The boxes that score ``threshold`` or more over an image (H, W, 3), RGB."""
+    instances = instances[instances.scores >= threshold].to("cpu")
+    suffixes = [f" {score:.0%}" for score in instances.scores]
+    boxes = instances.pred_boxes.tensor.numpy()
+    return _draw_boxes(image, boxes, instances.pred_classes.tolist(), suffixes, class_names)
+
+
+def draw_score_map(image: np.ndarray, scores: np.ndarray, tau: float) -> np.ndarray:
+    """sigmoid(s / tau), from blue for 0 to red for 1, over an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        scores: (H, W), cosine similarities.
+    Returns: (H, W, 3) uint8, RGB.
+    """
+    probability = 1 / (1 + np.exp(-scores / tau))
+    heat = 255 * HEAT(probability)[..., :3]
+    return (0.45 * image + 0.55 * heat).astype(np.uint8)
+
+
+def grid(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """One picture of rows of pictures, each under its title; RGB. Rows need not be equally long."""
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(3.2 * columns, 3.4 * len(rows)), dpi=100, layout="tight")
+    canvas = FigureCanvasAgg(figure)
+    for all_axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axes in all_axes:
+            axes.axis("off")
+        for axes, (title, panel) in zip(all_axes, row.items(), strict=False):
+            axes.imshow(panel)
+            axes.set_title(title, fontsize=10)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _draw_boxes(
+    image: np.ndarray, boxes: Sequence, classes: list[int], suffixes: list[str], class_names: Sequence[str]
+) -> np.ndarray:
+    visualizer = Visualizer(image, scale=max(1.0, MIN_SIDE / min(image.shape[:2])))
+    labels = [class_names[c] + suffix for c, suffix in zip(classes, suffixes, strict=True)]
+    colors = [PALETTE[c % len(PALETTE)] for c in classes]
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    return visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors).get_image()

@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""Detections, beside ground truth where there is any, and score maps of class names, as pictures.
+
+tools/demo.py --config-file F --input photo.jpg --score-map person dog --output DIR MODEL.WEIGHTS W
+tools/demo.py --config-file F --dataset shapes_val --count 12 --output DIR MODEL.WEIGHTS W
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from tqdm import tqdm
+
+from denseclip_d2.data import get_class_names
+from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.engine import Predictor, load_config
+from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.visualization import draw_detections, draw_ground_truth, draw_score_map, grid
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="IMAGE", help="image files")
+    source.add_argument("--dataset", help="a registered dataset, whose ground truth is drawn as well")
+    parser.add_argument("--count", type=int, default=12, help="images of --dataset (default: %(default)s)")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--score-map", nargs="+", default=[], metavar="NAME",
+        help="classes whose score maps to draw (default: of --dataset, up to three that are in the image)",
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
+    )
+    return parser.parse_args()
+
+
+def panels(predictor: Predictor, record: dict, names: list[str], threshold: float) -> dict[str, np.ndarray]:
+    """The pictures of one image, by title."""
+    image, class_names = read_image(record["file_name"], "RGB"), get_class_names(predictor.cfg)
+    annotations = record.get("annotations", [])
+    if not names and predictor.has_score_map:
+        names = list(dict.fromkeys(class_names[a["category_id"]] for a in annotations))[:3]
+    predictions = predictor(image[:, :, ::-1], names)
+    row = {"ground truth": draw_ground_truth(image, record, class_names)} if "annotations" in record else {}
+    row["detections"] = draw_detections(image, predictions["instances"], class_names, threshold)
+    for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
+        row[f"score map: {name}"] = draw_score_map(image, scores.cpu().numpy(), predictor.model.backbone.tau)
+    return row
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logger()
+    cfg = load_config(args.config_file, args.opts)
+    check_writable(args.output, "--output")
+    if args.dataset:
+        records = load_datasets([args.dataset], filter_empty=False, check_images=False)[: args.count]
+    else:
+        records = [{"file_name": path} for path in args.input]
+    stems = [Path(record["file_name"]).stem for record in records]
+    if len(set(stems)) < len(stems):
+        raise ValueError("Two inputs have the same name; their pictures would overwrite each other.")
+    predictor = Predictor(cfg)
+    rows = []
+    for stem, record in zip(stems, tqdm(records, unit="image"), strict=True):
+        rows.append(panels(predictor, record, args.score_map, args.threshold))
+        Image.fromarray(grid(rows[-1:])).save(Path(args.output, f"{stem}.png"))
+    Image.fromarray(grid(rows[:4])).save(Path(args.output, "overview.png"))
+    print(f"Wrote {len(records)} pictures, and an overview of the first, to {args.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
