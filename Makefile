@@ -1,4 +1,5 @@
 # `make demo` and `make test` do all their set-up into .venv, and do not redo what is done.
+# `make demo-masks` is the demo with Mask R-CNN.
 #   PYTHON=python3.12     another interpreter
 #   DETECTRON2=source     Detectron2 built from GitHub (about 8 minutes) instead of the pinned wheel
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,12 +8,10 @@ DETECTRON2_SOURCE ?= git+https://github.com/facebookresearch/detectron2.git
 
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(DETECTRON2)
-DEMO_CONFIG := configs/Shapes/denseclip_retinanet_tiny.yaml
-DEMO_OUTPUT := output/shapes_retinanet
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install demo test lint format
+.PHONY: install demo demo-masks test lint format
 
 install: $(INSTALLED)
 
@@ -32,14 +31,19 @@ endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f .venv/installed-* && touch $@
 
-demo: $(INSTALLED)
+demo: CONFIG := configs/Shapes/denseclip_retinanet_tiny.yaml
+demo: OUTPUT := output/shapes_retinanet
+demo-masks: CONFIG := configs/Shapes/denseclip_mask_rcnn_tiny.yaml
+demo-masks: OUTPUT := output/shapes_mask_rcnn
+
+demo demo-masks: $(INSTALLED)
 	@echo "== Dataset: shapes, generated =="
 	$(BIN)/python datasets/prepare_shapes.py
-	@echo "== Training and evaluation: $(DEMO_CONFIG) =="
-	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --resume OUTPUT_DIR $(DEMO_OUTPUT)
+	@echo "== Training and evaluation: $(CONFIG) =="
+	$(BIN)/python tools/train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
 	@echo "== Pictures =="
-	$(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --dataset shapes_val --count 12 \
-	  --output $(DEMO_OUTPUT)/pictures MODEL.WEIGHTS $(DEMO_OUTPUT)/model_final.pth
+	$(BIN)/python tools/demo.py --config-file $(CONFIG) --dataset shapes_val --count 12 \
+	  --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --durations=10

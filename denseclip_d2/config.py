@@ -12,6 +12,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.CLASS_NAMES = ()
     # Weight of `loss_pixel_text`, the auxiliary pixel-text loss (paper, sec. 3.4).
     denseclip.LOSS_WEIGHT = 1.0
+    # What that loss takes a class's pixels from: "box", as released, or "mask" (needs MODEL.MASK_ON).
+    denseclip.LOSS_TARGET = "box"
     # P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
     denseclip.FPN_P7_RELU = True
 

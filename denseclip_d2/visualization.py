@@ -16,22 +16,26 @@ MIN_SIDE = 400
 """Pixels of the shorter side below which pictures are enlarged, so that labels stay readable."""
 
 
-def draw_ground_truth(image: np.ndarray, record: dict, class_names: Sequence[str]) -> np.ndarray:
-    """The boxes of a dataset record over its image (H, W, 3), RGB."""
+def draw_ground_truth(
+    image: np.ndarray, record: dict, class_names: Sequence[str], *, with_masks: bool
+) -> np.ndarray:
+    """The boxes, or masks as well, of a dataset record over its image (H, W, 3), RGB."""
     annotations = record["annotations"]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    suffixes = [" (crowd)" if a.get("iscrowd") else "" for a in annotations]
-    return _draw_boxes(image, boxes, [a["category_id"] for a in annotations], suffixes, class_names)
+    labels = [class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "") for a in annotations]
+    masks = [a["segmentation"] for a in annotations] if with_masks else None
+    return _draw(image, boxes, masks, [a["category_id"] for a in annotations], labels)
 
 
 def draw_detections(
     image: np.ndarray, instances: Instances, class_names: Sequence[str], threshold: float
 ) -> np.ndarray:
-    """The boxes that score ``threshold`` or more over an image (H, W, 3), RGB."""
+    """The boxes, and masks where there are any, that score ``threshold`` or more over an image, RGB."""
     instances = instances[instances.scores >= threshold].to("cpu")
-    suffixes = [f" {score:.0%}" for score in instances.scores]
-    boxes = instances.pred_boxes.tensor.numpy()
-    return _draw_boxes(image, boxes, instances.pred_classes.tolist(), suffixes, class_names)
+    classes = instances.pred_classes.tolist()
+    labels = [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, instances.scores, strict=True)]
+    masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    return _draw(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels)
 
 
 def draw_score_map(image: np.ndarray, scores: np.ndarray, tau: float) -> np.ndarray:
@@ -62,11 +66,11 @@ def grid(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _draw_boxes(
-    image: np.ndarray, boxes: Sequence, classes: list[int], suffixes: list[str], class_names: Sequence[str]
+def _draw(
+    image: np.ndarray, boxes: Sequence, masks: Sequence | None, classes: list[int], labels: list[str]
 ) -> np.ndarray:
     visualizer = Visualizer(image, scale=max(1.0, MIN_SIDE / min(image.shape[:2])))
-    labels = [class_names[c] + suffix for c, suffix in zip(classes, suffixes, strict=True)]
     colors = [PALETTE[c % len(PALETTE)] for c in classes]
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    return visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors).get_image()
+    drawn = visualizer.overlay_instances(boxes=boxes, masks=masks, labels=labels, assigned_colors=colors)
+    return drawn.get_image()

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,19 @@ def reference():
         if not path.exists():
             pytest.skip("the recorded outputs of the original modules are not here (../shared/reference)")
         return Record(path)
+
+    return read
+
+
+@pytest.fixture
+def released_recipe():
+    """Read what the released recipe gives to each parameter: ``{name: (learning rate, weight decay)}``."""
+
+    def read(name: str) -> dict[str, tuple[float, float]]:
+        path = SHARED / "reference" / "optim" / f"{name}.json"
+        if not path.exists():
+            pytest.skip("the recorded recipes are not here (../shared/reference)")
+        return {k: tuple(v) for k, v in json.loads(path.read_text())["groups"].items()}
 
     return read
 

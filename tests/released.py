@@ -12,17 +12,35 @@ from denseclip_d2.language.text_encoder import CLIPTextEncoder
 
 CLASS_NAMES = ("person", "hot dog", "traffic light", "tv", "teddy bear")
 LANGUAGE = ("contexts", "gamma", "text_encoder.", "context_decoder.")
-RETINANET_NAMES = {
+NAMES = {
     r"(contexts|gamma|text_encoder|context_decoder)": r"backbone.language.\1",
-    r"backbone": "backbone.visual",
+    r"backbone": "{visual}",
+    r"neck\.lateral_convs\.(\d)\.conv": lambda m: f"{{fpn}}.fpn_lateral{{{m[1]}}}",
+    r"neck\.fpn_convs\.([0-3])\.conv": lambda m: f"{{fpn}}.fpn_output{{{m[1]}}}",
     r"bbox_head\.cls_convs\.(\d+)\.conv": lambda m: f"head.cls_subnet.{2 * int(m[1])}",
     r"bbox_head\.reg_convs\.(\d+)\.conv": lambda m: f"head.bbox_subnet.{2 * int(m[1])}",
     r"bbox_head\.retina_cls": "head.cls_score",
     r"bbox_head\.retina_reg": "head.bbox_pred",
-    r"neck\.lateral_convs\.(\d)\.conv": lambda m: f"backbone.fpn.fpn_lateral{int(m[1]) + 3}",
-    r"neck\.fpn_convs\.([012])\.conv": lambda m: f"backbone.fpn.fpn_output{int(m[1]) + 3}",
-    r"neck\.fpn_convs\.([34])\.conv": lambda m: f"backbone.fpn.top_block.p{int(m[1]) + 3}",
+    r"rpn_head\.rpn_conv": "proposal_generator.rpn_head.conv",
+    r"rpn_head\.rpn_cls": "proposal_generator.rpn_head.objectness_logits",
+    r"rpn_head\.rpn_reg": "proposal_generator.rpn_head.anchor_deltas",
+    r"roi_head\.bbox_head\.shared_fcs\.(\d)": lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}",
+    r"roi_head\.bbox_head\.fc_cls": "roi_heads.box_predictor.cls_score",
+    r"roi_head\.bbox_head\.fc_reg": "roi_heads.box_predictor.bbox_pred",
+    r"roi_head\.mask_head\.convs\.(\d)\.conv": lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}",
+    r"roi_head\.mask_head\.upsample": "roi_heads.mask_head.deconv",
+    r"roi_head\.mask_head\.conv_logits": "roi_heads.mask_head.predictor",
 }
+
+
+def our_name(name: str, *, retinanet: bool = True, plain: bool = False) -> str:
+    """This project's name of a released detector's parameter."""
+    fpn, visual = ("backbone", "backbone.bottom_up") if plain else ("backbone.fpn", "backbone.visual")
+    if retinanet and (match := re.match(r"neck\.fpn_convs\.([34])\.conv", name)):
+        return name.replace(match[0], f"{fpn}.top_block.p{int(match[1]) + 3}")
+    pattern = next(p for p in NAMES if re.match(p, name))
+    stages = range(3, 6) if retinanet else range(2, 6)  # of the pyramid's levels, finest first
+    return re.sub(f"^{pattern}", NAMES[pattern], name).format(*stages, fpn=fpn, visual=visual)
 
 
 def released_text_encoder(context_length: int = 13) -> CLIPTextEncoder:
@@ -61,8 +79,7 @@ def released_retinanet(record) -> nn.Module:
     model = build_model(cfg)
     weights = {}
     for key, tensor in record.weights.items():
-        pattern = next(p for p in RETINANET_NAMES if re.match(p, key))
-        name = re.sub(f"^{pattern}", RETINANET_NAMES[pattern], key)
+        name = our_name(key)
         if "head.cls_score" in name or "head.bbox_pred" in name:
             # Anchors: ratio-major in MMDetection, scale-major in Detectron2.
             tensor = tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)

@@ -1,13 +1,21 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.structures import BitMasks, PolygonMasks
 from released import released_language
 from torch.testing import assert_close
 
-from denseclip_d2.guidance import LanguageGuidedFPN, box_targets, pixel_text_loss, pixel_text_scores
+from denseclip_d2.guidance import (
+    LanguageGuidedFPN,
+    box_targets,
+    mask_targets,
+    pixel_text_loss,
+    pixel_text_scores,
+)
 from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
@@ -49,7 +57,7 @@ def test_target_loss_and_gradient_equal_the_original(reference, name):
     target = box_targets(boxes, classes, scores.shape[1], scores.shape[2:])
     assert_close(target.float(), record.outputs["target"])
     assert_close(target.any(1, keepdim=True).expand_as(target).float(), record.outputs["mask"])
-    loss = pixel_text_loss(scores, boxes, classes, stride=4)
+    loss = pixel_text_loss(scores, target)
     loss.backward()
     if "NaN" in name:  # the original divides 0 by 0 where no box covers a cell
         assert torch.isnan(record.outputs["loss"])
@@ -72,21 +80,42 @@ def test_target_equals_plain_loops(seed):
     assert torch.equal(target, loop_targets(boxes, classes, 4, (24, 40)))
 
 
+def test_mask_target_reads_polygons_and_bitmaps_alike():
+    """A rectangle, its corners on cells: exactly its box; another class, and an image without any, apart."""
+    rectangle = np.array([8, 12, 40, 12, 40, 28, 8, 28], dtype=np.float64)
+    bitmap = torch.zeros(1, 64, 100, dtype=torch.bool)
+    bitmap[0, 12:28, 8:40] = True
+    classes = [torch.tensor([1]), torch.tensor([], dtype=torch.int64)]
+    expected = box_targets([torch.tensor([[8.0, 12.0, 40.0, 28.0]]), torch.zeros(0, 4)], classes, 3, (16, 32))
+    for masks in (
+        [BitMasks(bitmap), BitMasks(torch.zeros(0, 64, 100))],
+        [PolygonMasks([[rectangle]]), PolygonMasks([])],
+    ):
+        assert torch.equal(mask_targets(masks, classes, 3, (16, 32)), expected)
+
+
+def test_masks_of_a_class_join_and_those_of_others_do_not():
+    squares = [np.array([x, 0, x + 16, 0, x + 16, 16, x, 16], dtype=np.float64) for x in (0, 8, 32)]
+    target = mask_targets([PolygonMasks([[s] for s in squares])], [torch.tensor([0, 0, 2])], 3, (8, 16))
+    assert target.sum(dim=(0, 2, 3)).tolist() == [4 * 6, 0, 4 * 4]
+
+
 def test_loss_reads_only_pixels_inside_boxes_of_the_upsampled_map():
     logits = torch.randn(1, 2, 2, 2, requires_grad=True)
     boxes, classes = [torch.tensor([[0.0, 0.0, 8.0, 4.0]])], [torch.tensor([1])]
+    target = box_targets(boxes, classes, 2, (16, 16))
     up = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
     inside = up[0, :, 0, :2]
     expected = (F.softplus(inside[0]) + F.softplus(-inside[1])).sum() / 4
-    assert_close(pixel_text_loss(logits, boxes, classes, stride=32), expected)
+    assert_close(pixel_text_loss(logits, target), expected)
 
 
 def test_loss_in_half_precision_is_finite_and_near():
     logits = 14 * torch.randn(1, 3, 4, 4)
-    boxes, classes = [torch.tensor([[10.0, 10.0, 90.0, 70.0]])], [torch.tensor([2])]
-    full = pixel_text_loss(logits, boxes, classes, stride=32)
+    target = box_targets([torch.tensor([[10.0, 10.0, 90.0, 70.0]])], [torch.tensor([2])], 3, (32, 32))
+    full = pixel_text_loss(logits, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = pixel_text_loss(logits.bfloat16(), boxes, classes, stride=32)
+        half = pixel_text_loss(logits.bfloat16(), target)
     assert half.dtype == torch.float32
     assert_close(half, full, rtol=2e-2, atol=0.0)
 

@@ -1,15 +1,21 @@
+import numpy as np
 import open_clip
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from released import released_retinanet
 from torch.testing import assert_close
 
 from denseclip_d2.engine import load_config
 
-SHAPES = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
+LOSSES = {
+    RETINANET: {"loss_cls", "loss_box_reg", "loss_pixel_text"},
+    MASK_RCNN: {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc", "loss_pixel_text"},
+}
 
 
 @pytest.fixture
@@ -78,17 +84,19 @@ def test_boxes_equal_the_original(released):
     assert_close(instances.pred_classes, record.outputs["det_labels0"][kept])
 
 
-def shapes_model(**keys):
-    cfg = load_config(SHAPES, [str(x) for pair in keys.items() for x in pair])
-    return build_model(cfg)
+def shapes_model(config: str = RETINANET, **keys):
+    return build_model(load_config(config, [str(x) for pair in keys.items() for x in pair]))
 
 
 def random_input(height: int, width: int, boxes, classes) -> dict:
+    """A random image with boxes, and their whole areas as masks."""
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     instances = ground_truth(boxes, torch.tensor(classes, dtype=torch.int64), (height, width))
+    instances.gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy()] for box in boxes])
     return {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8), "instances": instances}
 
 
+@pytest.mark.parametrize("config", [RETINANET, MASK_RCNN], ids=["RetinaNet", "Mask R-CNN"])
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -100,11 +108,11 @@ def random_input(height: int, width: int, boxes, classes) -> dict:
     ],
     ids=["no boxes", "half without boxes", "boxes under 4 pixels", "one pixel wide", "one pixel"],
 )
-def test_odd_inputs_train_and_test_without_nan(inputs):
-    model = shapes_model()
+def test_odd_inputs_train_and_test_without_nan(config, inputs):
+    model = shapes_model(config)
     with EventStorage():
         losses = model(inputs)
-    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_pixel_text"}
+    assert set(losses) == LOSSES[config]
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values()), losses
     for name, parameter in model.named_parameters():
@@ -114,9 +122,10 @@ def test_odd_inputs_train_and_test_without_nan(inputs):
     assert all(torch.isfinite(x["instances"].pred_boxes.tensor).all() for x in outputs)
 
 
-def test_infinite_pixels_do_not_crash_inference():
+@pytest.mark.parametrize("config", [RETINANET, MASK_RCNN], ids=["RetinaNet", "Mask R-CNN"])
+def test_infinite_pixels_do_not_crash_inference(config):
     with torch.no_grad():
-        model = shapes_model().eval()
+        model = shapes_model(config).eval()
         for value in (float("inf"), float("nan")):
             outputs = model([{"image": torch.full((3, 64, 64), value)}])
             assert len(outputs) == 1
@@ -133,6 +142,33 @@ def test_the_pixel_text_loss_has_its_weight():
     assert whole > 0
     assert_close(quarter, whole / 4)
     assert shapes_model(**{"MODEL.DENSECLIP.LOSS_WEIGHT": 0.5}).pixel_text_weight == 0.5
+
+
+def test_masks_are_a_tighter_target_than_boxes():
+    """Where a mask fills half of its box, the loss reads half of the pixels."""
+    inputs = [random_input(96, 128, [[16, 16, 80, 80]], [3])]
+    inputs[0]["instances"].gt_masks = PolygonMasks([[np.array([16, 16, 80, 16, 16, 80], dtype=np.float64)]])
+    model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
+    boxed = shapes_model(MASK_RCNN)
+    instances = [x["instances"] for x in inputs]
+    by_mask, by_box = (m._target(instances, (1, 18, 3, 4)) for m in (model, boxed))
+    assert by_box.sum() == 16 * 16
+    assert (by_mask & ~by_box).sum() == 0
+    assert by_mask.sum().item() == pytest.approx(16 * 16 / 2, rel=0.15)
+    with EventStorage():
+        assert model(inputs * 2)["loss_pixel_text"] != boxed(inputs * 2)["loss_pixel_text"]
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"MODEL.DENSECLIP.LOSS_TARGET": "mask"}, "MASK_ON True"),
+        ({"MODEL.DENSECLIP.LOSS_TARGET": "polygon"}, "'box' or 'mask'"),
+    ],
+)
+def test_a_target_that_cannot_be_made_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        shapes_model(**keys)
 
 
 def test_guidance_needs_no_meta_architecture_of_its_own():
@@ -164,14 +200,18 @@ def test_a_name_longer_than_the_prompt_is_refused():
 @pytest.mark.parametrize(
     "config, millions",
     [
-        ("clip_retinanet_RN50", 37.99),
-        ("denseclip_retinanet_RN50", 60.45),
-        ("clip_retinanet_RN101", 56.98),
-        ("denseclip_retinanet_RN101", 78.00),
+        ("COCO-Detection/clip_retinanet_RN50", 37.99),
+        ("COCO-Detection/denseclip_retinanet_RN50", 60.45),
+        ("COCO-Detection/clip_retinanet_RN101", 56.98),
+        ("COCO-Detection/denseclip_retinanet_RN101", 78.00),
+        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN50", 44.42),
+        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50", 66.69),
+        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN101", 63.41),
+        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101", 84.24),
     ],
 )
 def test_parameters_are_as_many_as_published(config, millions):
     """All but the text encoder's (METHOD: table of published results)."""
-    model = build_model(load_config(f"configs/COCO-Detection/{config}_FPN_1x.yaml", []))
+    model = build_model(load_config(f"configs/{config}_FPN_1x.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)

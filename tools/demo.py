@@ -50,8 +50,11 @@ def panels(predictor: Predictor, record: dict, names: list[str], threshold: floa
     if not names and predictor.has_score_map:
         names = list(dict.fromkeys(class_names[a["category_id"]] for a in annotations))[:3]
     predictions = predictor(image[:, :, ::-1], names)
-    row = {"ground truth": draw_ground_truth(image, record, class_names)} if "annotations" in record else {}
-    row["detections"] = draw_detections(image, predictions["instances"], class_names, threshold)
+    instances, row = predictions["instances"], {}
+    if "annotations" in record:
+        with_masks = instances.has("pred_masks")
+        row["ground truth"] = draw_ground_truth(image, record, class_names, with_masks=with_masks)
+    row["detections"] = draw_detections(image, instances, class_names, threshold)
     for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
         row[f"score map: {name}"] = draw_score_map(image, scores.cpu().numpy(), predictor.model.backbone.tau)
     return row

@@ -5,7 +5,7 @@ from .fpn import (
     build_denseclip_fpn_backbone,
     build_denseclip_retinanet_fpn_backbone,
 )
-from .losses import box_targets, pixel_text_loss
+from .losses import box_targets, mask_targets, pixel_text_loss
 from .score_map import pixel_text_scores
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "build_clip_retinanet_fpn_backbone",
     "build_denseclip_fpn_backbone",
     "build_denseclip_retinanet_fpn_backbone",
+    "mask_targets",
     "pixel_text_loss",
     "pixel_text_scores",
 ]

@@ -1,7 +1,10 @@
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
 from torch import Tensor
 
 TARGET_STRIDE = 4
@@ -36,24 +39,51 @@ def box_targets(
     return corners.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32) > 0
 
 
-def pixel_text_loss(
-    logits: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor], stride: int
+def mask_targets(
+    masks: Sequence[PolygonMasks | BitMasks],
+    classes: Sequence[Tensor],
+    num_classes: int,
+    size: tuple[int, int],
 ) -> Tensor:
-    """The auxiliary pixel-text loss of detection, from boxes (paper, sec. 3.4, as released).
+    """Which classes' masks cover which pixels, for a batch; on the classes' device.
 
-    Binary cross-entropy over all classes at the pixels that any box covers; pixels outside every box are
-    ignored. In float32 whatever the precision of ``logits``.
+    The released code knows boxes alone; masks are the tighter target where there are any.
 
     Args:
-        logits: (B, K, h, w), the score map over tau.
-        boxes, classes: see :func:`box_targets`.
-        stride: pixels a side of one cell of the score map, a multiple of 4.
-    Returns: scalar; 0 where no box covers a pixel.
+        masks: B sets of M masks, in pixels of the image.
+        classes, num_classes, size: see :func:`box_targets`.
+    Returns: (B, K, H, W) bool.
     """
-    logits = F.interpolate(
-        logits.float(), scale_factor=stride // TARGET_STRIDE, mode="bilinear", align_corners=False
-    )
-    target = box_targets(boxes, classes, logits.shape[1], logits.shape[2:])
+    targets = []
+    for image_masks, image_classes in zip(masks, classes, strict=True):
+        cells = _shrunk(image_masks, size).to(image_classes.device)
+        covered = cells.new_zeros(num_classes, *size, dtype=torch.int32)
+        targets.append(covered.index_add_(0, image_classes, cells.int()) > 0)
+    return torch.stack(targets)
+
+
+def _shrunk(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tensor:
+    """Masks at the target's resolution: (M, H, W) bool."""
+    if isinstance(masks, BitMasks):
+        offset = TARGET_STRIDE // 2  # the middle of a cell stands for it
+        cells = masks.tensor[:, offset::TARGET_STRIDE, offset::TARGET_STRIDE]
+        return F.pad(cells, (0, size[1] - cells.shape[2], 0, size[0] - cells.shape[1]))
+    cells = [polygons_to_bitmask([p / TARGET_STRIDE for p in polygons], *size) for polygons in masks.polygons]
+    return torch.from_numpy(np.array(cells, dtype=bool).reshape(-1, *size))
+
+
+def pixel_text_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The auxiliary pixel-text loss of detection (paper, sec. 3.4, as released).
+
+    Binary cross-entropy over all classes at the pixels that any class covers; the others are ignored. In
+    float32 whatever the precision of ``logits``.
+
+    Args:
+        logits: (B, K, h, w), the score map over tau; enlarged to the target's size.
+        target: (B, K, H, W) bool, see :func:`box_targets`.
+    Returns: scalar; 0 where no pixel is covered.
+    """
+    logits = F.interpolate(logits.float(), target.shape[2:], mode="bilinear", align_corners=False)
     mask = target.any(dim=1, keepdim=True)  # (B, 1, H, W)
     loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
     return (loss * mask).sum() / (mask.sum() * logits.shape[1]).clamp(min=1)

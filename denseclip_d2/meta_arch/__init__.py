@@ -1,3 +1,4 @@
+from .mask_rcnn import DenseCLIPMaskRCNN
 from .retinanet import CLIPRetinaNet, DenseCLIPRetinaNet
 
-__all__ = ["CLIPRetinaNet", "DenseCLIPRetinaNet"]
+__all__ = ["CLIPRetinaNet", "DenseCLIPMaskRCNN", "DenseCLIPRetinaNet"]

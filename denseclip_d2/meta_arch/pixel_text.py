@@ -1,9 +1,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from detectron2.config import configurable
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..guidance import pixel_text_loss
+from ..guidance import box_targets, mask_targets, pixel_text_loss
+from ..guidance.losses import TARGET_STRIDE
 
 
 @contextmanager
@@ -22,34 +25,63 @@ def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 class PixelTextSupervision:
-    """Mixin: ``loss_pixel_text``, from boxes, for a Detectron2 detector on a ``LanguageGuidedFPN``."""
+    """Mixin: ``loss_pixel_text`` for a Detectron2 detector on a ``LanguageGuidedFPN`` (paper, sec. 3.4)."""
 
-    pixel_text_weight: float
+    section: str
+    """Where in ``cfg.MODEL`` the detector's NUM_CLASSES is."""
+
+    @configurable
+    def __init__(self, *, pixel_text_weight: float = 1.0, pixel_text_target: str = "box", **kwargs):
+        """
+        Args:
+            pixel_text_weight: factor of ``loss_pixel_text``.
+            pixel_text_target: "box", as released, or "mask": what the classes' pixels are taken from.
+            kwargs: as for the detector.
+
+        Raises:
+            ValueError: an unknown target; from a config, other than NUM_CLASSES class names.
+        """
+        super().__init__(**kwargs)
+        if pixel_text_target not in ("box", "mask"):
+            raise ValueError(
+                f"MODEL.DENSECLIP.LOSS_TARGET is {pixel_text_target!r}; it can be 'box' or 'mask'."
+            )
+        self.pixel_text_weight = pixel_text_weight
+        self.pixel_text_target = pixel_text_target
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        arguments = super().from_config(cfg)
+        count, num_classes = (
+            len(arguments["backbone"].language.class_names),
+            cfg.MODEL[cls.section].NUM_CLASSES,
+        )
+        if count != num_classes:
+            raise ValueError(
+                f"{count} class names for MODEL.{cls.section}.NUM_CLASSES = {num_classes}. Set "
+                f"MODEL.DENSECLIP.CLASS_NAMES to the {num_classes} names, or NUM_CLASSES to {count}."
+            )
+        if cfg.MODEL.DENSECLIP.LOSS_TARGET == "mask" and not cfg.MODEL.MASK_ON:
+            raise ValueError("MODEL.DENSECLIP.LOSS_TARGET = 'mask' needs masks: set MODEL.MASK_ON True.")
+        arguments["pixel_text_weight"] = cfg.MODEL.DENSECLIP.LOSS_WEIGHT
+        arguments["pixel_text_target"] = cfg.MODEL.DENSECLIP.LOSS_TARGET
+        return arguments
 
     def forward(self, batched_inputs: list[dict]):
         if not self.training:
             return super().forward(batched_inputs)
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
+        scores = features["score_map"]
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        loss = pixel_text_loss(
-            features["score_map"] / self.backbone.tau,
-            [x.gt_boxes.tensor for x in instances],
-            [x.gt_classes for x in instances],
-            self.backbone.score_map_stride,
-        )
+        target = self._target(instances, scores.shape)
+        loss = pixel_text_loss(scores / self.backbone.tau, target)
         return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
 
-
-def check_number_of_classes(backbone: nn.Module, num_classes: int, key: str) -> None:
-    """Refuse a detector whose head and score map would speak of different classes.
-
-    Raises:
-        ValueError: as many names as ``num_classes`` are needed.
-    """
-    count = len(backbone.language.class_names)
-    if count != num_classes:
-        raise ValueError(
-            f"{count} class names for {key} = {num_classes}. "
-            f"Set MODEL.DENSECLIP.CLASS_NAMES to the {num_classes} names, or {key} to {count}."
-        )
+    def _target(self, instances: list[Instances], shape: tuple[int, int, int, int]) -> Tensor:
+        _, num_classes, *sides = shape
+        size = [side * self.backbone.score_map_stride // TARGET_STRIDE for side in sides]
+        classes = [x.gt_classes for x in instances]
+        if self.pixel_text_target == "mask":
+            return mask_targets([x.gt_masks for x in instances], classes, num_classes, size)
+        return box_targets([x.gt_boxes.tensor for x in instances], classes, num_classes, size)
