@@ -42,7 +42,7 @@ demo demo-masks: $(INSTALLED)
 	@echo "== Training and evaluation: $(CONFIG) =="
 	$(BIN)/python tools/train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
 	@echo "== Pictures =="
-	$(BIN)/python tools/demo.py --config-file $(CONFIG) --dataset shapes_val --count 12 \
+	$(BIN)/python tools/demo.py --config-file $(CONFIG) --dataset shapes_val --count 12 --threshold 0.4 \
 	  --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 
 test: $(INSTALLED) lint

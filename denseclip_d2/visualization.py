@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 HEAT = matplotlib.colormaps["turbo"]
 PALETTE = colormap(rgb=True, maximum=1)
-MIN_SIDE = 400
-"""Pixels of the shorter side below which pictures are enlarged, so that labels stay readable."""
+MIN_WIDTH = 480
+"""Pixels of width below which pictures are enlarged, so that labels stay readable."""
 
 
 def draw_ground_truth(
@@ -69,7 +69,7 @@ def grid(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
 def _draw(
     image: np.ndarray, boxes: Sequence, masks: Sequence | None, classes: list[int], labels: list[str]
 ) -> np.ndarray:
-    visualizer = Visualizer(image, scale=max(1.0, MIN_SIDE / min(image.shape[:2])))
+    visualizer = Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
     colors = [PALETTE[c % len(PALETTE)] for c in classes]
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     drawn = visualizer.overlay_instances(boxes=boxes, masks=masks, labels=labels, assigned_colors=colors)
