@@ -1,0 +1,188 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+from detectron2.utils.analysis import FlopCountAnalysis as Detectron2FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+from torch import nn
+
+from denseclip_d2.analysis import activation_analysis, analyze, flop_analysis
+from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.engine import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.DEVICE", "cpu"]
+
+# Parameters (M) and FLOPs (G, recounted by today's fvcore) at 1280x800, from the paper and METHOD.md.
+MODELS = {
+    "COCO-Detection/clip_retinanet_RN50": (37.99, 265.17),
+    "COCO-Detection/denseclip_retinanet_RN50": (60.45, 285.18),
+    "COCO-Detection/clip_retinanet_RN101": (56.98, 341.14),
+    "COCO-Detection/denseclip_retinanet_RN101": (78.00, 359.90),
+    "COCO-InstanceSegmentation/clip_mask_rcnn_RN50": (44.42, 285.97),
+    "COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50": (66.69, 305.93),
+    "COCO-InstanceSegmentation/clip_mask_rcnn_RN101": (63.41, 361.94),
+    "COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101": (84.24, 380.65),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_and_flops_are_the_papers(name):
+    parameters, flops = MODELS[name]
+    cfg = load_config(str(ROOT / "configs" / f"{name}_FPN_1x.yaml"), ["MODEL.DEVICE", "cpu"])
+    counts = analyze(cfg, ["parameter", "flop"], (800, 1280))
+    assert counts["parameter"].total / 1e6 == pytest.approx(parameters, rel=1e-3)
+    assert counts["flop"].total / 1e9 == pytest.approx(flops, rel=5e-3)
+    # Released: 63.66 and 63.40, which keep 13 of CLIP's 77 positions.
+    text_encoder = {"clip": 0, "denseclip_RN50": 63.66, "denseclip_RN101": 63.40}
+    key = "clip" if "/clip" in name else f"denseclip_{name.split('_')[-1]}"
+    assert counts["parameter"].text_encoder / 1e6 == pytest.approx(text_encoder[key], rel=1e-3)
+
+
+class Fused(nn.Module):
+    def forward(self, query, key, value):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+class Explicit(nn.Module):
+    """The same attention, in products that fvcore counts by itself."""
+
+    def forward(self, query, key, value):
+        return (query @ key.mT).softmax(-1) @ value
+
+
+def test_fused_attention_counts_as_its_products_do():
+    shapes = ((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6))  # heads, tokens, widths all different
+    inputs = tuple(torch.rand(shape) for shape in shapes)
+    expected = FlopCountAnalysis(Explicit(), inputs).total()
+    assert expected == 2 * 3 * 5 * 7 * (8 + 6)
+    assert flop_analysis(Fused(), inputs).total() == expected
+    assert activation_analysis(Fused(), inputs).total() == 2 * 3 * 5 * 6
+
+
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+def test_multi_head_attention_counts_the_same_fused_and_not():
+    """With gradients torch runs linear layers and products, which fvcore counts; without, one operator."""
+    model, inputs = SelfAttention().eval(), (torch.rand(2, 7, 32),)
+    unfused = FlopCountAnalysis(model, inputs)
+    with torch.no_grad():
+        fused = flop_analysis(model, inputs)
+        assert set(fused.by_operator()) == {"_native_multi_head_attention"}
+    assert fused.total() == unfused.total() == 2 * (4 * 7 * 32 * 32 + 2 * 7 * 7 * 32)
+    # The attention weights (4 heads of 7 x 7) are put out by the unfused form only.
+    unfused = ActivationCountAnalysis(model, inputs).total() - 2 * 4 * 7 * 7
+    with torch.no_grad():
+        assert activation_analysis(model, inputs).total() == unfused
+
+
+def test_what_is_counted_is_what_inference_runs():
+    """Detectron2's own count of the whole model, which misses attention; and attention by its formula."""
+    cfg = load_config(str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml"), NAMES)
+    height, width = 90, 150  # padded to 96 x 160
+    count = analyze(cfg, ["flop"], (height, width))["flop"]
+    reference = Detectron2FlopCountAnalysis(
+        build_model(cfg).eval(), [{"image": torch.rand(3, height, width)}]
+    ).unsupported_ops_warnings(False)
+    reference.uncalled_modules_warnings(False)
+    language = reference.by_module()["model.backbone.language.text_encoder"]
+    length = build_model(cfg).backbone.language.prompts.shape[1] + 8
+    text_attention = 2 * (2 * len(CLASS_NAMES) * length**2 * 64)  # two layers
+    assert count.text_encoder == language + text_attention
+    pixels, classes, width = 3 * 5 + 1, len(CLASS_NAMES), 24 * 32
+    attention = 2 * pixels**2 * width  # the attention pool's
+    attention += 3 * 2 * (classes**2 + classes * pixels) * 64  # the context decoder's three layers
+    assert count.total == reference.total() - language + attention
+    assert (
+        count.total
+        == count.by_module["backbone"] + count.by_module["head"]
+        == sum(count.by_operator.values())
+    )
+    assert not [name for name in count.not_counted if "attention" in name or "mm" in name or "conv" in name]
+
+
+def test_a_two_stage_detector_is_counted_on_1000_proposals_and_100_masks():
+    """Whatever a random RPN proposes; the heads' layers by their formulae."""
+    cfg = load_config(str(ROOT / "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"), NAMES)
+    modules = analyze(cfg, ["flop"], (64, 96))["flop"].by_module
+    pyramid, hidden, classes = 64, 256, len(CLASS_NAMES)
+    assert modules["roi_heads.box_head"] == 1000 * (pyramid * 7 * 7 * hidden + hidden * hidden)
+    assert modules["roi_heads.box_predictor"] == 1000 * hidden * (classes + 1 + 4 * classes)
+    convolutions, deconvolution = 2 * 14 * 14 * 64 * 64 * 9, 14 * 14 * 64 * 64 * 4
+    assert modules["roi_heads.mask_head"] == 100 * (convolutions + deconvolution + 28 * 28 * 64 * classes)
+    cells = sum((64 // stride) * (96 // stride) for stride in (4, 8, 16, 32)) + 1 * 2  # P6 pools P5
+    assert modules["proposal_generator"] == cells * (64 * 64 * 9 + 64 * 3 * (1 + 4))
+    assert modules[""] == modules["backbone"] + modules["proposal_generator"] + modules["roi_heads"]
+
+
+def run_tool(monkeypatch, *args) -> None:
+    command = ["analyze_model.py", "--size", "64", "96", *map(str, args), *map(str, NAMES)]
+    monkeypatch.setattr("sys.argv", command)
+    runpy.run_path(str(ROOT / "tools/analyze_model.py"), run_name="__main__")
+
+
+def test_the_tool_prints_and_writes_the_text_encoder_apart(tmp_path, monkeypatch, capsys):
+    config = str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml")
+    run_tool(monkeypatch, "--config-file", config, "--depth", 1, "--json", tmp_path / "new/cost.json")
+    report = json.loads((tmp_path / "new/cost.json").read_text())
+    assert (report["config_file"], report["size"]) == (config, [64, 96])
+    model = build_model(load_config(config, NAMES))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    text_encoder = sum(n for name, n in sizes.items() if ".text_encoder." in name)
+    assert report["parameter"]["text_encoder"] == text_encoder > 0
+    assert report["parameter"]["total"] == sum(sizes.values()) - text_encoder
+    for task in ("parameter", "flop", "activation"):
+        modules = report[task]["by_module"]
+        assert report[task]["total"] == modules[""] == modules["backbone"] + modules["head"] > 0
+        assert modules["backbone.language"] == modules["backbone.language.context_decoder"] + (
+            0 if task != "parameter" else 8 * 64 + 64  # contexts and gamma
+        )
+        assert not [name for name in modules if "text_encoder" in name]
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = {cells[1].strip(): [float(x) for x in cells[2:5]] for cells in table[2:]}
+    assert list(rows) == ["all but the text encoder", "backbone", "head", "text encoder, frozen"]
+    expected = [
+        report[t]["text_encoder"] / u for t, u in (("parameter", 1e6), ("flop", 1e9), ("activation", 1e6))
+    ]
+    assert rows["text encoder, frozen"] == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--config-file", "none.yaml"), "error: Config file 'none.yaml' does not exist"),
+        (("--config-file", "{}", "MODEL.FOO", 1), "error: Non-existent key: MODEL.FOO"),
+        (
+            ("--json", "/dev/null/x.json", "--config-file", "{}"),
+            "error: the folder of --json .*cannot be written",
+        ),
+        (
+            ("--config-file", "{}", "MODEL.META_ARCHITECTURE", "PanopticFPN"),
+            "error: .*'PanopticFPN' cannot be",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(monkeypatch, args, message):
+    config = str(ROOT / "configs/Shapes/denseclip_mask_rcnn_tiny.yaml")
+    with pytest.raises(SystemExit, match=message) as failed:
+        run_tool(monkeypatch, *(str(x).format(config) for x in args))
+    assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("args", [("--tasks", "flops"), ("--size", "0", "10"), ()])
+def test_an_unknown_task_or_size_or_no_config_shows_the_usage(monkeypatch, capsys, args):
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, *args)
+    assert "analyze_model.py: error: " in capsys.readouterr().err.splitlines()[-1]
