@@ -15,7 +15,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.engine import Trainer, setup
+from denseclip_d2.engine import Trainer, setup, with_tta
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,11 +41,14 @@ def main(args: argparse.Namespace):
         return trainer.train()
     Trainer.check_test_sets(cfg)
     model = Trainer.build_model(cfg)
+    augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
     checkpointer = DenseCLIPCheckpointer(
         model, cfg.OUTPUT_DIR, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if augmented:
+        results.update(Trainer.test_with_tta(cfg, augmented))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

@@ -1,6 +1,7 @@
 from .optimizer import build_optimizer
 from .predictor import Predictor
 from .setup import load_config, setup
+from .test_time_augmentation import RetinaNetWithTTA, with_tta
 from .trainer import Trainer
 
-__all__ = ["Predictor", "Trainer", "build_optimizer", "load_config", "setup"]
+__all__ = ["Predictor", "RetinaNetWithTTA", "Trainer", "build_optimizer", "load_config", "setup", "with_tta"]

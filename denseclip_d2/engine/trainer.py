@@ -5,6 +5,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -13,6 +14,7 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import DatasetMapper
 from .optimizer import build_optimizer
+from .test_time_augmentation import with_tta
 
 
 class Trainer(DefaultTrainer):
@@ -53,7 +55,22 @@ class Trainer(DefaultTrainer):
             allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
             trainer=weakref.proxy(self),
         )
-        return super().build_hooks()
+        hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # After the evaluation without augmentation, and before the writer, which closes metrics.json.
+            position = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1
+            hooks.insert(position, self._build_tta_hook())
+        return hooks
+
+    def _build_tta_hook(self) -> HookBase:
+        augmented = with_tta(self.cfg, self.model)  # fails, if it must, before training
+
+        def test_and_save_results() -> dict:
+            results = self.test_with_tta(self.cfg, augmented)
+            self._last_eval_results.update(results)
+            return results
+
+        return EvalHook(0, test_and_save_results)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -79,5 +96,19 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR, "inference", dataset_name)))
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
+        return COCOEvaluator(
+            dataset_name,
+            # Told, not left to be read off the predictions, of which there may be none.
+            tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+            output_dir=str(Path(cfg.OUTPUT_DIR, folder, dataset_name)),
+        )
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:
+        """Evaluate a model that :func:`with_tta` made, into ``OUTPUT_DIR/inference_TTA``.
+
+        Returns: what ``test`` returns, its outer keys with "_TTA" at their ends.
+        """
+        evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
+        return {f"{key}_TTA": result for key, result in cls.test(cfg, augmented, evaluators).items()}
