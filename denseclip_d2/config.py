@@ -62,6 +62,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Accept weights with tensors missing or of another shape (same as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
 
+    # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).
+    cfg.SOLVER.AMP.PRECISION = "float16"
     # "ADAMW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Factor of the visual encoder's learning rate. The text encoder is frozen.

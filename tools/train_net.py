@@ -3,6 +3,7 @@
 
 tools/train_net.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml
 tools/train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml --num-gpus 8
+torchrun --nproc-per-node 8 tools/train_net.py --config-file F   # processes by torchrun; also on CPUs
 tools/train_net.py --config-file F --resume                      # go on where a run in OUTPUT_DIR stopped
 tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
 """
@@ -10,12 +11,12 @@ tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights
 import argparse
 
 import torch
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.engine import Trainer, setup, with_tta
+from denseclip_d2.engine import Trainer, load_config, run, setup, with_tta
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,14 +30,17 @@ def parse_args() -> argparse.Namespace:
     if not args.config_file:
         parser.error("--config-file is needed; configs/ has them")
     if args.num_gpus > max(torch.cuda.device_count(), 1):
-        parser.error(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}")
+        parser.error(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
+            "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ..."
+        )
     return args
 
 
 def main(args: argparse.Namespace):
     cfg = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
+        trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     Trainer.check_test_sets(cfg)
@@ -55,12 +59,4 @@ def main(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    run(main, parse_args())

@@ -1,7 +1,17 @@
+from .launch import run
 from .optimizer import build_optimizer
 from .predictor import Predictor
 from .setup import load_config, setup
 from .test_time_augmentation import RetinaNetWithTTA, with_tta
 from .trainer import Trainer
 
-__all__ = ["Predictor", "RetinaNetWithTTA", "Trainer", "build_optimizer", "load_config", "setup", "with_tta"]
+__all__ = [
+    "Predictor",
+    "RetinaNetWithTTA",
+    "Trainer",
+    "build_optimizer",
+    "load_config",
+    "run",
+    "setup",
+    "with_tta",
+]

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import add_denseclip_config
 
@@ -36,6 +38,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
     default_setup(cfg, args)
+    # default_setup gives Detectron2's and fvcore's loggers a console and OUTPUT_DIR/log.txt, and no other's.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="denseclip_d2")
     return cfg
 
 

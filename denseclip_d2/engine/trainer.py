@@ -1,3 +1,4 @@
+import logging
 import weakref
 from pathlib import Path
 
@@ -14,20 +15,34 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import DatasetMapper
 from .optimizer import build_optimizer
+from .precision import check_precision
+from .scale import check_processes, fitting_trainer_parts, lost_sync_bn, with_fitting_norms
+from .summary import count_images, summarize_run
 from .test_time_augmentation import with_tta
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with the recipe's optimiser, checked data and strict loading."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, recipe: CfgNode | None = None):
         """
+        Args:
+            recipe: the config to log departures from, such as the config file's alone; None: ``cfg``.
+
         Raises:
-            ValueError, FileNotFoundError: a dataset, to train or to test on, cannot be used.
+            ValueError, FileNotFoundError: a dataset, to train or to test on, cannot be used, or the config
+                does not fit the processes or the device.
         """
+        check_precision(cfg)
+        check_processes(cfg)
         self.check_test_sets(cfg)  # their faults should not wait for the end of training
-        super().__init__(cfg)
+        with fitting_trainer_parts(cfg):
+            super().__init__(cfg)
         check_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        num_images = count_images(self.data_loader)
+        logger.info(summarize_run(self.cfg, recipe or cfg, self.model, self.optimizer, num_images))
 
     @staticmethod
     def check_test_sets(cfg: CfgNode) -> None:
@@ -74,7 +89,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        if lost := lost_sync_bn(cfg):
+            logger.warning("%s.", lost)
+        model = super().build_model(with_fitting_norms(cfg))
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
+from detectron2.utils import comm
 from torch import Tensor
+
+from ..distributed import sum_over_processes
 
 TARGET_STRIDE = 4
 """Pixels a side of one cell of the target (released behaviour)."""
@@ -76,7 +79,8 @@ def pixel_text_loss(logits: Tensor, target: Tensor) -> Tensor:
     """The auxiliary pixel-text loss of detection (paper, sec. 3.4, as released).
 
     Binary cross-entropy over all classes at the pixels that any class covers; the others are ignored. In
-    float32 whatever the precision of ``logits``.
+    float32 whatever the precision of ``logits``. The pixels are counted over all processes, so that the loss,
+    averaged over processes, is that of the global batch.
 
     Args:
         logits: (B, K, h, w), the score map over tau; enlarged to the target's size.
@@ -86,4 +90,5 @@ def pixel_text_loss(logits: Tensor, target: Tensor) -> Tensor:
     logits = F.interpolate(logits.float(), target.shape[2:], mode="bilinear", align_corners=False)
     mask = target.any(dim=1, keepdim=True)  # (B, 1, H, W)
     loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-    return (loss * mask).sum() / (mask.sum() * logits.shape[1]).clamp(min=1)
+    count = sum_over_processes(mask.sum() * logits.shape[1]).clamp(min=1) / comm.get_world_size()
+    return (loss * mask).sum() / count

@@ -1,0 +1,92 @@
+"""What a config means for the processes and the device at hand."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, create_ddp_model, defaults
+from detectron2.utils import comm
+
+from .precision import MixedPrecisionTrainer
+
+SYNC_BN_ON_CPUS = (
+    "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalises by the images of its own, "
+    "and the checkpoint holds the statistics of the first process"
+)
+
+
+def with_fitting_norms(cfg: CfgNode) -> CfgNode:
+    """SyncBN on several GPUs, BN elsewhere: a config with "SyncBN" replaced, where it must be, at every NORM.
+
+    Weights have the same names and shapes under both, and on one process the outputs are the same too.
+    """
+    if comm.get_world_size() > 1 and not _on_cpu(cfg):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    _replace_sync_bn(cfg)
+    return cfg
+
+
+def lost_sync_bn(cfg: CfgNode) -> str:
+    """What it means that SyncBN cannot be had across these processes; empty where nothing is lost."""
+    return SYNC_BN_ON_CPUS if comm.get_world_size() > 1 and with_fitting_norms(cfg) != cfg else ""
+
+
+def check_processes(cfg: CfgNode) -> None:
+    """See that the model's device is what the processes were started for, and that they can share the batch.
+
+    Raises:
+        ValueError: they are not, or cannot.
+    """
+    world_size = comm.get_world_size()
+    if world_size > 1 and _on_cpu(cfg) and dist.get_backend() == dist.Backend.NCCL:
+        raise ValueError(
+            "MODEL.DEVICE is 'cpu', but the processes were started for GPUs. "
+            "Hide the GPUs by CUDA_VISIBLE_DEVICES= in the environment, or leave MODEL.DEVICE 'cuda'."
+        )
+    batch = DefaultTrainer.auto_scale_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
+    if batch % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH = {batch} images cannot be shared by {world_size} processes: "
+            f"set it to a multiple of {world_size}."
+        )
+
+
+def _on_cpu(cfg: CfgNode) -> bool:
+    return torch.device(cfg.MODEL.DEVICE).type == "cpu"
+
+
+def _replace_sync_bn(node: CfgNode) -> None:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _replace_sync_bn(value)
+        elif key == "NORM" and value == "SyncBN":
+            node[key] = "BN"
+
+
+@contextmanager
+def fitting_trainer_parts(cfg: CfgNode) -> Iterator[None]:
+    """Give ``DefaultTrainer.__init__``, while it runs, the parts that this device needs.
+
+    It takes ``create_ddp_model`` and ``AMPTrainer`` by name from its own module and has no method to override
+    for either. The first names a GPU for each process, which DDP refuses for a model on a CPU, whatever the
+    model is wrapped in; the second knows float16 on CUDA only. Hence the names are exchanged for the one
+    call; the other way would be a copy of ``__init__``.
+    """
+    parts = {
+        "AMPTrainer": partial(
+            MixedPrecisionTrainer, precision=cfg.SOLVER.AMP.PRECISION, device=cfg.MODEL.DEVICE
+        )
+    }
+    if _on_cpu(cfg):
+        parts["create_ddp_model"] = partial(create_ddp_model, device_ids=None)
+    originals = {name: getattr(defaults, name) for name in parts}
+    vars(defaults).update(parts)
+    try:
+        yield
+    finally:
+        vars(defaults).update(originals)

@@ -1,0 +1,103 @@
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from textwrap import indent
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from .scale import lost_sync_bn, with_fitting_norms
+
+# Keys that change no number of a training's result but by rounding.
+_NEUTRAL = (
+    "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CHECK_IMAGES", "MODEL.CHANNELS_LAST",
+    "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", "MODEL.DEVICE", "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE", "TEST.*", "VIS_PERIOD",
+)  # fmt: skip
+
+
+def summarize_run(
+    cfg: CfgNode, recipe: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, num_images: int
+) -> str:
+    """What is about to be trained, as tables to read before it takes days.
+
+    Args:
+        cfg: as it will be trained, scaled to the number of processes.
+        recipe: what departures are named from, such as the config file without the command line.
+        num_images: of the training set.
+    """
+    departures = departures_from(recipe, cfg) or ["none"]
+    return "\n".join(
+        [
+            "This run:",
+            indent(tabulate(_facts(cfg, recipe, num_images), tablefmt="plain"), "  "),
+            "Departures from the config file:",
+            *(f"  {line}" for line in departures),
+            "Learning rates, weight decays and what they are for:",
+            indent(tabulate(_groups(model, optimizer), tablefmt="plain", headers="firstrow"), "  "),
+        ]
+    )
+
+
+def count_images(loader: Iterable) -> int:
+    """How many images a training loader draws from: Detectron2 keeps them in nested ``dataset`` fields."""
+    while hasattr(loader, "dataset"):
+        loader = loader.dataset
+    return len(loader)
+
+
+def _facts(cfg: CfgNode, recipe: CfgNode, num_images: int) -> list[tuple[str, str]]:
+    solver, world_size = cfg.SOLVER, comm.get_world_size()
+    scaled = ""
+    if recipe.SOLVER.REFERENCE_WORLD_SIZE not in (0, world_size):
+        old = recipe.SOLVER
+        scaled = f" (scaled from {old.BASE_LR:g} for {old.REFERENCE_WORLD_SIZE} processes)"
+    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / max(num_images, 1)
+    norm = with_fitting_norms(cfg).MODEL.DENSECLIP.VISUAL.NORM
+    return [
+        ("processes", f"{world_size} ({comm.get_local_size()} a machine), on {cfg.MODEL.DEVICE}"),
+        ("batch", f"{solver.IMS_PER_BATCH} images, {solver.IMS_PER_BATCH // world_size} a process"),
+        ("learning rate", f"{solver.BASE_LR:g}{scaled}"),
+        ("iterations", f"{solver.MAX_ITER}: {epochs:.1f} epochs of {num_images} images"),
+        ("precision", f"{solver.AMP.PRECISION}, mixed" if solver.AMP.ENABLED else "float32"),
+        ("visual norm", norm),
+    ]
+
+
+def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
+    """Differences of ``cfg``, as it runs here, from ``recipe`` that change what is learnt; a line each."""
+    lines = list(_differences(recipe, cfg))
+    rates = [node.SOLVER.BASE_LR / node.SOLVER.IMS_PER_BATCH for node in (cfg, recipe)]
+    ratio = rates[0] / rates[1] if rates[1] else 1.0
+    if abs(ratio - 1) > 1e-6:
+        lines.append(f"learning rate for each image of the batch: {ratio:.3g} times the recipe's")
+    if loss := lost_sync_bn(cfg):
+        lines.append(loss)
+    return lines
+
+
+def _differences(recipe: CfgNode, cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        name, old = prefix + key, recipe.get(key)
+        if isinstance(value, CfgNode) and isinstance(old, CfgNode):
+            yield from _differences(old, value, f"{name}.")
+        elif value != old and not any(fnmatch(name, pattern) for pattern in _NEUTRAL):
+            yield f"{name}: {value!r} instead of {old!r}"
+
+
+def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple]:
+    names = {parameter: name.removeprefix("module.") for name, parameter in model.named_parameters()}
+    rows = [("learning rate", "weight decay", "tensors", "parameters", "of")]
+    for group in optimizer.param_groups:
+        # Warm-up has lowered "lr" already.
+        rate = group.get("initial_lr", group["lr"])
+        rows.append((f"{rate:g}", f"{group['weight_decay']:g}", *_extent(names, group["params"])))
+    frozen = [parameter for parameter in names if not parameter.requires_grad]
+    return [*rows, ("frozen", "", *_extent(names, frozen))]
+
+
+def _extent(names: dict[nn.Parameter, str], parameters: list[nn.Parameter]) -> tuple[int, str, str]:
+    parts = sorted({".".join(names[p].split(".")[:2]) for p in parameters})
+    return len(parameters), f"{sum(p.numel() for p in parameters):,}", ", ".join(parts)

@@ -1,0 +1,328 @@
+"""Several processes, mixed precision, and what is said about both before training."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.testing import assert_close
+
+from denseclip_d2.data import shapes
+from denseclip_d2.data.mapper import DatasetMapper
+from denseclip_d2.engine import Trainer, load_config, run
+from denseclip_d2.engine.precision import MixedPrecisionTrainer
+from denseclip_d2.engine.scale import with_fitting_norms
+from denseclip_d2.engine.summary import departures_from
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml")
+LOSSES = ("loss_cls", "loss_box_reg", "loss_pixel_text")
+# What would make a batch's loss depend on how it is spread: BN statistics, and random numbers by process.
+EQUAL_WHEREVER = {
+    "MODEL.DENSECLIP.VISUAL.NORM": "FrozenBN", "MODEL.FPN.NORM": "", "MODEL.RETINANET.NORM": "",
+    "MODEL.DENSECLIP.CONTEXT_DECODER.DROPOUT": 0.0, "INPUT.RANDOM_FLIP": "none",
+    "INPUT.MIN_SIZE_TRAIN": "(96,)", "INPUT.MIN_SIZE_TEST": 96, "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.MAX_ITER": 20, "SOLVER.STEPS": "()", "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": 3e-4,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+}  # fmt: skip
+
+
+class Recorder(HookBase):
+    """Keeps the losses of each iteration, which Detectron2 averages over processes."""
+
+    def __init__(self):
+        self.losses = []
+
+    def after_step(self) -> None:
+        if comm.is_main_process():
+            self.losses.append([self.trainer.storage.history(name).latest() for name in LOSSES])
+
+
+def config_for(root: Path, output: Path, **opts) -> CfgNode:
+    datasets = {"DATASETS.TRAIN": "('scale_train',)", "DATASETS.TEST": "('scale_val',)", "OUTPUT_DIR": output}
+    for split in ("train", "val"):
+        if f"scale_{split}" not in DatasetCatalog:
+            annotations = str(root / f"annotations/instances_{split}.json")
+            register_coco_instances(f"scale_{split}", {}, annotations, str(root / split))
+    return load_config(CONFIG, [str(x) for pair in {**datasets, **opts}.items() for x in pair])
+
+
+def train_and_evaluate(args: Namespace) -> None:
+    """Twenty iterations, then evaluation of ``args.weights`` or else of what they gave; leaves a record."""
+    cfg = config_for(args.root, args.output, **EQUAL_WHEREVER, **args.opts)
+    seed_all_rng(1)
+    trainer = Trainer(cfg)
+    recorder = Recorder()
+    trainer.register_hooks([recorder])
+    trainer.train()
+    if args.weights:
+        trainer.checkpointer.load(args.weights, checkpointables=[])
+    results = Trainer.test(cfg, trainer.model)
+    if comm.is_main_process():
+        detections = args.output / "inference/scale_val/coco_instances_results.json"
+        scores = sorted(x["score"] for x in json.loads(detections.read_text()))
+        record = {"losses": recorder.losses, "bbox": results["bbox"], "scores": scores}
+        (args.output / "record.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def square_shapes(tmp_path_factory):
+    """Twelve images of one size, so that none is padded, of which some have no objects."""
+    root = tmp_path_factory.mktemp("scale") / "shapes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "IMAGE_SIDES", (96,))
+        shapes.generate_shapes(root, num_train=12, num_val=6, seed=3)
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] > 5]
+    path.write_text(json.dumps(content))
+    yield root
+    for split in ("train", "val"):
+        DatasetCatalog.pop(f"scale_{split}", None)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(square_shapes):
+    """Outputs of one training on one process, and on two that recompute activations."""
+    outputs = [square_shapes.parent / "one", square_shapes.parent / "two"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("LOCAL_RANK", raising=False)
+        for count, output in enumerate(outputs, start=1):
+            output.mkdir()
+            opts = {"MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING": count == 2}
+            args = arguments(num_gpus=count, root=square_shapes, output=output, opts=opts)
+            args.weights = str(outputs[0] / "model_final.pth") if count == 2 else ""
+            run(train_and_evaluate, args)
+    return [json.loads((output / "record.json").read_text()) for output in outputs]
+
+
+def arguments(**given) -> Namespace:
+    """The launcher's part of the command line."""
+    defaults = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    return Namespace(**{**defaults, **given})
+
+
+def test_two_processes_have_the_losses_of_one(one_and_two):
+    """Twenty iterations on the same global batches, some of whose halves hold no object."""
+    one, two = (torch.tensor(record["losses"]) for record in one_and_two)
+    assert one.shape == (20, len(LOSSES))
+    assert one[-1].sum() < one[0].sum()
+    assert_close(two, one, atol=1e-4, rtol=0.0)
+
+
+def test_two_processes_evaluate_as_one(one_and_two):
+    """The same weights, the same detections, the same AP."""
+    one, two = one_and_two
+    assert one["bbox"]["AP50"] > 0
+    assert two["bbox"] == pytest.approx(one["bbox"], nan_ok=True)
+    assert two["scores"] == pytest.approx(one["scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
+def test_every_parameter_has_a_gradient_even_without_objects(square_shapes, tmp_path, mode):
+    """Else DDP would wait for it for ever: the first images have no objects."""
+    cfg = config_for(square_shapes, tmp_path, **EQUAL_WHEREVER, **{"MODEL.DENSECLIP.PROMPT.MODE": mode})
+    model = Trainer.build_model(cfg)
+    images = [x for x in DatasetCatalog.get("scale_train") if not x["annotations"]][:2]
+    batch = [DatasetMapper(cfg)(image) for image in images]
+    assert [len(x["instances"]) for x in batch] == [0, 0]
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_bfloat16_trains_on_the_cpu_as_float32_does(square_shapes, tmp_path):
+    """The forward pass alone is in bfloat16; losses stay close to float32's."""
+    losses, kinds, autocast_in_backward = {}, set(), set()
+    for amp in (False, True):
+        opts = {
+            **EQUAL_WHEREVER, "SOLVER.AMP.ENABLED": amp, "SOLVER.AMP.PRECISION": "bfloat16",
+            "SOLVER.MAX_ITER": 4, "DATASETS.TEST": "()",
+        }  # fmt: skip
+        seed_all_rng(1)
+        trainer = Trainer(config_for(square_shapes, tmp_path, **opts))
+        recorder = Recorder()
+        trainer.register_hooks([recorder])
+        layer = trainer.model.head.cls_score
+        layer.register_forward_hook(lambda *args: kinds.add(args[-1].dtype))
+        layer.weight.register_hook(lambda _: autocast_in_backward.add(torch.is_autocast_enabled("cpu")))
+        trainer.train()
+        losses[amp] = torch.tensor(recorder.losses)
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert kinds == {torch.float32, torch.bfloat16}
+    assert autocast_in_backward == {False}
+    assert_close(losses[True], losses[False], rtol=0.05, atol=0.01)
+    assert not torch.equal(losses[True], losses[False])
+    with torch.no_grad():
+        kinds.clear()
+        trainer.model.eval()([{"image": torch.zeros(3, 96, 96)}])
+    assert kinds == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_mixed_precision_trains_on_a_gpu(square_shapes, tmp_path, precision):
+    opts = {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": precision, "DATASETS.TEST": "()"}
+    trainer = Trainer(config_for(square_shapes, tmp_path, **EQUAL_WHEREVER, **opts))
+    recorder = Recorder()
+    trainer.register_hooks([recorder])
+    trainer.train()
+    assert torch.tensor(recorder.losses).isfinite().all()
+    assert trainer._trainer.grad_scaler.is_enabled() == (precision == "float16")
+
+
+@pytest.mark.parametrize(
+    "precision, message",
+    [("float16", "Set SOLVER.AMP.PRECISION to bfloat16"), ("fp16", "it can be 'float16' or 'bfloat16'")],
+)
+def test_impossible_precisions_are_refused(precision, message):
+    cfg = load_config(CONFIG, ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", precision])
+    cfg.MODEL.DEVICE = "cpu"
+    with pytest.raises(ValueError, match=message):
+        Trainer(cfg)
+
+
+def test_a_run_goes_on_in_another_precision():
+    """float32 -> float16 starts a new scaler, float16 -> float16 keeps the old one's scale."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    half = partial(MixedPrecisionTrainer, model, [], optimizer, precision="float16", device="cpu")
+    trainer, before = half(), SimpleTrainer(model, [], optimizer)
+    before.iter = trainer.iter = 7
+    trainer.load_state_dict(before.state_dict())
+    initial = trainer.grad_scaler.get_scale()
+    trainer.grad_scaler.scale(torch.ones(()))
+    trainer.grad_scaler.update(initial / 4)
+    resumed = half()
+    resumed.load_state_dict(trainer.state_dict())
+    assert (resumed.iter, resumed.grad_scaler.get_scale()) == (7, initial / 4)
+
+
+def test_sync_bn_is_bn_on_one_device_under_the_same_names():
+    """In the visual encoder, the pyramid and the head."""
+    cfg = load_config(CONFIG, [])
+    fitted, synced = Trainer.build_model(cfg), build_model(cfg)
+    parts = [m for n, m in synced.named_modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(parts) > 30
+    assert not [m for m in fitted.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert {k: v.shape for k, v in fitted.state_dict().items()} == {
+        k: v.shape for k, v in synced.state_dict().items()
+    }
+
+
+def test_sync_bn_stays_on_several_gpus(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    cfg = load_config(CONFIG, [])
+    cfg.MODEL.DEVICE = "cuda"
+    assert with_fitting_norms(cfg) == cfg
+    cfg.MODEL.DEVICE = "cpu"
+    fitted = with_fitting_norms(cfg)
+    norms = (fitted.MODEL.DENSECLIP.VISUAL.NORM, fitted.MODEL.FPN.NORM, fitted.MODEL.RETINANET.NORM)
+    assert norms == ("BN", "BN", "BN")
+    assert "statistics of the first process" in departures_from(cfg, cfg)[-1]
+
+
+def test_departures_name_what_changes_the_result_and_nothing_else():
+    recipe = load_config(CONFIG, [])
+    assert departures_from(recipe, load_config(CONFIG, ["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", "5"])) == []
+    changed = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.AMP.ENABLED", "True"])
+    assert sorted(departures_from(recipe, changed)) == [
+        "SOLVER.AMP.ENABLED: True instead of False",
+        "SOLVER.IMS_PER_BATCH: 2 instead of 4",
+        "learning rate for each image of the batch: 2 times the recipe's",
+    ]
+
+
+def test_the_start_tells_the_scaled_batch_and_rate_and_every_parameter(square_shapes, tmp_path, caplog):
+    """A config for two processes on one: half the batch and rate, twice the iterations."""
+    opts = {**EQUAL_WHEREVER, "SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.BASE_LR": 3e-4, "DATASETS.TEST": "()"}
+    with caplog.at_level("INFO", logger="denseclip_d2"):
+        trainer = Trainer(config_for(square_shapes, tmp_path, **opts))
+    (text,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("This run:"))
+    assert "2 images, 2 a process" in text
+    assert "0.00015 (scaled from 0.0003 for 2 processes)" in text
+    assert "40: 6.7 epochs of 12 images" in text
+    counts = re.findall(r"^  (?:[\d.e-]+ +[\d.e-]+|frozen) +\d+ +([\d,]+) ", text, re.MULTILINE)
+    assert len(counts) == 3
+    total = sum(p.numel() for p in trainer.model.parameters())
+    assert sum(int(count.replace(",", "")) for count in counts) == total
+
+
+@pytest.mark.parametrize(
+    "given, environment, message",
+    [
+        ({"num_machines": 2}, {}, "needs --dist-url tcp://ADDRESS:PORT"),
+        ({"num_machines": 2, "machine_rank": 2}, {}, "counted from 0 to 1"),
+        ({}, {"LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, LOCAL_WORLD_SIZE not"),
+        (
+            {"num_gpus": 8},
+            {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+            "torchrun has started them",
+        ),
+    ],
+)
+def test_launches_that_cannot_work_are_refused(monkeypatch, given, environment, message):
+    for key in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=message):
+        run(pytest.fail, arguments(**given))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    with pytest.raises(ValueError, match="IMS_PER_BATCH = 4 images cannot be shared by 3 processes"):
+        Trainer(load_config(CONFIG, []))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
+    """Two processes by torchrun on CPUs; their weights give the same detections on one process and two."""
+    shapes.generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    opts = ("SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "2")
+    opts = (*opts, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", tmp_path / "output")
+
+    def train_net(*args) -> str:
+        command = [sys.executable, "-W", "ignore", *map(str, args)]
+        ours = {"DETECTRON2_DATASETS": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | ours, timeout=280
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    tool = ("tools/train_net.py", "--config-file", CONFIG)
+    said = train_net(*torchrun, *tool, *opts)
+    assert "2 (2 a machine), on cpu" in said
+    assert "SyncBN becomes BN" in said
+    detections = []
+    for launcher in (torchrun, ()):
+        train_net(
+            *launcher, *tool, "--eval-only", *opts, "MODEL.WEIGHTS", tmp_path / "output/model_final.pth"
+        )
+        results = tmp_path / "output/inference/shapes_val/coco_instances_results.json"
+        detections.append(json.loads(results.read_text()))
+        results.unlink()
+    two, one = detections
+    assert one
+    assert two == one
