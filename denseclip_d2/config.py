@@ -71,6 +71,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Parameters without weight decay, by shell patterns on their names. As released, the norms inside the
     # context decoder's layers and no others.
     cfg.SOLVER.NO_WEIGHT_DECAY = ("*.context_decoder.decoder.*.norm?.*",)
+    # Keep only the newest so many of the periodic checkpoints (model_final and model_best stay); 0 keeps all.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+    # A metric, such as "bbox/AP", by which the best weights so far are kept as model_best.pth; empty: none.
+    cfg.SOLVER.KEEP_BEST = ""
 
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True

@@ -11,6 +11,7 @@ from ..language.text_encoder import CLIPTextEncoder
 from ..visual import CLIPResNet
 from ..visual.attention_pool import resize_positional_embedding
 from .openclip import PREFIX, parse_openclip_path
+from .whole_files import WholeFiles
 
 # Of a CLIP model, but of no use to dense prediction.
 CLIP_ONLY = {"logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask"}
@@ -39,8 +40,24 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             allow_partial: load what fits instead of raising where tensors are missing or misshapen.
         """
         super().__init__(model, save_dir, **kwargs)
+        self.path_manager = WholeFiles(self.path_manager)
         self.fresh_start = fresh_start
         self.allow_partial = allow_partial
+
+    def save(self, name: str, **kwargs) -> None:
+        """Write ``name``.pth whole or not at all, then name it in ``last_checkpoint``, by the same rule.
+
+        Raises:
+            FloatingPointError: a parameter is not finite; nothing is written.
+        """
+        broken = [n for n, parameter in self.model.named_parameters() if not torch.isfinite(parameter).all()]
+        if broken:
+            raise FloatingPointError(
+                f"No checkpoint {name!r} written, for parameters are not finite: {_first(broken)}. "
+                f"The last good one is {self.get_checkpoint_file() or 'not there yet'}. "
+                "Lower SOLVER.BASE_LR and go on with --resume."
+            )
+        super().save(name, **kwargs)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """Load a checkpoint, a file of weights or an ``openclip://`` path; nothing for an empty path.

@@ -14,6 +14,8 @@ from torch import nn
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import DatasetMapper
+from ..data.train_loader import TrainLoader
+from .hooks import check_survival, with_survival
 from .optimizer import build_optimizer
 from .precision import check_precision
 from .scale import check_processes, fitting_trainer_parts, lost_sync_bn, with_fitting_norms
@@ -37,6 +39,7 @@ class Trainer(DefaultTrainer):
         """
         check_precision(cfg)
         check_processes(cfg)
+        check_survival(cfg)
         self.check_test_sets(cfg)  # their faults should not wait for the end of training
         with fitting_trainer_parts(cfg):
             super().__init__(cfg)
@@ -69,8 +72,9 @@ class Trainer(DefaultTrainer):
             self.cfg.OUTPUT_DIR,
             allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
             trainer=weakref.proxy(self),
+            data=self.data_loader,
         )
-        hooks = super().build_hooks()
+        hooks = with_survival(self, super().build_hooks())
         if self.cfg.TEST.AUG.ENABLED:
             # After the evaluation without augmentation, and before the writer, which closes metrics.json.
             position = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1
@@ -105,7 +109,9 @@ class Trainer(DefaultTrainer):
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             check_images=cfg.DATASETS.CHECK_IMAGES and comm.is_main_process(),
         )
-        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg), dataset=dataset)
+        return TrainLoader(
+            **build_detection_train_loader.from_config(cfg, mapper=DatasetMapper(cfg), dataset=dataset)
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

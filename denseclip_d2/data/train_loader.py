@@ -1,0 +1,141 @@
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from detectron2.data import build_detection_train_loader
+from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList, ToIterableDataset
+from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data import Dataset, Sampler
+
+from ..random_state import seeded_random
+
+Place = tuple[int, int]  # position in the stream of this process, index of the record
+
+# What Detectron2's samplers draw when they are made; the last is RandomSubsetTrainingSampler's alone.
+SAMPLER_STATE = ("_seed", "_indexes_subset")
+
+
+class TrainLoader:
+    """Detectron2's training loader, which knows how far it came and goes on from there.
+
+    An image's augmentation is drawn from a seed of its own, made of the run's and of the image's place in the
+    stream. So what the loader yields depends neither on the number of its workers nor on what else draws
+    random numbers, and to go on, the images before need not be read: the sampler and the grouping by aspect
+    ratio are run over their sizes alone.
+    """
+
+    def __init__(
+        self,
+        dataset: list[dict],
+        *,
+        mapper: Callable[[dict], dict],
+        sampler: Sampler,
+        total_batch_size: int,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+    ):
+        """
+        All processes must call this together.
+
+        Args:
+            dataset, mapper, ...: as of Detectron2's ``build_detection_train_loader``, whose ``from_config``
+                makes them; ``mapper`` may not return None.
+        """
+        self.total_batch_size = total_batch_size
+        self.batch_size = total_batch_size // comm.get_world_size()
+        self.aspect_ratio_grouping = aspect_ratio_grouping
+        self.images = 0  # yielded so far, by all processes together
+        self._sizes = [(record.get("width"), record.get("height")) for record in dataset]
+        self._places = _Places(sampler)
+        self.dataset = _SeededDataset(DatasetFromList(dataset, copy=False), mapper)
+        # Workers take turns by images where these are grouped afterwards, else by batches; sharded likewise,
+        # images arrive in the sampler's order, however many workers there are.
+        shard = 1 if aspect_ratio_grouping else self.batch_size
+        self._loader = build_detection_train_loader(
+            ToIterableDataset(self.dataset, self._places, shard_chunk_size=shard),
+            mapper=None,
+            total_batch_size=total_batch_size,
+            aspect_ratio_grouping=aspect_ratio_grouping,
+            num_workers=num_workers,
+            seed=self.dataset.seed,  # else torch's loader draws one from the global generator
+        )
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self._loader:
+            self.images += self.total_batch_size
+            yield batch
+
+    def state_dict(self) -> dict:
+        """How far the loader came; the same for all processes."""
+        sampler = vars(self._places.sampler)
+        return {
+            "images": self.images,
+            "dataset_length": len(self._sizes),
+            "total_batch_size": self.total_batch_size,
+            "world_size": comm.get_world_size(),
+            "augmentation_seed": self.dataset.seed,
+            "sampler": {key: sampler[key] for key in SAMPLER_STATE if key in sampler},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where ``state_dict`` was called; before the first batch is taken.
+
+        With another number of processes, another batch or dataset, the loader goes on after as many images,
+        but they are not the same.
+        """
+        now = self.state_dict()
+        changed = [k for k in ("dataset_length", "total_batch_size", "world_size") if state[k] != now[k]]
+        if changed:
+            logging.getLogger(__name__).warning(
+                "The data's order cannot be continued exactly: %s. Going on after %d images.",
+                ", ".join(f"{k} was {state[k]}, is {now[k]}" for k in changed),
+                state["images"],
+            )
+        self.dataset.seed = state["augmentation_seed"]
+        if "dataset_length" not in changed:
+            vars(self._places.sampler).update(state["sampler"])
+        self._skip(state["images"] // self.total_batch_size)
+
+    def _skip(self, batches: int) -> None:
+        self.images = batches * self.total_batch_size
+        self._places.pending, self._places.start = [], batches * self.batch_size
+        if not (batches and self.aspect_ratio_grouping):
+            return
+        places = enumerate(self._places.sampler)
+        sizes = (dict(zip(("width", "height"), self._sizes[i], strict=True), place=(n, i)) for n, i in places)
+        grouped = AspectRatioGroupedDataset(sizes, self.batch_size)
+        next(islice(grouped, batches - 1, None))
+        # Read, and augmented, but in no batch yet: these come again, first.
+        self._places.pending = sorted(x["place"] for bucket in grouped._buckets for x in bucket)
+        self._places.start = next(places)[0]
+
+
+class _Places(Sampler[Place]):
+    """A sampler's indices with their positions, from a position on, after some pending ones."""
+
+    def __init__(self, sampler: Sampler[int]):
+        self.sampler = sampler
+        self.pending: list[Place] = []
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Place]:
+        yield from self.pending
+        yield from islice(enumerate(self.sampler), self.start, None)
+
+
+class _SeededDataset(Dataset):
+    """Records, mapped under the random numbers of their place."""
+
+    def __init__(self, records: Dataset, mapper: Callable[[dict], dict]):
+        self.records, self.mapper = records, PicklableWrapper(mapper)  # workers may be spawned
+        self.seed = comm.shared_random_seed()
+        self.rank = comm.get_rank()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: Place) -> dict:
+        position, index = place
+        with seeded_random(self.seed, self.rank, position):
+            return self.mapper(self.records[index])

@@ -1,0 +1,228 @@
+"""Hooks that let training survive: kills, non-finite losses, full disks."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from ..checkpoint import DenseCLIPCheckpointer
+from ..random_state import get_random_state, set_random_state
+
+
+class RunState(HookBase):
+    """Save with each checkpoint, and restore, what Detectron2 leaves out: random generators, moving averages.
+
+    The random generators are those of the main process, which alone saves. On resume, the others seed theirs
+    by seed, rank and iteration. (The training data's order and augmentation are the loader's to remember, and
+    exact for all processes.) ``TEST.PRECISE_BN``'s own images are not remembered.
+    """
+
+    def __init__(self, seed: int):
+        """
+        Args:
+            seed: ``SEED``; negative for random.
+        """
+        self._seed = seed
+        self._loaded: dict | None = None
+
+    def state_dict(self) -> dict:
+        normalizers = {name: module.loss_normalizer for name, module in self._normalized()}
+        return {
+            "random": get_random_state(cuda=torch.cuda.is_initialized()),
+            "loss_normalizer": normalizers,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._loaded = state
+
+    def before_train(self) -> None:
+        if self._loaded is None:
+            return
+        modules = dict(self.trainer.checkpointer.model.named_modules())
+        for name, value in self._loaded["loss_normalizer"].items():
+            modules[name].loss_normalizer = value
+        if comm.is_main_process():
+            set_random_state(self._loaded["random"])
+        elif self._seed >= 0:
+            seed_all_rng(self._seed + comm.get_rank() + self.trainer.start_iter)
+        self._loaded = None
+
+    def _normalized(self) -> list[tuple[str, DenseDetector]]:
+        # A moving average that Detectron2's dense detectors keep outside of their state_dict.
+        modules = self.trainer.checkpointer.model.named_modules()
+        return [(n, m) for n, m in modules if isinstance(m, DenseDetector) and hasattr(m, "loss_normalizer")]
+
+
+class UnoptimizedScripts(HookBase):
+    """Run scripted functions, such as Detectron2's focal loss, as they are written, while a CPU trains.
+
+    TorchScript rewrites a function after its first calls in a process, and then it rounds differently: a run
+    that resumes would differ from one that was not interrupted in the last bits. GPUs, where fusion pays and
+    no equality is promised, are let be.
+    """
+
+    def __init__(self):
+        self._context = ExitStack()
+
+    def before_train(self) -> None:
+        if next(self.trainer.model.parameters()).device.type == "cpu":
+            self._context.enter_context(torch.jit.optimized_execution(False))
+
+    def after_train(self) -> None:
+        self._context.close()
+
+
+class LossGuard(HookBase):
+    """Stop before the optimiser's step when a loss is not finite, and name the images."""
+
+    def before_train(self) -> None:
+        # Of a DefaultTrainer, only the trainer within calls its hooks' `after_backward`.
+        self.trainer._trainer.register_hooks([_LossCheck(self.trainer.model, self.trainer.checkpointer)])
+
+
+class _LossCheck(HookBase):
+    """
+    Raises:
+        FloatingPointError: in the process whose loss it is.
+    """
+
+    def __init__(self, model: nn.Module, checkpointer: DenseCLIPCheckpointer):
+        self._checkpointer = checkpointer
+        model.register_forward_hook(self._remember)
+
+    def _remember(self, module, args, output) -> None:
+        if module.training and isinstance(output, dict):
+            self._losses = {name: loss.detach() for name, loss in output.items()}
+            self._images = [image.get("file_name", "without a name") for image in args[0]]
+
+    def after_backward(self) -> None:
+        if torch.isfinite(sum(self._losses.values())):
+            return
+        losses = ", ".join(f"{name} = {loss.item():.4g}" for name, loss in self._losses.items())
+        last = self._checkpointer.get_checkpoint_file() or "not there yet"
+        raise FloatingPointError(
+            f"The loss is not finite at iteration {self.trainer.iter}: {losses}. "
+            f"Images: {', '.join(self._images)}. The last good checkpoint is {last}. "
+            "Look at these images; if they are fine, lower SOLVER.BASE_LR and go on with --resume."
+        )
+
+
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """Detectron2's, which also after a resume knows the checkpoints it may delete: those of this run."""
+
+    def state_dict(self) -> dict:
+        return {"recent": [Path(path).name for path in self.recent_checkpoints]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.recent_checkpoints = [str(Path(self.checkpointer.save_dir, name)) for name in state["recent"]]
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.max_to_keep is None or self.trainer.start_iter == 0:
+            return
+        # A checkpoint is noted after it is saved, and a kill can come before an old one is deleted.
+        name = f"{self.file_prefix}_{self.trainer.start_iter - 1:07d}.pth"
+        resumed = Path(self.checkpointer.save_dir, name)
+        if resumed.exists() and str(resumed) not in self.recent_checkpoints:
+            self.recent_checkpoints.append(str(resumed))
+        for path in self.recent_checkpoints[: -self.max_to_keep]:
+            Path(path).unlink(missing_ok=True)
+        self.recent_checkpoints = self.recent_checkpoints[-self.max_to_keep :]
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's, whose best score survives a resume.
+
+    Writes ``model_best.pth``, weights alone, and ``model_best.json``: metric, score and iteration.
+    """
+
+    def __init__(self, eval_period: int, checkpointer: "BestWeights", val_metric: str):
+        """
+        Args:
+            eval_period: as of the ``EvalHook``, which must come before.
+            val_metric: such as "bbox/AP"; more is better.
+        """
+        super().__init__(eval_period, checkpointer, val_metric)
+        self._memory = Path(checkpointer.save_dir, "model_best.json")
+
+    def before_train(self) -> None:
+        # Kept beside the weights rather than in checkpoints: it speaks of these, also if they are removed.
+        if self.trainer.start_iter > 0 and self._memory.exists():
+            memory = json.loads(self._memory.read_text())
+            if memory["metric"] == self._val_metric:
+                self.best_metric, self.best_iter = memory["score"], memory["iteration"]
+
+    def _best_checking(self) -> None:
+        before = self.best_iter
+        super()._best_checking()
+        if self.best_iter != before:
+            memory = {"metric": self._val_metric, "score": self.best_metric, "iteration": self.best_iter}
+            with self._checkpointer.path_manager.open(str(self._memory), "w") as file:
+                json.dump(memory, file)
+
+
+class BestWeights(DenseCLIPCheckpointer):
+    """A checkpointer of weights that no run resumes from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+class EvalHook(hooks.EvalHook):
+    """Detectron2's, which saves a checkpoint when evaluation fails: it comes before the periodic one."""
+
+    def _do_eval(self) -> None:
+        try:
+            super()._do_eval()
+        except Exception:
+            if self.trainer.iter < self.trainer.max_iter:
+                self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            raise
+
+
+def check_survival(cfg: CfgNode) -> None:
+    """Refuse impossible ``SOLVER.KEEP_CHECKPOINTS`` and ``SOLVER.KEEP_BEST``.
+
+    Raises:
+        ValueError: a negative number, or a best checkpoint without a dataset to tell it by.
+    """
+    if cfg.SOLVER.KEEP_CHECKPOINTS < 0:
+        raise ValueError(
+            f"SOLVER.KEEP_CHECKPOINTS is {cfg.SOLVER.KEEP_CHECKPOINTS}; it can be 0, for all, or more."
+        )
+    if cfg.SOLVER.KEEP_BEST and not cfg.DATASETS.TEST:
+        raise ValueError(
+            f"SOLVER.KEEP_BEST is {cfg.SOLVER.KEEP_BEST!r}, but DATASETS.TEST is empty. "
+            "Name a dataset there, or leave SOLVER.KEEP_BEST empty."
+        )
+
+
+def with_survival(trainer, default_hooks: list[HookBase | None]) -> list[HookBase]:
+    """Detectron2's default hooks of a ``DefaultTrainer``, with those of this file in place.
+
+    Evaluation comes before the periodic checkpoint of the same iteration, so that a checkpoint has all of its
+    iteration behind it; a run that resumes neither repeats nor leaves out what another does.
+    """
+    cfg = trainer.cfg
+    periodic, writers, others = [], [], []
+    for hook in filter(None, default_hooks):
+        if isinstance(hook, hooks.PeriodicCheckpointer):
+            keep = cfg.SOLVER.KEEP_CHECKPOINTS or None
+            periodic.append(PeriodicCheckpointer(hook.checkpointer, hook.period, max_to_keep=keep))
+        elif isinstance(hook, hooks.PeriodicWriter):
+            writers.append(hook)
+        elif isinstance(hook, hooks.EvalHook):
+            others.append(EvalHook(hook._period, hook._func))
+        else:
+            others.append(hook)
+    if cfg.SOLVER.KEEP_BEST and comm.is_main_process():
+        best = BestWeights(trainer.model, cfg.OUTPUT_DIR)
+        others.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.KEEP_BEST))
+    return [*others, RunState(cfg.SEED), UnoptimizedScripts(), LossGuard(), *periodic, *writers]
