@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import HookBase, SimpleTrainer
-from detectron2.modeling import build_model
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.data import shapes
 from denseclip_d2.data.mapper import DatasetMapper
 from denseclip_d2.engine import Trainer, load_config, run
-from denseclip_d2.engine.precision import MixedPrecisionTrainer
-from denseclip_d2.engine.scale import with_fitting_norms
-from denseclip_d2.engine.summary import departures_from
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml")
@@ -119,6 +113,7 @@ def arguments(**given) -> Namespace:
     return Namespace(**{**defaults, **given})
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(one_and_two):
     """Twenty iterations on the same global batches, some of whose halves hold no object."""
     one, two = (torch.tensor(record["losses"]) for record in one_and_two)
@@ -127,6 +122,7 @@ def test_two_processes_have_the_losses_of_one(one_and_two):
     assert_close(two, one, atol=1e-4, rtol=0.0)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(one_and_two):
     """The same weights, the same detections, the same AP."""
     one, two = one_and_two
@@ -188,68 +184,6 @@ def test_mixed_precision_trains_on_a_gpu(square_shapes, tmp_path, precision):
     assert trainer._trainer.grad_scaler.is_enabled() == (precision == "float16")
 
 
-@pytest.mark.parametrize(
-    "precision, message",
-    [("float16", "Set SOLVER.AMP.PRECISION to bfloat16"), ("fp16", "it can be 'float16' or 'bfloat16'")],
-)
-def test_impossible_precisions_are_refused(precision, message):
-    cfg = load_config(CONFIG, ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", precision])
-    cfg.MODEL.DEVICE = "cpu"
-    with pytest.raises(ValueError, match=message):
-        Trainer(cfg)
-
-
-def test_a_run_goes_on_in_another_precision():
-    """float32 -> float16 starts a new scaler, float16 -> float16 keeps the old one's scale."""
-    model = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters())
-    half = partial(MixedPrecisionTrainer, model, [], optimizer, precision="float16", device="cpu")
-    trainer, before = half(), SimpleTrainer(model, [], optimizer)
-    before.iter = trainer.iter = 7
-    trainer.load_state_dict(before.state_dict())
-    initial = trainer.grad_scaler.get_scale()
-    trainer.grad_scaler.scale(torch.ones(()))
-    trainer.grad_scaler.update(initial / 4)
-    resumed = half()
-    resumed.load_state_dict(trainer.state_dict())
-    assert (resumed.iter, resumed.grad_scaler.get_scale()) == (7, initial / 4)
-
-
-def test_sync_bn_is_bn_on_one_device_under_the_same_names():
-    """In the visual encoder, the pyramid and the head."""
-    cfg = load_config(CONFIG, [])
-    fitted, synced = Trainer.build_model(cfg), build_model(cfg)
-    parts = [m for n, m in synced.named_modules() if isinstance(m, nn.SyncBatchNorm)]
-    assert len(parts) > 30
-    assert not [m for m in fitted.modules() if isinstance(m, nn.SyncBatchNorm)]
-    assert {k: v.shape for k, v in fitted.state_dict().items()} == {
-        k: v.shape for k, v in synced.state_dict().items()
-    }
-
-
-def test_sync_bn_stays_on_several_gpus(monkeypatch):
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    cfg = load_config(CONFIG, [])
-    cfg.MODEL.DEVICE = "cuda"
-    assert with_fitting_norms(cfg) == cfg
-    cfg.MODEL.DEVICE = "cpu"
-    fitted = with_fitting_norms(cfg)
-    norms = (fitted.MODEL.DENSECLIP.VISUAL.NORM, fitted.MODEL.FPN.NORM, fitted.MODEL.RETINANET.NORM)
-    assert norms == ("BN", "BN", "BN")
-    assert "statistics of the first process" in departures_from(cfg, cfg)[-1]
-
-
-def test_departures_name_what_changes_the_result_and_nothing_else():
-    recipe = load_config(CONFIG, [])
-    assert departures_from(recipe, load_config(CONFIG, ["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", "5"])) == []
-    changed = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.AMP.ENABLED", "True"])
-    assert sorted(departures_from(recipe, changed)) == [
-        "SOLVER.AMP.ENABLED: True instead of False",
-        "SOLVER.IMS_PER_BATCH: 2 instead of 4",
-        "learning rate for each image of the batch: 2 times the recipe's",
-    ]
-
-
 def test_the_start_tells_the_scaled_batch_and_rate_and_every_parameter(square_shapes, tmp_path, caplog):
     """A config for two processes on one: half the batch and rate, twice the iterations."""
     opts = {**EQUAL_WHEREVER, "SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.BASE_LR": 3e-4, "DATASETS.TEST": "()"}
@@ -263,35 +197,6 @@ def test_the_start_tells_the_scaled_batch_and_rate_and_every_parameter(square_sh
     assert len(counts) == 3
     total = sum(p.numel() for p in trainer.model.parameters())
     assert sum(int(count.replace(",", "")) for count in counts) == total
-
-
-@pytest.mark.parametrize(
-    "given, environment, message",
-    [
-        ({"num_machines": 2}, {}, "needs --dist-url tcp://ADDRESS:PORT"),
-        ({"num_machines": 2, "machine_rank": 2}, {}, "counted from 0 to 1"),
-        ({}, {"LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, LOCAL_WORLD_SIZE not"),
-        (
-            {"num_gpus": 8},
-            {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
-            "torchrun has started them",
-        ),
-    ],
-)
-def test_launches_that_cannot_work_are_refused(monkeypatch, given, environment, message):
-    for key in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    with pytest.raises(ValueError, match=message):
-        run(pytest.fail, arguments(**given))
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
-    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
-    with pytest.raises(ValueError, match="IMS_PER_BATCH = 4 images cannot be shared by 3 processes"):
-        Trainer(load_config(CONFIG, []))
 
 
 @pytest.mark.slow
