@@ -92,7 +92,8 @@ def random_input(height: int, width: int, boxes, classes) -> dict:
     """A random image with boxes, and their whole areas as masks."""
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     instances = ground_truth(boxes, torch.tensor(classes, dtype=torch.int64), (height, width))
-    instances.gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy()] for box in boxes])
+    if len(boxes):  # Detectron2's mapper gives an image without objects no masks either
+        instances.gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy()] for box in boxes])
     return {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8), "instances": instances}
 
 
@@ -157,6 +158,23 @@ def test_masks_are_a_tighter_target_than_boxes():
     assert by_mask.sum().item() == pytest.approx(16 * 16 / 2, rel=0.15)
     with EventStorage():
         assert model(inputs * 2)["loss_pixel_text"] != boxed(inputs * 2)["loss_pixel_text"]
+
+
+def test_mask_targets_of_images_without_objects_are_empty():
+    model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
+    inputs = [random_input(96, 128, [], []), random_input(96, 128, [[4, 4, 50, 60]], [17])]
+    with EventStorage():
+        losses = model(inputs)
+    assert losses["loss_pixel_text"] > 0
+    target = model._target([x["instances"] for x in inputs], (2, 18, 3, 4))
+    assert target.any(dim=(1, 2, 3)).tolist() == [False, True]
+
+
+def test_a_mask_target_without_masks_is_refused():
+    model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
+    boxed = ground_truth(torch.tensor([[4.0, 4.0, 50.0, 60.0]]), torch.tensor([3]))
+    with pytest.raises(ValueError, match="no segmentation"):
+        model._target([boxed], (1, 18, 3, 4))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from detectron2.config import configurable
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from ..guidance import box_targets, mask_targets, pixel_text_loss
@@ -83,5 +83,15 @@ class PixelTextSupervision:
         size = [side * self.backbone.score_map_stride // TARGET_STRIDE for side in sides]
         classes = [x.gt_classes for x in instances]
         if self.pixel_text_target == "mask":
-            return mask_targets([x.gt_masks for x in instances], classes, num_classes, size)
+            return mask_targets(list(map(_masks, instances)), classes, num_classes, size)
         return box_targets([x.gt_boxes.tensor for x in instances], classes, num_classes, size)
+
+
+def _masks(instances: Instances) -> PolygonMasks | BitMasks:
+    if instances.has("gt_masks"):
+        return instances.gt_masks
+    if len(instances):
+        raise ValueError(
+            "MODEL.DENSECLIP.LOSS_TARGET = 'mask', but annotations have no segmentation. Set it to 'box'."
+        )
+    return PolygonMasks([])  # Detectron2's mapper gives an image without objects no masks
