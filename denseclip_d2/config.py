@@ -41,6 +41,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.NAME_LENGTH = 0
     # The sentence of mode "template"; {} stands for the name.
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
+    # For inference: the weights hold the names' embeddings, made once, in place of text encoder and contexts.
+    denseclip.PROMPT.FOLDED = False
 
     denseclip.CONTEXT_DECODER = CfgNode()
     # The transformer decoder that lets the image refine the text (paper, sec. 3.3).

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch.testing import assert_close
 
+from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.engine import Trainer, load_config
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.context_decoder import ContextDecoder
 from denseclip_d2.language.prompts import check_class_names, tokenize_names
@@ -9,6 +14,7 @@ from denseclip_d2.language.text_encoder import CLIPTextEncoder
 
 SMALL = {"width": 32, "heads": 4, "layers": 2, "output_dim": 32, "quick_gelu": True}
 NAMES = ["person", "hot dog", "traffic light"]
+SHAPES = Path(__file__).resolve().parents[1] / "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
 
 def small_text_encoder(**kwargs) -> CLIPTextEncoder:
@@ -164,3 +170,64 @@ def test_every_text_encoder_parameter_is_frozen():
     encoder = small_text_encoder()
     assert len(list(encoder.parameters())) == 5 + 12 * SMALL["layers"]
     assert not [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+
+
+def folded(mode: str = "post", **kwargs) -> PromptedTextEncoder:
+    """The state that ``PROMPT.FOLDED`` builds: as :func:`prompted`, without a text encoder."""
+    kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
+    return PromptedTextEncoder(text_encoder=None, embed_dim=32, mode=mode, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["post", "context", "template"])
+def test_folded_text_gives_the_same_numbers_without_the_text_encoder(mode):
+    model, visual = prompted(mode).eval(), (torch.rand(2, 32), torch.rand(2, 32, 3, 4))
+    with torch.no_grad():
+        before = model(*visual)
+        assert torch.equal(model.fold_()(*visual), before)
+    weights = model.state_dict()
+    assert not [name for name in weights if name.startswith(("text_encoder", "contexts"))]
+    assert weights["text_embeddings"].shape == (3, 32)
+    loaded = folded(mode).eval()
+    loaded.load_state_dict(weights, strict=True)
+    assert torch.equal(loaded(*visual), before)
+    assert torch.equal(loaded.fold_()(*visual), before)  # folded already: nothing changes
+
+
+def test_text_that_depends_on_the_image_cannot_be_folded():
+    with pytest.raises(ValueError, match="'pre'.*cannot be folded"):
+        prompted("pre").fold_()
+    with pytest.raises(ValueError, match="'pre'.*FOLDED to False"):
+        folded("pre")
+
+
+@pytest.mark.parametrize("mode", ["post", "context", "template"])
+def test_folded_text_cannot_be_trained(mode):
+    with pytest.raises(ValueError, match="FOLDED to False"):
+        prompted(mode).fold_()(torch.rand(1, 32), torch.rand(1, 32, 3, 4))
+
+
+def test_the_trainer_refuses_folded_text_before_anything_is_read():
+    cfg = load_config(str(SHAPES), ["MODEL.DENSECLIP.PROMPT.FOLDED", True, "DATASETS.TRAIN", ("not there",)])
+    with pytest.raises(ValueError, match="FOLDED to False"):
+        Trainer(cfg)
+
+
+def test_a_detector_is_built_folded_from_its_config_and_loads_an_exported_one():
+    opts = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
+    model = build_model(load_config(str(SHAPES), opts)).eval()
+    image = [{"image": torch.randint(0, 256, (3, 64, 96))}]
+    with torch.no_grad():
+        before = model(image)[0]["instances"]
+    model.backbone.language.fold_()
+    loaded = build_model(load_config(str(SHAPES), [*opts, "MODEL.DENSECLIP.PROMPT.FOLDED", True])).eval()
+    loaded.load_state_dict(model.state_dict(), strict=True)
+    with torch.no_grad():
+        after = loaded(image)[0]["instances"]
+    assert len(before) and torch.equal(after.pred_boxes.tensor, before.pred_boxes.tensor)
+    assert torch.equal(after.scores, before.scores)
+
+
+def test_a_folded_detector_still_checks_its_class_names():
+    names = ["MODEL.DENSECLIP.CLASS_NAMES", ("dog", "Dog "), "MODEL.DENSECLIP.PROMPT.FOLDED", True]
+    with pytest.raises(ValueError, match="more than once"):
+        build_model(load_config(str(SHAPES), names))

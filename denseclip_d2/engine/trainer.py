@@ -15,6 +15,7 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import DatasetMapper
 from ..data.train_loader import TrainLoader
+from ..language.prompting import FOLDED_CANNOT_TRAIN
 from .hooks import check_survival, with_survival
 from .optimizer import build_optimizer
 from .precision import check_precision
@@ -35,11 +36,13 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError, FileNotFoundError: a dataset, to train or to test on, cannot be used, or the config
-                does not fit the processes or the device.
+                does not fit the processes or the device, or is of a model that cannot be trained.
         """
         check_precision(cfg)
         check_processes(cfg)
         check_survival(cfg)
+        if cfg.MODEL.DENSECLIP.PROMPT.FOLDED:
+            raise ValueError(FOLDED_CANNOT_TRAIN)
         self.check_test_sets(cfg)  # their faults should not wait for the end of training
         with fitting_trainer_parts(cfg):
             super().__init__(cfg)

@@ -11,6 +11,11 @@ from .text_encoder import CLIPTextEncoder
 
 MODES = ("post", "pre", "context", "template")
 
+FOLDED_CANNOT_TRAIN = (
+    "A model with folded text has no contexts left to train. Set MODEL.DENSECLIP.PROMPT.FOLDED to False and "
+    "train from weights that were not folded."
+)
+
 
 class PromptedTextEncoder(nn.Module):
     """Class names to text embeddings, by context-aware prompting (paper, sec. 3.3).
@@ -18,6 +23,9 @@ class PromptedTextEncoder(nn.Module):
     Modes: "post", learnt contexts whose embeddings the image then refines: t + gamma * decoder(t, image);
     "pre", contexts that a decoder makes from the image; "context", learnt contexts alone (CoOp);
     "template", a fixed sentence and nothing learnt.
+
+    For inference, all that comes before the image can be folded into ``text_embeddings`` (K, C), a buffer in
+    place of the text encoder and the contexts: see :meth:`fold_`.
     """
 
     @configurable
@@ -25,7 +33,8 @@ class PromptedTextEncoder(nn.Module):
         self,
         *,
         class_names: Sequence[str],
-        text_encoder: CLIPTextEncoder,
+        text_encoder: CLIPTextEncoder | None,
+        embed_dim: int = 0,
         mode: str = "post",
         num_contexts: int = 8,
         name_length: int = 0,
@@ -38,10 +47,13 @@ class PromptedTextEncoder(nn.Module):
         """
         Args:
             class_names: K names, in the order of the class ids.
+            text_encoder: None builds the folded state, whose ``text_embeddings`` are to be loaded.
+            embed_dim: C, needed where there is no text encoder to tell it.
             name_length: ids a name may take, start and end included; 0 fits the longest.
 
         Raises:
-            ValueError: a name is missing, empty, repeated or too long; an unknown mode.
+            ValueError: a name is missing, empty, repeated or too long; an unknown mode, or one that cannot be
+                folded.
         """
         super().__init__()
         if mode not in MODES:
@@ -50,11 +62,16 @@ class PromptedTextEncoder(nn.Module):
         self.class_names = tuple(class_names)
         self.mode = mode
         self.text_encoder = text_encoder
-        self.register_buffer("prompts", self._prompts(name_length, num_contexts, template), persistent=False)
-
-        width, embed_dim = text_encoder.width, text_encoder.output_dim
+        self.register_buffer("text_embeddings", None)
+        if text_encoder is None:
+            self._check_foldable()
+            self.text_embeddings = torch.randn(len(class_names), embed_dim)
+        else:
+            prompts = self._prompts(name_length, num_contexts, template)
+            self.register_buffer("prompts", prompts, persistent=False)
+            width, embed_dim = text_encoder.width, text_encoder.output_dim
         decoder = (embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
-        if mode in ("post", "context"):
+        if mode in ("post", "context") and text_encoder is not None:
             # As released: of unit variance, where CLIP's token embeddings have a standard deviation of 0.02.
             self.contexts = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_contexts, width)))
         if mode == "post":
@@ -70,7 +87,8 @@ class PromptedTextEncoder(nn.Module):
         prompt, context_decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
         return {
             "class_names": class_names,
-            "text_encoder": CLIPTextEncoder.from_architecture(architecture),
+            "text_encoder": None if prompt.FOLDED else CLIPTextEncoder.from_architecture(architecture),
+            "embed_dim": architecture.embed_dim,
             "mode": prompt.MODE,
             "num_contexts": prompt.NUM_CONTEXTS,
             "name_length": prompt.NAME_LENGTH,
@@ -87,18 +105,54 @@ class PromptedTextEncoder(nn.Module):
             global_embedding: (B, C).
             dense_embedding: (B, C, h, w).
         Returns: (B, K, C) text embeddings; (1, K, C) in the modes that do not look at the image.
+        Raises:
+            ValueError: folded, and in training mode.
         """
-        if self.mode == "template":
-            return self.text_encoder(self.prompts)
         if self.mode == "pre":
             queries = self.queries.expand(len(global_embedding), -1, -1)
             contexts = self.context_decoder(queries, global_embedding, dense_embedding)
             return self.text_encoder(self.prompts, contexts)
-        text = self.text_encoder(self.prompts, self.contexts)
-        if self.mode == "context":
+        text = self._text()
+        if self.mode != "post":
             return text
         text = text.expand(len(global_embedding), -1, -1)
         return text + self.gamma * self.context_decoder(text, global_embedding, dense_embedding)
+
+    @property
+    def folded(self) -> bool:
+        """Whether ``text_embeddings`` stand in place of text encoder and contexts."""
+        return self.text_encoder is None
+
+    @torch.no_grad()
+    def fold_(self) -> "PromptedTextEncoder":
+        """Replace text encoder and contexts by the embeddings they give: the same outputs, for inference.
+
+        ``MODEL.DENSECLIP.PROMPT.FOLDED`` builds a model that loads the weights of a folded one.
+
+        Raises:
+            ValueError: in mode "pre".
+        """
+        self._check_foldable()
+        if not self.folded:
+            with torch.inference_mode(False):  # so that the buffer can be written to anywhere
+                self.text_embeddings = self._text()[0]
+            self.text_encoder = self.contexts = self.prompts = None
+        return self
+
+    def _text(self) -> Tensor:
+        """(1, K, C) embeddings of the names, before the image refines them."""
+        if not self.folded:
+            return self.text_encoder(self.prompts, None if self.mode == "template" else self.contexts)
+        if self.training:
+            raise ValueError(FOLDED_CANNOT_TRAIN)
+        return self.text_embeddings[None]
+
+    def _check_foldable(self) -> None:
+        if self.mode == "pre":
+            raise ValueError(
+                "MODEL.DENSECLIP.PROMPT.MODE = 'pre' makes the contexts from each image, so that its text "
+                "embeddings cannot be folded. Set MODEL.DENSECLIP.PROMPT.FOLDED to False."
+            )
 
     def _prompts(self, name_length: int, num_contexts: int, template: str) -> Tensor:
         names, available = self.class_names, self.text_encoder.context_length
