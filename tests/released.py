@@ -1,46 +1,22 @@
 """The reference's modules, made of this project's parts and loaded under this project's names."""
 
-import re
+from pathlib import Path
 
+import numpy as np
+import open_clip
 import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.engine import load_config
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 
 CLASS_NAMES = ("person", "hot dog", "traffic light", "tv", "teddy bear")
 LANGUAGE = ("contexts", "gamma", "text_encoder.", "context_decoder.")
-NAMES = {
-    r"(contexts|gamma|text_encoder|context_decoder)": r"backbone.language.\1",
-    r"backbone": "{visual}",
-    r"neck\.lateral_convs\.(\d)\.conv": lambda m: f"{{fpn}}.fpn_lateral{{{m[1]}}}",
-    r"neck\.fpn_convs\.([0-3])\.conv": lambda m: f"{{fpn}}.fpn_output{{{m[1]}}}",
-    r"bbox_head\.cls_convs\.(\d+)\.conv": lambda m: f"head.cls_subnet.{2 * int(m[1])}",
-    r"bbox_head\.reg_convs\.(\d+)\.conv": lambda m: f"head.bbox_subnet.{2 * int(m[1])}",
-    r"bbox_head\.retina_cls": "head.cls_score",
-    r"bbox_head\.retina_reg": "head.bbox_pred",
-    r"rpn_head\.rpn_conv": "proposal_generator.rpn_head.conv",
-    r"rpn_head\.rpn_cls": "proposal_generator.rpn_head.objectness_logits",
-    r"rpn_head\.rpn_reg": "proposal_generator.rpn_head.anchor_deltas",
-    r"roi_head\.bbox_head\.shared_fcs\.(\d)": lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}",
-    r"roi_head\.bbox_head\.fc_cls": "roi_heads.box_predictor.cls_score",
-    r"roi_head\.bbox_head\.fc_reg": "roi_heads.box_predictor.bbox_pred",
-    r"roi_head\.mask_head\.convs\.(\d)\.conv": lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}",
-    r"roi_head\.mask_head\.upsample": "roi_heads.mask_head.deconv",
-    r"roi_head\.mask_head\.conv_logits": "roi_heads.mask_head.predictor",
-}
-
-
-def our_name(name: str, *, retinanet: bool = True, plain: bool = False) -> str:
-    """This project's name of a released detector's parameter."""
-    fpn, visual = ("backbone", "backbone.bottom_up") if plain else ("backbone.fpn", "backbone.visual")
-    if retinanet and (match := re.match(r"neck\.fpn_convs\.([34])\.conv", name)):
-        return name.replace(match[0], f"{fpn}.top_block.p{int(match[1]) + 3}")
-    pattern = next(p for p in NAMES if re.match(p, name))
-    stages = range(3, 6) if retinanet else range(2, 6)  # of the pyramid's levels, finest first
-    return re.sub(f"^{pattern}", NAMES[pattern], name).format(*stages, fpn=fpn, visual=visual)
 
 
 def released_text_encoder(context_length: int = 13) -> CLIPTextEncoder:
@@ -61,8 +37,18 @@ def released_language(record) -> PromptedTextEncoder:
     return language.eval()
 
 
-def released_retinanet(record) -> nn.Module:
-    """The whole detector of ``det_full_tiny``, every tensor loaded."""
+def register_reference_architecture(folder: Path) -> None:
+    """Make the recorded detectors' CLIP known to open_clip, as "reference-tiny"."""
+    (folder / "reference-tiny.json").write_text(
+        '{"embed_dim": 32, "quick_gelu": true,'
+        ' "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "image_size": 192},'
+        ' "text_cfg": {"width": 32, "heads": 4, "layers": 2, "context_length": 13}}'
+    )
+    open_clip.add_model_config(folder)
+
+
+def released_config(*opts) -> CfgNode:
+    """The config of ``det_full_tiny``."""
     cfg = load_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
     cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
     cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
@@ -73,18 +59,29 @@ def released_retinanet(record) -> nn.Module:
     cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.RETINANET.NUM_CLASSES = 5
     cfg.MODEL.RETINANET.NUM_CONVS = 2
-    cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = (
-        10**6
-    )  # MMDetection counts anchors, Detectron2 anchor-class pairs
-    model = build_model(cfg)
-    weights = {}
-    for key, tensor in record.weights.items():
-        name = our_name(key)
-        if "head.cls_score" in name or "head.bbox_pred" in name:
-            # Anchors: ratio-major in MMDetection, scale-major in Detectron2.
-            tensor = tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
-        weights[name] = tensor
-    _load_with_short_text(model, weights, "backbone.language.text_encoder.")
+    # MMDetection counts anchors, Detectron2 pairs of anchor and class.
+    cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = 10**6
+    cfg.merge_from_list(opts)
+    return cfg
+
+
+def released_checkpoint(record, folder: Path) -> str:
+    """A record's weights as MMDetection's runner saves them; the path of the file."""
+    weights = dict(record.weights)
+    # Recorded with 600 token ids; CLIP has 49408.
+    key = "text_encoder.token_embedding.weight"
+    weights[key] = F.pad(weights[key], (0, 0, 0, 49408 - len(weights[key])))
+    path = folder / "released.pth"
+    meta = {"epoch": 12, "CLASSES": CLASS_NAMES, "mAP": np.float64(0.378)}
+    torch.save({"meta": meta, "state_dict": weights, "optimizer": {"state": {}}}, path)
+    return str(path)
+
+
+def released_retinanet(record, folder: Path, *opts) -> nn.Module:
+    """The whole detector of ``det_full_tiny``, read as a released checkpoint."""
+    register_reference_architecture(folder)
+    model = build_model(released_config(*opts))
+    DenseCLIPCheckpointer(model, fresh_start=False).load(released_checkpoint(record, folder))
     model.backbone.language.prompts = record.inputs["texts"]
     return model.eval()
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from released import our_name
 from torch.testing import assert_close
 
+from denseclip_d2.checkpoint.released import our_name
 from denseclip_d2.data.checks import check_classes
 from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes
 from denseclip_d2.engine import Trainer, build_optimizer, load_config

@@ -1,27 +1,30 @@
-import zipfile
 from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from fvcore.common.checkpoint import _strip_prefix_if_present
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
+from torch import nn
 
 from ..language.text_encoder import CLIPTextEncoder
-from ..visual import CLIPResNet
-from ..visual.attention_pool import resize_positional_embedding
+from .clip import VISUAL_ENCODERS, check_gelu, fit_positions, is_clip, is_openai_clip, prefix_of, rename_clip
+from .exported import check_header
 from .openclip import PREFIX, parse_openclip_path
+from .readers import is_torchscript, read_weights
+from .released import convert_released, is_released
+from .report import LoadReport, first
 from .whole_files import WholeFiles
 
-# Of a CLIP model, but of no use to dense prediction.
-CLIP_ONLY = {"logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask"}
+# Of no consequence where they are missing or left over.
+_NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
 
 class DenseCLIPCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also reads CLIP's weights and refuses to load half of a model.
+    """Detectron2's checkpointer for CLIP's and the authors' weights as well, which loads all or nothing.
 
-    Reads besides Detectron2's formats: ``openclip://<architecture>/<tag>``, OpenAI's TorchScript archives,
-    open_clip's ``.pt`` and ``.safetensors``.
+    Files are told apart by their content. Besides Detectron2's own: ``openclip://<architecture>/<tag>``,
+    OpenAI's TorchScript archives and state dicts, open_clip's ``.pt``, the authors' ``.pth``,
+    ``.safetensors``. No code in a file is ever run.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         Args:
             fresh_start: CLIP's weights alone, or none, are enough, as to begin training; False: every tensor
                 must come from the file, as to evaluate.
-            allow_partial: load what fits instead of raising where tensors are missing or misshapen.
+            allow_partial: load what fits instead of raising where tensors are missing, misshapen, left over.
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager = WholeFiles(self.path_manager)
@@ -53,7 +56,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         broken = [n for n, parameter in self.model.named_parameters() if not torch.isfinite(parameter).all()]
         if broken:
             raise FloatingPointError(
-                f"No checkpoint {name!r} written, for parameters are not finite: {_first(broken)}. "
+                f"No checkpoint {name!r} written, for parameters are not finite: {first(broken)}. "
                 f"The last good one is {self.get_checkpoint_file() or 'not there yet'}. "
                 "Lower SOLVER.BASE_LR and go on with --resume."
             )
@@ -62,98 +65,75 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args, **kwargs) -> dict:
         """Load a checkpoint, a file of weights or an ``openclip://`` path; nothing for an empty path.
 
+        The model stays as it was when this raises.
+
         Raises:
             FileNotFoundError: no such file, or it cannot be downloaded.
-            ValueError: tensors the model needs are missing or of another shape; CLIP's weights were trained
-                with another GELU than the model has.
+            ValueError: the file is damaged, holds code, or is of another model; tensors the model needs are
+                missing or of another shape; weights were trained with another GELU, or other settings.
         """
         if not path and not (self.fresh_start or self.allow_partial):
             raise ValueError("MODEL.WEIGHTS is empty. Set it to the weights of a trained model.")
         if path and path.startswith(PREFIX):
-            self._check_gelu(path, parse_openclip_path(path)[2].get("quick_gelu", False))
+            check_gelu(self.model, path, parse_openclip_path(path)[2].get("quick_gelu", False))
         elif path and "://" not in path and not Path(path.partition("?")[0]).is_file():
-            raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: there is no such file.")
+            found = "it is a folder" if Path(path).is_dir() else "there is no such file"
+            raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {found}.")
         try:
+            self._fetch(path)
             return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set when it fails
 
+    def _fetch(self, path: str) -> None:
+        """Download what has to be, once a machine, before its other processes look for it."""
+        if comm.get_local_rank() == 0 and path and "://" in path:
+            self.path_manager.get_local_path(path.partition("?")[0])
+        comm.synchronize()
+
     def _load_file(self, filename: str) -> dict:
-        if filename.endswith(".safetensors"):
-            checkpoint = {"model": load_file(filename)}
-        elif _is_torchscript(filename):
-            self._check_gelu(filename, quick_gelu=True)  # only OpenAI gives CLIP out this way
-            checkpoint = {"model": torch.jit.load(filename, map_location="cpu").state_dict()}
-        else:
-            checkpoint = super()._load_file(filename)
-            if "state_dict" in checkpoint["model"]:  # saved by open_clip's trainer
-                checkpoint["model"] = checkpoint["model"]["state_dict"]
-        _strip_prefix_if_present(checkpoint["model"], "module.")
+        checkpoint = read_weights(filename)
+        checkpoint["file"] = filename
+        if self._parsed_url_during_load.query == "matching_heuristics=True":
+            checkpoint["matching_heuristics"] = True
         return checkpoint
 
     def _load_model(self, checkpoint: dict):
-        weights = checkpoint["model"]
-        from_clip = "visual.conv1.weight" in weights
+        filename, state = checkpoint.pop("file"), self.model.state_dict()
+        weights, reshaped, from_clip = checkpoint["model"], {}, is_clip(checkpoint["model"])
         if from_clip:
-            checkpoint["model"] = weights = self._rename_clip(weights)
-        self._resize_positions(weights)
-        incompatible = super()._load_model(checkpoint)
-        needed = self._prefixes().values() if from_clip and self.fresh_start else ("",)
-        missing = [k for k in incompatible.missing_keys if k.startswith(tuple(needed))]
-        missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-        if (missing or incompatible.incorrect_shapes) and not self.allow_partial:
-            misshapen = [f"{k} is {a}, not {b}" for k, a, b in incompatible.incorrect_shapes]
+            if is_torchscript(filename) or is_openai_clip(weights):
+                check_gelu(self.model, filename, quick_gelu=True)
+            weights = rename_clip(weights, self.model)
+        elif is_released(weights):
+            weights, reshaped = convert_released(weights, self.model, filename)
+        elif checkpoint.pop("matching_heuristics", False):
+            caffe2 = checkpoint.get("__author__") == "Caffe2"
+            weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
+        if not self.allow_partial:
+            check_header(filename, self.model)
+        reshaped.update(fit_positions(weights, self.model))
+        report = LoadReport.compare(weights, state, reshaped)
+        self.logger.info(str(report))
+        self._check(report, only_clip=from_clip and self.fresh_start)
+        return super()._load_model({"model": {name: weights[name] for name in report.matched}})
+
+    def _check(self, report: LoadReport, only_clip: bool) -> None:
+        needed: tuple[str, ...] = ("",)
+        if only_clip:
+            prefixes = [prefix_of(self.model, kind) for kind in (VISUAL_ENCODERS, CLIPTextEncoder)]
+            needed = tuple(prefix for prefix in prefixes if prefix is not None)
+        missing = [k for k in report.missing if k.startswith(needed) and not k.endswith(_NEGLIGIBLE)]
+        left_over = [k for k in report.left_over if not k.endswith(_NEGLIGIBLE)]
+        misshapen = [f"{k} is {there}, not {here}" for k, (there, here) in report.misshapen.items()]
+        if (missing or left_over or misshapen) and not self.allow_partial:
             raise ValueError(
                 "MODEL.WEIGHTS does not hold this model. "
-                f"Missing ({len(missing)}): {_first(missing)}. "
-                f"Of another shape ({len(misshapen)}): {_first(misshapen)}. "
+                f"Missing ({len(missing)}): {first(missing)}. "
+                f"Of another shape ({len(misshapen)}): {first(misshapen)}. "
+                f"Left over ({len(left_over)}): {first(left_over)}. "
                 "Check that weights and config belong together, or load what fits with --allow-partial."
             )
-        matched = len(self.model.state_dict()) - len(incompatible.missing_keys)
-        self.logger.info(f"Matched {matched} of the model's {len(self.model.state_dict())} tensors.")
-        return incompatible
 
-    def _prefixes(self) -> dict[type, str]:
-        """Where the model keeps CLIP's two encoders."""
-        encoders = (CLIPResNet, CLIPTextEncoder)
-        modules = [(name, type(m)) for name, m in self.model.named_modules() if isinstance(m, encoders)]
-        return {kind: f"{name}." if name else "" for name, kind in modules}
-
-    def _rename_clip(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        prefixes, renamed = self._prefixes(), {}
-        for name, tensor in weights.items():
-            kind = CLIPResNet if name.startswith("visual.") else CLIPTextEncoder
-            if name not in CLIP_ONLY and kind in prefixes:
-                tensor = tensor.float() if tensor.is_floating_point() else tensor
-                renamed[prefixes[kind] + name.removeprefix("visual.")] = tensor
-        return renamed
-
-    def _resize_positions(self, weights: dict[str, Tensor]) -> None:
-        for name, module in self.model.named_modules():
-            key = f"{name}.attnpool.positional_embedding".lstrip(".")
-            if isinstance(module, CLIPResNet) and module.attnpool is not None and key in weights:
-                before, side = weights[key], module.attnpool.grid_size
-                if len(before) != 1 + side * side:
-                    weights[key] = resize_positional_embedding(before, side)
-                    self.logger.info(f"Resized {key} from {len(before) - 1} to {side * side} positions.")
-
-    def _check_gelu(self, path: str, quick_gelu: bool) -> None:
-        for module in self.model.modules():
-            if isinstance(module, CLIPTextEncoder) and module.quick_gelu != quick_gelu:
-                needed, has = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
-                raise ValueError(
-                    f"MODEL.WEIGHTS = {path!r} was trained with {needed}, and the model has {has}. Set "
-                    "MODEL.DENSECLIP.CLIP_MODEL to the architecture "
-                    f"{'with' if quick_gelu else 'without'} '-quickgelu' at its end."
-                )
-
-
-def _is_torchscript(filename: str) -> bool:
-    if not zipfile.is_zipfile(filename):
-        return False
-    with zipfile.ZipFile(filename) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
-def _first(names: list[str], count: int = 5) -> str:
-    return (", ".join(names[:count]) + (" ..." if len(names) > count else "")) or "none"
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """The table of :class:`LoadReport` has said it."""

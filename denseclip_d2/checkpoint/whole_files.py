@@ -24,11 +24,11 @@ class WholeFiles:
         """As iopath's, but what is written ("w", "wb") appears when the ``with`` block ends well."""
         if "w" not in mode or "://" in path:
             return self._path_manager.open(path, mode, **kwargs)
-        return _written_whole(Path(path), mode, **kwargs)
+        return written_whole(Path(path), mode, **kwargs)
 
 
 @contextmanager
-def _written_whole(path: Path, mode: str, **kwargs) -> Iterator[IO]:
+def written_whole(path: Path, mode: str, **kwargs) -> Iterator[IO]:
     for stale in path.parent.glob(f".*.pth{SUFFIX}"):
         stale.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}{SUFFIX}")

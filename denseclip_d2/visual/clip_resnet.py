@@ -65,6 +65,16 @@ class CLIPResNet(ModifiedResNet, Backbone):
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(self.stages)}
         self._freeze(freeze_at)
 
+    @property
+    def position_key(self) -> str | None:
+        """The positional embedding's name in the state dict; None without embeddings."""
+        return None if self.attnpool is None else "attnpool.positional_embedding"
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the kept grid of positional embeddings, in cells; 0 without embeddings."""
+        return 0 if self.attnpool is None else self.attnpool.grid_size
+
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)

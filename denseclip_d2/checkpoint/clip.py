@@ -1,0 +1,75 @@
+"""CLIP's own weights: where they belong in a model, and which GELU they were trained with."""
+
+from torch import Tensor, nn
+
+from ..language.text_encoder import CLIPTextEncoder
+from ..visual import CLIPResNet
+from ..visual.attention_pool import resize_positional_embedding
+
+VISUAL_ENCODERS = (CLIPResNet,)
+# Of a CLIP model, but of no use to dense prediction.
+_OPENAI_ONLY = {"input_resolution", "context_length", "vocab_size"}
+_CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask"}
+# What makes embeddings of features, which a model without language has not.
+_EMBEDDING = ("visual.attnpool.", "visual.ln_post.", "visual.proj")
+
+
+def is_clip(weights: dict[str, Tensor]) -> bool:
+    """Whether weights carry the names of a CLIP model."""
+    return "visual.conv1.weight" in weights
+
+
+def is_openai_clip(weights: dict[str, Tensor]) -> bool:
+    """Whether they are OpenAI's, whose state dicts hold three numbers that no other's do."""
+    return is_clip(weights) and weights.keys() >= _OPENAI_ONLY
+
+
+def prefix_of(model: nn.Module, kinds: type | tuple[type, ...]) -> str | None:
+    """Where a model keeps its (first) module of some kind: the beginning of its parameters' names."""
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return (f"{names[0]}." if names[0] else "") if names else None
+
+
+def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """CLIP's weights under the names they have in ``model``, less what it has no use for."""
+    visual, text = prefix_of(model, VISUAL_ENCODERS), prefix_of(model, CLIPTextEncoder)
+    renamed = {}
+    for name, tensor in weights.items():
+        prefix = visual if name.startswith("visual.") else text
+        unused = name in _CLIP_ONLY or (text is None and name.startswith(_EMBEDDING))
+        if prefix is not None and not unused:
+            renamed[prefix + name.removeprefix("visual.")] = tensor
+    return renamed
+
+
+def fit_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """Resize, in place, the visual encoder's positional embedding to the grid that ``model`` keeps.
+
+    Returns: what was done, by name.
+    """
+    prefix = prefix_of(model, VISUAL_ENCODERS)
+    if prefix is None:
+        return {}
+    visual = model.get_submodule(prefix.rstrip("."))
+    name, side = f"{prefix}{visual.position_key}", visual.grid_size
+    if name not in weights or len(weights[name]) == 1 + side * side:
+        return {}
+    before = len(weights[name]) - 1
+    weights[name] = resize_positional_embedding(weights[name], side)
+    return {name: f"from {before} to {side * side} positions, bilinearly"}
+
+
+def check_gelu(model: nn.Module, path: str, quick_gelu: bool) -> None:
+    """See that a model has the GELU its weights were trained with: with the other they run, and are wrong.
+
+    Raises:
+        ValueError: it has the other.
+    """
+    for module in model.modules():
+        if getattr(module, "quick_gelu", quick_gelu) != quick_gelu:
+            needed, has = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
+            raise ValueError(
+                f"MODEL.WEIGHTS = {path!r} was trained with {needed}, and the model has {has}. Set "
+                "MODEL.DENSECLIP.CLIP_MODEL to the architecture "
+                f"{'with' if quick_gelu else 'without'} '-quickgelu' at its end."
+            )

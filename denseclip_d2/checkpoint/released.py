@@ -1,0 +1,162 @@
+"""The authors' checkpoints, written by MMDetection and MMSegmentation, under this project's names."""
+
+import re
+from collections.abc import Callable
+
+import torch
+from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from torch import Tensor, nn
+
+from ..guidance import LanguageGuidedFPN
+from ..guidance.fpn import LastLevelP6P7WithoutReLU
+from .clip import check_gelu
+
+ARCHITECTURES = {
+    "bbox_head.retina_cls.weight": ("RetinaNet", RetinaNet),
+    "roi_head.bbox_head.fc_cls.weight": ("Mask R-CNN", GeneralizedRCNN),
+    "decode_head.conv_seg.weight": ("Semantic FPN", SemanticSegmentor),
+}
+# Of {fpn}, {visual} and the stages of the pyramid, finest first, our_name makes names.
+_NAMES: dict[str, str | Callable[[re.Match], str]] = {
+    r"(contexts|gamma|text_encoder|context_decoder)": r"backbone.language.\1",
+    r"backbone": "{visual}",
+    r"neck\.lateral_convs\.(\d)\.conv": lambda m: f"{{fpn}}.fpn_lateral{{{m[1]}}}",
+    r"neck\.fpn_convs\.([0-3])\.conv": lambda m: f"{{fpn}}.fpn_output{{{m[1]}}}",
+    r"bbox_head\.cls_convs\.(\d+)\.conv": lambda m: f"head.cls_subnet.{2 * int(m[1])}",
+    r"bbox_head\.reg_convs\.(\d+)\.conv": lambda m: f"head.bbox_subnet.{2 * int(m[1])}",
+    r"bbox_head\.retina_cls": "head.cls_score",
+    r"bbox_head\.retina_reg": "head.bbox_pred",
+    r"rpn_head\.rpn_conv": "proposal_generator.rpn_head.conv",
+    r"rpn_head\.rpn_cls": "proposal_generator.rpn_head.objectness_logits",
+    r"rpn_head\.rpn_reg": "proposal_generator.rpn_head.anchor_deltas",
+    r"roi_head\.bbox_head\.shared_fcs\.(\d)": lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}",
+    r"roi_head\.bbox_head\.fc_cls": "roi_heads.box_predictor.cls_score",
+    r"roi_head\.bbox_head\.fc_reg": "roi_heads.box_predictor.bbox_pred",
+    r"roi_head\.mask_head\.convs\.(\d)\.conv": lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}",
+    r"roi_head\.mask_head\.upsample": "roi_heads.mask_head.deconv",
+    r"roi_head\.mask_head\.conv_logits": "roi_heads.mask_head.predictor",
+    r"decode_head\.scale_heads\.(\d)\.(\d+)\.conv": lambda m: f"sem_seg_head.p{{{m[1]}}}.{m[2]}",
+    r"decode_head\.scale_heads\.(\d)\.(\d+)\.bn": lambda m: f"sem_seg_head.p{{{m[1]}}}.{m[2]}.norm",
+    r"decode_head\.conv_seg": "sem_seg_head.predictor",
+}
+
+
+def is_released(weights: dict[str, Tensor]) -> bool:
+    """Whether weights carry the names of the authors' checkpoints."""
+    return "neck.lateral_convs.0.conv.weight" in weights
+
+
+def our_name(name: str, *, retinanet: bool, plain: bool) -> str:
+    """This project's name of a released parameter; its own where there is none.
+
+    Args:
+        retinanet: of a RetinaNet, whose pyramid begins at stride 8 and holds P6 and P7.
+        plain: of a model on CLIP without language.
+    """
+    fpn, visual = ("backbone", "backbone.bottom_up") if plain else ("backbone.fpn", "backbone.visual")
+    if retinanet and (match := re.match(r"neck\.fpn_convs\.([34])\.conv", name)):
+        return name.replace(match[0], f"{fpn}.top_block.p{int(match[1]) + 3}")
+    pattern = next((p for p in _NAMES if re.match(p, name)), None)
+    if pattern is None:
+        return name
+    stages = range(3, 6) if retinanet else range(2, 6)
+    return re.sub(f"^{pattern}", _NAMES[pattern], name).format(*stages, fpn=fpn, visual=visual)
+
+
+def convert_released(
+    weights: dict[str, Tensor], model: nn.Module, path: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Carry a released checkpoint over to ``model``, so that its outputs are the authors'.
+
+    Anchors are put in Detectron2's order, positions of the text encoder filled up to CLIP's 77, and the class
+    embedding that the released ViT adds a second time is put into its first position.
+
+    Returns: weights under this project's names; what was done to some of them, by name.
+    Raises:
+        ValueError: ``model`` is another one, or a setting of its config is not the released one.
+    """
+    retinanet, plain = "bbox_head.retina_cls.weight" in weights, "gamma" not in weights
+    _check_architecture(weights, model, path, plain)
+    _check_settings(weights, model, path)
+    check_gelu(model, path, quick_gelu=True)
+    renamed = {our_name(name, retinanet=retinanet, plain=plain): tensor for name, tensor in weights.items()}
+    return renamed, {
+        **_reorder_anchors(renamed),
+        **_fill_text_positions(renamed, model, path),
+        **_add_class_embedding(renamed, model),
+    }
+
+
+def _check_architecture(weights: dict[str, Tensor], model: nn.Module, path: str, plain: bool) -> None:
+    name, kind = next((a for key, a in ARCHITECTURES.items() if key in weights), ("model", ()))
+    if isinstance(model, kind) and isinstance(model.backbone, LanguageGuidedFPN) != plain:
+        return
+    raise ValueError(
+        f"{path!r} is a released {name} on {'CLIP without language' if plain else 'DenseCLIP'}, and the "
+        f"config's model is {type(model).__name__} on {type(model.backbone).__name__}. Take the config that "
+        "MODEL_ZOO.md has for it."
+    )
+
+
+def _check_settings(weights: dict[str, Tensor], model: nn.Module, path: str) -> None:
+    """Settings that no tensor's shape shows, and without which released weights run and are wrong."""
+    backbone, segmentation = model.backbone, "decode_head.conv_seg.weight" in weights
+    guided, needed = isinstance(backbone, LanguageGuidedFPN), []
+    if "bbox_head.retina_cls.weight" in weights:
+        top_block = (backbone.fpn if guided else backbone).top_block
+        if not isinstance(top_block, LastLevelP6P7WithoutReLU):
+            needed.append("FPN_P7_RELU False")
+    if guided:
+        position = "interpolate" if segmentation else "crop"
+        pool = getattr(backbone.visual, "attnpool", None)
+        if pool is not None and pool.position != position:
+            needed.append(f"VISUAL.POSITION {position}")
+        if backbone.concat_logits == segmentation:
+            needed.append(f"SCORE_MAP.CONCAT_LOGITS {not segmentation}")
+        if backbone.tau != 0.07:
+            needed.append("SCORE_MAP.TAU 0.07")
+    if needed:
+        keys = ", ".join(f"MODEL.DENSECLIP.{setting}" for setting in needed)
+        raise ValueError(f"{path!r} is a released checkpoint, whose outputs need {keys}.")
+
+
+def _reorder_anchors(weights: dict[str, Tensor]) -> dict[str, str]:
+    """RetinaNet's 9 anchors a cell: ratio by ratio in MMDetection, size by size in Detectron2."""
+    done = {}
+    for layer in ("head.cls_score", "head.bbox_pred"):
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            if name in weights:
+                weights[name] = weights[name].unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2)
+                done[name] = "anchors from ratio by ratio to size by size"
+    return done
+
+
+def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, str]:
+    name = "backbone.language.text_encoder.positional_embedding"
+    if name not in weights or model.backbone.language.folded:
+        return {}
+    language, kept = model.backbone.language, len(weights[name])
+    needed = language.prompts.shape[1] + (language.contexts.shape[1] if hasattr(language, "contexts") else 0)
+    available = language.text_encoder.context_length
+    if needed > kept:
+        raise ValueError(
+            f"{path!r} has {kept} positions for text, and the prompts take {needed}. "
+            f"Set MODEL.DENSECLIP.PROMPT.NAME_LENGTH to {language.prompts.shape[1] + kept - needed}."
+        )
+    if kept >= available:
+        return {}
+    unused = weights[name].new_zeros(available - kept, weights[name].shape[1])
+    weights[name] = torch.cat([weights[name], unused])
+    return {name: f"from {kept} to {available} positions; those added are never read"}
+
+
+def _add_class_embedding(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """The released ViT adds its class embedding twice: as the token, and to the token's position."""
+    prefix = "backbone.visual." if isinstance(model.backbone, LanguageGuidedFPN) else "backbone.bottom_up."
+    name, embedding = f"{prefix}positional_embedding", f"{prefix}class_embedding"
+    visual = model.get_submodule(prefix.rstrip("."))
+    if embedding not in weights or getattr(visual, "double_class_embedding", False):
+        return {}
+    weights[name] = weights[name].clone()
+    weights[name][0] += weights[embedding]
+    return {name: "class embedding added to the first position, as the released ViT does"}

@@ -1,0 +1,198 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_checkpoint import CLIP, save_openai_archive, tiny_model
+from torch import nn
+
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
+from denseclip_d2.checkpoint.readers import read_weights
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+
+
+class Ran(Exception):
+    """Code in a file was run."""
+
+
+def run():
+    raise Ran
+
+
+class Code:
+    def __reduce__(self):
+        return run, ()
+
+
+@pytest.fixture
+def loads(tmp_path):
+    """Read what a function writes to a path, under every extension, since none is to matter."""
+
+    def read(write, suffixes=(".pth", ".safetensors", ".pkl", "")) -> dict:
+        for suffix in suffixes:
+            write(tmp_path / f"file{suffix}")
+            checkpoint = read_weights(str(tmp_path / f"file{suffix}"))
+        return checkpoint
+
+    return read
+
+
+def write_pickle(data, path: Path) -> None:
+    with path.open("wb") as file:
+        pickle.dump(data, file)
+
+
+def assert_weights(checkpoint: dict) -> None:
+    assert set(checkpoint["model"]) == set(WEIGHTS)
+    assert all(torch.equal(checkpoint["model"][k], v) for k, v in WEIGHTS.items())
+    assert checkpoint["model"]["a"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_files_are_told_apart_by_content_and_give_float32(loads, dtype):
+    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in WEIGHTS.items()}
+    assert_weights(loads(lambda path: save_file(weights, path)))
+    assert_weights(loads(lambda path: torch.save(weights, path)))
+    assert_weights(loads(lambda path: torch.save(weights, path, _use_new_zipfile_serialization=False)))
+    module = nn.Module()
+    for name, tensor in weights.items():
+        module.register_buffer(name, tensor)
+    assert_weights(loads(lambda path: torch.jit.save(torch.jit.script(module), path)))
+
+
+def test_weights_come_out_of_what_trainers_wrap_around_them(loads):
+    wrapped = {f"module.{k}": v for k, v in WEIGHTS.items()}
+    meta = {"iter": 12, "score": np.float64(0.5), "lr": np.ones(2, np.float32), "CLASSES": ("a", "b")}
+    assert_weights(loads(lambda path: torch.save({"meta": meta, "state_dict": wrapped}, path)))
+    assert_weights(loads(lambda path: torch.save({"model_state": WEIGHTS, "epoch": 1}, path)))
+    ours = loads(lambda path: torch.save({"model": WEIGHTS, "iteration": 7}, path))
+    assert_weights(ours)
+    assert ours["iteration"] == 7
+
+
+def test_detectron2s_pickles_of_arrays_are_read(loads):
+    arrays = {k: v.numpy() for k, v in WEIGHTS.items()}
+    zoo = loads(lambda path: write_pickle({"model": arrays, "__author__": "somebody"}, path))
+    assert_weights(zoo)
+    blobs = {"blobs": {**arrays, "a_momentum": arrays["a"]}}
+    caffe2 = loads(lambda path: write_pickle(blobs, path))
+    assert_weights(caffe2)
+    assert caffe2["matching_heuristics"]
+
+
+@pytest.mark.parametrize("wrap", [lambda code: {"model": WEIGHTS, "x": code}, lambda code: code])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, wrap):
+    torch.save(wrap(Code()), tmp_path / "torch.pth")
+    torch.save(wrap(Code()), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    write_pickle(wrap(Code()), tmp_path / "plain.pkl")
+    for name in ("torch.pth", "old.pth", "plain.pkl"):
+        with pytest.raises(ValueError, match=rf"{name}' is not opened: .*unpickling can run any code"):
+            read_weights(str(tmp_path / name))
+
+
+def test_a_file_cut_short_is_said_to_be(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "torch.pth")
+    torch.save(WEIGHTS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(WEIGHTS, tmp_path / "safe.safetensors")
+    write_pickle({k: v.numpy() for k, v in WEIGHTS.items()}, tmp_path / "plain.pkl")
+    for path in list(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for size in (0, 1, 9, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            with pytest.raises(ValueError, match="cannot be read as weights|is not opened: it is damaged"):
+                read_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>log in</html>", "a web page"),
+        (b"GIF89a...", "no format begins with"),
+    ],
+)
+def test_what_is_no_weights_is_named(tmp_path, content, hint):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=hint):
+        read_weights(str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("data", [{}, {"state_dict": {}}, {"epoch": 3}, [1, 2]])
+def test_a_file_without_weights_is_refused(tmp_path, data):
+    torch.save(data, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="weights"):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="it is a folder"):
+        DenseCLIPCheckpointer(tiny_model()).load(str(tmp_path))
+
+
+def test_a_small_clip_loads_the_same_from_every_kind_of_file(tmp_path):
+    """OpenAI's archive in half precision, its state dict, open_clip's and safetensors."""
+    torch.manual_seed(7)
+    clip = open_clip.create_model(CLIP).half().float()  # values that half precision can hold
+    state = clip.state_dict()
+    openai = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
+    torch.save(state, tmp_path / "open_clip.pt")
+    torch.save({**{k: v.half() for k, v in state.items()}, **openai}, tmp_path / "openai.pt")
+    save_file(state, tmp_path / "clip.safetensors")
+    save_openai_archive(clip, tmp_path / "archive.pt")
+    states = []
+    for name in ("open_clip.pt", "openai.pt", "clip.safetensors", "archive.pt"):
+        torch.manual_seed(0)
+        model = tiny_model()
+        DenseCLIPCheckpointer(model).load(str(tmp_path / name))
+        states.append(model.state_dict())
+    for other in states[1:]:
+        for name, tensor in states[0].items():
+            assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("keys", [("input_resolution", "context_length", "vocab_size")])
+def test_openais_state_dict_is_refused_where_the_model_has_plain_gelu(tmp_path, keys):
+    state = open_clip.create_model(CLIP).state_dict()
+    torch.save({**state, **{k: torch.tensor(1) for k in keys}}, tmp_path / "openai.pt")
+    model = tiny_model()
+    model.backbone.language.text_encoder.quick_gelu = False
+    with pytest.raises(ValueError, match="trained with QuickGELU, and the model has GELU"):
+        DenseCLIPCheckpointer(model).load(str(tmp_path / "openai.pt"))
+
+
+def test_a_refused_file_leaves_the_model_as_it_was(tmp_path):
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save({"model": {"head.cls_score.bias": torch.ones(162)}}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match="Missing"):
+        DenseCLIPCheckpointer(model).load(str(tmp_path / "part.pth"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_table_says_what_became_of_every_tensor(tmp_path, caplog):
+    clip = open_clip.create_model(CLIP)
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    model = tiny_model("MODEL.DENSECLIP.VISUAL.RESOLUTION", "320")
+    with caplog.at_level("INFO", logger="fvcore"):
+        DenseCLIPCheckpointer(model).load(str(tmp_path / "clip.pt"))
+    table = next(r.message for r in caplog.records if r.message.startswith("Weights"))
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
+    visual, language = model.backbone.visual.state_dict(), model.backbone.language.state_dict()
+    text = sum(name.startswith("text_encoder.") for name in language)
+    assert rows["backbone.visual"] == [str(len(visual) - 1), "1"]
+    assert rows["backbone.language"] == [str(text), str(len(language) - text)]
+    assert rows["all"][0] == str(len(visual) - 1 + text)
+    assert "attnpool.positional_embedding: from 16 to 100 positions" in table
+
+
+def test_weights_left_over_are_refused_by_name(tmp_path):
+    model = tiny_model()
+    state = {**model.state_dict(), "backbone.language.second_decoder.weight": torch.ones(2)}
+    torch.save({"model": state}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"Left over \(1\): backbone.language.second_decoder.weight"):
+        DenseCLIPCheckpointer(tiny_model()).load(str(tmp_path / "more.pth"))
+    DenseCLIPCheckpointer(tiny_model(), allow_partial=True).load(str(tmp_path / "more.pth"))

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import torch
+from conftest import SHARED
+from detectron2.modeling import build_model
+from released import register_reference_architecture, released_checkpoint, released_config, released_retinanet
+from torch import nn
+from torch.testing import assert_close
+
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export, released
+from denseclip_d2.checkpoint.clip import fit_positions
+from denseclip_d2.checkpoint.report import LoadReport
+from denseclip_d2.engine import load_config
+
+CONFIGS = {
+    "retinanet_clip_r50_fpn_1x_coco": "COCO-Detection/clip_retinanet_RN50_FPN_1x",
+    "retinanet_clip_r101_fpn_1x_coco": "COCO-Detection/clip_retinanet_RN101_FPN_1x",
+    "retinanet_denseclip_r50_fpn_1x_coco": "COCO-Detection/denseclip_retinanet_RN50_FPN_1x",
+    "retinanet_denseclip_r101_fpn_1x_coco": "COCO-Detection/denseclip_retinanet_RN101_FPN_1x",
+    "mask_rcnn_clip_r50_fpn_1x_coco": "COCO-InstanceSegmentation/clip_mask_rcnn_RN50_FPN_1x",
+    "mask_rcnn_clip_r101_fpn_1x_coco": "COCO-InstanceSegmentation/clip_mask_rcnn_RN101_FPN_1x",
+    "mask_rcnn_denseclip_r50_fpn_1x_coco": "COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50_FPN_1x",
+    "mask_rcnn_denseclip_r101_fpn_1x_coco": "COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101_FPN_1x",
+}
+
+
+def full_size_model(name: str, *opts) -> nn.Module:
+    """A model of a config, with shapes and no values."""
+    return build_model(load_config(f"configs/{name}.yaml", [*opts, "MODEL.DEVICE", "meta"]))
+
+
+def key_list(name: str) -> dict[str, torch.Tensor]:
+    """Every key and shape of a released checkpoint, without values."""
+    path = SHARED / "reference" / "keys" / f"{name}.json"
+    if not path.exists():
+        pytest.skip("the released checkpoints' keys are not here (../shared/reference)")
+    shapes = json.loads(path.read_text())["state_dict"]
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_of_a_released_checkpoint_has_its_place(name):
+    """None missing, none left over, none misshapen; what is reshaped is said."""
+    weights, model = key_list(name), full_size_model(CONFIGS[name])
+    converted, reshaped = released.convert_released(weights, model, name)
+    assert not fit_positions(converted, model)
+    report = LoadReport.compare(converted, model.state_dict(), reshaped)
+    assert (report.missing, report.left_over, report.misshapen) == ((), (), {})
+    assert len(report.matched) == len(weights)
+    text = "backbone.language.text_encoder.positional_embedding"
+    assert (text in reshaped) == ("denseclip" in name)
+    assert ("head.cls_score.weight" in reshaped) == ("retinanet" in name)
+    if text in reshaped:
+        assert f"{text}: from 13 to 77 positions" in str(report)
+
+
+def assert_boxes_are_the_recorded(model: nn.Module, record) -> None:
+    image = (record.inputs["img"] * model.pixel_std + model.pixel_mean)[0]
+    with torch.no_grad():
+        found = model([{"image": image}])[0]["instances"]
+    boxes, scores = record.outputs["det_boxes0"].split([4, 1], dim=1)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # MMDetection gives out empty boxes as well
+    assert_close(found.scores, scores[kept, 0], atol=1e-5, rtol=1e-4)
+    assert_close(found.pred_boxes.tensor, boxes[kept], atol=1e-3, rtol=1e-4)
+    assert torch.equal(found.pred_classes, record.outputs["det_labels0"][kept])
+
+
+def test_a_released_checkpoint_exported_gives_the_recorded_boxes(reference, tmp_path):
+    """Through the file that tools/convert_checkpoint.py writes, and its header alone."""
+    record = reference("det_full_tiny")
+    model, exported = released_retinanet(record, tmp_path), str(tmp_path / "model.safetensors")
+    source = str(tmp_path / "released.pth")
+    export(model, released_config(), model.backbone.language.class_names, source=source, output=exported)
+    cfg = load_config(exported, [])
+    again = build_model(cfg).eval()
+    DenseCLIPCheckpointer(again, fresh_start=False).load(cfg.MODEL.WEIGHTS)
+    again.backbone.language.prompts = record.inputs["texts"]
+    assert_boxes_are_the_recorded(again, record)
+
+
+def test_without_the_anchors_order_boxes_are_others(reference, tmp_path, monkeypatch):
+    record = reference("det_full_tiny")
+    monkeypatch.setattr(released, "_reorder_anchors", lambda weights: {})
+    with pytest.raises(AssertionError):
+        assert_boxes_are_the_recorded(released_retinanet(record, tmp_path), record)
+
+
+def test_with_detectron2s_p7_the_pyramid_is_another(reference, tmp_path, monkeypatch):
+    """And the config that would have it so is refused by the key's name."""
+    record = reference("det_full_tiny")
+    with pytest.raises(ValueError, match="outputs need MODEL.DENSECLIP.FPN_P7_RELU False"):
+        released_retinanet(record, tmp_path, "MODEL.DENSECLIP.FPN_P7_RELU", True)
+    monkeypatch.setattr(released, "_check_settings", lambda weights, model, path: None)
+    with_relu = released_retinanet(record, tmp_path, "MODEL.DENSECLIP.FPN_P7_RELU", True)
+    with torch.no_grad():
+        pyramid = with_relu.backbone(record.inputs["img"])
+    assert_close(pyramid["p6"], record.outputs["fpn3"], atol=1e-4, rtol=1e-4)
+    with pytest.raises(AssertionError):
+        assert_close(pyramid["p7"], record.outputs["fpn4"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "needed"),
+    [
+        ("VISUAL.POSITION", "interpolate", "VISUAL.POSITION crop"),
+        ("SCORE_MAP.CONCAT_LOGITS", False, "SCORE_MAP.CONCAT_LOGITS True"),
+        ("SCORE_MAP.TAU", 0.1, "SCORE_MAP.TAU 0.07"),
+    ],
+)
+def test_settings_that_no_shape_shows_are_asked_for(reference, tmp_path, key, value, needed):
+    with pytest.raises(ValueError, match=f"outputs need MODEL.DENSECLIP.{needed}"):
+        released_retinanet(reference("det_full_tiny"), tmp_path, f"MODEL.DENSECLIP.{key}", value)
+
+
+def test_a_model_of_another_kind_is_refused_by_name(reference, tmp_path):
+    path = released_checkpoint(reference("det_full_tiny"), tmp_path)
+    for config in ("denseclip_mask_rcnn_tiny", "denseclip_retinanet_tiny"):
+        model = build_model(load_config(f"configs/Shapes/{config}.yaml", []))
+        expected = (
+            "released RetinaNet on DenseCLIP.*model is DenseCLIPMaskRCNN" if "mask" in config else "FPN_P7"
+        )
+        with pytest.raises(ValueError, match=expected):
+            DenseCLIPCheckpointer(model).load(path)
+    plain = ("CLIPRetinaNet", "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone")
+    opts = ["MODEL.META_ARCHITECTURE", *plain, "MODEL.DENSECLIP.FPN_P7_RELU", "False"]
+    model = build_model(load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts))
+    with pytest.raises(ValueError, match="RetinaNet on DenseCLIP.*CLIPRetinaNet on FPN"):
+        DenseCLIPCheckpointer(model).load(path)
+
+
+def test_prompts_longer_than_the_released_positions_are_refused(reference, tmp_path):
+    """13 positions: 8 contexts leave 5 for a name."""
+    register_reference_architecture(tmp_path)
+    weights = key_list("retinanet_denseclip_r50_fpn_1x_coco")
+    model = full_size_model(
+        "COCO-Detection/denseclip_retinanet_RN50_FPN_1x", "MODEL.DENSECLIP.PROMPT.NAME_LENGTH", "7"
+    )
+    with pytest.raises(ValueError, match=r"13 positions.*take 15.*NAME_LENGTH to 5"):
+        released.convert_released(weights, model, "released.pth")
