@@ -9,17 +9,22 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint.exported import merge_header_config
 from ..config import add_denseclip_config
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
 
+    For exported weights in place of a config file, their header is the config, and they are its weights.
     Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu".
     """
     cfg = get_cfg()
     add_denseclip_config(cfg)
-    cfg.merge_from_file(config_file)
+    if config_file.endswith(".safetensors"):
+        merge_header_config(cfg, config_file)
+    else:
+        cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
@@ -37,7 +42,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS |= args.allow_partial
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
-    default_setup(cfg, args)
+    logged = argparse.Namespace(**vars(args))
+    if args.config_file.endswith(".safetensors"):
+        logged.config_file = ""  # default_setup would log the file's text
+    default_setup(cfg, logged)
     # default_setup gives Detectron2's and fvcore's loggers a console and OUTPUT_DIR/log.txt, and no other's.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="denseclip_d2")
     return cfg

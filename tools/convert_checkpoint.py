@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Any weights this project reads, as one self-describing .safetensors file.
+
+tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
+tools/convert_checkpoint.py --input model_final.pth --config-file F --fold-text --output small.safetensors
+tools/demo.py --config-file small.safetensors --input photo.jpg --output pictures   # its header is the config
+
+The authors' DenseCLIP checkpoints go with the configs of their names, under configs/.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
+from denseclip_d2.checkpoint.exported import check_output
+from denseclip_d2.data import get_class_names
+from denseclip_d2.engine import load_config
+from denseclip_d2.engine.setup import check_writable
+
+
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="weights of the whole model")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="what they are weights of")
+    parser.add_argument("--output", required=True, metavar="OUT", help="the .safetensors to write")
+    parser.add_argument(
+        "--fold-text", action="store_true",
+        help="keep the classes' text embeddings and leave the text encoder out, for inference",
+    )  # fmt: skip
+    parser.add_argument("--half", action="store_true", help="write float16, rounded, at half the size")
+    parser.add_argument("--allow-partial", action="store_true", help="take weights that lack a part")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
+    )
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logger(name="fvcore").setLevel(logging.INFO)
+    check_output(args.output)
+    check_writable(str(Path(args.output).parent), "the folder of --output")
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input])
+    print(f"Building the model of {args.config_file} ...", flush=True)
+    model = build_model(cfg).eval()
+    checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
+    checkpointer.load(args.input)
+    if args.fold_text:
+        model.backbone.language.fold_()
+        cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
+    export(model, cfg, get_class_names(cfg), source=args.input, output=args.output, half=args.half)
+    size = Path(args.output).stat().st_size
+    print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
