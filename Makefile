@@ -39,9 +39,12 @@ demo-masks: OUTPUT := output/shapes_mask_rcnn
 demo demo-masks: $(INSTALLED)
 	@echo "== Dataset: shapes, generated =="
 	$(BIN)/python datasets/prepare_shapes.py
+	@echo "== Pictures by the zoo's model =="
+	$(BIN)/python tools/demo.py --zoo $(CONFIG:configs/%=%) --dataset shapes_val --count 12 --threshold 0.4 \
+	  --output $(OUTPUT)/zoo
 	@echo "== Training and evaluation: $(CONFIG) =="
 	$(BIN)/python tools/train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
-	@echo "== Pictures =="
+	@echo "== Pictures by the model just trained =="
 	$(BIN)/python tools/demo.py --config-file $(CONFIG) --dataset shapes_val --count 12 --threshold 0.4 \
 	  --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 

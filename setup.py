@@ -17,7 +17,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["denseclip_d2", "denseclip_d2.*"]),
-    package_data={"denseclip_d2": ["clip_models/*.json"]},
+    package_data={
+        "denseclip_d2": ["clip_models/*.json", "model_zoo/*.json", "model_zoo/weights/*.safetensors"],
+        "denseclip_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml"],  # a link to configs/
+    },
     python_requires=">=3.10",
     # Detectron2 is not on PyPI under its own name: `import denseclip_d2` says how to get it.
     install_requires=[

@@ -1,7 +1,7 @@
 """DenseCLIP (Rao et al., CVPR 2022, arXiv 2112.01518) as a Detectron2 extension.
 
 Importing the package registers its backbones, meta-architectures, datasets, CLIP architectures and the
-``openclip://`` path prefix with Detectron2 and open_clip, and does nothing else.
+``openclip://`` and ``denseclip://`` path prefixes with Detectron2 and open_clip, and does nothing else.
 """
 
 try:
@@ -16,6 +16,7 @@ except ImportError as error:
 
 from . import checkpoint, data, guidance, meta_arch, visual  # noqa: F401  (imported for what they register)
 from .config import add_denseclip_config
+from .engine import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["add_denseclip_config"]
+__all__ = ["Predictor", "add_denseclip_config"]

@@ -3,6 +3,7 @@
 
 tools/demo.py --config-file F --input photo.jpg --score-map person dog --output DIR MODEL.WEIGHTS W
 tools/demo.py --config-file F --dataset shapes_val --count 12 --output DIR MODEL.WEIGHTS W
+tools/demo.py --zoo Shapes/denseclip_retinanet_tiny.yaml --dataset shapes_val --output DIR
 """
 
 import argparse
@@ -15,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
+from denseclip_d2 import model_zoo
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Predictor, load_config
@@ -26,7 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--config-file", metavar="FILE", help="a config, or weights exported with theirs")
+    model.add_argument("--zoo", metavar="NAME", help="a trained model of the zoo, by its config's name")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="IMAGE", help="image files")
     source.add_argument("--dataset", help="a registered dataset, whose ground truth is drawn as well")
@@ -62,7 +66,8 @@ def panels(predictor: Predictor, record: dict, names: list[str], threshold: floa
 
 def main(args: argparse.Namespace) -> None:
     setup_logger()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = model_zoo.get_config(args.zoo, trained=True) if args.zoo else load_config(args.config_file, [])
+    cfg.merge_from_list(args.opts)
     check_writable(args.output, "--output")
     if args.dataset:
         records = load_datasets([args.dataset], filter_empty=False, check_images=False)[: args.count]

@@ -1,18 +1,38 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.engine import DefaultPredictor
+from PIL import Image
 
+from .. import model_zoo
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.mapper import ResizeShortestEdge
 from ..guidance import LanguageGuidedFPN
 from ..meta_arch.pixel_text import captured_features
+from .setup import load_config
 
 
 class Predictor(DefaultPredictor):
     """Detectron2's ``DefaultPredictor`` with strict loading, and score maps beside the instances."""
+
+    @classmethod
+    def from_zoo(cls, name: str) -> "Predictor":
+        """A trained model of the zoo, by its config's name, such as "Shapes/denseclip_retinanet_tiny.yaml".
+
+        Raises:
+            ValueError, FileNotFoundError: see :func:`denseclip_d2.model_zoo.get_config`.
+        """
+        return cls(model_zoo.get_config(name, trained=True))
+
+    @classmethod
+    def from_files(cls, config_file: str, weights: str = "") -> "Predictor":
+        """A model of a config file and weights; or of exported weights alone, whose header is the config."""
+        opts = ["MODEL.WEIGHTS", str(weights)] if weights else []
+        return cls(load_config(str(config_file), opts))
 
     def __init__(self, cfg: CfgNode):
         """
@@ -28,15 +48,18 @@ class Predictor(DefaultPredictor):
             self.model, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
         ).load(cfg.MODEL.WEIGHTS)
 
-    def __call__(self, image: np.ndarray, score_maps_of: Sequence[str] = ()) -> dict:
+    def __call__(
+        self, image: str | Path | Image.Image | np.ndarray, score_maps_of: Sequence[str] = ()
+    ) -> dict:
         """
         Args:
-            image: (H, W, 3) uint8, BGR as Detectron2's predictor has it.
+            image: a file, a PIL image, or an array (H, W, 3) uint8, BGR as Detectron2's predictor has it.
             score_maps_of: names of classes.
         Returns: the model's output for the image and, if asked for, ``score_maps``: (names, H, W), cosines.
         Raises:
-            ValueError: a name that the model does not have.
+            ValueError: a name that the model does not have, or an array of another kind.
         """
+        image = _as_bgr(image)
         if not score_maps_of:
             return super().__call__(image)
         classes = self._class_indices(score_maps_of)
@@ -62,3 +85,13 @@ class Predictor(DefaultPredictor):
         if unknown:
             raise ValueError(f"No class {unknown[0]!r}; the classes are: {', '.join(class_names)}.")
         return [class_names.index(name) for name in names]
+
+
+def _as_bgr(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(str(image), "BGR")
+    if isinstance(image, Image.Image):
+        return convert_PIL_to_numpy(image, "BGR")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"An image array is (H, W, 3) uint8, BGR; this is {image.shape} {image.dtype}.")
+    return image

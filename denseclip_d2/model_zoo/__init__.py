@@ -1,0 +1,5 @@
+"""Configs and trained models by name, as ``detectron2.model_zoo`` has them."""
+
+from .zoo import get, get_checkpoint_url, get_config, get_config_file
+
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]

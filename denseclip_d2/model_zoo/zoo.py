@@ -1,0 +1,139 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+from torch import nn
+
+from ..checkpoint import DenseCLIPCheckpointer
+from ..engine.setup import load_config
+from .download import cache_dir, download, verify
+
+PREFIX = "denseclip://"
+_ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """Trained weights of a config.
+
+    Attributes:
+        file: name of the file, in this package's ``weights/`` or in the cache.
+        sha256: of the file.
+        url: where it is fetched from; empty for a file of this package.
+        folded: whether text embeddings stand in for the text encoder.
+    """
+
+    file: str
+    sha256: str
+    url: str = ""
+    folded: bool = False
+
+
+def zoo_index() -> dict[str, ZooEntry]:
+    """Trained weights by the name of their config."""
+    entries = json.loads((_ROOT / "index.json").read_text())
+    return {name: ZooEntry(**entry) for name, entry in entries.items()}
+
+
+def get_config_file(name: str) -> str:
+    """Path of a config of this project, by its path under ``configs/``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = _ROOT / "configs" / name
+    if not path.is_file():
+        known = sorted(
+            str(p.relative_to(_ROOT / "configs")) for p in (_ROOT / "configs").glob("*/[!B]*.yaml")
+        )
+        raise ValueError(f"No config {name!r}. There are: {', '.join(known)}.")
+    return str(path)
+
+
+def get_config(name: str, trained: bool = False) -> CfgNode:
+    """The config of a model, by its path under ``configs/``.
+
+    Args:
+        trained: set ``MODEL.WEIGHTS`` to the zoo's trained weights; False leaves what training begins from.
+
+    Raises:
+        ValueError: no such config, or no trained weights for it.
+    """
+    cfg = load_config(get_config_file(name), [])
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
+        cfg.MODEL.DENSECLIP.PROMPT.FOLDED = zoo_index()[name].folded
+    return cfg
+
+
+def get_checkpoint_url(name: str) -> str:
+    """What to set ``MODEL.WEIGHTS`` to for a config's trained weights: ``denseclip://<name>``.
+
+    Raises:
+        ValueError: there are no trained weights for that config.
+    """
+    if name not in zoo_index():
+        get_config_file(name)
+        raise ValueError(
+            f"No trained weights for {name!r} yet. There are for: {', '.join(zoo_index())}. Weights of your "
+            "own, or the authors', go into MODEL.WEIGHTS; see MODEL_ZOO.md."
+        )
+    return f"{PREFIX}{name}"
+
+
+def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """A model of the zoo, in training mode, as Detectron2's ``model_zoo.get``.
+
+    Args:
+        trained: load the zoo's trained weights, every tensor; False loads what training begins from.
+        device: in place of the config's.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`get_config` and :class:`DenseCLIPCheckpointer`.
+    """
+    cfg = get_config(name, trained)
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    model = build_model(cfg)
+    if cfg.MODEL.CHANNELS_LAST:
+        model = model.to(memory_format=torch.channels_last)
+    DenseCLIPCheckpointer(model, fresh_start=not trained).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def local_file(name: str) -> Path:
+    """A config's trained weights as a file: of this package, of the cache or downloaded; sha256 checked.
+
+    Raises:
+        ValueError: no trained weights for that config; the file is not the one that was published.
+        FileNotFoundError: the file is not here and cannot be downloaded.
+    """
+    get_checkpoint_url(name)
+    entry = zoo_index()[name]
+    packaged = _ROOT / "weights" / entry.file
+    path = packaged if packaged.is_file() else cache_dir() / entry.file
+    if not path.is_file():
+        download(entry.url, path, entry.sha256)
+    verify(path, entry.sha256)
+    return path
+
+
+class ZooHandler(PathHandler):
+    """Lets Detectron2's ``PathManager`` read ``denseclip://`` paths."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        return str(local_file(path.removeprefix(PREFIX)))
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
+        return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
+
+
+PathManager.register_handler(ZooHandler())

@@ -1,0 +1,159 @@
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
+from PIL import Image
+
+from denseclip_d2 import Predictor, model_zoo
+from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.engine import load_config
+from denseclip_d2.model_zoo import zoo
+from denseclip_d2.model_zoo.zoo import ZooEntry, local_file, zoo_index
+
+NAME = "Shapes/denseclip_retinanet_tiny.yaml"
+CONTENT = bytes(range(256)) * 4000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize("name", zoo_index())
+def test_every_entry_has_its_config_and_its_weights(name):
+    model = model_zoo.get(name, trained=True)  # every tensor of it, or an error
+    assert model.training
+    assert model.backbone.language.folded == zoo_index()[name].folded
+
+
+def test_configs_come_by_their_names():
+    assert model_zoo.get_config(NAME) == load_config(f"configs/{NAME}", [])
+    trained = model_zoo.get_config(NAME, trained=True)
+    assert trained.MODEL.WEIGHTS == model_zoo.get_checkpoint_url(NAME) == f"denseclip://{NAME}"
+    with pytest.raises(ValueError, match=f"No config 'Shapes/nothing.yaml'. There are: .*{NAME}"):
+        model_zoo.get_config("Shapes/nothing.yaml")
+    coco = "COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
+    with pytest.raises(ValueError, match=f"No trained weights for '{coco}' yet. There are for: Shapes/"):
+        model_zoo.get_config(coco, trained=True)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+def test_the_zoos_models_find_shapes(small_shapes, name):
+    """In pictures that they have not seen, most objects, by place and by name."""
+    predictor = Predictor.from_zoo(f"Shapes/denseclip_{name}_tiny.yaml")
+    found = total = 0
+    for record in load_datasets(small_shapes[1:], filter_empty=False, check_images=False):
+        instances = predictor(record["file_name"])["instances"]
+        instances = instances[instances.scores > 0.4]
+        assert instances.has("pred_masks") == (name == "mask_rcnn")
+        for annotation in record["annotations"]:
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            overlap = pairwise_iou(instances.pred_boxes, Boxes([box]))[:, 0]
+            right = instances.pred_classes == annotation["category_id"]
+            found, total = found + bool((overlap[right] > 0.5).any()), total + 1
+    assert total > 20
+    assert found / total > 0.6
+
+
+def test_files_pil_images_and_arrays_give_the_same(small_shapes):
+    predictor = Predictor.from_zoo(NAME)
+    path = next(small_shapes[0].glob("val/*.png"))
+    image = Image.open(path)
+    bgr = np.asarray(image.convert("RGB"))[:, :, ::-1]
+    outputs = [predictor(x, score_maps_of=["red solid circle"]) for x in (str(path), path, image, bgr)]
+    assert outputs[0]["score_maps"].shape == (1, *bgr.shape[:2])
+    for other in outputs[1:]:
+        assert torch.equal(other["instances"].scores, outputs[0]["instances"].scores)
+        assert torch.equal(other["score_maps"], outputs[0]["score_maps"])
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, BGR; this is \(8, 8\) float64"):
+        predictor(np.zeros((8, 8)))
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT from wherever it is asked to begin, and breaks off when told to."""
+
+    def do_GET(self):
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.server.starts.append(start)
+        ranged = start and self.server.ranges
+        if ranged and start >= len(CONTENT):
+            self.send_error(416)
+            return
+        body = CONTENT[start:] if ranged else CONTENT
+        self.send_response(206 if ranged else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.breaks_off_after or len(body)])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A zoo of one entry, "far.yaml", on a server: the server, and where the file is kept."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    server.starts, server.breaks_off_after, server.ranges = [], 0, True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("DENSECLIP_D2_CACHE", str(tmp_path / "cache"))
+    entry = ZooEntry("far.safetensors", SHA256, f"http://127.0.0.1:{server.server_port}/far.safetensors")
+    monkeypatch.setattr(zoo, "zoo_index", lambda: {"far.yaml": entry})
+    yield server, tmp_path / "cache" / "far.safetensors"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_is_downloaded_once_and_kept(published):
+    server, path = published
+    assert local_file("far.yaml") == path
+    assert path.read_bytes() == CONTENT
+    local_file("far.yaml")
+    assert server.starts == [0]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_broken_off_goes_on_where_it_was(published, ranges):
+    """Or begins anew, from a server that cannot go on."""
+    server, path = published
+    server.ranges, server.breaks_off_after = ranges, 300_000
+    with pytest.raises(FileNotFoundError, match="could not be downloaded.*broke off at 300,000 of 1,024,000"):
+        local_file("far.yaml")
+    assert not path.exists()
+    server.breaks_off_after = 0
+    assert local_file("far.yaml").read_bytes() == CONTENT
+    assert server.starts == [0, 300_000]
+
+
+def test_a_download_killed_before_it_was_checked_is_not_fetched_again(published):
+    _, path = published
+    path.parent.mkdir()
+    path.with_name(f"{path.name}.partial").write_bytes(CONTENT)
+    assert local_file("far.yaml").read_bytes() == CONTENT
+
+
+def test_a_file_that_is_not_the_published_one_is_not_used(published):
+    _, path = published
+    path.parent.mkdir()
+    path.with_name(f"{path.name}.partial").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not the file that was published"):
+        local_file("far.yaml")
+    assert not list(path.parent.iterdir())  # so that the next try begins anew
+    path.write_bytes(b"changed since")
+    with pytest.raises(ValueError, match=f"not the file that was published: its sha256.*not {SHA256}"):
+        local_file("far.yaml")
+    assert path.read_bytes() == b"changed since"  # it may be the user's
+
+
+def test_offline_the_file_and_its_place_are_named(published):
+    server, path = published
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(FileNotFoundError, match=f"^far.safetensors is not here.*put it at {path}"):
+        local_file("far.yaml")
+
+
+def test_zoo_weights_are_small_enough_for_the_repository():
+    files = [Path(zoo.__file__).parent / "weights" / entry.file for entry in zoo_index().values()]
+    assert all(file.stat().st_size < 16 * 10**6 for file in files)
