@@ -18,9 +18,11 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.FPN_P7_RELU = True
 
     denseclip.VISUAL = CfgNode()
-    # Norm of the visual encoder: any that Detectron2's `get_norm` knows. The recipe trains it (SyncBN).
+    # Norm of the visual encoder: any that Detectron2's `get_norm` knows. The recipe trains it (SyncBN). A ViT
+    # has it in its pyramid alone; its blocks have CLIP's layer norms.
     denseclip.VISUAL.NORM = "SyncBN"
-    # Freeze the first stages, with their norm: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
+    # Freeze the first stages, with their norm: 0 none, 1 the stem, 2 the stem and res2, ... 5 all. A ViT's
+    # stages are the blocks up to each level's tap; its pyramid is never frozen.
     denseclip.VISUAL.FREEZE_AT = 0
     # How the positional embedding meets an (h, w) map: "interpolate" it, or "crop" its top left corner, as
     # the released detectors do.
@@ -28,6 +30,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Side, in pixels, of the image whose grid of positions is kept (released detectors: 1344); CLIP's grid
     # is resized to it when weights are loaded. 0 keeps CLIP's own.
     denseclip.VISUAL.RESOLUTION = 0
+    # Of a ViT: rate of stochastic depth in the last block, rising from 0 in the first.
+    denseclip.VISUAL.DROP_PATH_RATE = 0.0
+    # Of a ViT: add the class embedding twice, as the released weights need; CLIP's own must not have it.
+    denseclip.VISUAL.DOUBLE_CLASS_EMBEDDING = False
     # Recompute activations in the backward pass instead of storing them: less memory, more time.
     denseclip.VISUAL.ACTIVATION_CHECKPOINTING = False
 
@@ -50,8 +56,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.CONTEXT_DECODER.DROPOUT = 0.1
 
     denseclip.SCORE_MAP = CfgNode()
-    # The feature that the score map is concatenated to; its stride must be the dense embedding's.
-    denseclip.SCORE_MAP.LEVEL = "res5"
+    # The feature that the score map is concatenated to; its stride must be the dense embedding's. Empty: the
+    # one that has it, which is res5 of a ResNet and res4 of ViT-B/16.
+    denseclip.SCORE_MAP.LEVEL = ""
     # Temperature that divides the cosine similarity.
     denseclip.SCORE_MAP.TAU = 0.07
     # Concatenate s / tau (released detectors) or s (released segmentors).
