@@ -52,6 +52,15 @@ class CLIPSemanticFPN(SemanticSegmentor):
                 return super().forward(batched_inputs)
             return [{"sem_seg": self._slide(x)} for x in batched_inputs]
 
+    @contextmanager
+    def whole_image(self) -> Iterator[None]:
+        """See test images whole for a while, also where they are gone over window by window."""
+        window, self.sliding_window = self.sliding_window, None
+        try:
+            yield
+        finally:
+            self.sliding_window = window
+
     def _slide(self, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:
             # To the segmentor, a window is an image.
@@ -89,16 +98,16 @@ class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
 
 
 @contextmanager
-def _explained_out_of_memory(sliding_window: SlidingWindow | None) -> Iterator[None]:
+def _explained_out_of_memory(window: SlidingWindow | None) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
-        if sliding_window:
-            advice = (
-                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({sliding_window.max_pixels}), down to the pixels of one "
-                f"window, and then TEST.SLIDING_WINDOW.SIZE {sliding_window.size}."
+        way_out = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
+        if window:
+            way_out = (
+                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}), down to the pixels of one "
+                f"window, and then TEST.SLIDING_WINDOW.SIZE {window.size} itself."
             )
         raise MemoryError(
-            f"The device's memory is too small for what is segmented at once. {advice}"
+            f"What is segmented at once does not fit into the device's memory. {way_out}"
         ) from error

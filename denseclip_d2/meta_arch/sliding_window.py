@@ -42,8 +42,8 @@ class SlidingWindow:
         if prod(self.size) > self.max_pixels:
             raise ValueError(
                 f"A window of TEST.SLIDING_WINDOW.SIZE {self.size} has {prod(self.size)} pixels, and "
-                f"TEST.SLIDING_WINDOW.MAX_PIXELS allows {self.max_pixels} at once. Make SIZE smaller, or raise "
-                "MAX_PIXELS if memory allows."
+                f"TEST.SLIDING_WINDOW.MAX_PIXELS allows {self.max_pixels} at once. Make SIZE smaller, "
+                "or raise MAX_PIXELS if memory allows."
             )
 
     def average(self, segment: Segment, image: Tensor) -> Tensor:
