@@ -90,5 +90,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # A metric, such as "bbox/AP", by which the best weights so far are kept as model_best.pth; empty: none.
     cfg.SOLVER.KEEP_BEST = ""
 
+    # Folders to register for semantic segmentation: "my/data", which has classes.txt (a name a line),
+    # images/train/* and labels/train/*.png, as "data_train", and so on for its other splits.
+    cfg.DATASETS.SEMANTIC_FOLDERS = ()
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True
