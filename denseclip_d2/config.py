@@ -69,12 +69,26 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Accept weights with tensors missing or of another shape (same as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
 
+    # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
+
+    cfg.TEST.SLIDING_WINDOW = CfgNode()
+    # Segment test images window by window, and average the logits where windows overlap; False: whole.
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    # Height and width of a window, and its steps down and across, in pixels.
+    cfg.TEST.SLIDING_WINDOW.SIZE = (512, 512)
+    cfg.TEST.SLIDING_WINDOW.STRIDE = (341, 341)
+    # Pixels of the windows that are segmented at once, at most: lower it where memory is short.
+    cfg.TEST.SLIDING_WINDOW.MAX_PIXELS = 1048576
+
     # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"
     # "ADAMW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Factor of the visual encoder's learning rate. The text encoder is frozen.
     cfg.SOLVER.VISUAL_MULTIPLIER = 0.1
+    # Power of SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR", which goes from each rate down to SOLVER.BASE_LR_END.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
     # Parameters without weight decay, by shell patterns on their names. As released, the norms inside the
     # context decoder's layers and no others.
     cfg.SOLVER.NO_WEIGHT_DECAY = ("*.context_decoder.decoder.*.norm?.*",)
@@ -83,5 +97,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # A metric, such as "bbox/AP", by which the best weights so far are kept as model_best.pth; empty: none.
     cfg.SOLVER.KEEP_BEST = ""
 
+    # Folders to register for semantic segmentation: "my/data", which has classes.txt (a name a line),
+    # images/train/* and labels/train/*.png, as "data_train", and so on for its other splits.
+    cfg.DATASETS.SEMANTIC_FOLDERS = ()
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True

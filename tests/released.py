@@ -3,6 +3,7 @@
 import re
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
@@ -30,11 +31,14 @@ NAMES = {
     r"roi_head\.mask_head\.convs\.(\d)\.conv": lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}",
     r"roi_head\.mask_head\.upsample": "roi_heads.mask_head.deconv",
     r"roi_head\.mask_head\.conv_logits": "roi_heads.mask_head.predictor",
+    r"decode_head\.scale_heads\.(\d)\.(\d)\.conv": lambda m: f"sem_seg_head.p{int(m[1]) + 2}.{m[2]}",
+    r"decode_head\.scale_heads\.(\d)\.(\d)\.bn": lambda m: f"sem_seg_head.p{int(m[1]) + 2}.{m[2]}.norm",
+    r"decode_head\.conv_seg": "sem_seg_head.predictor",
 }
 
 
 def our_name(name: str, *, retinanet: bool = True, plain: bool = False) -> str:
-    """This project's name of a released detector's parameter."""
+    """This project's name of a released detector's or segmentor's parameter."""
     fpn, visual = ("backbone", "backbone.bottom_up") if plain else ("backbone.fpn", "backbone.visual")
     if retinanet and (match := re.match(r"neck\.fpn_convs\.([34])\.conv", name)):
         return name.replace(match[0], f"{fpn}.top_block.p{int(match[1]) + 3}")
@@ -63,14 +67,7 @@ def released_language(record) -> PromptedTextEncoder:
 
 def released_retinanet(record) -> nn.Module:
     """The whole detector of ``det_full_tiny``, every tensor loaded."""
-    cfg = load_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
-    cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
-    cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
-    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192
-    cfg.MODEL.DENSECLIP.VISUAL.NORM = "BN"
-    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH = 32
-    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.LAYERS = 2
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg = _tiny_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml")
     cfg.MODEL.RETINANET.NUM_CLASSES = 5
     cfg.MODEL.RETINANET.NUM_CONVS = 2
     cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = (
@@ -87,6 +84,34 @@ def released_retinanet(record) -> nn.Module:
     _load_with_short_text(model, weights, "backbone.language.text_encoder.")
     model.backbone.language.prompts = record.inputs["texts"]
     return model.eval()
+
+
+def released_semantic_fpn(record) -> nn.Module:
+    """The whole segmentor of ``seg_full_tiny``, every tensor loaded; it sees the whole image at once."""
+    cfg = _tiny_config("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 16
+    cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    model = build_model(cfg)
+    weights = {our_name(key, retinanet=False): tensor for key, tensor in record.weights.items()}
+    _load_with_short_text(model, weights, "backbone.language.text_encoder.")
+    model.backbone.language.prompts = record.inputs["texts"]
+    return model.eval()
+
+
+def _tiny_config(config_file: str) -> CfgNode:
+    """A released config at the size of the ``*_full_tiny`` records."""
+    cfg = load_config(config_file, [])
+    cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
+    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192
+    cfg.MODEL.DENSECLIP.VISUAL.NORM = "BN"
+    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH = 32
+    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.LAYERS = 2
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    return cfg
 
 
 def _load_with_short_text(model: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:

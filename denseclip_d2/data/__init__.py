@@ -2,9 +2,10 @@ import os
 from pathlib import Path
 
 from .class_names import get_class_names
+from .semantic import register_semantic_folder
 from .shapes import register_shapes
 
-__all__ = ["get_class_names", "register_shapes"]
+__all__ = ["get_class_names", "register_semantic_folder", "register_shapes"]
 
 # Where Detectron2 looks for its built-in datasets.
 register_shapes(Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes")

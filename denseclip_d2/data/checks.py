@@ -14,6 +14,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tqdm import tqdm
 
+from .semantic import is_semantic
+
 logger = logging.getLogger(__name__)
 
 EXIF_ORIENTATION, EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
@@ -50,10 +52,19 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     Raises:
         ValueError: as many classes as NUM_CLASSES, under the same names in the same order, are needed.
     """
-    section = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    if is_semantic(cfg):
+        section, kind = "SEM_SEG_HEAD", "stuff_classes"
+    else:
+        section = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+        kind = "thing_classes"
     num_classes = cfg.MODEL[section].NUM_CLASSES
-    classes = {name: tuple(MetadataCatalog.get(name).thing_classes) for name in names}
+    classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
+        if not own:
+            raise ValueError(
+                f"{name!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for another "
+                "task. Give DATASETS other datasets."
+            )
         if len(own) != num_classes:
             raise ValueError(
                 f"{name!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "

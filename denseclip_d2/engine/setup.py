@@ -10,12 +10,17 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_denseclip_config
+from ..data.semantic import register_semantic_folders
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
 
-    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu".
+    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are
+    registered.
+
+    Raises:
+        ValueError, FileNotFoundError: one of these cannot be.
     """
     cfg = get_cfg()
     add_denseclip_config(cfg)
@@ -24,6 +29,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
+    register_semantic_folders(cfg)
     return cfg
 
 

@@ -11,7 +11,7 @@ from ..language import PromptedTextEncoder
 from ..visual import build_visual_encoder
 from .score_map import pixel_text_scores
 
-TopBlockBuilder = Callable[[dict[str, ShapeSpec]], nn.Module]
+TopBlockBuilder = Callable[[dict[str, ShapeSpec]], nn.Module | None]
 
 
 class LanguageGuidedFPN(Backbone):
@@ -41,7 +41,7 @@ class LanguageGuidedFPN(Backbone):
             visual: gives features by name, ``global_embedding`` and ``dense_embedding``; its
                 ``embedding_stride`` tells the dense embedding's.
             in_features, out_channels, norm, fuse_type: as for Detectron2's FPN.
-            top_block: makes FPN's top block from the guided features' shapes.
+            top_block: makes FPN's top block, if any, from the guided features' shapes.
             level: the feature that the score map joins; empty: the one of the dense embedding's stride.
             tau: temperature.
             concat_logits: concatenate s / tau (detection, as released) or s (segmentation, as released).
@@ -126,6 +126,10 @@ def _max_pool(cfg) -> TopBlockBuilder:
     return lambda shapes: LastLevelMaxPool()
 
 
+def _none(cfg) -> TopBlockBuilder:
+    return lambda shapes: None
+
+
 def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
     score_map = cfg.MODEL.DENSECLIP.SCORE_MAP
     return LanguageGuidedFPN(
@@ -167,6 +171,12 @@ def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Langu
 
 
 @BACKBONE_REGISTRY.register()
+def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
+    """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
+    return _build_guided(cfg, _none(cfg))
+
+
+@BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
     return _build_plain(cfg, _max_pool(cfg))
@@ -176,3 +186,9 @@ def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
     return _build_plain(cfg, _p6_p7(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
+    return _build_plain(cfg, _none(cfg))
