@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from open_clip.transformer import QuickGELU, VisionTransformer
+from released import our_name
 from torch import nn
 from torch.testing import assert_close
 
@@ -306,3 +307,27 @@ def test_detectors_train_and_test_on_a_vit(config, plain):
     with torch.no_grad():
         outputs = model.eval()(inputs)
     assert [x["instances"].image_size for x in outputs] == [(90, 150), (96, 100)]
+
+
+@pytest.mark.parametrize("kind, parameters", [("clip", 101_282_710), ("denseclip", 105_273_494)])
+def test_the_published_segmentor_has_the_released_parameters_and_recipe(released_recipe, kind, parameters):
+    """Every name, rate and decay, and as many parameters; the released text encoder, at rate 0, is frozen."""
+    recipe = {"clip": "fpn_clipvit-b", "denseclip": "denseclip_fpn_vit-b"}[kind]
+    released = {
+        our_name(name, retinanet=False, plain=kind == "clip"): group
+        for name, group in released_recipe(f"{recipe}_640x640_80k").items()
+        if not name.startswith("text_encoder.")
+    }
+    cfg = load_config(f"configs/ADE20K-SemanticSegmentation/{kind}_semantic_fpn_ViT-B-16_80k.yaml", [])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    names = {p: name for name, p in model.named_parameters() if "text_encoder" not in name}
+    assert sum(p.numel() for p in names) == parameters
+    ours = {
+        names[p]: (group["lr"], group["weight_decay"])
+        for group in build_optimizer(cfg, model).param_groups
+        for p in group["params"]
+    }
+    assert ours.keys() == released.keys()
+    for name, group in released.items():
+        assert ours[name] == pytest.approx(group), name
