@@ -62,6 +62,14 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Accept weights with tensors missing or of another shape (same as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
 
+    # Train at MIN_SIZE_TRAIN and MAX_SIZE_TRAIN times one factor, drawn between these bounds.
+    cfg.INPUT.SCALE_RANGE_TRAIN = (1.0, 1.0)
+    # Distort brightness, contrast, saturation and hue in training (as SSD and MMSegmentation do).
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Semantic segmentation: of 10 random crops take the first in which no class has this part, or more, of
+    # what is labelled; 1.0 takes any. An "absolute" CROP.SIZE is also what smaller images are padded to.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+
     # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"
     # "ADAMW" or "SGD".

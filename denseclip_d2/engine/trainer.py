@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.mapper import DatasetMapper
+from ..data.mapper import build_mapper
 from ..data.train_loader import TrainLoader
 from .hooks import check_survival, with_survival
 from .optimizer import build_optimizer
@@ -110,12 +110,12 @@ class Trainer(DefaultTrainer):
             check_images=cfg.DATASETS.CHECK_IMAGES and comm.is_main_process(),
         )
         return TrainLoader(
-            **build_detection_train_loader.from_config(cfg, mapper=DatasetMapper(cfg), dataset=dataset)
+            **build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg), dataset=dataset)
         )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = DatasetMapper(cfg, is_train=False)
+        mapper = build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
