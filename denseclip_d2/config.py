@@ -66,20 +66,18 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     # Keep convolutions' weights and maps channels-last in memory: the same numbers, often faster.
     cfg.MODEL.CHANNELS_LAST = False
+    # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Accept weights with tensors missing or of another shape (same as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
 
-    # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
-    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
-
-    cfg.TEST.SLIDING_WINDOW = CfgNode()
-    # Segment test images window by window, and average the logits where windows overlap; False: whole.
-    cfg.TEST.SLIDING_WINDOW.ENABLED = False
-    # Height and width of a window, and its steps down and across, in pixels.
-    cfg.TEST.SLIDING_WINDOW.SIZE = (512, 512)
-    cfg.TEST.SLIDING_WINDOW.STRIDE = (341, 341)
-    # Pixels of the windows that are segmented at once, at most: lower it where memory is short.
-    cfg.TEST.SLIDING_WINDOW.MAX_PIXELS = 1048576
+    # Train at MIN_SIZE_TRAIN and MAX_SIZE_TRAIN times one factor, drawn between these bounds.
+    cfg.INPUT.SCALE_RANGE_TRAIN = (1.0, 1.0)
+    # Distort brightness, contrast, saturation and hue in training (as SSD and MMSegmentation do).
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Semantic segmentation: of 10 random crops take the first in which no class has this part, or more, of
+    # what is labelled; 1.0 takes any. An "absolute" CROP.SIZE is also what smaller images are padded to.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
 
     # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"
@@ -102,3 +100,12 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SEMANTIC_FOLDERS = ()
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True
+
+    cfg.TEST.SLIDING_WINDOW = CfgNode()
+    # Segment test images window by window, and average the logits where windows overlap; False: whole.
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    # Height and width of a window, and its steps down and across, in pixels.
+    cfg.TEST.SLIDING_WINDOW.SIZE = (512, 512)
+    cfg.TEST.SLIDING_WINDOW.STRIDE = (341, 341)
+    # Pixels of the windows that are segmented at once, at most: lower it where memory is short.
+    cfg.TEST.SLIDING_WINDOW.MAX_PIXELS = 1048576

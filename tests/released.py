@@ -1,7 +1,9 @@
 """The reference's modules, made of this project's parts and loaded under this project's names."""
 
 import re
+from pathlib import Path
 
+import open_clip
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -84,6 +86,16 @@ def released_retinanet(record) -> nn.Module:
     _load_with_short_text(model, weights, "backbone.language.text_encoder.")
     model.backbone.language.prompts = record.inputs["texts"]
     return model.eval()
+
+
+def add_tiny_architecture(folder: Path) -> None:
+    """Tell open_clip of "reference-tiny", the CLIP model of the ``*_full_tiny`` records."""
+    (folder / "reference-tiny.json").write_text(
+        '{"embed_dim": 32, "quick_gelu": true,'
+        ' "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "image_size": 192},'
+        ' "text_cfg": {"width": 32, "heads": 4, "layers": 2, "context_length": 13}}'
+    )
+    open_clip.add_model_config(folder)
 
 
 def released_semantic_fpn(record) -> nn.Module:

@@ -1,11 +1,10 @@
 import numpy as np
-import open_clip
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from released import released_retinanet
+from released import add_tiny_architecture, released_retinanet
 from torch.testing import assert_close
 
 from denseclip_d2.engine import load_config
@@ -21,12 +20,7 @@ LOSSES = {
 @pytest.fixture
 def released(reference, tmp_path):
     record = reference("det_full_tiny")
-    (tmp_path / "reference-tiny.json").write_text(
-        '{"embed_dim": 32, "quick_gelu": true,'
-        ' "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "image_size": 192},'
-        ' "text_cfg": {"width": 32, "heads": 4, "layers": 2, "context_length": 13}}'
-    )
-    open_clip.add_model_config(tmp_path)
+    add_tiny_architecture(tmp_path)
     return released_retinanet(record), record
 
 
@@ -218,18 +212,22 @@ def test_a_name_longer_than_the_prompt_is_refused():
 @pytest.mark.parametrize(
     "config, millions",
     [
-        ("COCO-Detection/clip_retinanet_RN50", 37.99),
-        ("COCO-Detection/denseclip_retinanet_RN50", 60.45),
-        ("COCO-Detection/clip_retinanet_RN101", 56.98),
-        ("COCO-Detection/denseclip_retinanet_RN101", 78.00),
-        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN50", 44.42),
-        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50", 66.69),
-        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN101", 63.41),
-        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101", 84.24),
+        ("COCO-Detection/clip_retinanet_RN50_FPN_1x", 37.99),
+        ("COCO-Detection/denseclip_retinanet_RN50_FPN_1x", 60.45),
+        ("COCO-Detection/clip_retinanet_RN101_FPN_1x", 56.98),
+        ("COCO-Detection/denseclip_retinanet_RN101_FPN_1x", 78.00),
+        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN50_FPN_1x", 44.42),
+        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50_FPN_1x", 66.69),
+        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN101_FPN_1x", 63.41),
+        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101_FPN_1x", 84.24),
+        ("ADE20K-SemanticSegmentation/clip_semantic_fpn_RN50_80k", 31.04),
+        ("ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k", 50.25),
+        ("ADE20K-SemanticSegmentation/clip_semantic_fpn_RN101_80k", 50.03),
+        ("ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN101_80k", 67.80),
     ],
 )
 def test_parameters_are_as_many_as_published(config, millions):
     """All but the text encoder's (METHOD: table of published results)."""
-    model = build_model(load_config(f"configs/{config}_FPN_1x.yaml", []))
+    model = build_model(load_config(f"configs/{config}.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,58 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
     if not records:
         raise ValueError(f"no image in {image_root} has a label image (.png) of its name in {label_root}")
     return records
+
+
+def read_labels(file_name: str) -> np.ndarray:
+    """The (H, W) uint8 labels in a file, a palette left aside; Detectron2's reader would take its colours.
+
+    Raises:
+        ValueError: the file has several channels, or more than 8 bits a pixel.
+    """
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        check_label_mode(image.mode, file_name)
+        return np.asarray(image, dtype=np.uint8)
+
+
+def check_label_mode(mode: str, file_name: str) -> None:
+    """Refuse an image whose pixels are no labels, by Pillow's mode.
+
+    Raises:
+        ValueError: the image has several channels, or more than 8 bits a pixel.
+    """
+    if mode not in ("1", "L", "P"):
+        raise ValueError(
+            f"{file_name} is an image of Pillow's mode {mode!r}. Label images have one channel of 8 "
+            "bits, with a palette ('P') or without ('L'), whose values are class ids: convert it."
+        )
+
+
+def check_label_size(label_size: tuple[int, int], label: str, size: tuple[int, int], image: str) -> None:
+    """Refuse a label image of another size than its image's; sizes are widths and heights.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if label_size != size:
+        raise ValueError(
+            "{} is {}x{}, but its image {} {}x{} (width x height)".format(label, *label_size, image, *size)
+        )
+
+
+def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_label: int | None) -> None:
+    """Refuse labels that are no class's.
+
+    Raises:
+        ValueError: labels are neither below ``num_classes`` nor ``ignore_label``.
+    """
+    wrong = np.unique(labels[(labels >= num_classes) & (labels != ignore_label)]).tolist()
+    if wrong:
+        listed = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+        raise ValueError(
+            f"{file_name} has labels out of range: {listed}. With {num_classes} classes, labels are 0 to "
+            f"{num_classes - 1}, and {ignore_label} for pixels to ignore. Number the classes from 0, or "
+            "correct the list of their names and MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+        )
 
 
 def _files(root: Path, extensions: set[str]) -> dict[str, Path]:

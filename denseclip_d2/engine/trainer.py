@@ -13,7 +13,8 @@ from torch import nn
 
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.mapper import DatasetMapper
+from ..data.mapper import build_mapper
+from ..data.semantic import read_labels
 from ..data.train_loader import TrainLoader
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
@@ -119,19 +120,24 @@ class Trainer(DefaultTrainer):
             check_images=cfg.DATASETS.CHECK_IMAGES and comm.is_main_process(),
         )
         return TrainLoader(
-            **build_detection_train_loader.from_config(cfg, mapper=DatasetMapper(cfg), dataset=dataset)
+            **build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg), dataset=dataset)
         )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = DatasetMapper(cfg, is_train=False)
+        mapper = build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
         output_dir = str(Path(cfg.OUTPUT_DIR, folder, dataset_name))
         if MetadataCatalog.get(dataset_name).evaluator_type in SEMANTIC:
-            return SemSegEvaluator(dataset_name, output_dir=output_dir)
+            # Detectron2's own reader of label maps asks numpy 2 for what it cannot do.
+            return SemSegEvaluator(
+                dataset_name,
+                output_dir=output_dir,
+                sem_seg_loading_fn=lambda name, dtype: read_labels(name).astype(dtype),
+            )
         # Told, not left to be read off the predictions, of which there may be none.
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         return COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir)
