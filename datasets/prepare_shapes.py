@@ -1,4 +1,4 @@
-"""Generates the "shapes" dataset: small images of coloured shapes, annotated in COCO format."""
+"""Generates the "shapes" dataset: small images of coloured shapes, with COCO annotations and label images."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
-from denseclip_d2.data.shapes import generate_shapes, shapes_info  # noqa: E402
+from denseclip_d2.data.shapes import add_labels, generate_shapes, shapes_info  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,13 +39,14 @@ def info_on_disk(root: Path) -> dict | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Generates the dataset unless it is there; exits with an error if something else is."""
+    """Generates what is not there of the dataset; exits with an error if something else is."""
     args = parse_args(argv)
     root = args.root.expanduser().resolve()
     parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed}
     found = info_on_disk(root)
     if found == shapes_info(**parameters):
-        print(f"{root} already holds this dataset: nothing to do")
+        added = add_labels(root)  # earlier versions made none
+        print(f"{root} already holds this dataset: {'added label images' if added else 'nothing to do'}")
         return
     if found is not None:
         sys.exit(f"error: {root} holds another dataset, {found}: delete it or give another --root")

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, FLOPs and activations by module, the frozen text encoder apart.
+"""What a model costs: parameters, FLOPs and activations by module, the frozen text encoder apart.
 
 One multiply-add is one FLOP, as fvcore and the paper count. fvcore does not know torch's fused attention; the
 handles for it are here.
@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
-from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.meta_arch import GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
@@ -60,7 +60,7 @@ def analyze(cfg: CfgNode, tasks: list[str], size: tuple[int, int]) -> dict[str, 
     """Count the quantities that ``tasks`` names (of :data:`TASKS`) of a config's model, with random weights.
 
     FLOPs and activations are those of one image in inference, without what depends on its content:
-    a two-stage detector is given 1000 proposals and 100 detections.
+    a two-stage detector is given 1000 proposals and 100 detections. A segmentor sees the image whole.
 
     Args:
         size: height and width of the image, which is padded as the model pads.
@@ -178,19 +178,25 @@ def _check_countable(model: nn.Module, name: str) -> None:
     others = {name for name, _ in model.named_children()} - {"backbone", "head", "anchor_generator"}
     if two_stage:
         others -= {"proposal_generator", "roi_heads"}
-    if others or not (isinstance(model, DenseDetector) or two_stage):
+    if isinstance(model, SemanticSegmentor):
+        others -= {"sem_seg_head"}
+    if others or not (isinstance(model, DenseDetector | SemanticSegmentor) or two_stage):
         raise ValueError(
             f"FLOPs and activations of MODEL.META_ARCHITECTURE {name!r} cannot be counted: only RetinaNet's, "
-            "and GeneralizedRCNN's with RPN and StandardROIHeads. --tasks parameter works with any."
+            "SemanticSegmentor's, and GeneralizedRCNN's with RPN and StandardROIHeads. "
+            "--tasks parameter works with any."
         )
 
 
 def _run_layers(model: nn.Module, image: Tensor) -> list:
-    """Run every layer of a detector once, without NMS, whose output would decide what the heads have to do.
+    """Run every layer of a model once, without NMS, whose output would decide what the heads have to do.
 
     Args:
         image: (3, H, W).
     """
+    if isinstance(model, SemanticSegmentor):
+        # Detectron2's own, which knows no windows.
+        return SemanticSegmentor.forward(model, [{"image": image}])
     features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
     if isinstance(model, DenseDetector):
         return [features, model.head([features[name] for name in model.head_in_features])]

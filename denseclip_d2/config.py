@@ -18,9 +18,11 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.FPN_P7_RELU = True
 
     denseclip.VISUAL = CfgNode()
-    # Norm of the visual encoder: any that Detectron2's `get_norm` knows. The recipe trains it (SyncBN).
+    # Norm of the visual encoder: any that Detectron2's `get_norm` knows. The recipe trains it (SyncBN). A ViT
+    # has it in its pyramid alone; its blocks have CLIP's layer norms.
     denseclip.VISUAL.NORM = "SyncBN"
-    # Freeze the first stages, with their norm: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
+    # Freeze the first stages, with their norm: 0 none, 1 the stem, 2 the stem and res2, ... 5 all. A ViT's
+    # stages are the blocks up to each level's tap; its pyramid is never frozen.
     denseclip.VISUAL.FREEZE_AT = 0
     # How the positional embedding meets an (h, w) map: "interpolate" it, or "crop" its top left corner, as
     # the released detectors do.
@@ -28,6 +30,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Side, in pixels, of the image whose grid of positions is kept (released detectors: 1344); CLIP's grid
     # is resized to it when weights are loaded. 0 keeps CLIP's own.
     denseclip.VISUAL.RESOLUTION = 0
+    # Of a ViT: rate of stochastic depth in the last block, rising from 0 in the first.
+    denseclip.VISUAL.DROP_PATH_RATE = 0.0
+    # Of a ViT: add the class embedding twice, as the released weights need; CLIP's own must not have it.
+    denseclip.VISUAL.DOUBLE_CLASS_EMBEDDING = False
     # Recompute activations in the backward pass instead of storing them: less memory, more time.
     denseclip.VISUAL.ACTIVATION_CHECKPOINTING = False
 
@@ -52,8 +58,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.CONTEXT_DECODER.DROPOUT = 0.1
 
     denseclip.SCORE_MAP = CfgNode()
-    # The feature that the score map is concatenated to; its stride must be the dense embedding's.
-    denseclip.SCORE_MAP.LEVEL = "res5"
+    # The feature that the score map is concatenated to; its stride must be the dense embedding's. Empty: the
+    # one that has it, which is res5 of a ResNet and res4 of ViT-B/16.
+    denseclip.SCORE_MAP.LEVEL = ""
     # Temperature that divides the cosine similarity.
     denseclip.SCORE_MAP.TAU = 0.07
     # Concatenate s / tau (released detectors) or s (released segmentors).
@@ -61,8 +68,18 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     # Keep convolutions' weights and maps channels-last in memory: the same numbers, often faster.
     cfg.MODEL.CHANNELS_LAST = False
+    # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Accept weights with tensors missing or of another shape (same as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+
+    # Train at MIN_SIZE_TRAIN and MAX_SIZE_TRAIN times one factor, drawn between these bounds.
+    cfg.INPUT.SCALE_RANGE_TRAIN = (1.0, 1.0)
+    # Distort brightness, contrast, saturation and hue in training (as SSD and MMSegmentation do).
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Semantic segmentation: of 10 random crops take the first in which no class has this part, or more, of
+    # what is labelled; 1.0 takes any. An "absolute" CROP.SIZE is also what smaller images are padded to.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
 
     # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"
@@ -70,6 +87,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Factor of the visual encoder's learning rate. The text encoder is frozen.
     cfg.SOLVER.VISUAL_MULTIPLIER = 0.1
+    # Power of SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR", which goes from each rate down to SOLVER.BASE_LR_END.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
     # Parameters without weight decay, by shell patterns on their names. As released, the norms inside the
     # context decoder's layers and no others.
     cfg.SOLVER.NO_WEIGHT_DECAY = ("*.context_decoder.decoder.*.norm?.*",)
@@ -78,5 +97,17 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # A metric, such as "bbox/AP", by which the best weights so far are kept as model_best.pth; empty: none.
     cfg.SOLVER.KEEP_BEST = ""
 
+    # Folders to register for semantic segmentation: "my/data", which has classes.txt (a name a line),
+    # images/train/* and labels/train/*.png, as "data_train", and so on for its other splits.
+    cfg.DATASETS.SEMANTIC_FOLDERS = ()
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True
+
+    cfg.TEST.SLIDING_WINDOW = CfgNode()
+    # Segment test images window by window, and average the logits where windows overlap; False: whole.
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    # Height and width of a window, and its steps down and across, in pixels.
+    cfg.TEST.SLIDING_WINDOW.SIZE = (512, 512)
+    cfg.TEST.SLIDING_WINDOW.STRIDE = (341, 341)
+    # Pixels of the windows that are segmented at once, at most: lower it where memory is short.
+    cfg.TEST.SLIDING_WINDOW.MAX_PIXELS = 1048576

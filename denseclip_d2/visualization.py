@@ -1,4 +1,4 @@
-"""Pictures of what a model sees: its boxes beside the ground truth's, and score maps over the image."""
+"""Pictures of what a model sees: its boxes or labels beside the ground truth's, and score maps."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 HEAT = matplotlib.colormaps["turbo"]
 PALETTE = colormap(rgb=True, maximum=1)
@@ -38,6 +39,29 @@ def draw_detections(
     return _draw(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels)
 
 
+def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Each class in its colour over an image; pixels of no class, such as ignored ones, stay as they are.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        labels: (H, W), class ids.
+        num_classes: K; ids from K on stand for no class.
+    Returns: (H, W, 3) uint8, RGB.
+    """
+    colors = 255 * np.array([_color(c) for c in range(num_classes)])
+    drawn, labelled = image.copy(), labels < num_classes
+    drawn[labelled] = (0.35 * image[labelled] + 0.65 * colors[labels[labelled]]).astype(np.uint8)
+    return drawn
+
+
+def draw_legend(classes: Sequence[int], class_names: Sequence[str]) -> np.ndarray:
+    """The colours that :func:`draw_label_map` gives to some classes, with their names; RGB."""
+    figure = Figure(figsize=(3, max(3, 0.22 * len(classes))), dpi=100)
+    patches = [Patch(color=_color(c), label=class_names[c]) for c in classes]
+    figure.legend(handles=patches, loc="center", frameon=False)
+    return _rendered(figure)
+
+
 def draw_score_map(image: np.ndarray, scores: np.ndarray, tau: float) -> np.ndarray:
     """sigmoid(s / tau), from blue for 0 to red for 1, over an image.
 
@@ -55,22 +79,31 @@ def grid(rows: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     """One picture of rows of pictures, each under its title; RGB. Rows need not be equally long."""
     columns = max(map(len, rows))
     figure = Figure(figsize=(3.2 * columns, 3.4 * len(rows)), dpi=100, layout="tight")
-    canvas = FigureCanvasAgg(figure)
     for all_axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for axes in all_axes:
             axes.axis("off")
         for axes, (title, panel) in zip(all_axes, row.items(), strict=False):
             axes.imshow(panel)
             axes.set_title(title, fontsize=10)
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _color(c: int) -> np.ndarray:
+    """A class's colour; past the palette's end, it comes again darker."""
+    return PALETTE[c % len(PALETTE)] * 0.6 ** (c // len(PALETTE))
 
 
 def _draw(
     image: np.ndarray, boxes: Sequence, masks: Sequence | None, classes: list[int], labels: list[str]
 ) -> np.ndarray:
     visualizer = Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
-    colors = [PALETTE[c % len(PALETTE)] for c in classes]
+    colors = [_color(c) for c in classes]
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     drawn = visualizer.overlay_instances(boxes=boxes, masks=masks, labels=labels, assigned_colors=colors)
     return drawn.get_image()

@@ -49,14 +49,7 @@ def register_reference_architecture(folder: Path) -> None:
 
 def released_config(*opts) -> CfgNode:
     """The config of ``det_full_tiny``."""
-    cfg = load_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
-    cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
-    cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
-    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192
-    cfg.MODEL.DENSECLIP.VISUAL.NORM = "BN"
-    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH = 32
-    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.LAYERS = 2
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg = _tiny_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml")
     cfg.MODEL.RETINANET.NUM_CLASSES = 5
     cfg.MODEL.RETINANET.NUM_CONVS = 2
     # MMDetection counts anchors, Detectron2 pairs of anchor and class.
@@ -80,10 +73,39 @@ def released_checkpoint(record, folder: Path) -> str:
 def released_retinanet(record, folder: Path, *opts) -> nn.Module:
     """The whole detector of ``det_full_tiny``, read as a released checkpoint."""
     register_reference_architecture(folder)
-    model = build_model(released_config(*opts))
+    return _released_model(released_config(*opts), record, folder)
+
+
+def released_semantic_fpn(record, folder: Path) -> nn.Module:
+    """The whole segmentor of ``seg_full_tiny``, read as a released one; it sees the whole image at once."""
+    register_reference_architecture(folder)
+    cfg = _tiny_config("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 16
+    cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.0
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    return _released_model(cfg, record, folder)
+
+
+def _released_model(cfg: CfgNode, record, folder: Path) -> nn.Module:
+    model = build_model(cfg)
     DenseCLIPCheckpointer(model, fresh_start=False).load(released_checkpoint(record, folder))
     model.backbone.language.prompts = record.inputs["texts"]
     return model.eval()
+
+
+def _tiny_config(config_file: str) -> CfgNode:
+    """A released config at the size of the ``*_full_tiny`` records."""
+    cfg = load_config(config_file, [])
+    cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
+    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192
+    cfg.MODEL.DENSECLIP.VISUAL.NORM = "BN"
+    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH = 32
+    cfg.MODEL.DENSECLIP.CONTEXT_DECODER.LAYERS = 2
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    return cfg
 
 
 def _load_with_short_text(model: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:

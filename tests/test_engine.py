@@ -100,18 +100,37 @@ def test_every_prompt_mode_trains(config, mode):
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+RECIPES = {
+    "retinanet": (
+        "COCO-Detection/{kind}_retinanet_RN{depth}_FPN_1x",
+        "retinanet_{kind}_r{depth}_fpn_1x_coco",
+    ),
+    "mask_rcnn": (
+        "COCO-InstanceSegmentation/{kind}_mask_rcnn_RN{depth}_FPN_1x",
+        "mask_rcnn_{kind}_r{depth}_fpn_1x_coco",
+    ),
+    "semantic_fpn": (
+        "ADE20K-SemanticSegmentation/{kind}_semantic_fpn_RN{depth}_80k",
+        "{segmentor}{depth}_512x512_80k",
+    ),
+}
+SEGMENTORS = {"clip": "fpn_clipres", "denseclip": "denseclip_fpn_res"}
+
+
 @pytest.mark.parametrize("depth", [50, 101])
-@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("system", RECIPES)
 @pytest.mark.parametrize("kind", ["clip", "denseclip"])
-def test_learning_rates_and_decays_are_the_released_ones(released_recipe, kind, detector, depth):
+def test_learning_rates_and_decays_are_the_released_ones(released_recipe, kind, system, depth):
     """Of every parameter but the text encoder's: at rate 0 in the release, they are frozen here."""
+    config, recipe = (
+        name.format(kind=kind, depth=depth, segmentor=SEGMENTORS[kind]) for name in RECIPES[system]
+    )
     released = {
-        our_name(name, retinanet=detector == "retinanet", plain=kind == "clip"): group
-        for name, group in released_recipe(f"{detector}_{kind}_r{depth}_fpn_1x_coco").items()
+        our_name(name, retinanet=system == "retinanet", plain=kind == "clip"): group
+        for name, group in released_recipe(recipe).items()
         if not name.startswith("text_encoder.")
     }
-    folder = "COCO-Detection" if detector == "retinanet" else "COCO-InstanceSegmentation"
-    cfg = load_config(f"configs/{folder}/{kind}_{detector}_RN{depth}_FPN_1x.yaml", [])
+    cfg = load_config(f"configs/{config}.yaml", [])
     model = build_model(cfg)
     names = {parameter: name for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(cfg, model)
@@ -158,7 +177,7 @@ def config_keys(path: Path) -> set[tuple[str, str]]:
 def test_every_config_key_has_a_reader():
     """Keys nothing reads are promises nobody keeps."""
     package = ROOT / "denseclip_d2"
-    sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP"}
+    sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP", "SLIDING_WINDOW"}
     keys = {(parent, key) for parent, key in config_keys(package / "config.py") if key not in sections}
     assert len(keys) > 20
     readers = [path for path in package.rglob("*.py") if path.name != "config.py"]

@@ -211,18 +211,22 @@ def test_a_name_longer_than_the_prompt_is_refused():
 @pytest.mark.parametrize(
     "config, millions",
     [
-        ("COCO-Detection/clip_retinanet_RN50", 37.99),
-        ("COCO-Detection/denseclip_retinanet_RN50", 60.45),
-        ("COCO-Detection/clip_retinanet_RN101", 56.98),
-        ("COCO-Detection/denseclip_retinanet_RN101", 78.00),
-        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN50", 44.42),
-        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50", 66.69),
-        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN101", 63.41),
-        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101", 84.24),
+        ("COCO-Detection/clip_retinanet_RN50_FPN_1x", 37.99),
+        ("COCO-Detection/denseclip_retinanet_RN50_FPN_1x", 60.45),
+        ("COCO-Detection/clip_retinanet_RN101_FPN_1x", 56.98),
+        ("COCO-Detection/denseclip_retinanet_RN101_FPN_1x", 78.00),
+        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN50_FPN_1x", 44.42),
+        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50_FPN_1x", 66.69),
+        ("COCO-InstanceSegmentation/clip_mask_rcnn_RN101_FPN_1x", 63.41),
+        ("COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101_FPN_1x", 84.24),
+        ("ADE20K-SemanticSegmentation/clip_semantic_fpn_RN50_80k", 31.04),
+        ("ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k", 50.25),
+        ("ADE20K-SemanticSegmentation/clip_semantic_fpn_RN101_80k", 50.03),
+        ("ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN101_80k", 67.80),
     ],
 )
 def test_parameters_are_as_many_as_published(config, millions):
     """All but the text encoder's (METHOD: table of published results)."""
-    model = build_model(load_config(f"configs/{config}_FPN_1x.yaml", []))
+    model = build_model(load_config(f"configs/{config}.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)

@@ -32,6 +32,7 @@ def test_importing_registers_and_does_nothing_else():
 def test_names_are_registered():
     for name in (
         "build_clip_resnet_backbone",
+        "build_clip_vit_backbone",
         "build_clip_fpn_backbone",
         "build_clip_retinanet_fpn_backbone",
         "build_denseclip_fpn_backbone",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export, released
-from denseclip_d2.checkpoint.clip import fit_positions
+from denseclip_d2.checkpoint.clip import resize_positions
 from denseclip_d2.checkpoint.report import LoadReport
 from denseclip_d2.engine import load_config
 
@@ -22,6 +22,12 @@ CONFIGS = {
     "mask_rcnn_clip_r101_fpn_1x_coco": "COCO-InstanceSegmentation/clip_mask_rcnn_RN101_FPN_1x",
     "mask_rcnn_denseclip_r50_fpn_1x_coco": "COCO-InstanceSegmentation/denseclip_mask_rcnn_RN50_FPN_1x",
     "mask_rcnn_denseclip_r101_fpn_1x_coco": "COCO-InstanceSegmentation/denseclip_mask_rcnn_RN101_FPN_1x",
+    "fpn_clipres50_512x512_80k": "ADE20K-SemanticSegmentation/clip_semantic_fpn_RN50_80k",
+    "fpn_clipres101_512x512_80k": "ADE20K-SemanticSegmentation/clip_semantic_fpn_RN101_80k",
+    "fpn_clipvit-b_640x640_80k": "ADE20K-SemanticSegmentation/clip_semantic_fpn_ViT-B-16_80k",
+    "denseclip_fpn_res50_512x512_80k": "ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k",
+    "denseclip_fpn_res101_512x512_80k": "ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN101_80k",
+    "denseclip_fpn_vit-b_640x640_80k": "ADE20K-SemanticSegmentation/denseclip_semantic_fpn_ViT-B-16_80k",
 }
 
 
@@ -44,7 +50,7 @@ def test_every_key_of_a_released_checkpoint_has_its_place(name):
     """None missing, none left over, none misshapen; what is reshaped is said."""
     weights, model = key_list(name), full_size_model(CONFIGS[name])
     converted, reshaped = released.convert_released(weights, model, name)
-    assert not fit_positions(converted, model)
+    assert not resize_positions(converted, model)
     report = LoadReport.compare(converted, model.state_dict(), reshaped)
     assert (report.missing, report.left_over, report.misshapen) == ((), (), {})
     assert len(report.matched) == len(weights)

@@ -1,6 +1,7 @@
 """What the "shapes" dataset promises to those who train on it."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,35 @@ def test_objects_show_their_colour_and_texture(root, coco):
             assert (whitish > 0.15) == (texture == "striped")
 
 
+def test_labels_name_what_is_seen(root, coco):
+    """Label images agree with the colours, and the crowds and the background are labelled as well."""
+    found = set()
+    for image in coco.imgs.values():
+        pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
+        label = np.asarray(Image.open(root / "labels" / "train" / image["file_name"]))
+        assert label.shape == (image["height"], image["width"])
+        for value in np.unique(label):
+            mean = pixels[label == value].mean(axis=0)
+            if value == len(CLASS_NAMES):
+                assert np.ptp(mean) < 20  # grey
+            else:
+                colour = ("red", "green", "blue").index(CLASS_NAMES[value].split()[0])
+                assert mean[colour] > max(np.delete(mean, colour)) + 20
+        found.update(np.unique(label).tolist())
+    assert found == set(range(19))
+
+
+def test_of_overlapping_objects_the_upper_one_is_labelled(coco, root):
+    for image_id, image in coco.imgs.items():
+        label = np.asarray(Image.open(root / "labels" / "train" / image["file_name"]))
+        hidden = np.zeros(label.shape, dtype=bool)
+        for annotation in reversed(annotations_of(coco, image_id)):
+            mask = coco.annToMask(annotation).astype(bool)
+            assert (label[mask & ~hidden] == annotation["category_id"] - 1).all()
+            hidden |= mask
+        assert (label[~hidden] == len(CLASS_NAMES)).all()
+
+
 def test_stated_fractions_of_empty_and_crowd_images(coco):
     """About 4 % and 6 %; the bounds are those that 250 draws leave with few exceptions."""
     crowds = {annotation["image_id"] for annotation in coco.anns.values() if annotation["iscrowd"]}
@@ -177,7 +207,7 @@ def test_existing_root_is_left_alone(tmp_path):
 
 def test_empty_root_is_used(tmp_path):
     generate_shapes(tmp_path, num_train=1, num_val=1)
-    assert len(read_files(tmp_path)) == 4
+    assert len(read_files(tmp_path)) == 6  # two images, their labels, the annotations of both splits
 
 
 def test_negative_numbers_are_refused(tmp_path):
@@ -193,6 +223,10 @@ def test_registered_dataset_loads_in_detectron2(root, monkeypatch):
     metadata = MetadataCatalog.get("shapes_val")
     assert metadata.thing_classes == list(CLASS_NAMES)
     assert "prepare_shapes.py" in metadata.how_to_get
+    assert len(DatasetCatalog.get("shapes_sem_seg_val")) == NUM_VAL
+    metadata = MetadataCatalog.get("shapes_sem_seg_val")
+    assert metadata.stuff_classes == [*CLASS_NAMES, "background"]
+    assert metadata.evaluator_type == "sem_seg"
 
 
 def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys):
@@ -205,4 +239,9 @@ def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="another --root"):
         prepare([*arguments, "--seed", "1"])
+    assert read_files(tmp_path) == written
+
+    shutil.rmtree(tmp_path / "shapes" / "labels")
+    prepare(arguments)
+    assert "added label images" in capsys.readouterr().out
     assert read_files(tmp_path) == written

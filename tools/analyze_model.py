@@ -5,7 +5,7 @@ tools/analyze_model.py --config-file configs/COCO-Detection/denseclip_retinanet_
 tools/analyze_model.py --tasks parameter flop --json cost.json --config-file F MODEL.FPN.OUT_CHANNELS 128
 
 The frozen text encoder stands apart, as in the paper's figures. A two-stage detector is counted with 1000
-proposals and 100 masks. Weights are random, and none are read.
+proposals and 100 masks, a segmentor on the whole image. Weights are random, and none are read.
 """
 
 import argparse

@@ -6,8 +6,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from ..language.text_encoder import CLIPTextEncoder
-from .clip import VISUAL_ENCODERS, check_gelu, fit_positions, is_clip, is_openai_clip, prefix_of, rename_clip
+from .clip import check_gelu, is_clip, is_openai_clip, names_in_clip, rename_clip, resize_positions
 from .exported import check_header
 from .openclip import PREFIX, parse_openclip_path
 from .readers import is_torchscript, read_weights
@@ -112,18 +111,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
         if not self.allow_partial:
             check_header(filename, self.model)
-        reshaped.update(fit_positions(weights, self.model))
+        reshaped.update(resize_positions(weights, self.model))
         report = LoadReport.compare(weights, state, reshaped)
         self.logger.info(str(report))
         self._check(report, only_clip=from_clip and self.fresh_start)
         return super()._load_model({"model": {name: weights[name] for name in report.matched}})
 
     def _check(self, report: LoadReport, only_clip: bool) -> None:
-        needed: tuple[str, ...] = ("",)
-        if only_clip:
-            prefixes = [prefix_of(self.model, kind) for kind in (VISUAL_ENCODERS, CLIPTextEncoder)]
-            needed = tuple(prefix for prefix in prefixes if prefix is not None)
-        missing = [k for k in report.missing if k.startswith(needed) and not k.endswith(_NEGLIGIBLE)]
+        needed = set(names_in_clip(self.model) if only_clip else report.missing)
+        missing = [k for k in report.missing if k in needed and not k.endswith(_NEGLIGIBLE)]
         left_over = [k for k in report.left_over if not k.endswith(_NEGLIGIBLE)]
         misshapen = [f"{k} is {there}, not {here}" for k, (there, here) in report.misshapen.items()]
         if (missing or left_over or misshapen) and not self.allow_partial:

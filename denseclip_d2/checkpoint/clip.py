@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from ..language.text_encoder import CLIPTextEncoder
-from ..visual import CLIPResNet
+from ..visual import CLIPResNet, CLIPViT
 from ..visual.attention_pool import resize_positional_embedding
 
-VISUAL_ENCODERS = (CLIPResNet,)
+VISUAL_ENCODERS = (CLIPResNet, CLIPViT)
 # Of a CLIP model, but of no use to dense prediction.
 _OPENAI_ONLY = {"input_resolution", "context_length", "vocab_size"}
 _CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask"}
@@ -30,6 +30,14 @@ def prefix_of(model: nn.Module, kinds: type | tuple[type, ...]) -> str | None:
     return (f"{names[0]}." if names[0] else "") if names else None
 
 
+def names_in_clip(model: nn.Module) -> list[str]:
+    """The model's tensors that CLIP's weights have: those of its encoders, less a ViT's pyramid."""
+    visual, text = prefix_of(model, VISUAL_ENCODERS), prefix_of(model, CLIPTextEncoder)
+    encoders = tuple(prefix for prefix in (visual, text) if prefix is not None)
+    pyramid = tuple(f"{visual}{level}." for level in CLIPViT.levels.values())
+    return [n for n in model.state_dict() if n.startswith(encoders) and not n.startswith(pyramid)]
+
+
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """CLIP's weights under the names they have in ``model``, less what it has no use for."""
     visual, text = prefix_of(model, VISUAL_ENCODERS), prefix_of(model, CLIPTextEncoder)
@@ -42,7 +50,7 @@ def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     return renamed
 
 
-def fit_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
+def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
     """Resize, in place, the visual encoder's positional embedding to the grid that ``model`` keeps.
 
     Returns: what was done, by name.
@@ -50,7 +58,7 @@ def fit_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str
     prefix = prefix_of(model, VISUAL_ENCODERS)
     if prefix is None:
         return {}
-    visual = model.get_submodule(prefix.rstrip("."))
+    visual = model.get_submodule(prefix.removesuffix("."))
     name, side = f"{prefix}{visual.position_key}", visual.grid_size
     if name not in weights or len(weights[name]) == 1 + side * side:
         return {}

@@ -14,8 +14,11 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tqdm import tqdm
 
+from .semantic import check_label_mode, check_label_size, check_labels, is_semantic, read_labels
+
 logger = logging.getLogger(__name__)
 
+MAX_LABELS_READ = 100  # before training, of each dataset
 EXIF_ORIENTATION, EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -26,12 +29,12 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
     Args:
         names: registered datasets.
         filter_empty: leave out images without boxes.
-        check_images: see that each image is there, whole and of its annotated size; reads their headers and
-            last bytes only.
+        check_images: see that each image is there, whole and of its annotated size, and each label image
+            whole and of its image's size, by their headers and last bytes; the labels of some are read.
 
     Raises:
         ValueError: no dataset is named; one is not registered, has malformed annotations or unusable images.
-        FileNotFoundError: an annotation file is missing.
+        FileNotFoundError: an annotation file or folder is missing.
     """
     if not names:
         raise ValueError("No dataset to load: DATASETS.TRAIN is empty.")
@@ -48,12 +51,22 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     """Refuse datasets, once loaded, whose classes are not the model's or differ among them.
 
     Raises:
-        ValueError: as many classes as NUM_CLASSES, under the same names in the same order, are needed.
+        ValueError: as many classes as NUM_CLASSES, under the same names in the same order, are needed, and
+            for semantic segmentation the same label of what is ignored.
     """
-    section = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    if is_semantic(cfg):
+        section, kind = "SEM_SEG_HEAD", "stuff_classes"
+    else:
+        section = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+        kind = "thing_classes"
     num_classes = cfg.MODEL[section].NUM_CLASSES
-    classes = {name: tuple(MetadataCatalog.get(name).thing_classes) for name in names}
+    classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
+        if not own:
+            raise ValueError(
+                f"{name!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for another "
+                "task. Give DATASETS other datasets."
+            )
         if len(own) != num_classes:
             raise ValueError(
                 f"{name!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
@@ -64,6 +77,13 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
                 f"{name!r} and {names[0]!r} have different classes, or the same in another order. "
                 "Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
             )
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        ignored = MetadataCatalog.get(name).get("ignore_label", ignore_value)
+        if is_semantic(cfg) and ignored != ignore_value:
+            raise ValueError(
+                f"{name!r} ignores label {ignored}, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}. "
+                f"Set it to {ignored}."
+            )
 
 
 @contextmanager
@@ -71,19 +91,21 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
     """Turn what reading annotations of these datasets raises into errors that name the file and the way out.
 
     Raises:
-        ValueError: a dataset is not registered, or an annotation file is malformed.
-        FileNotFoundError: an annotation file is missing.
+        ValueError: a dataset is not registered, or its annotations are malformed.
+        FileNotFoundError: an annotation file or folder is missing.
     """
     for name in names:
         check_registered(name)
-        _check_annotation_file(name)
+        _check_annotations_exist(name)
     try:
         yield
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        files = ", ".join(str(MetadataCatalog.get(name).get("json_file", name)) for name in names)
+        files = [MetadataCatalog.get(name).get("json_file") for name in names]
+        culprits = ", ".join(file or name for file, name in zip(files, names, strict=True))
+        needed = "A COCO-format file is needed; fetch or make it again."
         raise ValueError(
-            f"Malformed annotations in {files}: {type(error).__name__}: {error}. "
-            "A COCO-format file is needed; fetch or make it again."
+            f"Malformed annotations in {culprits}: {type(error).__name__}: {error}. "
+            + (needed if any(files) else "datasets/README.md says what is needed.")
         ) from error
 
 
@@ -97,17 +119,23 @@ def check_registered(name: str) -> None:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
         raise ValueError(
             f"DATASETS names {name!r}, which is not registered. Near it: {', '.join(near) or 'none'}. "
-            "Register your own with detectron2.data.datasets.register_coco_instances."
+            "datasets/README.md says how to register your own."
         )
 
 
-def _check_annotation_file(name: str) -> None:
+def _check_annotations_exist(name: str) -> None:
     metadata = MetadataCatalog.get(name)
-    file = metadata.get("json_file")
-    if file and not PathManager.isfile(file):
+    if file := metadata.get("json_file"):
+        missing = "" if PathManager.isfile(file) else f"annotation file {file}"
+    else:
+        folders = (metadata.get(key) for key in ("image_root", "sem_seg_root", "image_dir", "gt_dir"))
+        missing = next(
+            (f"folder {folder}" for folder in folders if folder and not PathManager.isdir(folder)), ""
+        )
+    if missing:
         hint = metadata.get("how_to_get") or "datasets/README.md says what to put where."
         raise FileNotFoundError(
-            f"Dataset {name!r} has no annotation file {file}. {hint} "
+            f"Dataset {name!r} has no {missing}. {hint} "
             "The environment variable DETECTRON2_DATASETS tells where datasets are (./datasets by default)."
         )
 
@@ -131,13 +159,45 @@ def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
         listed = "\n  ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
         raise ValueError(
             f"{len(faults)} of {len(dicts)} images of {', '.join(names)} cannot be used:\n  {listed}\n"
-            "Fetch them again, or take them out of the annotation file."
+            "Fetch them again, or take them out of the annotations."
         )
+    labelled = [record for record in dicts if "sem_seg_file_name" in record]
+    _check_some_labels(labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ) or 1], names[0])
+
+
+def _check_some_labels(records: Sequence[dict], name: str) -> None:
+    """What is wrong with all labels of a dataset shows here; the mapper checks each when it is used."""
+    metadata = MetadataCatalog.get(name)
+    for file_name in (record["sem_seg_file_name"] for record in records):
+        num_classes = len(metadata.stuff_classes)
+        check_labels(read_labels(file_name), file_name, num_classes, metadata.get("ignore_label"))
 
 
 def _image_fault(record: dict) -> str:
-    """What is wrong with the image of a dataset record; empty if nothing is."""
-    path = record["file_name"]
+    """What is wrong with the image of a dataset record, or with its label image; empty if nothing is."""
+    try:
+        image, label = record["file_name"], record.get("sem_seg_file_name")
+        size, _ = _size_and_mode(image)
+        annotated = (record.get("width", size[0]), record.get("height", size[1]))
+        if size != annotated:
+            raise ValueError(
+                "{} is {}x{} and annotated as {}x{} (width x height)".format(image, *size, *annotated)
+            )
+        if label:
+            label_size, mode = _size_and_mode(label)
+            check_label_mode(mode, label)
+            check_label_size(label_size, label, size, image)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _size_and_mode(path: str) -> tuple[tuple[int, int], str]:
+    """Width and height of an image as it is read, and Pillow's mode.
+
+    Raises:
+        ValueError: it is missing or broken.
+    """
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             size = image.size
@@ -145,16 +205,11 @@ def _image_fault(record: dict) -> str:
                 size = size[::-1]
             if not _ends_well(file, image.format):
                 image.load()
+            return size, image.mode
     except FileNotFoundError:
-        return f"{path} is missing"
+        raise ValueError(f"{path} is missing") from None
     except Exception as error:  # Pillow has many words for a broken file, SyntaxError among them
-        return f"{path} is broken or truncated ({error})"
-    annotated = (record.get("width", size[0]), record.get("height", size[1]))
-    if size != annotated:
-        return (
-            f"{path} is {size[0]}x{size[1]} and annotated as {annotated[0]}x{annotated[1]} (width x height)"
-        )
-    return ""
+        raise ValueError(f"{path} is broken or truncated ({error})") from error
 
 
 def _ends_well(file: BinaryIO, image_format: str | None) -> bool:

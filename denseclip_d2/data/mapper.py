@@ -1,27 +1,120 @@
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper as _DatasetMapper
+from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from .semantic import check_label_size, check_labels, is_semantic, read_labels
+from .transforms import PadToSize, RandomScaleShortestEdge, ResizeShortestEdge
 
-class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's resizing, which leaves nothing of an image that is thin and very long: here, a pixel."""
-
-    def get_transform(self, image) -> T.Transform:
-        transform = super().get_transform(image)
-        if isinstance(transform, T.ResizeTransform):
-            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
-        return transform
+logger = logging.getLogger(__name__)
 
 
 class DatasetMapper(_DatasetMapper):
-    """Detectron2's mapper with a resizing that no image is too thin for."""
+    """Detectron2's mapper with a resizing that no image is too thin for, and this project's augmentations."""
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         arguments = super().from_config(cfg, is_train)
-        arguments["augmentations"] = [
-            ResizeShortestEdge(a.short_edge_length, a.max_size, a.sample_style, a.interp)
-            if type(a) is T.ResizeShortestEdge
-            else a
-            for a in arguments["augmentations"]
-        ]
+        arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train)
         return arguments
+
+
+class SemanticMapper:
+    """Images with the labels of their pixels, as Detectron2's semantic segmentors take them.
+
+    Where it differs from Detectron2's mapper: labels are the values of the file, of PNGs with a palette too,
+    and checked; an image is cropped after it is resized, and padded to the crop's size.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        num_classes: int,
+        ignore_label: int,
+    ):
+        """
+        Args:
+            is_train: whether to return labels; they are checked in any case.
+            augmentations: what happens to image and labels, in this order.
+            image_format: "RGB", or another that Detectron2's ``read_image`` knows.
+            num_classes, ignore_label: labels are below ``num_classes``, or ``ignore_label``.
+        """
+        mode = "training" if is_train else "inference"
+        logger.info("Augmentations used in %s: %s", mode, augmentations)
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        crop, head = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD
+        augmentations = _with_own(utils.build_augmentation(cfg, is_train), cfg, is_train)
+        if is_train and crop.ENABLED:
+            area = crop.SINGLE_CATEGORY_MAX_AREA
+            random_crop = T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, area, head.IGNORE_VALUE)
+            augmentations.insert(1, random_crop)  # the first is the resizing
+            if crop.TYPE == "absolute":
+                augmentations.append(PadToSize(crop.SIZE, cfg.MODEL.PIXEL_MEAN, head.IGNORE_VALUE))
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": head.NUM_CLASSES,
+            "ignore_label": head.IGNORE_VALUE,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        """
+        Args:
+            record: an image in Detectron2's format, without ``sem_seg_file_name`` where it has no labels.
+        Returns: the record with ``image``, (3, H, W) uint8, and in training ``sem_seg``, (H, W) int64.
+        Raises:
+            ValueError: labels are out of range, not of the image's size, or in no format that holds labels.
+        """
+        record = dict(record)
+        image = utils.read_image(record["file_name"], self.image_format)
+        utils.check_image_size(record, image)
+        labels, file_name = None, record.pop("sem_seg_file_name", None)
+        if file_name:
+            labels = read_labels(file_name)
+            check_labels(labels, file_name, self.num_classes, self.ignore_label)
+            check_label_size(labels.shape[::-1], file_name, image.shape[1::-1], record["file_name"])
+        augmented = T.AugInput(image, sem_seg=labels if self.is_train else None)
+        self.augmentations(augmented)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if augmented.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
+        return record
+
+
+def build_mapper(cfg: CfgNode, is_train: bool = True) -> DatasetMapper | SemanticMapper:
+    """The mapper for the kind of system that ``cfg`` describes."""
+    return (SemanticMapper if is_semantic(cfg) else DatasetMapper)(cfg, is_train)
+
+
+def _with_own(augmentations: Iterable, cfg: CfgNode, is_train: bool) -> list:
+    """Detectron2's augmentations with ours in the place of its resizing, and with ``INPUT.COLOR_AUG_SSD``."""
+    scale_range = tuple(cfg.INPUT.SCALE_RANGE_TRAIN) if is_train else (1, 1)
+
+    def own(a):
+        if type(a) is not T.ResizeShortestEdge:
+            return a
+        resizing = a.short_edge_length, a.max_size, a.sample_style, a.interp
+        if scale_range == (1, 1):
+            return ResizeShortestEdge(*resizing)
+        return RandomScaleShortestEdge(*resizing, scale_range)
+
+    colour = [ColorAugSSDTransform(cfg.INPUT.FORMAT)] if is_train and cfg.INPUT.COLOR_AUG_SSD else []
+    return [*map(own, augmentations), *colour]

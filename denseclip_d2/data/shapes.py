@@ -4,22 +4,41 @@ A class is a colour, a texture and a shape, such as "red striped circle", so tha
 something to read: no word alone tells two classes apart. The dataset is small enough to be generated
 in seconds, and holds what a detector meets in COCO: images of several sizes, images without objects,
 overlaps, and crowd regions (``iscrowd=1`` with a run-length encoding).
+
+For semantic segmentation every image has a label image. A pixel's label is the class of the topmost object
+there, under the detector's class id, and the last class, "background", where there is none: a class as any
+other rather than ignored, so that what a model sees where nothing is counts against it.
 """
 
 import json
 import logging
 import os
 import shutil
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
+from pycocotools import mask as run_lengths
 
+from .semantic import register_semantic_folder
 from .shapes_scene import CLASS_NAMES, IMAGE_SIDES, Instance, render, sample_background, sample_instances
 
-__all__ = ["CLASS_NAMES", "generate_shapes", "register_shapes", "shapes_info"]
+__all__ = [
+    "CLASS_NAMES",
+    "SEMANTIC_CLASS_NAMES",
+    "add_labels",
+    "generate_shapes",
+    "register_shapes",
+    "shapes_info",
+]
 
 logger = logging.getLogger(__name__)
+
+#: The classes of the label images.
+SEMANTIC_CLASS_NAMES = (*CLASS_NAMES, "background")
 
 # Part of what is stored with the dataset: raise it when the same parameters give other images.
 VERSION = "1.0"
@@ -40,7 +59,7 @@ def shapes_info(*, num_train: int, num_val: int, seed: int) -> dict:
 
 
 def generate_shapes(root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0) -> None:
-    """Writes the dataset: ``root/annotations/instances_{train,val}.json`` and ``root/{train,val}/*.png``.
+    """Writes ``root/annotations/instances_{train,val}.json``, ``root/{train,val}/*.png`` and ``root/labels``.
 
     An image and its annotations depend only on the seed, the split and the number of the image, not on
     how many images there are; with the same numpy and Pillow they are the same bit for bit.
@@ -72,14 +91,44 @@ def generate_shapes(root: Path, *, num_train: int = 2000, num_val: int = 200, se
             coco = _generate_split(partial / split, num_images, (seed, _SPLITS.index(split)))
             path = partial / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps({"info": info, **coco}))
+        add_labels(partial)
         partial.rename(root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # a no-op after the rename
     logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
 
 
+def add_labels(root: Path) -> bool:
+    """Writes ``root/labels/{train,val}/*.png``, drawn from the annotations, unless they are there.
+
+    ``root/labels`` appears when all is written.
+
+    Returns: whether they had to be written.
+    """
+    labels = root / "labels"
+    if labels.is_dir():
+        return False
+    partial = root / f".labels.{os.getpid()}.partial"
+    try:
+        for split in _SPLITS:
+            (partial / split).mkdir(parents=True)
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            annotations = defaultdict(list)
+            for annotation in coco["annotations"]:
+                annotations[annotation["image_id"]].append(annotation)
+            for image in coco["images"]:
+                label = _label(annotations[image["id"]], image["height"], image["width"])
+                Image.fromarray(label).save(partial / split / image["file_name"])
+        partial.rename(labels)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
 def register_shapes(root: str | Path) -> None:
-    """Registers "shapes_train" and "shapes_val" with Detectron2; the files need not exist yet.
+    """Registers "shapes_{train,val}", for detection, and "shapes_sem_seg_{train,val}" with Detectron2.
+
+    The files need not exist yet.
 
     Args:
         root: the directory given to :func:`generate_shapes`.
@@ -88,13 +137,18 @@ def register_shapes(root: str | Path) -> None:
         AssertionError: one of the names is already registered.
     """
     root = Path(root)
+    how_to_get = "Run `python datasets/prepare_shapes.py`."
     for split in _SPLITS:
-        metadata = {
-            "thing_classes": list(CLASS_NAMES),
-            "how_to_get": "Run `python datasets/prepare_shapes.py`.",
-        }
+        metadata = {"thing_classes": list(CLASS_NAMES), "how_to_get": how_to_get}
         annotations = root / "annotations" / f"instances_{split}.json"
         register_coco_instances(f"shapes_{split}", metadata, str(annotations), str(root / split))
+        register_semantic_folder(
+            f"shapes_sem_seg_{split}",
+            root / split,
+            root / "labels" / split,
+            SEMANTIC_CLASS_NAMES,
+            how_to_get=how_to_get,
+        )
 
 
 def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...]) -> dict:
@@ -133,6 +187,16 @@ def _annotation(instance: Instance) -> dict:
         "segmentation": segmentation,
         "iscrowd": int(instance.is_crowd),
     }
+
+
+def _label(annotations: Iterable[dict], height: int, width: int) -> np.ndarray:
+    """The label image, (height, width) uint8, of the annotations of an image, in painting order."""
+    label = np.full((height, width), SEMANTIC_CLASS_NAMES.index("background"), dtype=np.uint8)
+    for annotation in annotations:
+        encoded = run_lengths.frPyObjects(annotation["segmentation"], height, width)
+        mask = run_lengths.decode(encoded if annotation["iscrowd"] else run_lengths.merge(encoded))
+        label[mask.astype(bool)] = annotation["category_id"] - 1
+    return label
 
 
 def _polygon_area(polygon: np.ndarray) -> float:

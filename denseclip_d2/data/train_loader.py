@@ -40,13 +40,15 @@ class TrainLoader:
 
         Args:
             dataset, mapper, ...: as of Detectron2's ``build_detection_train_loader``, whose ``from_config``
-                makes them; ``mapper`` may not return None.
+                makes them; ``mapper`` may not return None. Images of unknown sizes are not grouped.
         """
         self.total_batch_size = total_batch_size
         self.batch_size = total_batch_size // comm.get_world_size()
-        self.aspect_ratio_grouping = aspect_ratio_grouping
         self.images = 0  # yielded so far, by all processes together
         self._sizes = [(record.get("width"), record.get("height")) for record in dataset]
+        # Detectron2's datasets for semantic segmentation do not know their images' sizes.
+        aspect_ratio_grouping = aspect_ratio_grouping and not any(None in size for size in self._sizes)
+        self.aspect_ratio_grouping = aspect_ratio_grouping
         self._places = _Places(sampler)
         self.dataset = _SeededDataset(DatasetFromList(dataset, copy=False), mapper)
         # Workers take turns by images where these are grouped afterwards, else by batches; sharded likewise,

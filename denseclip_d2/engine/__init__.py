@@ -2,12 +2,13 @@ from .launch import run
 from .optimizer import build_optimizer
 from .predictor import Predictor
 from .setup import load_config, setup
-from .test_time_augmentation import RetinaNetWithTTA, with_tta
+from .test_time_augmentation import RetinaNetWithTTA, SemanticSegmentorWithTTA, with_tta
 from .trainer import Trainer
 
 __all__ = [
     "Predictor",
     "RetinaNetWithTTA",
+    "SemanticSegmentorWithTTA",
     "Trainer",
     "build_optimizer",
     "load_config",

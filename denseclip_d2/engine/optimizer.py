@@ -11,7 +11,7 @@ from detectron2.solver.build import (
 )
 from torch import nn
 
-from ..visual import CLIPResNet
+from ..visual import VisualEncoder
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -43,7 +43,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     solver = cfg.SOLVER
-    visual = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, CLIPResNet))
+    visual = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, VisualEncoder))
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,

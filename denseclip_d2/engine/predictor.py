@@ -65,6 +65,9 @@ class Predictor(DefaultPredictor):
         classes = self._class_indices(score_maps_of)
         with captured_features(self.model.backbone) as features:
             predictions = super().__call__(image)
+            if getattr(self.model, "sliding_window", None):
+                with self.model.whole_image():  # so far, features are those of the last windows
+                    super().__call__(image)
         scores = features["score_map"][:, classes]
         # The score map covers the padded image: enlarge it to that, cut the padding off, go back to (H, W).
         scores = F.interpolate(scores, scale_factor=self.model.backbone.score_map_stride, mode="bilinear")

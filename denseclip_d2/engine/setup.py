@@ -11,13 +11,18 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.exported import merge_header_config
 from ..config import add_denseclip_config
+from ..data.semantic import register_semantic_folders
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
 
     For exported weights in place of a config file, their header is the config, and they are its weights.
-    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu".
+    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are
+    registered.
+
+    Raises:
+        ValueError, FileNotFoundError: one of these cannot be; a file of weights holds no config.
     """
     cfg = get_cfg()
     add_denseclip_config(cfg)
@@ -29,6 +34,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
+    register_semantic_folders(cfg)
     return cfg
 
 

@@ -1,28 +1,21 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import TransformList
+from detectron2.data.transforms import HFlipTransform, TransformList
 from detectron2.layers import batched_nms
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
-from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch import PanopticFPN, RetinaNet, SemanticSegmentor
 from detectron2.structures import Boxes, Instances
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-class RetinaNetWithTTA(nn.Module):
-    """A RetinaNet that detects on resized and mirrored copies of each image and merges what it finds.
-
-    As Detectron2's ``GeneralizedRCNNWithTTA`` does for boxes: the detections of all copies go back to the
-    original image, and non-maximum suppression by class keeps the best of them. Inputs and outputs are
-    those of the RetinaNet in evaluation.
-    """
-
-    def __init__(self, model: RetinaNet, tta_mapper: Callable[[dict], list[dict]], batch_size: int = 1):
+class _WithTTA(nn.Module):
+    def __init__(self, model: nn.Module, tta_mapper: Callable[[dict], list[dict]], batch_size: int = 1):
         """
         Args:
-            model: its ``test_nms_thresh`` and ``max_detections_per_image`` hold for the merging as well.
+            model: what to augment; see the class.
             tta_mapper: makes the augmented copies of an input, each with its ``transforms``, as Detectron2's
                 ``DatasetMapperTTA`` does.
             batch_size: the number of copies to run at once; they are padded to a common size.
@@ -32,20 +25,34 @@ class RetinaNetWithTTA(nn.Module):
         self.tta_mapper = tta_mapper
         self.batch_size = batch_size
 
+    def _outputs(self, image: dict, *keys: str) -> Iterator[tuple[TransformList, dict]]:
+        """Each copy's transforms, and what the model makes of these keys of the copy."""
+        height, width = image["image"].shape[-2:]
+        copies = self.tta_mapper({"height": height, "width": width, **image})
+        for i in range(0, len(copies), self.batch_size):
+            batch = copies[i : i + self.batch_size]
+            outputs = self.model([{key: copy[key] for key in keys} for copy in batch])
+            yield from zip((copy["transforms"] for copy in batch), outputs, strict=True)
+
+
+class RetinaNetWithTTA(_WithTTA):
+    """A RetinaNet that detects on resized and mirrored copies of each image and merges what it finds.
+
+    As Detectron2's ``GeneralizedRCNNWithTTA`` does for boxes: the detections of all copies go back to the
+    original image, and non-maximum suppression by class, with the RetinaNet's ``test_nms_thresh`` and
+    ``max_detections_per_image``, keeps the best of them. Inputs and outputs are those of the RetinaNet in
+    evaluation.
+    """
+
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, image: dict) -> Instances:
         height, width = image["image"].shape[-2:]
-        image = {"height": height, "width": width, **image}
-        copies = self.tta_mapper(image)
+        size = image.get("height", height), image.get("width", width)
         # Without height and width, a detector answers in the coordinates of the copy.
-        inputs = [{"image": copy["image"]} for copy in copies]
-        batches = [inputs[i : i + self.batch_size] for i in range(0, len(inputs), self.batch_size)]
-        outputs = [output["instances"] for batch in batches for output in self.model(batch)]
-        size = image["height"], image["width"]
-        originals = [_undo(copy["transforms"], x, size) for copy, x in zip(copies, outputs, strict=True)]
-        return self._merge(Instances.cat(originals))
+        outputs = self._outputs(image, "image")
+        return self._merge(Instances.cat([_undo(t, output["instances"], size) for t, output in outputs]))
 
     def _merge(self, pooled: Instances) -> Instances:
         pooled.pred_boxes.clip(pooled.image_size)
@@ -53,6 +60,25 @@ class RetinaNetWithTTA(nn.Module):
             pooled.pred_boxes.tensor, pooled.scores, pooled.pred_classes, self.model.test_nms_thresh
         )
         return pooled[keep[: self.model.max_detections_per_image]]
+
+
+class SemanticSegmentorWithTTA(_WithTTA):
+    """A semantic segmentor that averages class probabilities over resized and mirrored copies of each image.
+
+    So the paper's multi-scale figures were made. Inputs are those of the segmentor in evaluation; ``sem_seg``
+    of the output has probabilities (K, H, W) where the segmentor's has logits.
+    """
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        return [{"sem_seg": self._segment(x)} for x in batched_inputs]
+
+    def _segment(self, image: dict) -> Tensor:
+        total, count = 0, 0
+        for transforms, output in self._outputs(image, "image", "height", "width"):
+            probabilities = output["sem_seg"].softmax(dim=0)  # of the original's size already
+            mirrored = any(isinstance(t, HFlipTransform) for t in transforms.transforms)
+            total, count = total + (probabilities.flip(2) if mirrored else probabilities), count + 1
+        return total / count
 
 
 def _undo(transforms: TransformList, instances: Instances, size: tuple[int, int]) -> Instances:
@@ -63,13 +89,13 @@ def _undo(transforms: TransformList, instances: Instances, size: tuple[int, int]
 
 
 def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """A detector with test-time augmentation as ``TEST.AUG`` says, around ``model``, whose weights it shares.
+    """A model with test-time augmentation as ``TEST.AUG`` says, around ``model``, whose weights it shares.
 
-    A RetinaNet gets :class:`RetinaNetWithTTA`, a Faster or Mask R-CNN Detectron2's
-    ``GeneralizedRCNNWithTTA``.
+    A RetinaNet gets :class:`RetinaNetWithTTA`, a semantic segmentor :class:`SemanticSegmentorWithTTA`, a
+    Faster or Mask R-CNN Detectron2's ``GeneralizedRCNNWithTTA``.
 
     Raises:
-        ValueError: ``model`` is neither, or ``TEST.AUG.MIN_SIZES`` is empty.
+        ValueError: ``model`` is none of them, or ``TEST.AUG.MIN_SIZES`` is empty.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -80,12 +106,14 @@ def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     batch_size = 2 if cfg.TEST.AUG.FLIP else 1
     if isinstance(model, RetinaNet):
         augmented = RetinaNetWithTTA(model, DatasetMapperTTA(cfg), batch_size)
-    elif isinstance(model, GeneralizedRCNN):
+    elif isinstance(model, SemanticSegmentor):
+        augmented = SemanticSegmentorWithTTA(model, DatasetMapperTTA(cfg), batch_size)
+    elif isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
         augmented = GeneralizedRCNNWithTTA(cfg, model, batch_size=batch_size)
     else:
         raise ValueError(
             f"TEST.AUG.ENABLED is True, and a {type(model).__name__} has no test-time augmentation: "
-            "RetinaNets and GeneralizedRCNNs have. Set TEST.AUG.ENABLED to False."
+            "RetinaNets, GeneralizedRCNNs and SemanticSegmentors have. Set TEST.AUG.ENABLED to False."
         )
     # Evaluation restores the mode it finds: let it find the model's.
     augmented.training = model.training

@@ -7,16 +7,18 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, SemSegEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.mapper import DatasetMapper
+from ..data.mapper import build_mapper
+from ..data.semantic import read_labels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
 from .hooks import check_survival, with_survival
+from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
 from .precision import check_precision
 from .scale import check_processes, fitting_trainer_parts, lost_sync_bn, with_fitting_norms
@@ -24,6 +26,9 @@ from .summary import count_images, summarize_run
 from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
+
+SEMANTIC = ("sem_seg", "cityscapes_sem_seg")
+"""Evaluator types of datasets that have label maps; mIoU is the same for all of them."""
 
 
 class Trainer(DefaultTrainer):
@@ -61,10 +66,11 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             load_datasets([name], filter_empty=False, check_images=check_images)
             evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
-            if evaluator_type != "coco":
+            if evaluator_type not in ("coco", *SEMANTIC):
                 raise ValueError(
-                    f"No evaluator for {name!r}: its evaluator_type is {evaluator_type!r}, not 'coco'. "
-                    "Register it with detectron2.data.datasets.register_coco_instances."
+                    f"No evaluator for {name!r}: its evaluator_type is {evaluator_type!r}, not 'coco' or "
+                    "'sem_seg'. Register it with detectron2.data.datasets.register_coco_instances, or, if it "
+                    "has label maps, set its metadata's evaluator_type to 'sem_seg'."
                 )
         check_classes(cfg, cfg.DATASETS.TEST)
 
@@ -106,6 +112,10 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         dataset = load_datasets(
             cfg.DATASETS.TRAIN,
@@ -113,22 +123,27 @@ class Trainer(DefaultTrainer):
             check_images=cfg.DATASETS.CHECK_IMAGES and comm.is_main_process(),
         )
         return TrainLoader(
-            **build_detection_train_loader.from_config(cfg, mapper=DatasetMapper(cfg), dataset=dataset)
+            **build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg), dataset=dataset)
         )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = DatasetMapper(cfg, is_train=False)
+        mapper = build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
-        return COCOEvaluator(
-            dataset_name,
-            # Told, not left to be read off the predictions, of which there may be none.
-            tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-            output_dir=str(Path(cfg.OUTPUT_DIR, folder, dataset_name)),
-        )
+        output_dir = str(Path(cfg.OUTPUT_DIR, folder, dataset_name))
+        if MetadataCatalog.get(dataset_name).evaluator_type in SEMANTIC:
+            # Detectron2's own reader of label maps asks numpy 2 for what it cannot do.
+            return SemSegEvaluator(
+                dataset_name,
+                output_dir=output_dir,
+                sem_seg_loading_fn=lambda name, dtype: read_labels(name).astype(dtype),
+            )
+        # Told, not left to be read off the predictions, of which there may be none.
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        return COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:

@@ -2,8 +2,10 @@ from .fpn import (
     LanguageGuidedFPN,
     build_clip_fpn_backbone,
     build_clip_retinanet_fpn_backbone,
+    build_clip_semantic_fpn_backbone,
     build_denseclip_fpn_backbone,
     build_denseclip_retinanet_fpn_backbone,
+    build_denseclip_semantic_fpn_backbone,
 )
 from .losses import box_targets, mask_targets, pixel_text_loss
 from .score_map import pixel_text_scores
@@ -13,8 +15,10 @@ __all__ = [
     "box_targets",
     "build_clip_fpn_backbone",
     "build_clip_retinanet_fpn_backbone",
+    "build_clip_semantic_fpn_backbone",
     "build_denseclip_fpn_backbone",
     "build_denseclip_retinanet_fpn_backbone",
+    "build_denseclip_semantic_fpn_backbone",
     "mask_targets",
     "pixel_text_loss",
     "pixel_text_scores",

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..data.class_names import get_class_names
 from ..language import PromptedTextEncoder
-from ..visual import CLIPResNet
+from ..visual import build_visual_encoder
 from .score_map import pixel_text_scores
 
-TopBlockBuilder = Callable[[dict[str, ShapeSpec]], nn.Module]
+TopBlockBuilder = Callable[[dict[str, ShapeSpec]], nn.Module | None]
 
 
 class LanguageGuidedFPN(Backbone):
@@ -32,7 +32,7 @@ class LanguageGuidedFPN(Backbone):
         top_block: TopBlockBuilder,
         norm: str = "",
         fuse_type: str = "sum",
-        level: str = "res5",
+        level: str = "",
         tau: float = 0.07,
         concat_logits: bool = True,
     ):
@@ -41,8 +41,8 @@ class LanguageGuidedFPN(Backbone):
             visual: gives features by name, ``global_embedding`` and ``dense_embedding``; its
                 ``embedding_stride`` tells the dense embedding's.
             in_features, out_channels, norm, fuse_type: as for Detectron2's FPN.
-            top_block: makes FPN's top block from the guided features' shapes.
-            level: the feature that the score map joins.
+            top_block: makes FPN's top block, if any, from the guided features' shapes.
+            level: the feature that the score map joins; empty: the one of the dense embedding's stride.
             tau: temperature.
             concat_logits: concatenate s / tau (detection, as released) or s (segmentation, as released).
 
@@ -51,11 +51,12 @@ class LanguageGuidedFPN(Backbone):
         """
         super().__init__()
         shapes = visual.output_shape()
-        if level not in shapes or shapes[level].stride != visual.embedding_stride:
-            fitting = [name for name, shape in shapes.items() if shape.stride == visual.embedding_stride]
+        fitting = [name for name, shape in shapes.items() if shape.stride == visual.embedding_stride]
+        level = level or next(iter(fitting), "")
+        if level not in fitting:
             raise ValueError(
                 f"MODEL.DENSECLIP.SCORE_MAP.LEVEL = {level!r}; the score map has stride "
-                f"{visual.embedding_stride}, as {', '.join(fitting)} has."
+                f"{visual.embedding_stride}, as {', '.join(fitting) or 'none of MODEL.FPN.IN_FEATURES'} has."
             )
         self.visual = visual
         self.language = language
@@ -125,10 +126,14 @@ def _max_pool(cfg) -> TopBlockBuilder:
     return lambda shapes: LastLevelMaxPool()
 
 
+def _none(cfg) -> TopBlockBuilder:
+    return lambda shapes: None
+
+
 def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
     score_map = cfg.MODEL.DENSECLIP.SCORE_MAP
     return LanguageGuidedFPN(
-        visual=CLIPResNet(cfg),
+        visual=build_visual_encoder(cfg),
         language=PromptedTextEncoder(cfg, get_class_names(cfg)),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
@@ -142,7 +147,7 @@ def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
 
 
 def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
-    visual = CLIPResNet(cfg, with_embeddings=False)
+    visual = build_visual_encoder(cfg, with_embeddings=False)
     return FPN(
         visual,
         cfg.MODEL.FPN.IN_FEATURES,
@@ -166,12 +171,24 @@ def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Langu
 
 
 @BACKBONE_REGISTRY.register()
+def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
+    """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
+    return _build_guided(cfg, _none(cfg))
+
+
+@BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's ResNet and a plain pyramid, P2 to P6, without language."""
+    """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
     return _build_plain(cfg, _max_pool(cfg))
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's ResNet and a plain pyramid, P3 to P7, without language."""
+    """CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
     return _build_plain(cfg, _p6_p7(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
+    return _build_plain(cfg, _none(cfg))

@@ -1,3 +1,12 @@
+from .build import VisualEncoder, build_visual_encoder
 from .clip_resnet import CLIPResNet, build_clip_resnet_backbone
+from .clip_vit import CLIPViT, build_clip_vit_backbone
 
-__all__ = ["CLIPResNet", "build_clip_resnet_backbone"]
+__all__ = [
+    "CLIPResNet",
+    "CLIPViT",
+    "VisualEncoder",
+    "build_clip_resnet_backbone",
+    "build_clip_vit_backbone",
+    "build_visual_encoder",
+]

@@ -18,6 +18,34 @@ def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:
     return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
 
 
+def check_position(position: str) -> None:
+    """
+    Raises:
+        ValueError: :func:`fit_positions` does not know ``position``.
+    """
+    if position not in ("interpolate", "crop"):
+        raise ValueError(
+            f"MODEL.DENSECLIP.VISUAL.POSITION is {position!r}; it can be 'interpolate' or 'crop'."
+        )
+
+
+def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, position: str) -> Tensor:
+    """The positional embedding of a (height, width) map, token 0 kept.
+
+    Args:
+        embedding: (1 + grid_size * grid_size, D).
+        position: "interpolate" the grid to the map, or "crop" its top left corner.
+    Returns: (1 + height * width, D).
+    """
+    grid = embedding[1:].T.unflatten(1, (grid_size, grid_size))[None]
+    if position == "crop":
+        grid = grid[..., :height, :width]
+    # A side longer than the grid has nothing to crop: stretch the grid along it.
+    if grid.shape[-2:] != (height, width):
+        grid = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:1], grid[0].flatten(1).T])
+
+
 class DenseAttentionPool(AttentionPool2d):
     """CLIP's attention pool, kept for every token instead of the first alone (paper, sec. 3.2)."""
 
@@ -28,10 +56,7 @@ class DenseAttentionPool(AttentionPool2d):
             position: "interpolate" the grid to each map, or "crop" its top left corner.
         """
         super().__init__(grid_size, embed_dim, num_heads, output_dim)
-        if position not in ("interpolate", "crop"):
-            raise ValueError(
-                f"MODEL.DENSECLIP.VISUAL.POSITION is {position!r}; it can be 'interpolate' or 'crop'."
-            )
+        check_position(position)
         self.grid_size = grid_size
         self.position = position
 
@@ -51,10 +76,4 @@ class DenseAttentionPool(AttentionPool2d):
 
     def fitted_positions(self, height: int, width: int) -> Tensor:
         """The positional embedding of a (height, width) map: (1 + height * width, D)."""
-        grid = self.positional_embedding[1:].T.unflatten(1, (self.grid_size, self.grid_size))[None]
-        if self.position == "crop":
-            grid = grid[..., :height, :width]
-        # A side longer than the grid has nothing to crop: stretch the grid along it.
-        if grid.shape[-2:] != (height, width):
-            grid = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
-        return torch.cat([self.positional_embedding[:1], grid[0].flatten(1).T])
+        return fit_positions(self.positional_embedding, self.grid_size, height, width, self.position)

@@ -1,4 +1,3 @@
-import logging
 from contextlib import contextmanager, nullcontext
 
 from detectron2.config import configurable
@@ -11,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import get_clip_architecture
 from .attention_pool import DenseAttentionPool
-
-logger = logging.getLogger(__name__)
+from .pixels import warn_of_other_pixels
 
 
 class CLIPResNet(ModifiedResNet, Backbone):
@@ -84,12 +82,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
                 f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a CLIP ResNet. "
                 "Choose one such as 'RN50-quickgelu', or another MODEL.BACKBONE.NAME."
             )
-        if cfg.INPUT.FORMAT != "RGB" or cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]:
-            logger.warning(
-                "CLIP takes RGB, normalised by its own mean and standard deviation; this config has "
-                f"INPUT.FORMAT {cfg.INPUT.FORMAT} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}, at a loss of "
-                "accuracy. configs/Base-DenseCLIP.yaml has the right ones."
-            )
+        warn_of_other_pixels(cfg)
         visual = cfg.MODEL.DENSECLIP.VISUAL
         return {
             "layers": vision.layers,

@@ -1,0 +1,173 @@
+"""Datasets for semantic segmentation: a folder of images, one of label images, and a list of names."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+
+def is_semantic(cfg: CfgNode) -> bool:
+    """Whether the model labels pixels alone, so that its classes are a dataset's ``stuff_classes``.
+
+    Those of systems that find instances, Panoptic FPN among them, are its ``thing_classes``.
+    """
+    return "Semantic" in cfg.MODEL.META_ARCHITECTURE
+
+
+def register_semantic_folder(
+    name: str,
+    image_root: str | Path,
+    label_root: str | Path,
+    class_names: Sequence[str],
+    *,
+    ignore_label: int = 255,
+    **metadata,
+) -> None:
+    """Register images and label images with Detectron2; the files need not exist yet.
+
+    Args:
+        name: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` call it.
+        image_root: folder of the images, which may have folders in it.
+        label_root: folder of the label images: PNGs of one channel (with a palette or without) under the same
+            names, whose values are class ids.
+        class_names: the class of id 0, of id 1, and so on.
+        ignore_label: the value of pixels that are neither trained nor evaluated on.
+        metadata: more of Detectron2's metadata, such as ``stuff_colors``.
+
+    Raises:
+        AssertionError: the name is already registered.
+    """
+    DatasetCatalog.register(name, lambda: load_semantic_folder(image_root, label_root))
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(class_names),
+        image_root=str(image_root),
+        sem_seg_root=str(label_root),
+        evaluator_type="sem_seg",
+        ignore_label=ignore_label,
+        **metadata,
+    )
+
+
+def register_semantic_folders(cfg: CfgNode) -> None:
+    """Register every ``SPLIT`` of every folder ``F`` in ``DATASETS.SEMANTIC_FOLDERS`` as "F_SPLIT".
+
+    Images are in ``F/images/SPLIT``, label images in ``F/labels/SPLIT``, and the names of the classes in
+    ``F/classes.txt``, one a line. What is registered from the same place already is left alone.
+
+    Raises:
+        FileNotFoundError: a folder is not made like that.
+        ValueError: a name is taken by another dataset.
+    """
+    for folder in cfg.DATASETS.SEMANTIC_FOLDERS:
+        root = Path(folder).expanduser().resolve()
+        names = root / "classes.txt"
+        splits = sorted(path.name for path in root.glob("images/*") if path.is_dir())
+        if not (splits and names.is_file()):
+            raise FileNotFoundError(
+                f"DATASETS.SEMANTIC_FOLDERS: {folder} needs {names} (a class name a line), and images and "
+                f"labels of a split, such as 'train', in {root}/images/train and {root}/labels/train."
+            )
+        for split in splits:
+            name, images = f"{root.name}_{split}", root / "images" / split
+            if name not in DatasetCatalog:
+                class_names = [
+                    line.strip() for line in names.read_text(encoding="utf-8").strip().splitlines()
+                ]
+                register_semantic_folder(name, images, root / "labels" / split, class_names)
+            elif MetadataCatalog.get(name).get("image_root") != str(images):
+                raise ValueError(
+                    f"DATASETS.SEMANTIC_FOLDERS: {folder} would be registered as {name!r}, which "
+                    "is the name of another dataset. Rename the folder."
+                )
+
+
+def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list[dict]:
+    """The images that have a label image of the same name, in Detectron2's format.
+
+    Detectron2's ``load_sem_seg`` pairs by position where there are as many of both, whatever their names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    images = _files(Path(image_root), set(Image.registered_extensions()))
+    labels = _files(Path(label_root), {".png"})
+    if unpaired := images.keys() ^ labels.keys():
+        logger.warning(
+            "%d files of %d images in %s and %d label images in %s have no counterpart (%s, say): left out.",
+            *(len(unpaired), len(images), image_root, len(labels), label_root, min(unpaired)),
+        )
+    records = [
+        {"file_name": str(images[name]), "sem_seg_file_name": str(labels[name])}
+        for name in sorted(images.keys() & labels.keys())
+    ]
+    if not records:
+        raise ValueError(f"no image in {image_root} has a label image (.png) of its name in {label_root}")
+    return records
+
+
+def read_labels(file_name: str) -> np.ndarray:
+    """The (H, W) uint8 labels in a file, a palette left aside; Detectron2's reader would take its colours.
+
+    Raises:
+        ValueError: the file has several channels, or more than 8 bits a pixel.
+    """
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        check_label_mode(image.mode, file_name)
+        return np.asarray(image, dtype=np.uint8)
+
+
+def check_label_mode(mode: str, file_name: str) -> None:
+    """Refuse an image whose pixels are no labels, by Pillow's mode.
+
+    Raises:
+        ValueError: the image has several channels, or more than 8 bits a pixel.
+    """
+    if mode not in ("1", "L", "P"):
+        raise ValueError(
+            f"{file_name} is an image of Pillow's mode {mode!r}. Label images have one channel of 8 "
+            "bits, with a palette ('P') or without ('L'), whose values are class ids: convert it."
+        )
+
+
+def check_label_size(label_size: tuple[int, int], label: str, size: tuple[int, int], image: str) -> None:
+    """Refuse a label image of another size than its image's; sizes are widths and heights.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if label_size != size:
+        raise ValueError(
+            "{} is {}x{}, but its image {} {}x{} (width x height)".format(label, *label_size, image, *size)
+        )
+
+
+def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_label: int | None) -> None:
+    """Refuse labels that are no class's.
+
+    Raises:
+        ValueError: labels are neither below ``num_classes`` nor ``ignore_label``.
+    """
+    wrong = np.unique(labels[(labels >= num_classes) & (labels != ignore_label)]).tolist()
+    if wrong:
+        listed = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+        raise ValueError(
+            f"{file_name} has labels out of range: {listed}. With {num_classes} classes, labels are 0 to "
+            f"{num_classes - 1}, and {ignore_label} for pixels to ignore. Number the classes from 0, or "
+            "correct the list of their names and MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+        )
+
+
+def _files(root: Path, extensions: set[str]) -> dict[str, Path]:
+    """Files below ``root`` with one of the extensions, by relative path without it."""
+    return {
+        str(path.relative_to(root).with_suffix("")): path
+        for path in root.rglob("*")
+        if path.suffix.lower() in extensions
+    }

@@ -1,0 +1,52 @@
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from torch import Tensor, nn
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class CLIPSemSegFPNHead(SemSegFPNHead):
+    """Detectron2's Semantic FPN head, with three differences, as released.
+
+    Channels of the summed towers are dropped before the predictor, the predictor starts small (std 0.01),
+    and the loss is :func:`label_map_loss`.
+    """
+
+    @configurable
+    def __init__(self, input_shape: dict[str, ShapeSpec], *, dropout: float = 0.1, **kwargs):
+        """
+        Args:
+            dropout: probability that a channel is dropped in training.
+            input_shape, kwargs: as for ``SemSegFPNHead``.
+        """
+        super().__init__(input_shape, **kwargs)
+        self.dropout = nn.Dropout2d(dropout)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        return {**super().from_config(cfg, input_shape), "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT}
+
+    def layers(self, features: dict[str, Tensor]) -> Tensor:
+        towers = zip(self.scale_heads, self.in_features, strict=True)
+        return self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
+
+    def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss_sem_seg": self.loss_weight * label_map_loss(predictions, targets, self.ignore_value)}
+
+
+def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Tensor:
+    """Cross-entropy with a label map, summed over labelled pixels and divided by *all* pixels (as released).
+
+    In float32 whatever the precision of ``logits``; 0 where every pixel is ignored.
+
+    Args:
+        logits: (B, K, h, w), enlarged to the label map's size.
+        labels: (B, H, W) class ids.
+        ignore_value: the id that stands for no class.
+    Returns: scalar.
+    """
+    logits = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_value, reduction="sum") / labels.numel()

@@ -1,0 +1,113 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import SemanticSegmentor
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from .pixel_text import PixelTextSupervision, captured_features
+from .sem_seg_head import label_map_loss
+from .sliding_window import SlidingWindow
+
+
+@META_ARCH_REGISTRY.register()
+class CLIPSemanticFPN(SemanticSegmentor):
+    """Detectron2's ``SemanticSegmentor``, which can go over an image window by window."""
+
+    @configurable
+    def __init__(self, *, sliding_window: SlidingWindow | None = None, **kwargs):
+        """
+        Args:
+            sliding_window: how to go over an image at test time; None: the whole image at once.
+            kwargs: as for ``SemanticSegmentor``.
+        """
+        super().__init__(**kwargs)
+        self.sliding_window = sliding_window
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        sliding_window = cfg.TEST.SLIDING_WINDOW
+        window = SlidingWindow(
+            tuple(sliding_window.SIZE), tuple(sliding_window.STRIDE), sliding_window.MAX_PIXELS
+        )
+        return {
+            **super().from_config(cfg),
+            "sliding_window": window if sliding_window.ENABLED else None,
+        }
+
+    def forward(self, batched_inputs: list[dict]):
+        """As ``SemanticSegmentor``'s.
+
+        Raises:
+            MemoryError: at test time, the device's memory is too small for what is segmented at once.
+        """
+        if self.training:
+            return super().forward(batched_inputs)
+        with _explained_out_of_memory(self.sliding_window):
+            if self.sliding_window is None:
+                return super().forward(batched_inputs)
+            return [{"sem_seg": self._slide(x)} for x in batched_inputs]
+
+    @contextmanager
+    def whole_image(self) -> Iterator[None]:
+        """See test images whole for a while, also where they are gone over window by window."""
+        window, self.sliding_window = self.sliding_window, None
+        try:
+            yield
+        finally:
+            self.sliding_window = window
+
+    def _slide(self, x: dict) -> Tensor:
+        def segment(windows: list[Tensor]) -> list[Tensor]:
+            # To the segmentor, a window is an image.
+            return [y["sem_seg"] for y in segment_images([{"image": window} for window in windows])]
+
+        segment_images, size = super().forward, x["image"].shape[1:]
+        logits = self.sliding_window.average(segment, x["image"])
+        return sem_seg_postprocess(logits, size, x.get("height", size[0]), x.get("width", size[1]))
+
+
+@META_ARCH_REGISTRY.register()
+class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
+    """Semantic FPN on a ``LanguageGuidedFPN``, with the pixel-text loss (paper, sec. 3.4).
+
+    Pixels have labels here, and so the loss is the cross-entropy of s / tau with the label map.
+    """
+
+    section = "SEM_SEG_HEAD"
+
+    def forward(self, batched_inputs: list[dict]):
+        if not self.training:
+            return super().forward(batched_inputs)
+        with captured_features(self.backbone) as features:
+            losses = CLIPSemanticFPN.forward(self, batched_inputs)  # PixelTextSupervision's reads boxes
+        logits = features["score_map"] / self.backbone.tau
+        ignore_value = self.sem_seg_head.ignore_value
+        labels = ImageList.from_tensors(
+            [x["sem_seg"].to(self.device) for x in batched_inputs],
+            self.backbone.size_divisibility,
+            ignore_value,
+            self.backbone.padding_constraints,
+        ).tensor
+        loss = label_map_loss(logits, labels, ignore_value)
+        return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
+
+
+@contextmanager
+def _explained_out_of_memory(window: SlidingWindow | None) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        way_out = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
+        if window:
+            way_out = (
+                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}), down to the pixels of one "
+                f"window, and then TEST.SLIDING_WINDOW.SIZE {window.size} itself."
+            )
+        raise MemoryError(
+            f"What is segmented at once does not fit into the device's memory. {way_out}"
+        ) from error

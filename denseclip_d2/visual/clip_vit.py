@@ -1,0 +1,245 @@
+from collections.abc import Sequence
+from math import log2
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from open_clip.model import CLIPVisionCfg
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from ..clip_models import get_clip_architecture
+from ..layers import multi_head_attention
+from .attention_pool import check_position, fit_positions
+from .pixels import warn_of_other_pixels
+
+# What is read of open_clip's vision config; an architecture that sets anything else is refused.
+FIELDS = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
+
+
+class CLIPViT(VisionTransformer, Backbone):
+    """CLIP's vision transformer, with a four-level pyramid (released behaviour).
+
+    The tokens after 1/3, 1/2, 2/3 and all of the blocks (4, 6, 8 and 12 in ViT-B) are brought to strides 4,
+    8, 16 and 32 by transposed convolutions or pooling. Images of any size go in; they are padded with zeros,
+    at the right and the bottom, to a multiple of 32.
+
+    Tokens stand ``embedding_stride`` pixels apart, as many as a patch is wide. Where that is no power of two,
+    as L/14's, the nearest one is taken, 16, and the image is shrunk by 14/16 for the patches to fit.
+
+    Parameters carry the names of CLIP's ``visual``, and the pyramid's the released ones.
+    """
+
+    levels = {"res2": "fpn1", "res3": "fpn2", "res4": "fpn3", "res5": "fpn4"}
+    strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+    depths = {"res2": 1 / 3, "res3": 1 / 2, "res4": 2 / 3, "res5": 1}
+    position_key = "positional_embedding"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        layers: int,
+        width: int,
+        head_width: int,
+        patch_size: int,
+        embed_dim: int,
+        grid_size: int,
+        mlp_ratio: float = 4.0,
+        quick_gelu: bool = False,
+        position: str = "interpolate",
+        norm: str = "SyncBN",
+        freeze_at: int = 0,
+        drop_path_rate: float = 0.0,
+        double_class_embedding: bool = False,
+        activation_checkpointing: bool = False,
+        with_embeddings: bool = True,
+        out_features: Sequence[str] = tuple(levels),
+    ):
+        """
+        Args:
+            layers, width, head_width, mlp_ratio: of the transformer.
+            embed_dim: C, the joint embedding's width.
+            grid_size: side of the grid of positional embeddings, in cells.
+            quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
+            position: "interpolate" the grid to each image, or "crop" its top left corner.
+            norm: the pyramid's, as ``detectron2.layers.get_norm`` takes it; "" for none.
+            freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 and the blocks before
+                res2's tap, ... 5 and all blocks. A frozen block is never dropped.
+            drop_path_rate: of stochastic depth in the last block; rises from 0 in the first.
+            double_class_embedding: add the class embedding twice, as released.
+            activation_checkpointing: recompute each block in the backward pass.
+            with_embeddings: False leaves the projection to the joint embedding out.
+            out_features: the levels to build, of ``res2``..``res5``.
+
+        Raises:
+            ValueError: an unknown position or level.
+        """
+        side = grid_size * patch_size
+        super().__init__(side, patch_size, width, layers=0, heads=1, mlp_ratio=4.0, output_dim=embed_dim)
+        activation = QuickGELU if quick_gelu else nn.GELU
+        for i in range(layers):
+            rate = drop_path_rate * i / max(layers - 1, 1)
+            block = VisualBlock(
+                width, width // head_width, mlp_ratio, act_layer=activation, drop_path_rate=rate
+            )
+            self.transformer.resblocks.append(block)
+        if not with_embeddings:
+            self.ln_post = self.proj = None
+        check_position(position)
+        self.position = position
+        self.quick_gelu = quick_gelu
+        self.grid_size = grid_size
+        self.embed_dim = embed_dim
+        self.embedding_stride = _token_stride(patch_size)
+        self.double_class_embedding = double_class_embedding
+        self.activation_checkpointing = activation_checkpointing
+        self.taps = {name: max(1, round(layers * depth)) for name, depth in self.depths.items()}
+        self._add_pyramid(out_features, width, norm)
+        self._freeze(freeze_at)
+
+    @classmethod
+    def from_config(cls, cfg, with_embeddings: bool = True):
+        architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+        vision = architecture.vision
+        plain = CLIPVisionCfg(**{name: getattr(vision, name) for name in FIELDS})
+        if vision != plain or not isinstance(vision.layers, int):
+            raise ValueError(
+                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a ViT as CLIP has it. "
+                "Choose one such as 'ViT-B-16-quickgelu', or another MODEL.BACKBONE.NAME."
+            )
+        warn_of_other_pixels(cfg)
+        visual = cfg.MODEL.DENSECLIP.VISUAL
+        grid_size = visual.RESOLUTION // _token_stride(vision.patch_size)
+        return {
+            "layers": vision.layers,
+            "width": vision.width,
+            "head_width": vision.head_width,
+            "mlp_ratio": vision.mlp_ratio,
+            "patch_size": vision.patch_size,
+            "embed_dim": architecture.embed_dim,
+            "grid_size": grid_size or vision.image_size // vision.patch_size,
+            "quick_gelu": architecture.quick_gelu,
+            "position": visual.POSITION,
+            "norm": visual.NORM,
+            "freeze_at": visual.FREEZE_AT,
+            "drop_path_rate": visual.DROP_PATH_RATE,
+            "double_class_embedding": visual.DOUBLE_CLASS_EMBEDDING,
+            "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
+            "with_embeddings": with_embeddings,
+            # A level that nothing reads would have weights without gradient, which DDP refuses.
+            "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(cls.levels),
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (B, 3, H, W), RGB, normalised with CLIP's mean and std.
+        Returns: ``out_features``, (B, D, H / stride, W / stride), H and W as padded; and, with embeddings,
+            ``global_embedding`` (B, C) and ``dense_embedding`` (B, C, h, w) of stride ``embedding_stride``.
+        """
+        largest = max(self.strides.values())
+        x = F.pad(x, (0, -x.shape[-1] % largest, 0, -x.shape[-2] % largest))
+        size = [side // self.embedding_stride for side in x.shape[-2:]]
+        tokens, features = self._embed(x, *size), {}
+        for depth, block in enumerate(self.transformer.resblocks, start=1):
+            tokens = self._run(block, tokens)
+            for name in self._out_features:
+                if self.taps[name] == depth:
+                    features[name] = getattr(self, self.levels[name])(_as_map(tokens, size))
+        if self.proj is not None:
+            tokens = self.ln_post(tokens) @ self.proj  # (B, 1 + HW, C)
+            features["global_embedding"], features["dense_embedding"] = tokens[:, 0], _as_map(tokens, size)
+        return features
+
+    def _embed(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Pixels to tokens, the class token first: (B, 1 + height * width, D)."""
+        (patch, _), stride = self.patch_size, self.embedding_stride
+        if patch != stride:
+            x = F.interpolate(x, (height * patch, width * patch), mode="bilinear", align_corners=False)
+        patches = self.conv1(x).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.expand(x.shape[0], 1, -1)
+        if self.double_class_embedding:
+            class_token = 2 * class_token
+        positions = fit_positions(self.positional_embedding, self.grid_size, height, width, self.position)
+        return self.ln_pre(torch.cat([class_token, patches], dim=1) + positions)
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and self.training):
+            return block(x)
+        return checkpoint(block, x, use_reentrant=False)
+
+    def _add_pyramid(self, out_features: Sequence[str], width: int, norm: str) -> None:
+        if unknown := set(out_features) - set(self.levels):
+            raise ValueError(
+                f"MODEL.FPN.IN_FEATURES names {', '.join(sorted(unknown))}; "
+                f"a CLIP ViT has {', '.join(self.levels)}."
+            )
+        self._out_features = [name for name in self.levels if name in out_features]
+        self._out_feature_channels = dict.fromkeys(self._out_features, width)
+        self._out_feature_strides = {name: self.strides[name] for name in self._out_features}
+        for name in self._out_features:
+            factor = self.embedding_stride / self.strides[name]
+            self.add_module(self.levels[name], _resampling(width, factor, norm))
+
+    def _freeze(self, freeze_at: int) -> None:
+        if freeze_at > 0:
+            for part in (self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre):
+                part.requires_grad_(False)
+        depth = [0, 0, *self.taps.values()][min(freeze_at, 5)]
+        for block in self.transformer.resblocks[:depth]:
+            block.requires_grad_(False)
+            block.drop_path.p = 0.0
+
+
+class VisualBlock(ResidualAttentionBlock):
+    """open_clip's transformer block, with fused attention and stochastic depth."""
+
+    def __init__(self, *args, drop_path_rate: float = 0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.drop_path = StochasticDepth(drop_path_rate, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Args:
+            x: (B, N, D).
+        Returns: the same shape.
+        """
+        x = x + self.drop_path(self.attention(self.ln_1(x)))
+        return x + self.drop_path(self.mlp(self.ln_2(x)))
+
+    def attention(self, x: Tensor) -> Tensor:
+        # nn.MultiheadAttention would hold all N * N weights at inference.
+        projected = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
+        return self.attn.out_proj(multi_head_attention(*projected.chunk(3, dim=-1), self.attn.num_heads))
+
+
+def _token_stride(patch_size: int) -> int:
+    return 2 ** round(log2(patch_size))
+
+
+def _as_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, 1 + HW, D) tokens to (B, D, H, W), without the class token."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+
+
+def _resampling(width: int, factor: float, norm: str) -> nn.Module:
+    """A map ``factor`` times as large, a power of two; for patches of 16 pixels as released."""
+    layers = [nn.GroupNorm(1, width)]
+    for i in range(round(log2(factor))):
+        if i > 0:
+            layers += [get_norm(norm, width) or nn.Identity(), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(width, width, kernel_size=2, stride=2))
+    if factor < 1:
+        layers.append(nn.MaxPool2d(round(1 / factor)))
+    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_vit_backbone(cfg, input_shape: ShapeSpec) -> CLIPViT:
+    """CLIP's ViT and its four levels, with its embeddings."""
+    return CLIPViT(cfg)
