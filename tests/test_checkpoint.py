@@ -176,3 +176,26 @@ def test_an_unknown_tag_is_refused_with_those_there_are():
 def test_weights_of_another_gelu_are_refused():
     with pytest.raises(ValueError, match="trained with GELU, and the model has QuickGELU"):
         DenseCLIPCheckpointer(tiny_model()).load("openclip://ViT-B-32/laion2b_e16")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_vit_takes_clips_weights_all_but_its_pyramid(tmp_path, plain):
+    """The pyramid is this project's; CLIP has nothing for it, and training begins with it as it is."""
+    torch.manual_seed(7)
+    clip = open_clip.create_model("ViT-tiny-quickgelu")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    opts = ["MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu", "MODEL.DENSECLIP.VISUAL.RESOLUTION", "192"]
+    if plain:
+        opts += ["MODEL.META_ARCHITECTURE", "CLIPRetinaNet"]
+        opts += ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
+    model = tiny_model(*opts)
+    DenseCLIPCheckpointer(model).load(str(tmp_path / "clip.pt"))
+    visual = model.backbone.bottom_up if plain else model.backbone.visual
+    assert_close(
+        visual.transformer.resblocks[1].attn.in_proj_weight,
+        clip.visual.state_dict()["transformer.resblocks.1.attn.in_proj_weight"],
+    )
+    expected = resize_positional_embedding(clip.visual.positional_embedding, visual.grid_size)
+    assert_close(visual.positional_embedding, expected)
+    with pytest.raises(ValueError, match="Missing"):
+        DenseCLIPCheckpointer(model, fresh_start=False).load(str(tmp_path / "clip.pt"))

@@ -144,3 +144,20 @@ def test_prompts_longer_than_the_released_positions_are_refused(reference, tmp_p
     )
     with pytest.raises(ValueError, match=r"13 positions.*take 15.*NAME_LENGTH to 5"):
         released.convert_released(weights, model, "released.pth")
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_the_released_vits_second_class_embedding_is_kept(doubled):
+    """In its position where the config does not add it a second time: the authors' outputs either way."""
+    opts = ["MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu", "MODEL.DENSECLIP.VISUAL.NORM", "BN"]
+    opts += ["MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", str(doubled)]
+    model = build_model(load_config("configs/Shapes/clip_semantic_fpn_tiny.yaml", opts)).eval()
+    visual = model.backbone.bottom_up
+    weights = {f"backbone.bottom_up.{k}": v.clone() for k, v in visual.state_dict().items()}
+    with torch.no_grad():
+        visual.double_class_embedding = True
+        expected = visual(torch.ones(1, 3, 64, 64))["res5"]
+        visual.double_class_embedding = doubled
+        assert bool(released._add_class_embedding(weights, model)) != doubled
+        model.load_state_dict(weights, strict=False)
+        assert_close(visual(torch.ones(1, 3, 64, 64))["res5"], expected)
