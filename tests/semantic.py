@@ -16,5 +16,5 @@ def semantic_config(*opts, num_classes: int = 19):
     return load_config("configs/Base-DenseCLIP.yaml", [*head, *opts])
 
 
-def load(name: str, check_images: bool = True) -> list[dict]:
-    return load_datasets([name], filter_empty=True, check_images=check_images)
+def load(name: str) -> list[dict]:
+    return load_datasets([name], filter_empty=True, check_images=True)
