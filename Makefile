@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all their set-up into .venv, and do not redo what is done.
-# `make demo-masks` is the demo with Mask R-CNN.
+# `make demo-masks` is the demo with Mask R-CNN, `make demo-segmentation` with Semantic FPN.
 #   PYTHON=python3.12     another interpreter
 #   DETECTRON2=source     Detectron2 built from GitHub (about 8 minutes) instead of the pinned wheel
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +11,7 @@ INSTALLED := .venv/installed-$(DETECTRON2)
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install demo demo-masks test lint format
+.PHONY: install demo demo-masks demo-segmentation test lint format
 
 install: $(INSTALLED)
 
@@ -31,22 +31,25 @@ endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f .venv/installed-* && touch $@
 
-demo: CONFIG := configs/Shapes/denseclip_retinanet_tiny.yaml
+demo: CONFIG := Shapes/denseclip_retinanet_tiny.yaml
 demo: OUTPUT := output/shapes_retinanet
-demo-masks: CONFIG := configs/Shapes/denseclip_mask_rcnn_tiny.yaml
+demo-masks: CONFIG := Shapes/denseclip_mask_rcnn_tiny.yaml
 demo-masks: OUTPUT := output/shapes_mask_rcnn
+demo-segmentation: CONFIG := Shapes/denseclip_semantic_fpn_tiny.yaml
+demo-segmentation: OUTPUT := output/shapes_semantic_fpn
+demo-segmentation: DATASET := shapes_sem_seg_val
+DATASET = shapes_val
+DEMO = $(BIN)/python tools/demo.py --dataset $(DATASET) --count 12 --threshold 0.4
 
-demo demo-masks: $(INSTALLED)
+demo demo-masks demo-segmentation: $(INSTALLED)
 	@echo "== Dataset: shapes, generated =="
 	$(BIN)/python datasets/prepare_shapes.py
 	@echo "== Pictures by the zoo's model =="
-	$(BIN)/python tools/demo.py --zoo $(CONFIG:configs/%=%) --dataset shapes_val --count 12 --threshold 0.4 \
-	  --output $(OUTPUT)/zoo
+	$(DEMO) --zoo $(CONFIG) --output $(OUTPUT)/zoo
 	@echo "== Training and evaluation: $(CONFIG) =="
-	$(BIN)/python tools/train_net.py --config-file $(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
+	$(BIN)/python tools/train_net.py --config-file configs/$(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
 	@echo "== Pictures by the model just trained =="
-	$(BIN)/python tools/demo.py --config-file $(CONFIG) --dataset shapes_val --count 12 --threshold 0.4 \
-	  --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
+	$(DEMO) --config-file configs/$(CONFIG) --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --durations=10

@@ -11,7 +11,9 @@ from torch.testing import assert_close
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export, released
 from denseclip_d2.checkpoint.clip import resize_positions
 from denseclip_d2.checkpoint.report import LoadReport
+from denseclip_d2.data import get_class_names
 from denseclip_d2.engine import load_config
+from denseclip_d2.language.prompts import tokenize_names
 
 CONFIGS = {
     "retinanet_clip_r50_fpn_1x_coco": "COCO-Detection/clip_retinanet_RN50_FPN_1x",
@@ -161,3 +163,11 @@ def test_the_released_vits_second_class_embedding_is_kept(doubled):
         assert bool(released._add_class_embedding(weights, model)) != doubled
         model.load_state_dict(weights, strict=False)
         assert_close(visual(torch.ones(1, 3, 64, 64))["res5"], expected)
+
+
+def test_the_released_segmentors_prompts_are_theirs(reference):
+    """MMSegmentation's names of ADE20K's classes, ten of which are not Detectron2's."""
+    record = reference("tokenizer")
+    cfg = load_config("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
+    ids = tokenize_names(get_class_names(cfg), cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH)
+    assert torch.equal(ids, record.outputs["ade_5"].long())
