@@ -35,10 +35,13 @@ def test_names_are_registered():
         "build_clip_vit_backbone",
         "build_clip_fpn_backbone",
         "build_clip_retinanet_fpn_backbone",
+        "build_clip_semantic_fpn_backbone",
         "build_denseclip_fpn_backbone",
         "build_denseclip_retinanet_fpn_backbone",
+        "build_denseclip_semantic_fpn_backbone",
     ):
         assert name in BACKBONE_REGISTRY
-    assert "DenseCLIPRetinaNet" in META_ARCH_REGISTRY
+    for name in ("DenseCLIPRetinaNet", "DenseCLIPMaskRCNN", "DenseCLIPSemanticFPN", "DenseCLIPPanopticFPN"):
+        assert name in META_ARCH_REGISTRY
     assert "shapes_train" in DatasetCatalog
     assert denseclip_d2.__version__

@@ -1,4 +1,3 @@
-import json
 import math
 from pathlib import Path
 
@@ -8,14 +7,12 @@ import torch.nn.functional as F
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.events import EventStorage
 from released import add_tiny_architecture, released_semantic_fpn
-from test_engine import run_tool
+from test_engine import final_metrics, run_tool
 from torch.testing import assert_close
 
 from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
+from denseclip_d2.data.shapes import CLASS_NAMES, SEMANTIC_CLASS_NAMES
 from denseclip_d2.engine import Predictor, Trainer, load_config, with_tta
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
 
@@ -276,11 +273,8 @@ def options(small_shapes, tmp_path):
 def test_training_ends_with_miou_of_windows_and_of_augmentation(options, config):
     cfg = load_config(config, options)
     Trainer(cfg).train()
-    output = Path(cfg.OUTPUT_DIR)
-    metrics = {}
-    for line in (output / "metrics.json").read_text().splitlines():
-        metrics.update(json.loads(line))
-    for name in ("loss_sem_seg", "sem_seg/mIoU", "sem_seg_TTA/mIoU"):
+    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
+    for name in ("total_loss", "sem_seg/mIoU", "sem_seg_TTA/mIoU"):
         assert math.isfinite(metrics[name]), metrics
     assert "sem_seg/IoU-red striped circle" in metrics
     cfg.SOLVER.MAX_ITER = 3
@@ -303,27 +297,53 @@ def test_pictures_show_labels_with_a_legend_and_score_maps(small_shapes, tmp_pat
         assert (tmp_path / f"pictures{i}/000000000001.png").exists()
 
 
-def test_guidance_carries_over_to_panoptic_fpn():
-    """Detectron2's Panoptic FPN, from a config: all losses train, and the output has all three parts."""
-    model = tiny_model(
-        "configs/Shapes/denseclip_mask_rcnn_tiny.yaml",
-        **{"MODEL.META_ARCHITECTURE": "DenseCLIPPanopticFPN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5},
+@pytest.fixture
+def panoptic_shapes(small_shapes, tmp_path):
+    """The same few images under one name, with objects, and with labels as stuff."""
+    root, train, _ = small_shapes
+    name = f"{tmp_path.name}_panoptic"
+
+    def records() -> list[dict]:
+        labels = root / "labels/train"
+        return [
+            {**x, "sem_seg_file_name": str(labels / Path(x["file_name"]).name)}
+            for x in DatasetCatalog.get(train)
+        ]
+
+    DatasetCatalog.register(name, records)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(CLASS_NAMES), stuff_classes=list(SEMANTIC_CLASS_NAMES), ignore_label=255,
+        json_file=str(root / "annotations/instances_train.json"), evaluator_type="coco_panoptic_seg",
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASS_NAMES))},
+    )  # fmt: skip
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_guidance_carries_over_to_panoptic_fpn(panoptic_shapes, tmp_path):
+    """Detectron2's Panoptic FPN trains from a config, is evaluated on objects and labels, and joins both."""
+    opts = {
+        "MODEL.META_ARCHITECTURE": "DenseCLIPPanopticFPN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "DATASETS.TRAIN": f"('{panoptic_shapes}',)",
+        "DATASETS.TEST": f"('{panoptic_shapes}',)", "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 1,
+        "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": tmp_path / "output",
+    }  # fmt: skip
+    cfg = load_config(
+        "configs/Shapes/denseclip_mask_rcnn_tiny.yaml", [str(x) for pair in opts.items() for x in pair]
     )
-    inputs = [labelled(96, 128, label=i) for i in range(2)]
-    for x in inputs:
-        masks = torch.zeros(1, 96, 128, dtype=torch.bool)
-        masks[:, 20:70, 30:90] = True
-        boxes, classes = Boxes(torch.tensor([[30.0, 20.0, 90.0, 70.0]])), torch.tensor([3])
-        x["instances"] = Instances((96, 128), gt_boxes=boxes, gt_classes=classes)
-        x["instances"].gt_masks = BitMasks(masks)
-    with EventStorage():
-        losses = model(inputs)
-    assert {"loss_sem_seg", "loss_mask", "loss_pixel_text"} < set(losses)
-    sum(losses.values()).backward()
-    for name in ("contexts", "context_decoder.out_proj.1.weight"):
-        assert model.backbone.language.get_parameter(name).grad.any()
+    trainer = Trainer(cfg)
+    language = trainer.model.backbone.language
+    before = language.contexts.clone()
+    trainer.train()
+    assert not torch.equal(language.contexts, before)
+    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
+    for name in ("loss_sem_seg", "loss_mask", "loss_pixel_text", "bbox/AP", "segm/AP", "sem_seg/mIoU"):
+        assert math.isfinite(metrics[name]), metrics
     with torch.no_grad():
-        output = model.eval()(inputs[:1])[0]
-    assert output["sem_seg"].shape == (5, 96, 128)
+        output = trainer.model.eval()([{"image": random_image(96, 128)}])[0]
+    assert output["sem_seg"].shape == (19, 96, 128)
     assert output["panoptic_seg"][0].shape == (96, 128)
-    assert output["instances"].has("pred_masks")
+    cfg.TEST.AUG.ENABLED = True
+    with pytest.raises(ValueError, match="a DenseCLIPPanopticFPN has no test-time augmentation"):
+        with_tta(cfg, trainer.model)

@@ -112,15 +112,17 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
     return records
 
 
-def read_labels(file_name: str) -> np.ndarray:
-    """The (H, W) uint8 labels in a file, a palette left aside; Detectron2's reader would take its colours.
+def read_labels(file_name: str, dtype: type = np.uint8) -> np.ndarray:
+    """The (H, W) labels in a file, a palette left aside; Detectron2's reader would take its colours.
+
+    Also the ``sem_seg_loading_fn`` for Detectron2's ``SemSegEvaluator``, whose own fails with numpy 2.
 
     Raises:
         ValueError: the file has several channels, or more than 8 bits a pixel.
     """
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
         check_label_mode(image.mode, file_name)
-        return np.asarray(image, dtype=np.uint8)
+        return np.array(image, dtype=dtype)
 
 
 def check_label_mode(mode: str, file_name: str) -> None:

@@ -2,19 +2,20 @@ import logging
 import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, SemSegEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
-from ..data.semantic import read_labels
+from ..data.semantic import is_semantic, read_labels
 from ..data.train_loader import TrainLoader
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
@@ -26,8 +27,10 @@ from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
 
-SEMANTIC = ("sem_seg", "cityscapes_sem_seg")
-"""Evaluator types of datasets that have label maps; mIoU is the same for all of them."""
+# Evaluator types of datasets with instances, and of those with label maps. Panoptic quality is left out: it
+# needs panopticapi.
+INSTANCES = ("coco", "coco_panoptic_seg")
+LABELS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
 
 
 class Trainer(DefaultTrainer):
@@ -63,7 +66,7 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             load_datasets([name], filter_empty=False, check_images=check_images)
             evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
-            if evaluator_type not in ("coco", *SEMANTIC):
+            if evaluator_type not in (*INSTANCES, *LABELS):
                 raise ValueError(
                     f"No evaluator for {name!r}: its evaluator_type is {evaluator_type!r}, not 'coco' or "
                     "'sem_seg'. Register it with detectron2.data.datasets.register_coco_instances, or, if it "
@@ -129,18 +132,22 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluators:
         output_dir = str(Path(cfg.OUTPUT_DIR, folder, dataset_name))
-        if MetadataCatalog.get(dataset_name).evaluator_type in SEMANTIC:
-            # Detectron2's own reader of label maps asks numpy 2 for what it cannot do.
-            return SemSegEvaluator(
-                dataset_name,
-                output_dir=output_dir,
-                sem_seg_loading_fn=lambda name, dtype: read_labels(name).astype(dtype),
-            )
-        # Told, not left to be read off the predictions, of which there may be none.
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        return COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir)
+        evaluator_type, evaluators = MetadataCatalog.get(dataset_name).evaluator_type, []
+        finds_instances = not is_semantic(cfg)
+        labels_pixels = is_semantic(cfg) or "Panoptic" in cfg.MODEL.META_ARCHITECTURE
+        if evaluator_type in INSTANCES and finds_instances:
+            # Told, not left to be read off the predictions, of which there may be none.
+            tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+            evaluators.append(COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir))
+        if evaluator_type in LABELS and labels_pixels:
+
+            def read(file_name: str, dtype: type) -> np.ndarray:  # Detectron2's asks numpy 2 for too much
+                return read_labels(file_name).astype(dtype)
+
+            evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read))
+        return DatasetEvaluators(evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:
