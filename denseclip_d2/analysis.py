@@ -16,7 +16,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 from tabulate import tabulate
@@ -60,7 +60,8 @@ def analyze(cfg: CfgNode, tasks: list[str], size: tuple[int, int]) -> dict[str, 
     """Count the quantities that ``tasks`` names (of :data:`TASKS`) of a config's model, with random weights.
 
     FLOPs and activations are those of one image in inference, without what depends on its content:
-    a two-stage detector is given 1000 proposals and 100 detections. A segmentor sees the image whole.
+    a two-stage detector is given 1000 proposals and 100 detections. A segmentor sees the image whole, and
+    resizes its logits to it once.
 
     Args:
         size: height and width of the image, which is padded as the model pads.
@@ -195,8 +196,8 @@ def _run_layers(model: nn.Module, image: Tensor) -> list:
         image: (3, H, W).
     """
     if isinstance(model, SemanticSegmentor):
-        # Detectron2's own, which knows no windows.
-        return SemanticSegmentor.forward(model, [{"image": image}])
+        features = model.backbone(_preprocess_for_segmentor(model, image))
+        return [features, model.sem_seg_head(features)[0]]
     features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
     if isinstance(model, DenseDetector):
         return [features, model.head([features[name] for name in model.head_in_features])]
@@ -210,3 +211,12 @@ def _run_layers(model: nn.Module, image: Tensor) -> list:
     detections.pred_classes = boxes.tensor[:NUM_DETECTIONS, 0].long()
     masks = heads.forward_with_given_boxes(features, [detections])
     return [features, proposed, heads.box_predictor(heads.box_head(pooled)), masks]
+
+
+def _preprocess_for_segmentor(model: SemanticSegmentor, image: Tensor) -> Tensor:
+    # Detectron2 has this inside SemanticSegmentor.forward alone.
+    image = (image - model.pixel_mean) / model.pixel_std
+    backbone = model.backbone
+    return ImageList.from_tensors(
+        [image], backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+    ).tensor
