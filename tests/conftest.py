@@ -7,7 +7,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from denseclip_d2.data.shapes import generate_shapes
+from denseclip_d2.data import register_semantic_folder
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -82,3 +83,20 @@ def small_shapes(tmp_path):
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def catalogs(monkeypatch):
+    """Catalogs without datasets, to register those of other folders under their names."""
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {})
+
+
+@pytest.fixture
+def semantic_shapes(tmp_path, catalogs):
+    """A few images of "shapes", registered as "train" and "val"."""
+    root = tmp_path / "shapes"
+    generate_shapes(root, num_train=8, num_val=4, seed=3)
+    for split in ("train", "val"):
+        register_semantic_folder(split, root / split, root / "labels" / split, SEMANTIC_CLASS_NAMES)
+    return root

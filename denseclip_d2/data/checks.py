@@ -168,8 +168,8 @@ def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
 def _check_some_labels(records: Sequence[dict], name: str) -> None:
     """What is wrong with all labels of a dataset shows here; the mapper checks each when it is used."""
     metadata = MetadataCatalog.get(name)
+    num_classes = len(metadata.get("stuff_classes", ())) or 256  # without names, any label may be one
     for file_name in (record["sem_seg_file_name"] for record in records):
-        num_classes = len(metadata.stuff_classes)
         check_labels(read_labels(file_name), file_name, num_classes, metadata.get("ignore_label"))
 
 

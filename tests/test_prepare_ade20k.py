@@ -1,0 +1,141 @@
+"""What the preparation of ADE20K promises."""
+
+import importlib.util
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_ade20k
+from PIL import Image
+from semantic import load, semantic_config
+
+from denseclip_d2.data.mapper import build_mapper
+
+
+@pytest.fixture
+def prepare():
+    """The script, which is not part of a package."""
+    path = Path(__file__).parents[1] / "datasets" / "prepare_ade20k.py"
+    spec = importlib.util.spec_from_file_location("prepare_ade20k", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ade20k(tmp_path) -> Path:
+    """A dataset as downloaded, but for the number of its images: three and two."""
+    root = tmp_path / "ADEChallengeData2016"
+    values = np.linspace(0, 150, 40 * 30).astype(np.uint8).reshape(30, 40)
+    for split, count in (("training", 3), ("validation", 2)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 30)).save(root / "images" / split / f"ADE_{i:08d}.jpg")
+            Image.fromarray(np.roll(values, i)).save(root / "annotations" / split / f"ADE_{i:08d}.png")
+    return root
+
+
+def made(root: Path) -> dict[Path, float]:
+    """The files that the script made, with their times."""
+    return {path: path.stat().st_mtime_ns for path in (root / "annotations_detectron2").rglob("*.*")}
+
+
+def test_prepared_ade20k_is_what_detectron2_reads(prepare, ade20k, catalogs):
+    prepare.main(["--root", str(ade20k), "--allow-partial"])
+    register_all_ade20k(str(ade20k.parent))
+    records = load("ade20k_sem_seg_train")
+    assert len(records) == 3
+    assert len(load("ade20k_sem_seg_val")) == 2
+    mapper = build_mapper(
+        semantic_config("INPUT.MIN_SIZE_TRAIN", (30,), "INPUT.RANDOM_FLIP", "none", num_classes=150)
+    )
+    original = np.asarray(Image.open(ade20k / "annotations/training/ADE_00000001.png")).astype(int)
+    expected = np.where(original == 0, 255, original - 1)
+    np.testing.assert_array_equal(mapper(records[1])["sem_seg"], expected)
+
+
+def test_preparing_again_does_what_is_missing_and_nothing_else(prepare, ade20k, capsys):
+    arguments = ["--root", str(ade20k), "--allow-partial"]
+    prepare.main(arguments)
+    before = made(ade20k)
+    first = min(before)
+    content = first.read_bytes()
+    first.unlink()
+    prepare.main(arguments)
+    assert "5 images, 1 of them new" in capsys.readouterr().out
+    after = made(ade20k)
+    assert first.read_bytes() == content
+    assert before.pop(first) != after.pop(first)
+    assert after == before
+
+
+def test_an_interrupted_preparation_leaves_no_half_written_labels(prepare, ade20k, monkeypatch):
+    def interrupt(image, file, **kwargs):
+        Path(file).write_bytes(b"\x89PNG")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.main(["--root", str(ade20k), "--allow-partial"])
+    assert not made(ade20k)
+
+
+def test_ade20k_is_prepared_from_its_zip_file(prepare, ade20k, tmp_path):
+    archive = tmp_path / "downloaded.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in ade20k.rglob("*.*"):
+            file.write(path, path.relative_to(tmp_path))
+    root = tmp_path / "elsewhere" / "ADEChallengeData2016"
+    prepare.main(["--root", str(root), "--zip", str(archive), "--allow-partial"])
+    assert len(made(root)) == 5
+    assert [path.name for path in root.parent.iterdir()] == [root.name]
+
+
+def spoil(root: Path, fault: str) -> None:
+    label = root / "annotations/validation/ADE_00000001.png"
+    if fault == "have no counterpart":
+        label.unlink()
+    elif fault == "is broken":
+        label.write_bytes(label.read_bytes()[:60])
+    elif fault == "other labels":
+        Image.new("L", (40, 30), 151).save(label)
+    else:  # the dataset's other edition has coloured labels
+        Image.new("RGB", (40, 30)).save(label)
+
+
+@pytest.mark.parametrize("fault", ["have no counterpart", "is broken", "other labels", "other labels than"])
+def test_what_is_no_ade20k_is_refused_by_name(prepare, ade20k, fault):
+    spoil(ade20k, fault)
+    with pytest.raises(SystemExit, match=f"error: .*ADEChallengeData2016.*{fault}"):
+        prepare.main(["--root", str(ade20k), "--allow-partial"])
+
+
+def test_an_incomplete_ade20k_is_refused_unless_wanted(prepare, ade20k):
+    with pytest.raises(SystemExit, match="has 3 of the 20210 training images.*--allow-partial"):
+        prepare.main(["--root", str(ade20k)])
+
+
+def test_without_ade20k_the_ways_to_get_it_are_told(prepare, tmp_path, monkeypatch):
+    root = tmp_path / "new" / "ADEChallengeData2016"
+    with pytest.raises(SystemExit, match="--zip FILE or --download"):
+        prepare.main(["--root", str(root)])
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(b"PK\x03\x04")
+    with pytest.raises(SystemExit, match="damaged.zip is damaged"):
+        prepare.main(["--root", str(root), "--zip", str(damaged)])
+    monkeypatch.setattr(prepare, "URL", "http://127.0.0.1:1/ADEChallengeData2016.zip")
+    with pytest.raises(SystemExit, match="could not be fetched to .*refused.*give --zip FILE"):
+        prepare.main(["--root", str(root), "--download"])
+    assert not list(root.parent.iterdir())
+
+
+def test_missing_ade20k_is_refused_with_the_script_that_makes_it(monkeypatch, tmp_path):
+    metadata = MetadataCatalog.get("ade20k_sem_seg_train")
+    monkeypatch.setitem(vars(metadata), "sem_seg_root", str(tmp_path / "none"))
+    monkeypatch.setitem(vars(metadata), "image_root", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"has no folder .*none\. .*prepare_ade20k.py"):
+        load("ade20k_sem_seg_train")
