@@ -61,6 +61,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     # Keep convolutions' weights and maps channels-last in memory: the same numbers, often faster.
     cfg.MODEL.CHANNELS_LAST = False
+    # Compile the visual encoder by torch.compile when it first runs, and again at the second image size it
+    # meets, for any size: a minute or so each time.
+    cfg.MODEL.COMPILE = False
     # Accept weights with tensors missing or of another shape (same as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
 

@@ -6,12 +6,13 @@ tools/benchmark.py --only text --classes 80 150 1203
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
 
 Sections: the text encoder with every prompt alone and packed; inference and a step of training of DenseCLIP,
-of the same detector on plain CLIP and of Detectron2's R50; kernels and their definitions. Contenders take
+of the same detector on plain CLIP and of Detectron2's own; kernels and their definitions. Contenders take
 turns and are compared within a round; medians over --repeats rounds. Weights, images and objects are random.
 """
 
 import argparse
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from denseclip_d2.benchmark import SECTIONS, Settings, format_table
 from denseclip_d2.engine import load_config
 from denseclip_d2.engine.setup import check_writable
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 

@@ -38,7 +38,7 @@ def class_names(number: int) -> tuple[str, ...]:
 
 
 def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
-    """The same detector on plain CLIP, as DenseCLIP, and as Detectron2 has it (R50), for so many classes.
+    """The same detector on plain CLIP, as DenseCLIP, and as Detectron2 has it, for so many classes.
 
     Raises:
         ValueError: ``cfg`` is not of a DenseCLIP detector.
@@ -52,7 +52,7 @@ def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
     architectures = {
         "CLIP": (on_clip, cfg.MODEL.BACKBONE.NAME.replace("denseclip", "clip")),
         "DenseCLIP": (name, cfg.MODEL.BACKBONE.NAME),
-        "Detectron2 R50": (detectron2, backbone),
+        f"Detectron2 R{cfg.MODEL.RESNETS.DEPTH}": (detectron2, backbone),
     }
     configs = {}
     for contender, (meta_architecture, backbone) in architectures.items():

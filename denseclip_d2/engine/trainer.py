@@ -16,6 +16,7 @@ from ..data.checks import check_classes, load_datasets
 from ..data.mapper import DatasetMapper
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
+from ..visual import CLIPResNet
 from .hooks import check_survival, with_survival
 from .optimizer import build_optimizer
 from .precision import check_precision
@@ -99,6 +100,10 @@ class Trainer(DefaultTrainer):
         if lost := lost_sync_bn(cfg):
             logger.warning("%s.", lost)
         model = super().build_model(with_fitting_norms(cfg))
+        if cfg.MODEL.COMPILE:
+            for module in model.modules():
+                if isinstance(module, CLIPResNet):
+                    module.compile()  # in place: weights keep their names
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod
