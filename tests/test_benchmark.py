@@ -28,13 +28,15 @@ def run_tool(monkeypatch, *args) -> None:
 def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monkeypatch, capsys):
     out = tmp_path / "new/report.json"
     run_tool(
-        monkeypatch, "--config-file", MASK_RCNN, "--only", "text", "inference", "training", "--classes", 5, 7,
+        monkeypatch, "--config-file", MASK_RCNN, "--classes", 5, 7,
         "--sizes", "64x96", "96x128", "--repeats", 1, "--batch", 2, "--json", out,
     )  # fmt: skip
     report = json.loads(out.read_text())
     rows = {(row["section"], row["case"], row["name"]): row for row in report["rows"]}
     cases = ["64 x 96, K = 5", "64 x 96, K = 7", "96 x 128, K = 5"]
     expected = {
+        ("kernels", f"pixel-text loss, {case}", name) for case in cases for name in ("definition", "kernel")
+    } | {
         (section, case, name)
         for section in ("inference", "training") for case in cases
         for name in ("CLIP", "DenseCLIP", "Detectron2 R18")
@@ -43,10 +45,20 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
     for row in rows.values():
         assert row["milliseconds"] > 0 and row["megabytes"] > 0
         assert row["ratio_range"][0] <= row["ratio"] <= row["ratio_range"][1]
-        if row["name"] in ("CLIP", "every prompt alone"):
+        if row["name"] in ("CLIP", "every prompt alone", "definition"):
             assert row["ratio"] == row["memory_ratio"] == 1
+        assert ("bandwidth" in row["note"]) == (row["name"] == "kernel")
     printed = capsys.readouterr().out
     assert all(case in printed for case in cases) and report["date"] in printed
+
+
+def test_contenders_can_be_chosen(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--config-file", RETINANET, "--only", "inference", "--contenders", "DenseCLIP", "CLIP",
+        "--classes", 5, "--sizes", "64x96", "--repeats", 1, "--json", out,
+    )  # fmt: skip
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
 
 
 @pytest.mark.parametrize(
@@ -138,8 +150,8 @@ def test_a_step_of_training_moves_the_weights_and_holds_the_optimisers_state():
     cfg = contending_configs(load_config(RETINANET, SMALL), 5)["DenseCLIP"]
     contender = Contender(cfg, 2, (64, 96), 5, training=True)
     weight = contender.model.backbone.language.contexts
-    before, held = weight.detach().clone(), contender.held_bytes
+    before, held = weight.detach().clone(), contender.held_bytes()
     contender.step()
     trained = sum(p.nbytes for p in contender.model.parameters() if p.requires_grad)
     assert not torch.equal(weight, before) and weight.grad is None
-    assert contender.held_bytes == pytest.approx(held + 2 * trained, rel=1e-3)  # AdamW's two moments
+    assert contender.held_bytes() == pytest.approx(held + 2 * trained, rel=1e-3)  # AdamW's two moments

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from denseclip_d2.benchmark import SECTIONS, Settings, format_table
+from denseclip_d2.benchmark import CONTENDERS, SECTIONS, Settings, format_table
 from denseclip_d2.engine import load_config
 from denseclip_d2.engine.setup import check_writable
 
@@ -52,6 +52,10 @@ def parse_args() -> argparse.Namespace:
         help=f"of {', '.join(SECTIONS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="DETECTOR",
+        help=f"of {', '.join(CONTENDERS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--classes", nargs="+", type=positive, default=[80], metavar="K", help="numbers of classes (80)"
     )
     parser.add_argument(
@@ -79,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(error) from error
     if args.json:
         check_writable(str(Path(args.json).parent), "the folder of --json")
-    settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats)
+    settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders)
     about = {
         "config_file": args.config_file, "opts": args.opts, "device": device_name(settings.device),
         "torch": torch.__version__, "date": date.today().isoformat(), "batch": args.batch,

@@ -1,4 +1,4 @@
 from .measure import Row, format_table
-from .sections import SECTIONS, Settings
+from .sections import CONTENDERS, SECTIONS, Settings
 
-__all__ = ["SECTIONS", "Row", "Settings", "format_table"]
+__all__ = ["CONTENDERS", "SECTIONS", "Row", "Settings", "format_table"]

@@ -79,7 +79,6 @@ class Contender:
         self.batch = [random_input(size, i, num_classes) for i in range(batch)]
         _let_every_region_be_of_class_0(self.model)
 
-    @property
     def held_bytes(self) -> int:
         """Of weights, buffers and the optimiser's state; gradients are given back after each step."""
         tensors = [*self.model.parameters(), *self.model.buffers()]

@@ -46,7 +46,7 @@ def compare(
     repeats: int,
     device: torch.device,
     *,
-    held: Mapping[str, int] | None = None,
+    held: Mapping[str, Callable[[], int]] | None = None,
     images: int = 0,
     notes: Mapping[str, str] | None = None,
 ) -> list[Row]:
@@ -55,14 +55,14 @@ def compare(
     Args:
         contenders: what to run, by name.
         repeats: rounds that are timed; each runs every contender once.
-        held: bytes that belong to each contender between its runs. Given, peak memory is measured too: those
-            bytes and the most that one run allocates on top.
+        held: tells the bytes that belong to a contender between its runs. Given, peak memory is measured too:
+            those bytes and the most that one run allocates on top.
         images: that one run takes in.
     """
     seconds = interleaved(contenders, repeats, device)
     memory = {}
     if held is not None:
-        memory = {name: held[name] + peak_memory(step, device) for name, step in contenders.items()}
+        memory = {name: held[name]() + peak_memory(step, device) for name, step in contenders.items()}
     first = next(iter(contenders))
     rows = []
     for name, times in seconds.items():
@@ -84,10 +84,10 @@ def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.devi
         step()
     for i in range(repeats):
         for name in list(contenders)[:: -1 if i % 2 else 1]:
-            _synchronize(device)
+            synchronize(device)
             start = perf_counter()
             contenders[name]()
-            _synchronize(device)
+            synchronize(device)
             seconds[name].append(perf_counter() - start)
     return seconds
 
@@ -99,11 +99,11 @@ def peak_memory(step: Step, device: torch.device) -> int:
     back; what libraries take for themselves, without PyTorch's allocator, is not in it.
     """
     if device.type == "cuda":
-        _synchronize(device)
+        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
-        _synchronize(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
@@ -115,7 +115,8 @@ def peak_memory(step: Step, device: torch.device) -> int:
     return peak
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what was started on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,7 +1,7 @@
 """What ``tools/benchmark.py`` measures; each section gives rows to print."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,10 @@ from ..clip_models import get_clip_architecture
 from ..language.prompts import tokenize_names
 from ..language.text_encoder import CLIPTextEncoder
 from .detectors import Contender, class_names, contending_configs
+from .kernels import bandwidth, kernel_cases
 from .measure import Row, compare
+
+CONTENDERS = ("CLIP", "DenseCLIP", "Detectron2")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Settings:
         sizes: heights and widths of images.
         batch: images.
         repeats: rounds that are timed.
+        contenders: which detectors, of :data:`CONTENDERS`.
     """
 
     cfg: CfgNode
@@ -32,6 +36,7 @@ class Settings:
     sizes: list[tuple[int, int]]
     batch: int
     repeats: int
+    contenders: Sequence[str] = CONTENDERS
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +67,7 @@ def text(settings: Settings) -> Iterator[list[Row]]:
 
         for name, step in (("forward", forward), ("forward and backward", both)):
             steps = {contender: partial(step, encode) for contender, encode in encoders.items()}
-            held = {contender: sum(p.nbytes for p in encoder.parameters()) for contender in steps}
+            held = dict.fromkeys(steps, lambda: sum(p.nbytes for p in encoder.parameters()))
             yield compare(f"text, {name}", case, steps, settings.repeats, device, held=held)
 
 
@@ -71,10 +76,9 @@ def _detectors(settings: Settings, *, training: bool) -> Iterator[list[Row]]:
         contenders = {
             name: Contender(cfg, settings.batch, size, number, training=training)
             for name, cfg in contending_configs(settings.cfg, number).items()
+            if name.split()[0] in settings.contenders
         }
         steps = {name: contender.step for name, contender in contenders.items()}
-        for step in steps.values():
-            step()  # makes the optimiser's state
         yield compare(
             "training" if training else "inference",
             f"{size[0]} x {size[1]}, K = {number}",
@@ -98,5 +102,22 @@ def training(settings: Settings) -> Iterator[list[Row]]:
     return _detectors(settings, training=True)
 
 
-SECTIONS = {"text": text, "inference": inference, "training": training}
+def kernels(settings: Settings) -> Iterator[list[Row]]:
+    """Kernels, forward and backward, against their definitions and the least that memory allows."""
+    speed = bandwidth(settings.device)
+    for number, size in settings.cases():
+        for case in kernel_cases(settings.batch, number, size, settings.device):
+            steps = {"definition": case.definition, "kernel": case.kernel}
+            yield compare(
+                "kernels",
+                f"{case.name}, {size[0]} x {size[1]}, K = {number}",
+                steps,
+                settings.repeats,
+                settings.device,
+                held=dict.fromkeys(steps, lambda: 0),
+                notes={"kernel": f"{1e3 * case.floor_bytes / speed:.3g} ms by bandwidth"},
+            )
+
+
+SECTIONS = {"text": text, "kernels": kernels, "inference": inference, "training": training}
 """By name; each is given :class:`Settings`."""
