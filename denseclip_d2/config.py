@@ -14,6 +14,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.LOSS_WEIGHT = 1.0
     # What that loss takes a class's pixels from: "box", as released, or "mask" (needs MODEL.MASK_ON).
     denseclip.LOSS_TARGET = "box"
+    # Compute the score map and that loss by kernels: Triton's on GPUs; on CPUs, work only where objects are.
+    # False: by their plain definitions. The same numbers either way.
+    denseclip.KERNELS = True
     # P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
     denseclip.FPN_P7_RELU = True
 
@@ -68,6 +71,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     # Keep convolutions' weights and maps channels-last in memory: the same numbers, often faster.
     cfg.MODEL.CHANNELS_LAST = False
+    # Compile the visual encoder by torch.compile when it first runs, and again at the second image size it
+    # meets, for any size: a minute or so each time.
+    cfg.MODEL.COMPILE = False
     # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Accept weights with tensors missing or of another shape (same as --allow-partial).

@@ -13,6 +13,8 @@ from torch import nn
 from denseclip_d2.analysis import activation_analysis, analyze, flop_analysis
 from denseclip_d2.data.shapes import CLASS_NAMES
 from denseclip_d2.engine import load_config
+from denseclip_d2.language.packing import pack_prompts
+from denseclip_d2.language.text_encoder import PACK_TOKENS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.DEVICE", "cpu"]
@@ -104,8 +106,8 @@ def test_what_is_counted_is_what_inference_runs():
     ).unsupported_ops_warnings(False)
     reference.uncalled_modules_warnings(False)
     language = reference.by_module()["model.backbone.language.text_encoder"]
-    length = build_model(cfg).backbone.language.prompts.shape[1] + 8
-    text_attention = 2 * (2 * len(CLASS_NAMES) * length**2 * 64)  # two layers
+    (pack,) = pack_prompts(build_model(cfg).backbone.language.prompts, 8, PACK_TOKENS)
+    text_attention = 2 * (2 * len(pack.ids) ** 2 * 64)  # two layers
     assert count.text_encoder == language + text_attention
     pixels, classes, width = 3 * 5 + 1, len(CLASS_NAMES), 24 * 32
     attention = 2 * pixels**2 * width  # the attention pool's

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from released import released_language
 from torch.testing import assert_close
 
@@ -48,8 +48,13 @@ def loop_targets(boxes, classes, num_classes, size):
     return target
 
 
+def box_loss(scores, boxes, classes, stride=32, **kwargs):
+    return pixel_text_loss(scores, [Boxes(b) for b in boxes], classes, stride, **kwargs)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "definition"])
 @pytest.mark.parametrize("name", ["96x160", "oneempty_96x160", "all_tiny_NaN"])
-def test_target_loss_and_gradient_equal_the_original(reference, name):
+def test_target_loss_and_gradient_equal_the_original(reference, name, kernels):
     record = reference(f"aux_target_{name}")
     scores = record.inputs["score_map"].requires_grad_()
     boxes = [record.inputs[f"boxes{i}"] for i in range(len(scores))]
@@ -57,7 +62,7 @@ def test_target_loss_and_gradient_equal_the_original(reference, name):
     target = box_targets(boxes, classes, scores.shape[1], scores.shape[2:])
     assert_close(target.float(), record.outputs["target"])
     assert_close(target.any(1, keepdim=True).expand_as(target).float(), record.outputs["mask"])
-    loss = pixel_text_loss(scores, target)
+    loss = box_loss(scores, boxes, classes, stride=4, kernels=kernels)  # recorded at the target's size
     loss.backward()
     if "NaN" in name:  # the original divides 0 by 0 where no box covers a cell
         assert torch.isnan(record.outputs["loss"])
@@ -103,19 +108,18 @@ def test_masks_of_a_class_join_and_those_of_others_do_not():
 def test_loss_reads_only_pixels_inside_boxes_of_the_upsampled_map():
     logits = torch.randn(1, 2, 2, 2, requires_grad=True)
     boxes, classes = [torch.tensor([[0.0, 0.0, 8.0, 4.0]])], [torch.tensor([1])]
-    target = box_targets(boxes, classes, 2, (16, 16))
     up = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
     inside = up[0, :, 0, :2]
     expected = (F.softplus(inside[0]) + F.softplus(-inside[1])).sum() / 4
-    assert_close(pixel_text_loss(logits, target), expected)
+    assert_close(box_loss(logits, boxes, classes), expected)
 
 
 def test_loss_in_half_precision_is_finite_and_near():
     logits = 14 * torch.randn(1, 3, 4, 4)
-    target = box_targets([torch.tensor([[10.0, 10.0, 90.0, 70.0]])], [torch.tensor([2])], 3, (32, 32))
-    full = pixel_text_loss(logits, target)
+    boxes, classes = [torch.tensor([[10.0, 10.0, 90.0, 70.0]])], [torch.tensor([2])]
+    full = box_loss(logits, boxes, classes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = pixel_text_loss(logits.bfloat16(), target)
+        half = box_loss(logits.bfloat16(), boxes, classes)
     assert half.dtype == torch.float32
     assert_close(half, full, rtol=2e-2, atol=0.0)
 

@@ -8,6 +8,7 @@ from released import released_retinanet
 from torch.testing import assert_close
 
 from denseclip_d2.engine import load_config
+from denseclip_d2.guidance import box_targets, mask_targets
 
 RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
@@ -144,8 +145,9 @@ def test_masks_are_a_tighter_target_than_boxes():
     inputs[0]["instances"].gt_masks = PolygonMasks([[np.array([16, 16, 80, 16, 16, 80], dtype=np.float64)]])
     model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
     boxed = shapes_model(MASK_RCNN)
-    instances = [x["instances"] for x in inputs]
-    by_mask, by_box = (m._target(instances, (1, 18, 3, 4)) for m in (model, boxed))
+    instances = inputs[0]["instances"]
+    by_box = box_targets([instances.gt_boxes.tensor], [instances.gt_classes], 18, (24, 32))
+    by_mask = mask_targets([model._shapes(instances)], [instances.gt_classes], 18, (24, 32))
     assert by_box.sum() == 16 * 16
     assert (by_mask & ~by_box).sum() == 0
     assert by_mask.sum().item() == pytest.approx(16 * 16 / 2, rel=0.15)
@@ -153,21 +155,20 @@ def test_masks_are_a_tighter_target_than_boxes():
         assert model(inputs * 2)["loss_pixel_text"] != boxed(inputs * 2)["loss_pixel_text"]
 
 
-def test_mask_targets_of_images_without_objects_are_empty():
+def test_images_without_objects_count_for_nothing_in_the_mask_target():
     model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
     inputs = [random_input(96, 128, [], []), random_input(96, 128, [[4, 4, 50, 60]], [17])]
     with EventStorage():
         losses = model(inputs)
     assert losses["loss_pixel_text"] > 0
-    target = model._target([x["instances"] for x in inputs], (2, 18, 3, 4))
-    assert target.any(dim=(1, 2, 3)).tolist() == [False, True]
+    assert [len(model._shapes(x["instances"])) for x in inputs] == [0, 1]
 
 
 def test_a_mask_target_without_masks_is_refused():
     model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
     boxed = ground_truth(torch.tensor([[4.0, 4.0, 50.0, 60.0]]), torch.tensor([3]))
     with pytest.raises(ValueError, match="no segmentation"):
-        model._target([boxed], (1, 18, 3, 4))
+        model._shapes(boxed)
 
 
 @pytest.mark.parametrize(
@@ -230,3 +231,18 @@ def test_parameters_are_as_many_as_published(config, millions):
     model = build_model(load_config(f"configs/{config}.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_kernels_can_be_switched_off():
+    """The definition gives the same losses, and no custom operator runs."""
+    inputs = [random_input(96, 128, [[10, 10, 80, 90], [30, 5, 60, 70]], [3, 5])]
+    losses, operators = {}, {}
+    for kernels in (True, False):
+        torch.manual_seed(0)
+        model = shapes_model(**{"MODEL.DENSECLIP.KERNELS": kernels})
+        with EventStorage(), torch.profiler.profile() as profile:
+            losses[kernels] = model(inputs * 2)
+        operators[kernels] = {x.key for x in profile.key_averages() if x.key.startswith("denseclip_d2::")}
+    assert "denseclip_d2::pixel_text_bce" in operators[True]
+    assert not operators[False]
+    assert_close(losses[True], losses[False], rtol=1e-5, atol=1e-6)

@@ -18,6 +18,7 @@ from ..data.mapper import build_mapper
 from ..data.semantic import is_semantic, read_labels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
+from ..visual import CLIPResNet
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
@@ -108,6 +109,10 @@ class Trainer(DefaultTrainer):
         if lost := lost_sync_bn(cfg):
             logger.warning("%s.", lost)
         model = super().build_model(with_fitting_norms(cfg))
+        if cfg.MODEL.COMPILE:
+            for module in model.modules():
+                if isinstance(module, CLIPResNet):
+                    module.compile()  # in place: weights keep their names
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod

@@ -3,12 +3,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils import comm
 from torch import Tensor
 
 from ..distributed import sum_over_processes
+from ..kernels import dense_target, pixel_text_bce
 
 TARGET_STRIDE = 4
 """Pixels a side of one cell of the target (released behaviour)."""
@@ -29,17 +30,7 @@ def box_targets(
         size: (H, W), height and width of the padded image over 4.
     Returns: (B, K, H, W) bool.
     """
-    height, width = size
-    image = torch.cat([torch.full_like(c, i) for i, c in enumerate(classes)])
-    label = torch.cat(list(classes))
-    cells = torch.cat(list(boxes)).div(TARGET_STRIDE).long().clamp(min=0)
-    x1, x2 = cells[:, 0::2].clamp(max=width - 1).unbind(1)
-    y1, y2 = cells[:, 1::2].clamp(max=height - 1).unbind(1)
-    # A box is the double running sum of a sign at each of its corners.
-    corners = torch.zeros(len(boxes), num_classes, height, width, dtype=torch.int32, device=image.device)
-    for y, x, sign in ((y1, x1, 1), (y2, x2, 1), (y1, x2, -1), (y2, x1, -1)):
-        corners.index_put_((image, label, y, x), corners.new_tensor(sign), accumulate=True)
-    return corners.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32) > 0
+    return dense_target(_cells(boxes, size), *_joined(classes), len(boxes), num_classes, size)
 
 
 def mask_targets(
@@ -57,16 +48,31 @@ def mask_targets(
         classes, num_classes, size: see :func:`box_targets`.
     Returns: (B, K, H, W) bool.
     """
-    targets = []
-    for image_masks, image_classes in zip(masks, classes, strict=True):
-        cells = _shrunk(image_masks, size).to(image_classes.device)
-        covered = cells.new_zeros(num_classes, *size, dtype=torch.int32)
-        targets.append(covered.index_add_(0, image_classes, cells.int()) > 0)
-    return torch.stack(targets)
+    image, label = _joined(classes)
+    return dense_target(_shrunk(masks, size, label.device), image, label, len(masks), num_classes, size)
 
 
-def _shrunk(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tensor:
-    """Masks at the target's resolution: (M, H, W) bool."""
+def _joined(classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """For all objects of the batch, the image each is in and its class: (N,) each."""
+    return torch.cat([torch.full_like(c, i) for i, c in enumerate(classes)]), torch.cat(list(classes))
+
+
+def _cells(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Boxes as what they cover at the target's resolution, `[y1:y2, x1:x2]`: (N, 4) int64."""
+    height, width = size
+    x1, y1, x2, y2 = torch.cat(list(boxes)).div(TARGET_STRIDE).long().unbind(1)
+    x1, x2 = x1.clamp(0, width - 1), x2.clamp(0, width - 1)
+    y1, y2 = y1.clamp(0, height - 1), y2.clamp(0, height - 1)
+    return torch.stack([x1, y1, x2, y2], dim=1)
+
+
+def _shrunk(masks: Sequence[PolygonMasks | BitMasks], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Masks at the target's resolution: (N, H, W) bool."""
+    # Polygons are drawn on the host; what goes to a GPU from there does not wait for what runs on it.
+    return torch.cat([_shrunk_masks(m, size).to(device, non_blocking=True) for m in masks])
+
+
+def _shrunk_masks(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tensor:
     if isinstance(masks, BitMasks):
         offset = TARGET_STRIDE // 2  # the middle of a cell stands for it
         cells = masks.tensor[:, offset::TARGET_STRIDE, offset::TARGET_STRIDE]
@@ -75,20 +81,37 @@ def _shrunk(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(cells, dtype=bool).reshape(-1, *size))
 
 
-def pixel_text_loss(logits: Tensor, target: Tensor) -> Tensor:
+def pixel_text_loss(
+    scores: Tensor,
+    shapes: Sequence[Boxes | PolygonMasks | BitMasks],
+    classes: Sequence[Tensor],
+    stride: int,
+    tau: float = 1.0,
+    kernels: bool = True,
+) -> Tensor:
     """The auxiliary pixel-text loss of detection (paper, sec. 3.4, as released).
 
     Binary cross-entropy over all classes at the pixels that any class covers; the others are ignored. In
-    float32 whatever the precision of ``logits``. The pixels are counted over all processes, so that the loss,
+    float32 whatever the precision of ``scores``. The pixels are counted over all processes, so that the loss,
     averaged over processes, is that of the global batch.
 
     Args:
-        logits: (B, K, h, w), the score map over tau; enlarged to the target's size.
-        target: (B, K, H, W) bool, see :func:`box_targets`.
+        scores: (B, K, h, w), the score map; over ``tau``, it is enlarged to stride 4.
+        shapes: B sets of M boxes or masks, in pixels of the padded image: see :func:`box_targets` and
+            :func:`mask_targets` for what they cover. All boxes, or all masks.
+        classes: B tensors (M,) of class ids.
+        stride: the score map's, a multiple of 4.
+        tau: temperature.
+        kernels: work where the shapes are, in parts: the same numbers in less memory and time
+            (:func:`~denseclip_d2.kernels.pixel_text_bce`).
     Returns: scalar; 0 where no pixel is covered.
     """
-    logits = F.interpolate(logits.float(), target.shape[2:], mode="bilinear", align_corners=False)
-    mask = target.any(dim=1, keepdim=True)  # (B, 1, H, W)
-    loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-    count = sum_over_processes(mask.sum() * logits.shape[1]).clamp(min=1) / comm.get_world_size()
-    return (loss * mask).sum() / count
+    factor = stride // TARGET_STRIDE
+    size = (factor * scores.shape[2], factor * scores.shape[3])
+    image, label = _joined(classes)
+    if isinstance(shapes[0], Boxes):
+        covering = _cells([boxes.tensor for boxes in shapes], size)
+    else:
+        covering = _shrunk(shapes, size, label.device)
+    total, count = pixel_text_bce(scores, covering, image, label, factor, tau, kernels)
+    return total / (sum_over_processes(count).clamp(min=1) / comm.get_world_size())

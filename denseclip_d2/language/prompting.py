@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
+from .memo import TensorMemo
 from .prompts import check_class_names, tokenize_names
 from .text_encoder import CLIPTextEncoder
 
@@ -24,8 +25,9 @@ class PromptedTextEncoder(nn.Module):
     "pre", contexts that a decoder makes from the image; "context", learnt contexts alone (CoOp);
     "template", a fixed sentence and nothing learnt.
 
-    For inference, all that comes before the image can be folded into ``text_embeddings`` (K, C), a buffer in
-    place of the text encoder and the contexts: see :meth:`fold_`.
+    What comes before the image is computed once in evaluation without gradients, and kept until weights,
+    names, device, precision or mode change. For inference alone it can be folded into ``text_embeddings``
+    (K, C), a buffer in place of the text encoder and the contexts: see :meth:`fold_`.
     """
 
     @configurable
@@ -61,14 +63,17 @@ class PromptedTextEncoder(nn.Module):
         check_class_names(class_names)
         self.class_names = tuple(class_names)
         self.mode = mode
+        self.num_contexts = num_contexts
+        self.name_length = name_length
+        self.template = template
         self.text_encoder = text_encoder
+        self._kept = TensorMemo[Tensor]()
         self.register_buffer("text_embeddings", None)
         if text_encoder is None:
             self._check_foldable()
             self.text_embeddings = torch.randn(len(class_names), embed_dim)
         else:
-            prompts = self._prompts(name_length, num_contexts, template)
-            self.register_buffer("prompts", prompts, persistent=False)
+            self.register_buffer("prompts", self._prompts(class_names), persistent=False)
             width, embed_dim = text_encoder.width, text_encoder.output_dim
         decoder = (embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
         if mode in ("post", "context") and text_encoder is not None:
@@ -123,7 +128,6 @@ class PromptedTextEncoder(nn.Module):
         """Whether ``text_embeddings`` stand in place of text encoder and contexts."""
         return self.text_encoder is None
 
-    @torch.no_grad()
     def fold_(self) -> "PromptedTextEncoder":
         """Replace text encoder and contexts by the embeddings they give: the same outputs, for inference.
 
@@ -134,18 +138,52 @@ class PromptedTextEncoder(nn.Module):
         """
         self._check_foldable()
         if not self.folded:
-            with torch.inference_mode(False):  # so that the buffer can be written to anywhere
-                self.text_embeddings = self._text()[0]
+            with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
+                self.text_embeddings = self._encode()[0]
             self.text_encoder = self.contexts = self.prompts = None
+            self._kept.forget()
         return self
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Put other names in place of the K class names.
+
+        Raises:
+            ValueError: as of the constructor; other than K names; folded.
+        """
+        check_class_names(names)
+        if len(names) != len(self.class_names):
+            raise ValueError(f"{len(names)} class names for a model of {len(self.class_names)} classes.")
+        if self.folded:
+            raise ValueError("The class names of folded text are fixed. Set them before it is folded.")
+        self.prompts = self._prompts(names).to(self.prompts.device)
+        self.class_names = tuple(names)
+
+    def train(self, mode: bool = True) -> "PromptedTextEncoder":
+        self._kept.forget()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> "PromptedTextEncoder":
+        self._kept.forget()  # not to hold the weights as they were, on a device they have left
+        return super()._apply(*args, **kwargs)
 
     def _text(self) -> Tensor:
         """(1, K, C) embeddings of the names, before the image refines them."""
-        if not self.folded:
-            return self.text_encoder(self.prompts, None if self.mode == "template" else self.contexts)
-        if self.training:
-            raise ValueError(FOLDED_CANNOT_TRAIN)
-        return self.text_embeddings[None]
+        if self.folded:
+            if self.training:
+                raise ValueError(FOLDED_CANNOT_TRAIN)
+            return self.text_embeddings[None]
+        tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if self.training or torch.is_grad_enabled() or tracing:
+            return self._encode()
+        tensors = [self.prompts, *self.text_encoder.parameters(), *self.text_encoder.buffers()]
+        if self.mode != "template":
+            tensors.append(self.contexts)
+        device = self.prompts.device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return self._kept(self._encode, tensors, autocast)
+
+    def _encode(self) -> Tensor:
+        return self.text_encoder(self.prompts, None if self.mode == "template" else self.contexts)
 
     def _check_foldable(self) -> None:
         if self.mode == "pre":
@@ -154,17 +192,18 @@ class PromptedTextEncoder(nn.Module):
                 "embeddings cannot be folded. Set MODEL.DENSECLIP.PROMPT.FOLDED to False."
             )
 
-    def _prompts(self, name_length: int, num_contexts: int, template: str) -> Tensor:
-        names, available = self.class_names, self.text_encoder.context_length
+    def _prompts(self, names: Sequence[str]) -> Tensor:
+        # The length is of a name, not of a sentence around it.
+        num_contexts, name_length = self.num_contexts, self.name_length
         if self.mode == "template":
-            names, num_contexts = [template.format(name) for name in names], 0
-            name_length = 0  # the key speaks of a name, not of a sentence around it
+            names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
         prompts = tokenize_names(names, name_length, self.text_encoder.vocab_size)
         if len(prompts.unique(dim=0)) < len(prompts):
             raise ValueError(
                 "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
                 f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
             )
+        available = self.text_encoder.context_length
         if prompts.shape[1] + num_contexts > available:
             raise ValueError(
                 f"The longest class name takes {prompts.shape[1]} tokens, and {num_contexts} contexts "

@@ -1,15 +1,26 @@
+from functools import partial
+
 import torch
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture
+from .memo import TensorMemo
+from .packing import PackedPrompts, pack_prompts
+
+PACK_TOKENS = 256
+"""Tokens encoded as one sequence: enough to fill a processor, few enough for attention to cost little."""
+
+STORED_PACKS = 4
+"""Of more sequences, activations are not stored (at CLIP's width, 88 MB each) but computed again."""
 
 
 class CLIPTextEncoder(TextTransformer):
     """CLIP's text transformer, frozen, with room for context vectors between start token and name.
 
     Gradients flow through it to the contexts; its own parameters have ``requires_grad=False`` and carry the
-    names they have in CLIP.
+    names they have in CLIP. What prompts begin with alike is computed once (:class:`PackedPrompts`).
     """
 
     def __init__(self, *, quick_gelu: bool = False, **kwargs):
@@ -20,6 +31,7 @@ class CLIPTextEncoder(TextTransformer):
         """
         super().__init__(act_layer=QuickGELU if quick_gelu else nn.GELU, **kwargs)
         self.quick_gelu = quick_gelu
+        self._packs = TensorMemo[list[PackedPrompts]]()
         self.requires_grad_(False)
 
     @classmethod
@@ -43,16 +55,36 @@ class CLIPTextEncoder(TextTransformer):
             contexts: (B, N, D) vectors put after the start token of every name; None: none.
         Returns: (B, K, C) text embeddings, B = 1 without contexts.
         """
-        num_classes, tokens = len(ids), self.token_embedding(ids)[None]  # (1, K, L, D)
-        end = ids.argmax(dim=-1)  # the end token has the highest id
+        num_contexts = 0 if contexts is None else contexts.shape[1]
+        packs = self._packs(lambda: pack_prompts(ids, num_contexts, PACK_TOKENS), [ids], num_contexts)
+        encode = self._encode
+        if len(packs) > STORED_PACKS:
+            encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([encode(pack, contexts) for pack in packs], dim=1)
+
+    def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
+        x = self.token_embedding(pack.ids.clamp(min=0))[None]  # (1, T, D)
         if contexts is not None:
             batch, num_contexts, _ = contexts.shape
+            x = x.expand(batch, -1, -1)
+            x = torch.cat([x[:, :1], contexts, x[:, 1 + num_contexts :]], dim=1)  # (B, T, D)
+        x = self.transformer(x + self.positional_embedding[pack.positions], attn_mask=pack.mask)
+        return self.ln_final(x[:, pack.ends]) @ self.text_projection
+
+    def encode_unpacked(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
+        """What :meth:`forward` computes, by its definition: every prompt whole and alone, and padded.
+
+        For tests and benchmarks.
+        """
+        num_classes, x = len(ids), self.token_embedding(ids)[None]  # (1, K, L, D)
+        end = ids.argmax(dim=-1)
+        if contexts is not None:
             contexts = contexts[:, None].expand(-1, num_classes, -1, -1)
-            tokens = tokens.expand(batch, -1, -1, -1)
-            tokens = torch.cat([tokens[:, :, :1], contexts, tokens[:, :, 1:]], dim=2)  # (B, K, N + L, D)
-            end = end + num_contexts
-        length = tokens.shape[2]
-        x = (tokens + self.positional_embedding[:length]).flatten(0, 1)
+            x = x.expand(len(contexts), -1, -1, -1)
+            x = torch.cat([x[:, :, :1], contexts, x[:, :, 1:]], dim=2)  # (B, K, N + L, D)
+            end = end + contexts.shape[2]
+        length = x.shape[2]
+        x = (x + self.positional_embedding[:length]).flatten(0, 1)
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = x.unflatten(0, (-1, num_classes))[:, torch.arange(num_classes, device=ids.device), end]
         return self.ln_final(x) @ self.text_projection

@@ -2,11 +2,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from detectron2.config import configurable
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from ..guidance import box_targets, mask_targets, pixel_text_loss
-from ..guidance.losses import TARGET_STRIDE
+from ..guidance import pixel_text_loss
 
 
 @contextmanager
@@ -31,11 +30,19 @@ class PixelTextSupervision:
     """Where in ``cfg.MODEL`` the detector's NUM_CLASSES is."""
 
     @configurable
-    def __init__(self, *, pixel_text_weight: float = 1.0, pixel_text_target: str = "box", **kwargs):
+    def __init__(
+        self,
+        *,
+        pixel_text_weight: float = 1.0,
+        pixel_text_target: str = "box",
+        kernels: bool = True,
+        **kwargs,
+    ):
         """
         Args:
             pixel_text_weight: factor of ``loss_pixel_text``.
             pixel_text_target: "box", as released, or "mask": what the classes' pixels are taken from.
+            kernels: compute the loss where objects are, in little memory; False: by its plain definition.
             kwargs: as for the detector.
 
         Raises:
@@ -48,6 +55,7 @@ class PixelTextSupervision:
             )
         self.pixel_text_weight = pixel_text_weight
         self.pixel_text_target = pixel_text_target
+        self.kernels = kernels
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -65,26 +73,29 @@ class PixelTextSupervision:
             raise ValueError("MODEL.DENSECLIP.LOSS_TARGET = 'mask' needs masks: set MODEL.MASK_ON True.")
         arguments["pixel_text_weight"] = cfg.MODEL.DENSECLIP.LOSS_WEIGHT
         arguments["pixel_text_target"] = cfg.MODEL.DENSECLIP.LOSS_TARGET
+        arguments["kernels"] = cfg.MODEL.DENSECLIP.KERNELS
         return arguments
 
     def forward(self, batched_inputs: list[dict]):
         if not self.training:
             return super().forward(batched_inputs)
+        # The detector moves the ground truth to its device as well, which is for nothing once it is there.
+        batched_inputs = [{**x, "instances": x["instances"].to(self.device)} for x in batched_inputs]
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
-        scores = features["score_map"]
-        instances = [x["instances"].to(self.device) for x in batched_inputs]
-        target = self._target(instances, scores.shape)
-        loss = pixel_text_loss(scores / self.backbone.tau, target)
+        instances = [x["instances"] for x in batched_inputs]
+        loss = pixel_text_loss(
+            features["score_map"],
+            [self._shapes(x) for x in instances],
+            [x.gt_classes for x in instances],
+            self.backbone.score_map_stride,
+            self.backbone.tau,
+            self.kernels,
+        )
         return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
 
-    def _target(self, instances: list[Instances], shape: tuple[int, int, int, int]) -> Tensor:
-        _, num_classes, *sides = shape
-        size = [side * self.backbone.score_map_stride // TARGET_STRIDE for side in sides]
-        classes = [x.gt_classes for x in instances]
-        if self.pixel_text_target == "mask":
-            return mask_targets(list(map(_masks, instances)), classes, num_classes, size)
-        return box_targets([x.gt_boxes.tensor for x in instances], classes, num_classes, size)
+    def _shapes(self, instances: Instances) -> Boxes | PolygonMasks | BitMasks:
+        return _masks(instances) if self.pixel_text_target == "mask" else instances.gt_boxes
 
 
 def _masks(instances: Instances) -> PolygonMasks | BitMasks:

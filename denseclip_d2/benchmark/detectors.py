@@ -1,0 +1,127 @@
+"""DenseCLIP's detector, the same on plain CLIP, and Detectron2's own: random weights, images and objects."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..engine import Trainer, build_optimizer
+from ..engine.precision import PRECISIONS
+
+OBJECTS = 8
+"""In each image; COCO's have 7.3 on average."""
+
+# Meta-architecture: on plain CLIP, and Detectron2's own with its backbone.
+_TWINS = {
+    "DenseCLIPRetinaNet": ("CLIPRetinaNet", "RetinaNet", "build_retinanet_resnet_fpn_backbone"),
+    "DenseCLIPMaskRCNN": ("GeneralizedRCNN", "GeneralizedRCNN", "build_resnet_fpn_backbone"),
+}
+
+
+def class_names(number: int) -> tuple[str, ...]:
+    """So many real names: COCO's 80, ADE20K's 150, otherwise the first of LVIS's 1203.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if number == 80:
+        return tuple(category["name"] for category in COCO_CATEGORIES if category["isthing"])
+    if number == 150:
+        return tuple(names.split(", ")[0] for names in ADE20K_SEM_SEG_CATEGORIES)
+    if not 0 < number <= len(LVIS_CATEGORIES):
+        raise ValueError(f"--classes {number}: there are names for 1 to {len(LVIS_CATEGORIES)} classes.")
+    return tuple(category["synonyms"][0].replace("_", " ") for category in LVIS_CATEGORIES[:number])
+
+
+def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
+    """The same detector on plain CLIP, as DenseCLIP, and as Detectron2 has it, for so many classes.
+
+    Raises:
+        ValueError: ``cfg`` is not of a DenseCLIP detector.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in _TWINS:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {name!r}; detectors are compared for {', '.join(_TWINS)}."
+        )
+    on_clip, detectron2, backbone = _TWINS[name]
+    architectures = {
+        "CLIP": (on_clip, cfg.MODEL.BACKBONE.NAME.replace("denseclip", "clip")),
+        "DenseCLIP": (name, cfg.MODEL.BACKBONE.NAME),
+        f"Detectron2 R{cfg.MODEL.RESNETS.DEPTH}": (detectron2, backbone),
+    }
+    configs = {}
+    for contender, (meta_architecture, backbone) in architectures.items():
+        configs[contender] = own = cfg.clone()
+        own.defrost()
+        own.MODEL.META_ARCHITECTURE, own.MODEL.BACKBONE.NAME = meta_architecture, backbone
+        own.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES
+        own.MODEL.DENSECLIP.CLASS_NAMES = class_names(num_classes)
+        own.MODEL.DENSECLIP.PROMPT.NAME_LENGTH = 0
+        own.MODEL.RETINANET.NUM_CLASSES = own.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+        # Every level hands on as many candidates as it may, whatever the random scores.
+        own.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    return configs
+
+
+class Contender:
+    """A detector with what it needs to be run: its optimiser, and a batch on its device."""
+
+    def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
+        self.model = Trainer.build_model(cfg)
+        self.model.train(training)
+        self.optimizer = build_optimizer(cfg, self.model) if training else None
+        self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]
+        self.batch = [random_input(size, i, num_classes) for i in range(batch)]
+        _let_every_region_be_of_class_0(self.model)
+
+    def held_bytes(self) -> int:
+        """Of weights, buffers and the optimiser's state; gradients are given back after each step."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        for state in self.optimizer.state.values() if self.optimizer else ():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def step(self) -> None:
+        """One run, image to boxes, or one iteration of training, optimiser included."""
+        enabled, precision = self.amp
+        autocast = torch.autocast(self.model.device.type, precision, enabled=enabled)
+        if self.optimizer is None:
+            with torch.no_grad(), autocast:
+                self.model(self.batch)
+            return
+        with autocast, EventStorage():
+            loss = sum(self.model(self.batch).values())
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def random_input(size: tuple[int, int], seed: int, num_classes: int) -> dict:
+    """An image of noise with boxes of many sizes and their masks, the same for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    limits = torch.tensor([width, height])
+    sides = limits * (0.05 + 0.5 * torch.rand(OBJECTS, 2, generator=generator))
+    corners = (limits - sides) * torch.rand(OBJECTS, 2, generator=generator)
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.randint(num_classes, (OBJECTS,), generator=generator)
+    polygons = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].double().numpy()
+    instances.gt_masks = PolygonMasks([[polygon] for polygon in polygons])
+    image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "height": height, "width": width, "instances": instances}
+
+
+def _let_every_region_be_of_class_0(model: nn.Module) -> None:
+    # Random scores would make no detections of 80 classes, and the mask head would have nothing to do; this
+    # makes every proposal a candidate, and as many detections as may be.
+    for module in model.modules():
+        if isinstance(module, FastRCNNOutputLayers):
+            nn.init.zeros_(module.cls_score.weight)
+            module.cls_score.bias.data[0] = 10.0

@@ -1,0 +1,146 @@
+"""Time and memory of alternatives, side by side in one process."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from tabulate import tabulate
+from torch.profiler import ProfilerActivity, profile
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contender took, and how that compares with the first of its table.
+
+    Attributes:
+        section, case, name: where it belongs, what it was given, who it is.
+        milliseconds: median over the rounds.
+        ratio: median over the rounds of its time over the first contender's in the same round.
+        ratio_range: the least and the greatest of those.
+        megabytes: peak memory (10^6 bytes), None where it was not measured.
+        memory_ratio: of that to the first contender's.
+        images_per_second: None where there are no images.
+        note: more, such as a bound.
+    """
+
+    section: str
+    case: str
+    name: str
+    milliseconds: float
+    ratio: float
+    ratio_range: tuple[float, float]
+    megabytes: float | None = None
+    memory_ratio: float | None = None
+    images_per_second: float | None = None
+    note: str = ""
+
+
+def compare(
+    section: str,
+    case: str,
+    contenders: Mapping[str, Step],
+    repeats: int,
+    device: torch.device,
+    *,
+    held: Mapping[str, Callable[[], int]] | None = None,
+    images: int = 0,
+    notes: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Measure contenders against the first of them.
+
+    Args:
+        contenders: what to run, by name.
+        repeats: rounds that are timed; each runs every contender once.
+        held: tells the bytes that belong to a contender between its runs. Given, peak memory is measured too:
+            those bytes and the most that one run allocates on top.
+        images: that one run takes in.
+    """
+    seconds = interleaved(contenders, repeats, device)
+    memory = {}
+    if held is not None:
+        memory = {name: held[name]() + peak_memory(step, device) for name, step in contenders.items()}
+    first = next(iter(contenders))
+    rows = []
+    for name, times in seconds.items():
+        ratios = [own / other for own, other in zip(times, seconds[first], strict=True)]
+        row = Row(section, case, name, 1e3 * median(times), median(ratios), (min(ratios), max(ratios)),
+                  memory[name] / 1e6 if memory else None, memory[name] / memory[first] if memory else None,
+                  images / median(times) if images else None, (notes or {}).get(name, ""))  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after one round that is not counted.
+
+    In every other round the order is reversed, so that what slows the machine down slows all alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for step in contenders.values():
+        step()
+    for i in range(repeats):
+        for name in list(contenders)[:: -1 if i % 2 else 1]:
+            synchronize(device)
+            start = perf_counter()
+            contenders[name]()
+            synchronize(device)
+            seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def peak_memory(step: Step, device: torch.device) -> int:
+    """Bytes that a run allocates at most beyond what is there before it.
+
+    On a GPU by the allocator's own count. On a CPU by the profiler's record of what tensors take and give
+    back; what libraries take for themselves, without PyTorch's allocator, is not in it.
+    """
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was started on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Rows as a table in Markdown."""
+    headers = ["", "case", "ms", "ratio", "least to greatest", "MB", "ratio", "images/s", ""]
+    table = [
+        [
+            row.name,
+            row.case,
+            f"{row.milliseconds:.4g}",
+            f"{row.ratio:.3f}",
+            "{:.3f} to {:.3f}".format(*row.ratio_range),
+            *("" if x is None else x for x in (_rounded(row.megabytes), _rounded(row.memory_ratio, ".3f"))),
+            "" if row.images_per_second is None else f"{row.images_per_second:.3g}",
+            row.note,
+        ]
+        for row in rows
+    ]
+    keep = [i for i in range(len(headers)) if any(cells[i] != "" for cells in table)]
+    table = [[cells[i] for i in keep] for cells in table]
+    return tabulate(table, [headers[i] for i in keep], tablefmt="github", disable_numparse=True)
+
+
+def _rounded(number: float | None, form: str = ".0f") -> str | None:
+    return None if number is None else format(number, form)

@@ -1,0 +1,123 @@
+"""What ``tools/benchmark.py`` measures; each section gives rows to print."""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode
+
+from ..clip_models import get_clip_architecture
+from ..language.prompts import tokenize_names
+from ..language.text_encoder import CLIPTextEncoder
+from .detectors import Contender, class_names, contending_configs
+from .kernels import bandwidth, kernel_cases
+from .measure import Row, compare
+
+CONTENDERS = ("CLIP", "DenseCLIP", "Detectron2")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure on.
+
+    Attributes:
+        classes: numbers of classes; with several sizes, sizes are measured at the first number, and numbers
+            at the first size.
+        sizes: heights and widths of images.
+        batch: images.
+        repeats: rounds that are timed.
+        contenders: which detectors, of :data:`CONTENDERS`.
+    """
+
+    cfg: CfgNode
+    classes: list[int]
+    sizes: list[tuple[int, int]]
+    batch: int
+    repeats: int
+    contenders: Sequence[str] = CONTENDERS
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.cfg.MODEL.DEVICE)
+
+    def cases(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        yield from ((number, self.sizes[0]) for number in self.classes)
+        yield from ((self.classes[0], size) for size in self.sizes[1:])
+
+
+def text(settings: Settings) -> Iterator[list[Row]]:
+    """The text encoder: each prompt alone (as published), and packed."""
+    denseclip, device = settings.cfg.MODEL.DENSECLIP, settings.device
+    encoder = CLIPTextEncoder.from_architecture(get_clip_architecture(denseclip.CLIP_MODEL)).to(device)
+    contexts = torch.randn(1, denseclip.PROMPT.NUM_CONTEXTS, encoder.width, device=device)
+    contexts.requires_grad_()
+    for number in settings.classes:
+        ids = tokenize_names(class_names(number)).to(device)
+        case = f"K = {number}, {ids.shape[1]} + {contexts.shape[1]} tokens"
+        encoders = {"every prompt alone": encoder.encode_unpacked, "packed": encoder}
+
+        def forward(encode: Callable, ids=ids) -> None:
+            with torch.no_grad():
+                encode(ids, contexts)
+
+        def both(encode: Callable, ids=ids) -> None:
+            torch.autograd.grad(encode(ids, contexts).square().sum(), contexts)
+
+        for name, step in (("forward", forward), ("forward and backward", both)):
+            steps = {contender: partial(step, encode) for contender, encode in encoders.items()}
+            held = dict.fromkeys(steps, lambda: sum(p.nbytes for p in encoder.parameters()))
+            yield compare(f"text, {name}", case, steps, settings.repeats, device, held=held)
+
+
+def _detectors(settings: Settings, *, training: bool) -> Iterator[list[Row]]:
+    for number, size in settings.cases():
+        contenders = {
+            name: Contender(cfg, settings.batch, size, number, training=training)
+            for name, cfg in contending_configs(settings.cfg, number).items()
+            if name.split()[0] in settings.contenders
+        }
+        steps = {name: contender.step for name, contender in contenders.items()}
+        yield compare(
+            "training" if training else "inference",
+            f"{size[0]} x {size[1]}, K = {number}",
+            steps,
+            settings.repeats,
+            settings.device,
+            held={name: contender.held_bytes for name, contender in contenders.items()},
+            images=settings.batch,
+        )
+        del contenders, steps
+        gc.collect()
+
+
+def inference(settings: Settings) -> Iterator[list[Row]]:
+    """Whole detectors, image to boxes and masks."""
+    return _detectors(settings, training=False)
+
+
+def training(settings: Settings) -> Iterator[list[Row]]:
+    """A whole step of training, optimiser included."""
+    return _detectors(settings, training=True)
+
+
+def kernels(settings: Settings) -> Iterator[list[Row]]:
+    """Kernels, forward and backward, against their definitions and the least that memory allows."""
+    speed = bandwidth(settings.device)
+    for number, size in settings.cases():
+        for case in kernel_cases(settings.batch, number, size, settings.device):
+            steps = {"definition": case.definition, "kernel": case.kernel}
+            yield compare(
+                "kernels",
+                f"{case.name}, {size[0]} x {size[1]}, K = {number}",
+                steps,
+                settings.repeats,
+                settings.device,
+                held=dict.fromkeys(steps, lambda: 0),
+                notes={"kernel": f"{1e3 * case.floor_bytes / speed:.3g} ms by bandwidth"},
+            )
+
+
+SECTIONS = {"text": text, "kernels": kernels, "inference": inference, "training": training}
+"""By name; each is given :class:`Settings`."""

@@ -1,0 +1,55 @@
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class TensorMemo(Generic[T]):
+    """Keeps what was made from tensors until one of them is another tensor, or has changed.
+
+    A tensor has changed when its version counter has (any in-place operation, optimiser's steps and
+    ``load_state_dict`` included), or where its numbers lie (``.data = ...``, a change of device or dtype).
+    Writing *through* ``.data`` leaves no trace on a tensor: then :meth:`forget`. Copies and pickles of a memo
+    are empty.
+    """
+
+    def __init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        self._kept = None
+
+    def __call__(self, make: Callable[[], T], tensors: Iterable[Tensor], *settings: Hashable) -> T:
+        """What ``make()`` gives, or gave when ``tensors`` and ``settings`` were the same."""
+        tensors = list(tensors)
+        if any(t.is_inference() for t in tensors):  # they have no version counter
+            return make()
+        if self._kept is None or not self._is_current(tensors, settings):
+            with torch.inference_mode(False), torch.no_grad():  # usable outside inference mode, too
+                value = make()
+            made_from = [*tensors, value] if isinstance(value, Tensor) else tensors
+            # Held as they are now, so that neither an id nor an address can be given to another tensor.
+            self._kept = value, settings, [(t, t.detach(), _state(t)) for t in made_from]
+        return self._kept[0]
+
+    def _is_current(self, tensors: list[Tensor], settings: tuple[Hashable, ...]) -> bool:
+        value, kept_settings, made_from = self._kept
+        if isinstance(value, Tensor):
+            tensors = [*tensors, value]
+        return (
+            settings == kept_settings
+            and len(tensors) == len(made_from)
+            and all(
+                t is old and _state(t) == state for t, (old, _, state) in zip(tensors, made_from, strict=True)
+            )
+        )
+
+    def __reduce__(self):
+        return type(self), ()
+
+
+def _state(tensor: Tensor) -> tuple:
+    return tensor._version, tensor.data_ptr(), tensor.stride(), tensor.dtype, tensor.device

@@ -1,0 +1,157 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling.meta_arch import RetinaNet
+
+from denseclip_d2.benchmark.detectors import Contender, class_names, contending_configs, random_input
+from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
+from denseclip_d2.engine import load_config
+from denseclip_d2.language.prompts import check_class_names
+from denseclip_d2.meta_arch import CLIPRetinaNet, DenseCLIPMaskRCNN, DenseCLIPRetinaNet
+
+ROOT = Path(__file__).resolve().parents[1]
+RETINANET, MASK_RCNN = (
+    str(ROOT / "configs/Shapes" / f"denseclip_{name}_tiny.yaml") for name in ("retinanet", "mask_rcnn")
+)
+SMALL = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+CPU = torch.device("cpu")
+
+
+def run_tool(monkeypatch, *args) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *map(str, args), *map(str, SMALL)])
+    runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
+
+
+def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "new/report.json"
+    run_tool(
+        monkeypatch, "--config-file", MASK_RCNN, "--classes", 5, 7,
+        "--sizes", "64x96", "96x128", "--repeats", 1, "--batch", 2, "--json", out,
+    )  # fmt: skip
+    report = json.loads(out.read_text())
+    rows = {(row["section"], row["case"], row["name"]): row for row in report["rows"]}
+    cases = ["64 x 96, K = 5", "64 x 96, K = 7", "96 x 128, K = 5"]
+    expected = {
+        ("kernels", f"pixel-text loss, {case}", name) for case in cases for name in ("definition", "kernel")
+    } | {
+        (section, case, name)
+        for section in ("inference", "training") for case in cases
+        for name in ("CLIP", "DenseCLIP", "Detectron2 R18")
+    }  # fmt: skip
+    assert expected <= set(rows) and len(rows) == len(report["rows"]) == len(expected) + 2 * 2 * 2
+    for row in rows.values():
+        assert row["milliseconds"] > 0 and row["megabytes"] > 0
+        assert row["ratio_range"][0] <= row["ratio"] <= row["ratio_range"][1]
+        if row["name"] in ("CLIP", "every prompt alone", "definition"):
+            assert row["ratio"] == row["memory_ratio"] == 1
+        assert ("bandwidth" in row["note"]) == (row["name"] == "kernel")
+    printed = capsys.readouterr().out
+    assert all(case in printed for case in cases) and report["date"] in printed
+
+
+def test_contenders_can_be_chosen(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--config-file", RETINANET, "--only", "inference", "--contenders", "DenseCLIP", "CLIP",
+        "--classes", 5, "--sizes", "64x96", "--repeats", 1, "--json", out,
+    )  # fmt: skip
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--classes", 5000, "--only", "text"), "error: --classes 5000: there are names for 1 to 1203"),
+        (("--json", "/dev/null/x.json"), "error: the folder of --json .*cannot be written"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(monkeypatch, args, message):
+    with pytest.raises(SystemExit, match=message):
+        run_tool(monkeypatch, *args, "--config-file", RETINANET)
+
+
+@pytest.mark.parametrize(
+    "args", [("--sizes", "800"), ("--sizes", "0x5"), ("--repeats", 0), ("--only", "all")]
+)
+def test_a_misspelt_argument_shows_the_usage(monkeypatch, capsys, args):
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, *args)
+    assert "benchmark.py: error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [1, 80, 150, 1203])
+def test_there_are_real_names_for_as_many_classes(number):
+    names = class_names(number)
+    assert len(names) == number
+    check_class_names(names)
+
+
+def test_contenders_are_one_detector_with_and_without_language():
+    cfg = load_config(RETINANET, SMALL)
+    configs = contending_configs(cfg, 5)
+    models = {name: Contender(own, 1, (64, 96), 5, training=True).model for name, own in configs.items()}
+    kinds = {"CLIP": CLIPRetinaNet, "DenseCLIP": DenseCLIPRetinaNet, "Detectron2 R18": RetinaNet}
+    assert {name: type(model) for name, model in models.items()} == kinds
+    shapes = [{n: p.shape for n, p in models[name].head.named_parameters()} for name in kinds]
+    assert shapes[0] == shapes[1] == shapes[2]
+    with pytest.raises(ValueError, match="DenseCLIPRetinaNet"):
+        contending_configs(configs["CLIP"], 5)
+
+
+def test_detectors_have_as_many_detections_whatever_their_weights():
+    """So that what comes after the layers costs all of them the same."""
+    for config, kind in ((RETINANET, DenseCLIPRetinaNet), (MASK_RCNN, DenseCLIPMaskRCNN)):
+        cfg = load_config(config, [*SMALL, "TEST.DETECTIONS_PER_IMAGE", 7])
+        for own in contending_configs(cfg, 5).values():
+            contender = Contender(own, 1, (64, 96), 5, training=False)
+            with torch.no_grad():
+                assert len(contender.model(contender.batch)[0]["instances"]) == 7, kind
+
+
+def test_objects_are_inside_the_image_and_of_the_classes():
+    instances = random_input((64, 96), 0, 5)["instances"]
+    boxes = instances.gt_boxes.tensor
+    assert (boxes >= 0).all() and (boxes <= torch.tensor([96, 64, 96, 64])).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all() and instances.gt_classes.max() < 5
+    assert torch.equal(instances.gt_masks.get_bounding_boxes().tensor, boxes)
+
+
+def test_contenders_take_turns_after_one_round_that_does_not_count():
+    order = []
+    steps = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = interleaved(steps, 3, CPU)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_of_the_same_round(monkeypatch):
+    times = {"slow": [1.0, 10.0, 4.0], "fast": [0.5, 1.0, 2.0]}
+    monkeypatch.setattr("denseclip_d2.benchmark.measure.interleaved", lambda *_: times)
+    slow, fast = compare("s", "c", {"slow": None, "fast": None}, 3, CPU, images=2)
+    assert (slow.ratio, fast.ratio, fast.ratio_range) == (1, 0.5, (0.1, 0.5))
+    assert (slow.milliseconds, fast.milliseconds, fast.images_per_second) == (4000, 1000, 2)
+    assert slow.megabytes is None
+
+
+def test_peak_memory_is_of_what_is_there_at_once():
+    def step():
+        first = torch.ones(1 << 20)
+        second = first + 1  # two at once
+        del first
+        return second + 1
+
+    assert peak_memory(step, CPU) == pytest.approx(2 * 4 << 20, rel=0.01)
+
+
+def test_a_step_of_training_moves_the_weights_and_holds_the_optimisers_state():
+    cfg = contending_configs(load_config(RETINANET, SMALL), 5)["DenseCLIP"]
+    contender = Contender(cfg, 2, (64, 96), 5, training=True)
+    weight = contender.model.backbone.language.contexts
+    before, held = weight.detach().clone(), contender.held_bytes()
+    contender.step()
+    trained = sum(p.nbytes for p in contender.model.parameters() if p.requires_grad)
+    assert not torch.equal(weight, before) and weight.grad is None
+    assert contender.held_bytes() == pytest.approx(held + 2 * trained, rel=1e-3)  # AdamW's two moments

@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Time and memory of what language guidance costs, as ratios, measured side by side in one process.
+
+tools/benchmark.py --json benchmark.json                            # all sections, on the GPU if there is one
+tools/benchmark.py --only text --classes 80 150 1203
+tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
+
+Sections: the text encoder with every prompt alone and packed; inference and a step of training of DenseCLIP,
+of the same detector on plain CLIP and of Detectron2's own; kernels and their definitions. Contenders take
+turns and are compared within a round; medians over --repeats rounds. Weights, images and objects are random.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from denseclip_d2.benchmark import CONTENDERS, SECTIONS, Settings, format_table
+from denseclip_d2.engine import load_config
+from denseclip_d2.engine.setup import check_writable
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
+CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
+
+
+def size(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 800x1216")
+    return int(sides[0]), int(sides[1])
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default=CONFIG, metavar="FILE", help="of a detector (%(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=[*SECTIONS], metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="DETECTOR",
+        help=f"of {', '.join(CONTENDERS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", nargs="+", type=positive, default=[80], metavar="K", help="numbers of classes (80)"
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=size, default=[(800, 1216)], metavar="HxW", help="of images (800x1216)"
+    )
+    parser.add_argument("--batch", type=positive, default=1, help="images (%(default)s)")
+    parser.add_argument("--repeats", type=positive, default=5, help="rounds that are timed (%(default)s)")
+    parser.add_argument("--json", metavar="OUT", help="file to write the rows to")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
+    )
+    return parser.parse_args()
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def main(args: argparse.Namespace) -> None:
+    try:
+        cfg = load_config(args.config_file, args.opts)
+    except (AssertionError, KeyError) as error:  # how yacs refuses a key
+        raise ValueError(error) from error
+    if args.json:
+        check_writable(str(Path(args.json).parent), "the folder of --json")
+    settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders)
+    about = {
+        "config_file": args.config_file, "opts": args.opts, "device": device_name(settings.device),
+        "torch": torch.__version__, "date": date.today().isoformat(), "batch": args.batch,
+        "repeats": args.repeats,
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in about.items() if value), flush=True)
+    rows = []
+    for name in args.only:
+        for table in SECTIONS[name](settings):
+            print(f"\n{table[0].section}\n\n{format_table(table)}", flush=True)
+            rows += table
+    if args.json:
+        report = {**about, "rows": [asdict(row) for row in rows]}
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        print(f"\nWrote {args.json}")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
