@@ -9,7 +9,7 @@ CASES = {  # (B, K, h, w), factor, boxes an image, greatest side of a box in pix
     "odd": ((3, 3, 5, 7), 8, (1, 2, 3), 25),
     "one class": ((2, 1, 4, 4), 8, (3, 2), 20),
     "stride 16": ((2, 4, 6, 5), 4, (5, 1), 12),
-    "stride 4": ((1, 3, 7, 10), 1, (4,), 5),
+    "stride 4": ((1, 3, 7, 10), 1, (8,), 7),
     "odd factor": ((2, 2, 4, 5), 3, (3, 2), 8),
     "an image without boxes": ((3, 4, 4, 6), 8, (0, 5, 0), 30),
     "no boxes": ((2, 4, 3, 3), 8, (0, 0), 1),

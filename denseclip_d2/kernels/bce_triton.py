@@ -18,25 +18,15 @@ def _bce_in_block(
     image = block // ((height + 1) * (width + 1))
     k = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
 
-    # The target and its mask, from the image's boxes or masks.
     pixel = tl.arange(0, PIXELS)
     down, right = pixel // FACTOR, pixel % FACTOR
     y = (row - 1) * FACTOR + FACTOR // 2 + down
     x = (column - 1) * FACTOR + FACTOR // 2 + right
     real = (pixel < FACTOR * FACTOR) & (y >= 0) & (y < height * FACTOR) & (x >= 0) & (x < width * FACTOR)
-    covered = tl.zeros((PIXELS,), tl.int32)
-    target = tl.zeros((PIXELS, CLASSES), tl.int32)
-    for n in range(tl.load(first + image), tl.load(first + image + 1)):
-        if MASKS:
-            place = (n * height * FACTOR + y) * width * FACTOR + x
-            inside = real & (tl.load(shapes + place, mask=real, other=0) != 0)
-        else:
-            x1, y1 = tl.load(shapes + 4 * n), tl.load(shapes + 4 * n + 1)
-            x2, y2 = tl.load(shapes + 4 * n + 2), tl.load(shapes + 4 * n + 3)
-            inside = real & (y >= y1) & (y < y2) & (x >= x1) & (x < x2)
-        inside = inside.to(tl.int32)
-        covered = covered | inside
-        target = target | (inside[:, None] * (tl.load(label + n) == k).to(tl.int32)[None, :])
+    begin, end = tl.load(first + image), tl.load(first + image + 1)
+    covered, target = _target(
+        shapes, label, begin, end, y, x, real, k, height * FACTOR, width * FACTOR, PIXELS, CLASSES, MASKS
+    )
     count = tl.sum(covered, 0)
     if tl.program_id(1) == 0:
         tl.store(counts + block, count)
@@ -74,6 +64,27 @@ def _bce_in_block(
         tl.store(place + num_classes, tl.sum(above_after * grad, 0), mask=known)
         tl.store(place + 2 * num_classes, tl.sum(below_before * grad, 0), mask=known)
         tl.store(place + 3 * num_classes, tl.sum(below_after * grad, 0), mask=known)
+
+
+@triton.jit
+def _target(
+    shapes, label, begin, end, y, x, real, k, height, width,
+    PIXELS: tl.constexpr, CLASSES: tl.constexpr, MASKS: tl.constexpr,
+):  # fmt: skip
+    """Which pixels an image's boxes or masks cover, (PIXELS,), and with which classes, (PIXELS, CLASSES)."""
+    covered = tl.zeros((PIXELS,), tl.int32)
+    target = tl.zeros((PIXELS, CLASSES), tl.int32)
+    for n in range(begin, end):
+        if MASKS:
+            inside = real & (tl.load(shapes + (n * height + y) * width + x, mask=real, other=0) != 0)
+        else:
+            x1, y1 = tl.load(shapes + 4 * n), tl.load(shapes + 4 * n + 1)
+            x2, y2 = tl.load(shapes + 4 * n + 2), tl.load(shapes + 4 * n + 3)
+            inside = real & (y >= y1) & (y < y2) & (x >= x1) & (x < x2)
+        inside = inside.to(tl.int32)
+        covered = covered | inside
+        target = target | (inside[:, None] * (tl.load(label + n) == k).to(tl.int32)[None, :])
+    return covered, target
 
 
 @triton.jit
