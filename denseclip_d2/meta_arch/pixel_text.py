@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from detectron2.config import configurable
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
@@ -79,23 +80,30 @@ class PixelTextSupervision:
     def forward(self, batched_inputs: list[dict]):
         if not self.training:
             return super().forward(batched_inputs)
-        # The detector moves the ground truth to its device as well, which is for nothing once it is there.
-        batched_inputs = [{**x, "instances": x["instances"].to(self.device)} for x in batched_inputs]
+        # Detectron2 moves the ground truth to the device as well, which is for nothing once it is there.
+        batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
+        loss = self._pixel_text_loss(features["score_map"], batched_inputs)
+        return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
+
+    def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         instances = [x["instances"] for x in batched_inputs]
-        loss = pixel_text_loss(
-            features["score_map"],
+        return pixel_text_loss(
+            scores,
             [self._shapes(x) for x in instances],
             [x.gt_classes for x in instances],
             self.backbone.score_map_stride,
             self.backbone.tau,
             self.kernels,
         )
-        return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
 
     def _shapes(self, instances: Instances) -> Boxes | PolygonMasks | BitMasks:
         return _masks(instances) if self.pixel_text_target == "mask" else instances.gt_boxes
+
+
+def _ground_truth_on(device: torch.device, x: dict) -> dict:
+    return {key: value.to(device) if key in ("instances", "sem_seg") else value for key, value in x.items()}
 
 
 def _masks(instances: Instances) -> PolygonMasks | BitMasks:

@@ -9,7 +9,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from .pixel_text import PixelTextSupervision, captured_features
+from .pixel_text import PixelTextSupervision
 from .sem_seg_head import label_map_loss
 from .sliding_window import SlidingWindow
 
@@ -80,21 +80,15 @@ class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
 
     section = "SEM_SEG_HEAD"
 
-    def forward(self, batched_inputs: list[dict]):
-        if not self.training:
-            return super().forward(batched_inputs)
-        with captured_features(self.backbone) as features:
-            losses = CLIPSemanticFPN.forward(self, batched_inputs)  # PixelTextSupervision's reads boxes
-        logits = features["score_map"] / self.backbone.tau
+    def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         ignore_value = self.sem_seg_head.ignore_value
         labels = ImageList.from_tensors(
-            [x["sem_seg"].to(self.device) for x in batched_inputs],
+            [x["sem_seg"] for x in batched_inputs],
             self.backbone.size_divisibility,
             ignore_value,
             self.backbone.padding_constraints,
         ).tensor
-        loss = label_map_loss(logits, labels, ignore_value)
-        return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
+        return label_map_loss(scores / self.backbone.tau, labels, ignore_value)
 
 
 @contextmanager
