@@ -15,6 +15,7 @@ from denseclip_d2 import Predictor, __version__
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, read_header
 from denseclip_d2.checkpoint.exported import sha256
 from denseclip_d2.engine import load_config
+from denseclip_d2.model_zoo.zoo import zoo_index
 
 # Everything that has a say in the outputs but no tensor.
 OPTS = ["MODEL.DENSECLIP.SCORE_MAP.TAU", "0.1", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
@@ -124,9 +125,14 @@ def test_exported_weights_under_other_settings_are_refused(tmp_path, trained):
     convert(tmp_path, trained, *OPTS)
     path = str(tmp_path / "model.safetensors")
     names = [f"thing {i}" for i in range(18)]
-    with pytest.raises(ValueError, match="exported with tau 0.1, not 0.07"):
-        DenseCLIPCheckpointer(tiny_model()).load(path)
-    with pytest.raises(ValueError, match='exported with class_names .*"red solid circle".*not .*"thing 0"'):
+    for key, other in (
+        ("MODEL.DENSECLIP.SCORE_MAP.TAU", "0.07"), ("MODEL.DENSECLIP.SCORE_MAP.CONCAT_LOGITS", "False"),
+        ("MODEL.DENSECLIP.FPN_P7_RELU", "False"), ("MODEL.DENSECLIP.VISUAL.POSITION", "crop"),
+        ("MODEL.DENSECLIP.CONTEXT_DECODER.HEADS", "8"), ("MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"exported with {key} .* instead of"):
+            DenseCLIPCheckpointer(tiny_model(*OPTS, key, other)).load(path)
+    with pytest.raises(ValueError, match="class names: 'red solid circle' instead of 'thing 0'"):
         DenseCLIPCheckpointer(tiny_model(*OPTS, "MODEL.DENSECLIP.CLASS_NAMES", str(names))).load(path)
     DenseCLIPCheckpointer(tiny_model(), allow_partial=True).load(path)
 
@@ -135,7 +141,71 @@ def test_a_header_that_cannot_serve_as_config_is_named(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match="says nothing about its config"):
         load_config(str(tmp_path / "bare.safetensors"), [])
-    header = {"denseclip_d2_version": "9.0", "config": "MODEL: {DENSECLIP: {NEW: 1}}"}
-    save_file({"a": torch.ones(1)}, tmp_path / "new.safetensors", header)
-    with pytest.raises(ValueError, match=r"written by denseclip_d2 9.0, .*MODEL.DENSECLIP.NEW"):
-        load_config(str(tmp_path / "new.safetensors"), [])
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "bare.safetensors").read_bytes()[:20])
+    with pytest.raises(ValueError, match="cut.safetensors' is damaged"):
+        load_config(str(tmp_path / "cut.safetensors"), [])
+    with pytest.raises(FileNotFoundError, match="no.safetensors': there is no such file"):
+        load_config(str(tmp_path / "no.safetensors"), [])
+    bad = (
+        "MODEL: {DENSECLIP: {NEW: 1}}",
+        "just text",
+        "[1, 2]",
+        "a: [",
+        "a: !!python/object/apply:os.abort []",
+    )
+    for config in (*bad, "MODEL: {DENSECLIP: {LOSS_WEIGHT: text}}", "_BASE_: /etc/passwd"):
+        header = {"denseclip_d2_version": "9.0", "config": config}
+        save_file({"a": torch.ones(1)}, tmp_path / "new.safetensors", header)
+        with pytest.raises(
+            ValueError, match=r"new.safetensors' was written by denseclip_d2 9.0, and its config"
+        ):
+            load_config(str(tmp_path / "new.safetensors"), [])
+
+
+def test_what_is_the_machines_stays_with_the_machine(tmp_path, trained):
+    """Neither does an export carry it away, nor does a header bring it."""
+    local = ["OUTPUT_DIR", str(tmp_path / "mine"), "MODEL.ALLOW_PARTIAL_WEIGHTS", "True"]
+    convert(tmp_path, trained, *local)
+    cfg = load_config(str(tmp_path / "model.safetensors"), [])
+    assert str(tmp_path) not in read_header(str(tmp_path / "model.safetensors"))["config"]
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.ALLOW_PARTIAL_WEIGHTS) == ("./output", False)
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {
+        "denseclip_d2_version": "1", "config": "OUTPUT_DIR: /theirs\nMODEL: {ALLOW_PARTIAL_WEIGHTS: true}",
+    })  # fmt: skip
+    cfg = load_config(str(tmp_path / "x.safetensors"), [])
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.ALLOW_PARTIAL_WEIGHTS) == ("./output", False)
+
+
+def test_the_zoos_weights_can_be_converted_again(tmp_path):
+    name = "Shapes/denseclip_retinanet_tiny.yaml"
+    folded = ("MODEL.DENSECLIP.PROMPT.FOLDED", "True")
+    convert(tmp_path, f"denseclip://{name}", *folded, config=f"configs/{name}")
+    assert read_header(str(tmp_path / "model.safetensors"))["source_sha256"] == zoo_index()[name].sha256
+
+
+def test_weights_too_large_for_half_precision_are_named(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.head.cls_score.bias[3] = 1e6
+    DenseCLIPCheckpointer(model, str(tmp_path)).save("large")
+    with pytest.raises(
+        ValueError, match=r"head.cls_score.bias has values up to 1e\+06, too large for float16"
+    ):
+        convert(tmp_path, tmp_path / "large.pth", "--half")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_text_cannot_be_folded_where_there_is_none(tmp_path, trained):
+    plain = ["MODEL.META_ARCHITECTURE", "CLIPRetinaNet"]
+    plain += ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
+    with pytest.raises(ValueError, match="--fold-text: this model is without language"):
+        convert(tmp_path, trained, "--fold-text", *plain)
+
+
+def test_an_exported_file_stands_for_a_config_on_the_command_line(tmp_path):
+    """Also where Detectron2 would log a config file's text."""
+    weights = ROOT / "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
+    opts = ("DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "output")
+    done = run_tool("train_net.py", "--eval-only", *opts, datasets=tmp_path, config=str(weights))
+    assert done.returncode == 0, done.stderr
+    assert f"Loading from {weights}" in (tmp_path / "output/log.txt").read_text()

@@ -66,8 +66,24 @@ def test_files_pil_images_and_arrays_give_the_same(small_shapes):
     for other in outputs[1:]:
         assert torch.equal(other["instances"].scores, outputs[0]["instances"].scores)
         assert torch.equal(other["score_maps"], outputs[0]["score_maps"])
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, BGR; this is \(8, 8\) float64"):
-        predictor(np.zeros((8, 8)))
+    for array in (np.zeros((8, 8)), np.zeros((0, 0, 3), np.uint8), bgr[..., :1]):
+        with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, BGR; this is \("):
+            predictor(array)
+    with pytest.raises(ValueError, match=r"a list of names, such as \['red solid circle'\]"):
+        predictor(bgr, score_maps_of="red solid circle")
+
+
+def test_a_photo_taken_upright_is_seen_upright(tmp_path):
+    """However it was handed over: cameras leave the turning to the reader."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    predictor = Predictor.from_zoo(NAME)
+    by_path, by_pil = (
+        predictor(x)["instances"] for x in (tmp_path / "photo.png", Image.open(tmp_path / "photo.png"))
+    )
+    assert by_path.image_size == by_pil.image_size == (100, 60)
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -84,13 +85,77 @@ def test_detectron2s_pickles_of_arrays_are_read(loads):
     assert caffe2["matching_heuristics"]
 
 
+class CodeOnLoading(nn.Module):
+    """A TorchScript archive of it writes a file when it is loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self.register_buffer("a", torch.ones(2))
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.a, self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]):
+        self.a, self.path, self.training = state
+        torch.save(self.a, self.path)
+
+    def forward(self, x):
+        return x
+
+
 @pytest.mark.parametrize("wrap", [lambda code: {"model": WEIGHTS, "x": code}, lambda code: code])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, wrap):
     torch.save(wrap(Code()), tmp_path / "torch.pth")
     torch.save(wrap(Code()), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     write_pickle(wrap(Code()), tmp_path / "plain.pkl")
     for name in ("torch.pth", "old.pth", "plain.pkl"):
-        with pytest.raises(ValueError, match=rf"{name}' is not opened: .*unpickling can run any code"):
+        with pytest.raises(ValueError, match=rf"{name}' is not opened: .*can run any code"):
+            read_weights(str(tmp_path / name))
+
+
+def test_code_in_a_torchscript_archive_is_refused_and_not_run(tmp_path):
+    module = torch.jit.script(CodeOnLoading(str(tmp_path / "written")))
+    torch.jit.save(module, str(tmp_path / "archive.pt"))
+    with pytest.raises(ValueError, match=r"archive.pt' is not opened: .*has code that runs on loading"):
+        read_weights(str(tmp_path / "archive.pt"))
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([None, 1]), np.array(["a"]), np.array([(1, 2)], "i4,i4"), np.array(b"x")]
+)
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path, array):
+    """Numpy would take bytes of the file for addresses."""
+    write_pickle({"a": array}, tmp_path / "x.pkl")
+    torch.save({"a": array}, tmp_path / "x.pth")
+    for name in ("x.pkl", "x.pth"):
+        with pytest.raises(ValueError, match="is not opened|cannot be read as weights"):
+            read_weights(str(tmp_path / name))
+
+
+def test_arrays_keep_their_order_and_type(loads):
+    arrays = {
+        "big": np.arange(6, dtype=">f4").reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "int": np.arange(3, dtype=np.int64), "empty": np.zeros((0, 2), np.float32),
+    }  # fmt: skip
+    read = loads(lambda path: write_pickle(arrays, path))["model"]
+    for name, array in arrays.items():
+        expected = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        assert torch.equal(read[name], expected.float() if expected.is_floating_point() else expected)
+
+
+@pytest.mark.parametrize(
+    "data", [3, None, "text", [1], {1: WEIGHTS["a"]}, {"model": {1: WEIGHTS["a"]}}, {"model": {"a": WEIGHTS}}]
+)
+def test_anything_else_is_one_clear_error(tmp_path, data):
+    torch.save(data, tmp_path / "x.pth")
+    write_pickle({"blobs": [1]} if isinstance(data, dict) else data, tmp_path / "x.pkl")
+    for name in ("x.pth", "x.pkl"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read as weights"):
             read_weights(str(tmp_path / name))
 
 
@@ -154,12 +219,14 @@ def test_a_small_clip_loads_the_same_from_every_kind_of_file(tmp_path):
             assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.parametrize("keys", [("input_resolution", "context_length", "vocab_size")])
-def test_openais_state_dict_is_refused_where_the_model_has_plain_gelu(tmp_path, keys):
+def test_openais_state_dict_is_refused_where_the_model_has_plain_gelu(tmp_path):
     state = open_clip.create_model(CLIP).state_dict()
-    torch.save({**state, **{k: torch.tensor(1) for k in keys}}, tmp_path / "openai.pt")
-    model = tiny_model()
-    model.backbone.language.text_encoder.quick_gelu = False
+    numbers = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
+    torch.save({**state, **numbers}, tmp_path / "openai.pt")
+    config = {**open_clip.get_model_config(CLIP), "quick_gelu": False}
+    (tmp_path / "RN-tiny-gelu.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    model = tiny_model("MODEL.DENSECLIP.CLIP_MODEL", "RN-tiny-gelu")
     with pytest.raises(ValueError, match="trained with QuickGELU, and the model has GELU"):
         DenseCLIPCheckpointer(model).load(str(tmp_path / "openai.pt"))
 
@@ -196,3 +263,14 @@ def test_weights_left_over_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"Left over \(1\): backbone.language.second_decoder.weight"):
         DenseCLIPCheckpointer(tiny_model()).load(str(tmp_path / "more.pth"))
     DenseCLIPCheckpointer(tiny_model(), allow_partial=True).load(str(tmp_path / "more.pth"))
+
+
+def test_names_can_be_matched_by_their_ends(tmp_path):
+    """Detectron2's ?matching_heuristics=True; any other query is an error."""
+    model = tiny_model()
+    state = {k.partition(".")[2]: v + 1 for k, v in model.state_dict().items() if v.is_floating_point()}
+    torch.save(state, tmp_path / "x.pth")
+    DenseCLIPCheckpointer(model).load(f"{tmp_path}/x.pth?matching_heuristics=True")
+    assert torch.equal(model.head.cls_score.bias, state["cls_score.bias"])
+    with pytest.raises(ValueError, match="nothing but matching_heuristics=True is understood.*curl"):
+        DenseCLIPCheckpointer(model).load("https://example.org/f/1/?dl=1")

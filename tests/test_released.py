@@ -114,6 +114,7 @@ def test_with_detectron2s_p7_the_pyramid_is_another(reference, tmp_path, monkeyp
         ("VISUAL.POSITION", "interpolate", "VISUAL.POSITION crop"),
         ("SCORE_MAP.CONCAT_LOGITS", False, "SCORE_MAP.CONCAT_LOGITS True"),
         ("SCORE_MAP.TAU", 0.1, "SCORE_MAP.TAU 0.07"),
+        ("CONTEXT_DECODER.HEADS", 8, "CONTEXT_DECODER.HEADS 4"),
     ],
 )
 def test_settings_that_no_shape_shows_are_asked_for(reference, tmp_path, key, value, needed):

@@ -14,8 +14,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from detectron2.config import CfgNode
-
 from denseclip_d2.analysis import TASKS, analyze, format_table
 from denseclip_d2.engine import load_config
 from denseclip_d2.engine.setup import check_writable
@@ -50,15 +48,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def config(args: argparse.Namespace) -> CfgNode:
-    try:
-        return load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-    except (AssertionError, KeyError) as error:  # how yacs refuses a key
-        raise ValueError(error) from error
-
-
 def main(args: argparse.Namespace) -> None:
-    cfg = config(args)
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     if args.json:
         check_writable(str(Path(args.json).parent), "the folder of --json")
     print(f"Counting {', '.join(args.tasks)} of {args.config_file} ...", flush=True)

@@ -77,10 +77,7 @@ def device_name(device: torch.device) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    try:
-        cfg = load_config(args.config_file, args.opts)
-    except (AssertionError, KeyError) as error:  # how yacs refuses a key
-        raise ValueError(error) from error
+    cfg = load_config(args.config_file, args.opts)
     if args.json:
         check_writable(str(Path(args.json).parent), "the folder of --json")
     settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
@@ -45,16 +46,21 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     setup_logger(name="fvcore").setLevel(logging.INFO)
     check_output(args.output)
+    if not args.input:
+        raise ValueError("--input is empty.")
     check_writable(str(Path(args.output).parent), "the folder of --output")
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input])
     print(f"Building the model of {args.config_file} ...", flush=True)
     model = build_model(cfg).eval()
+    if args.fold_text and not hasattr(model.backbone, "language"):
+        raise ValueError("--fold-text: this model is without language, and has no text to fold.")
     checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
     checkpointer.load(args.input)
     if args.fold_text:
         model.backbone.language.fold_()
         cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
-    export(model, cfg, get_class_names(cfg), source=args.input, output=args.output, half=args.half)
+    source = PathManager.get_local_path(args.input.partition("?")[0])
+    export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)
     size = Path(args.output).stat().st_size
     print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")
 

@@ -103,8 +103,11 @@ def segmentation_panels(
 
 def main(args: argparse.Namespace) -> None:
     setup_logger()
-    cfg = model_zoo.get_config(args.zoo, trained=True) if args.zoo else load_config(args.config_file, [])
-    cfg.merge_from_list(args.opts)
+    if args.zoo:
+        cfg = model_zoo.get_config(args.zoo, trained=True)
+        cfg.merge_from_list(args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts)
     check_writable(args.output, "--output")
     if args.dataset:
         records = load_datasets([args.dataset], filter_empty=False, check_images=False)[: args.count]

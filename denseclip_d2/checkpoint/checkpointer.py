@@ -17,6 +17,9 @@ from .whole_files import WholeFiles
 # Of no consequence where they are missing or left over.
 _NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
+# Detectron2's way of asking for names to be matched by their ends.
+_HEURISTICS = "matching_heuristics=True"
+
 
 class DenseCLIPCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for CLIP's and the authors' weights as well, which loads all or nothing.
@@ -78,6 +81,11 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         elif path and "://" not in path and not Path(path.partition("?")[0]).is_file():
             found = "it is a folder" if Path(path).is_dir() else "there is no such file"
             raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {found}.")
+        if path and path.partition("?")[2] not in ("", _HEURISTICS):
+            raise ValueError(
+                f"MODEL.WEIGHTS = {path!r}: after the question mark nothing but {_HEURISTICS} is understood. "
+                "Where a link has more, fetch the file by `curl -L -o FILE LINK`, and give its path."
+            )
         try:
             self._fetch(path)
             return super().load(path, *args, **kwargs)
@@ -93,22 +101,22 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict:
         checkpoint = read_weights(filename)
         checkpoint["file"] = filename
-        if self._parsed_url_during_load.query == "matching_heuristics=True":
+        if self._parsed_url_during_load.query == _HEURISTICS:
             checkpoint["matching_heuristics"] = True
         return checkpoint
 
     def _load_model(self, checkpoint: dict):
         filename, state = checkpoint.pop("file"), self.model.state_dict()
         weights, reshaped, from_clip = checkpoint["model"], {}, is_clip(checkpoint["model"])
-        if from_clip:
+        if checkpoint.pop("matching_heuristics", False):
+            caffe2 = checkpoint.get("__author__") == "Caffe2"
+            weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
+        elif from_clip:
             if is_torchscript(filename) or is_openai_clip(weights):
                 check_gelu(self.model, filename, quick_gelu=True)
             weights = rename_clip(weights, self.model)
         elif is_released(weights):
             weights, reshaped = convert_released(weights, self.model, filename)
-        elif checkpoint.pop("matching_heuristics", False):
-            caffe2 = checkpoint.get("__author__") == "Caffe2"
-            weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
         if not self.allow_partial:
             check_header(filename, self.model)
         reshaped.update(resize_positions(weights, self.model))

@@ -1,5 +1,7 @@
 """CLIP's own weights: where they belong in a model, and which GELU they were trained with."""
 
+from math import isqrt
+
 from torch import Tensor, nn
 
 from ..language.text_encoder import CLIPTextEncoder
@@ -60,9 +62,11 @@ def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, 
         return {}
     visual = model.get_submodule(prefix.removesuffix("."))
     name, side = f"{prefix}{visual.position_key}", visual.grid_size
-    if name not in weights or len(weights[name]) == 1 + side * side:
+    if name not in weights or weights[name].dim() != 2 or len(weights[name]) == 1 + side * side:
         return {}
     before = len(weights[name]) - 1
+    if before < 1 or isqrt(before) ** 2 != before:
+        return {}  # no square grid: of another shape, as will be said
     weights[name] = resize_positional_embedding(weights[name], side)
     return {name: f"from {before} to {side * side} positions, bilinearly"}
 

@@ -1,35 +1,26 @@
 """Files of weights, told apart by what is in them, and read without running code that may be in them."""
 
+import codecs
 import pickle
-import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from fvcore.common.checkpoint import _strip_prefix_if_present
-from numpy._core import multiarray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from torch import Tensor
+
+from .arrays import NUMPY, PickledArray
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote archives
-# What reading a file cut short, or altered, ends in.
-_DAMAGE = (RuntimeError, EOFError, LookupError, struct.error, SafetensorError, zipfile.BadZipFile)
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` where it came from",
     b"<": "a web page: the download asked for a log-in, or the link is not the file's",
 }
-# What arrays are made of; with tensors, all that a file of weights needs.
-_ARRAYS = {
-    "_codecs.encode": None,
-    "collections.OrderedDict": None,
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "numpy.core.multiarray._reconstruct": multiarray._reconstruct,
-    "numpy.core.multiarray.scalar": multiarray.scalar,
-    "numpy._core.multiarray._reconstruct": multiarray._reconstruct,
-    "numpy._core.multiarray.scalar": multiarray.scalar,
-}
+# What a TorchScript archive's code runs when it is loaded; weights need neither.
+_RUN_ON_LOAD = (b"__setstate__", b"__torch__.torch.classes")
 
 
 def read_weights(path: str) -> dict:
@@ -45,23 +36,15 @@ def read_weights(path: str) -> dict:
     """
     try:
         checkpoint = _reader(path)(path)
+        checkpoint["model"] = _by_name(checkpoint["model"])
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, error)) from error
-    except (*_DAMAGE, ValueError) as error:
+    except Exception as error:  # of a damaged file, readers raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path!r} cannot be read as weights: {reason}. If it was copied or downloaded, do so again: "
             f"{Path(path).stat().st_size:,} bytes may not be all of it."
         ) from error
-    weights = checkpoint["model"]
-    strangers = [k for k, v in weights.items() if not isinstance(v, torch.Tensor | np.ndarray)]
-    if strangers or not weights:
-        found = (
-            f"{strangers[0]!r} is {type(weights[strangers[0]]).__name__}" if strangers else "nothing there"
-        )
-        raise ValueError(f"{path!r} does not hold weights by name: {found}.")
-    _strip_prefix_if_present(weights, "module.")
-    checkpoint["model"] = {name: _float32(weight) for name, weight in weights.items()}
     return checkpoint
 
 
@@ -98,6 +81,10 @@ def _reader(path: str) -> Callable[[str], dict]:
 
 
 def _read_torchscript(path: str) -> dict:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".debug_pkl") and any(x in archive.read(name) for x in _RUN_ON_LOAD):
+                raise pickle.UnpicklingError(f"{name} has code that runs on loading")
     return {"model": torch.jit.load(path, map_location="cpu").state_dict()}
 
 
@@ -107,27 +94,28 @@ def _read_safetensors(path: str) -> dict:
 
 
 def _read_torch(path: str) -> dict:
-    dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
-    arrays = [(kind, name) for name, kind in _ARRAYS.items() if kind]
     # Opened here, for given a path torch.load heeds its extension.
-    with torch.serialization.safe_globals([*arrays, *dtypes]), Path(path).open("rb") as file:
+    with (
+        torch.serialization.safe_globals([(c, name) for name, c in NUMPY.items()]),
+        Path(path).open("rb") as file,
+    ):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"it holds {type(checkpoint).__name__}, not weights by name")
     if isinstance(checkpoint.get("model_state"), Mapping):  # pycls
-        return {"model": dict(checkpoint["model_state"]), "__author__": "pycls", "matching_heuristics": True}
+        return {"model": checkpoint["model_state"], "__author__": "pycls", "matching_heuristics": True}
     if isinstance(checkpoint.get("state_dict"), Mapping):  # open_clip's trainer, MMDetection, MMSegmentation
-        return {"model": dict(checkpoint["state_dict"])}
-    return dict(checkpoint) if isinstance(checkpoint.get("model"), Mapping) else {"model": dict(checkpoint)}
+        return {"model": checkpoint["state_dict"]}
+    return dict(checkpoint) if isinstance(checkpoint.get("model"), Mapping) else {"model": checkpoint}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles arrays and plain values, and refuses everything else before it is looked up."""
 
+    allowed = {**NUMPY, "_codecs.encode": codecs.encode, "collections.OrderedDict": OrderedDict}
+
     def find_class(self, module: str, name: str):
-        if f"{module}.{name}" not in _ARRAYS:
+        if f"{module}.{name}" not in self.allowed:
             raise pickle.UnpicklingError(f"{module}.{name}")
-        return _ARRAYS[f"{module}.{name}"] or super().find_class(module, name)
+        return self.allowed[f"{module}.{name}"]
 
 
 def _read_pickle(path: str) -> dict:
@@ -139,14 +127,31 @@ def _read_pickle(path: str) -> dict:
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
+def _by_name(weights: Mapping) -> dict[str, Tensor]:
+    """
+    Raises:
+        ValueError: these are not weights by name.
+    """
+    weights = {k: _tensor(v) if isinstance(v, PickledArray) else v for k, v in weights.items()}
+    strangers = [k for k, v in weights.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
+    if strangers or not weights:
+        found = (
+            f"{strangers[0]!r} is a {type(weights[strangers[0]]).__name__}" if strangers else "it is empty"
+        )
+        raise ValueError(f"it does not hold weights by name ({found})")
+    _strip_prefix_if_present(weights, "module.")
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+    }
+
+
+def _tensor(array: PickledArray) -> Tensor:
+    return torch.from_numpy(array.value)
+
+
 def _refusal(path: str, error: pickle.UnpicklingError) -> str:
     return (
-        f"{path!r} is not opened: it is damaged, or is a pickle that holds more than tensors and plain "
-        f"values, and unpickling can run any code ({str(error).splitlines()[0]}). Ask for .safetensors; or, "
-        "where you trust it, load it once yourself and save its tensors alone."
+        f"{path!r} is not opened: it is damaged, or holds more than tensors and plain values, and reading "
+        f"that can run any code ({str(error).splitlines()[0]}). Ask for .safetensors; or, where you trust "
+        "it, load it once yourself and save its tensors alone."
     )
-
-
-def _float32(weight: torch.Tensor | np.ndarray) -> torch.Tensor:
-    tensor = torch.as_tensor(weight)
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -8,8 +8,8 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from torch import Tensor, nn
 
 from ..guidance import LanguageGuidedFPN
-from ..guidance.fpn import LastLevelP6P7WithoutReLU
 from .clip import check_gelu
+from .settings import PREFIX, differing
 
 ARCHITECTURES = {
     "bbox_head.retina_cls.weight": ("RetinaNet", RetinaNet),
@@ -99,25 +99,20 @@ def _check_architecture(weights: dict[str, Tensor], model: nn.Module, path: str,
 
 
 def _check_settings(weights: dict[str, Tensor], model: nn.Module, path: str) -> None:
-    """Settings that no tensor's shape shows, and without which released weights run and are wrong."""
-    backbone, segmentation = model.backbone, "decode_head.conv_seg.weight" in weights
-    guided, needed = isinstance(backbone, LanguageGuidedFPN), []
-    if "bbox_head.retina_cls.weight" in weights:
-        top_block = (backbone.fpn if guided else backbone).top_block
-        if not isinstance(top_block, LastLevelP6P7WithoutReLU):
-            needed.append("FPN_P7_RELU False")
-    if guided:
-        position = "interpolate" if segmentation else "crop"
-        pool = getattr(backbone.visual, "attnpool", None)
-        if pool is not None and pool.position != position:
-            needed.append(f"VISUAL.POSITION {position}")
-        if backbone.concat_logits == segmentation:
-            needed.append(f"SCORE_MAP.CONCAT_LOGITS {not segmentation}")
-        if backbone.tau != 0.07:
-            needed.append("SCORE_MAP.TAU 0.07")
-    if needed:
-        keys = ", ".join(f"MODEL.DENSECLIP.{setting}" for setting in needed)
-        raise ValueError(f"{path!r} is a released checkpoint, whose outputs need {keys}.")
+    """Settings without which released weights run and are wrong."""
+    segmentation = "decode_head.conv_seg.weight" in weights
+    expected = {
+        "MODEL.PIXEL_MEAN": [122.7709, 116.746, 104.0937],
+        "MODEL.PIXEL_STD": [68.5005, 66.6322, 70.3232],
+        f"{PREFIX}.FPN_P7_RELU": False,
+        f"{PREFIX}.VISUAL.POSITION": "interpolate" if segmentation else "crop",
+        f"{PREFIX}.SCORE_MAP.TAU": 0.07,
+        f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS": not segmentation,
+        f"{PREFIX}.PROMPT.MODE": "post",
+        f"{PREFIX}.CONTEXT_DECODER.HEADS": 4,
+    }
+    if other := differing(expected, model):
+        raise ValueError(f"{path!r} is a released checkpoint, whose outputs need {other}.")
 
 
 def _reorder_anchors(weights: dict[str, Tensor]) -> dict[str, str]:
@@ -154,7 +149,7 @@ def _add_class_embedding(weights: dict[str, Tensor], model: nn.Module) -> dict[s
     """The released ViT adds its class embedding twice: as the token, and to the token's position."""
     prefix = "backbone.visual." if isinstance(model.backbone, LanguageGuidedFPN) else "backbone.bottom_up."
     name, embedding = f"{prefix}positional_embedding", f"{prefix}class_embedding"
-    visual = model.get_submodule(prefix.rstrip("."))
+    visual = model.get_submodule(prefix.removesuffix("."))
     if embedding not in weights or getattr(visual, "double_class_embedding", False):
         return {}
     weights[name] = weights[name].clone()

@@ -24,13 +24,13 @@ class WholeFiles:
         """As iopath's, but what is written ("w", "wb") appears when the ``with`` block ends well."""
         if "w" not in mode or "://" in path:
             return self._path_manager.open(path, mode, **kwargs)
+        for stale in Path(path).parent.glob(f".*.pth{SUFFIX}"):
+            stale.unlink(missing_ok=True)
         return written_whole(Path(path), mode, **kwargs)
 
 
 @contextmanager
 def written_whole(path: Path, mode: str, **kwargs) -> Iterator[IO]:
-    for stale in path.parent.glob(f".*.pth{SUFFIX}"):
-        stale.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}{SUFFIX}")
     try:
         with aside.open(mode, **kwargs) as file:

@@ -2,11 +2,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.engine import DefaultPredictor
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .. import model_zoo
 from ..checkpoint import DenseCLIPCheckpointer
@@ -43,6 +44,9 @@ class Predictor(DefaultPredictor):
         without_weights.defrost()
         without_weights.MODEL.WEIGHTS = ""
         super().__init__(without_weights)
+        self.cfg = cfg.clone()
+        if cfg.MODEL.CHANNELS_LAST:
+            self.model.to(memory_format=torch.channels_last)
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         DenseCLIPCheckpointer(
             self.model, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
@@ -60,6 +64,8 @@ class Predictor(DefaultPredictor):
             ValueError: a name that the model does not have, or an array of another kind.
         """
         image = _as_bgr(image)
+        if isinstance(score_maps_of, str):
+            raise ValueError(f"score_maps_of takes a list of names, such as [{score_maps_of!r}].")
         if not score_maps_of:
             return super().__call__(image)
         classes = self._class_indices(score_maps_of)
@@ -94,7 +100,8 @@ def _as_bgr(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(str(image), "BGR")
     if isinstance(image, Image.Image):
-        return convert_PIL_to_numpy(image, "BGR")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        return convert_PIL_to_numpy(ImageOps.exif_transpose(image), "BGR")
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"An image array is (H, W, 3) uint8, BGR; this is {image.shape} {image.dtype}.")
     return image

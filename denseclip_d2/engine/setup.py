@@ -26,11 +26,14 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_denseclip_config(cfg)
-    if config_file.endswith(".safetensors"):
-        merge_header_config(cfg, config_file)
-    else:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts)
+    try:
+        if config_file.endswith(".safetensors"):
+            merge_header_config(cfg, config_file)
+        else:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts)
+    except (AssertionError, KeyError) as error:  # how yacs refuses a key, or a file
+        raise ValueError(error.args[0] if error.args else str(error)) from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"

@@ -50,8 +50,8 @@ def verify(path: Path, sha256: str) -> None:
     found = sha256_of(str(path))
     if found != sha256:
         raise ValueError(
-            f"{path} is not the file that was published: its sha256 is {found}, not {sha256}. Remove it and "
-            "try again."
+            f"{path} is not the file that was published: its sha256 is {found}, not {sha256}. Let it be "
+            "fetched anew: remove it if it is there, and try again."
         )
 
 

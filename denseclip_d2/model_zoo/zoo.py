@@ -46,13 +46,10 @@ def get_config_file(name: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    path = _ROOT / "configs" / name
-    if not path.is_file():
-        known = sorted(
-            str(p.relative_to(_ROOT / "configs")) for p in (_ROOT / "configs").glob("*/[!B]*.yaml")
-        )
+    known = sorted("/".join(path.parts[-2:]) for path in (_ROOT / "configs").glob("*/[!B]*.yaml"))
+    if name not in known:
         raise ValueError(f"No config {name!r}. There are: {', '.join(known)}.")
-    return str(path)
+    return str(_ROOT / "configs" / name)
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:

@@ -1,0 +1,60 @@
+"""Numbers of numpy in pickles, rebuilt without numpy's own unpickling, which trusts the file with memory."""
+
+import pickle
+import re
+
+import numpy as np
+
+_NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)")
+
+
+class ArrayType:
+    """Stands in for ``numpy.dtype``: what pickles say of it, of which numbers alone are accepted."""
+
+    def __init__(self, code: str, *flags):
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def numbers(self, raw: bytes | str) -> np.ndarray:
+        """
+        Raises:
+            UnpicklingError: these are no numbers.
+        """
+        if not isinstance(self.code, str) or not _NUMBERS.fullmatch(self.code) or self.order not in "<>|=":
+            raise pickle.UnpicklingError(f"an array of {self.code!r}")
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # as Python 2 wrote it
+        dtype = np.dtype(self.code).newbyteorder(self.order)
+        return np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="))
+
+
+class PickledArray:
+    """Stands in for ``numpy.ndarray``.
+
+    Attributes:
+        value: the array.
+    """
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.value = dtype.numbers(raw).reshape(shape, order="F" if fortran else "C")
+
+
+def _array(*_) -> PickledArray:
+    return PickledArray()
+
+
+def _scalar(dtype: ArrayType, raw: bytes | str):
+    return dtype.numbers(raw)[0].item()
+
+
+NUMPY = {
+    "numpy.ndarray": PickledArray,
+    "numpy.dtype": ArrayType,
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+}
+"""What pickles call, and what is called in its place."""
