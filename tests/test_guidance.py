@@ -124,12 +124,13 @@ def test_loss_in_half_precision_is_finite_and_near():
     assert_close(half, full, rtol=2e-2, atol=0.0)
 
 
-def test_scores_are_cosines():
+def test_scores_are_cosines_and_logits_are_those_over_tau():
     dense, text = torch.randn(2, 8, 3, 5), torch.randn(1, 4, 8)
-    scores = pixel_text_scores(dense, text)
+    scores, logits = pixel_text_scores(dense, text, tau=0.07)
     assert scores.shape == (2, 4, 3, 5)
     expected = F.cosine_similarity(dense[1, :, 2, 4], text[0, 3], dim=0)
     assert_close(scores[1, 3, 2, 4], expected)
+    assert_close(logits, scores / 0.07)
 
 
 class RecordedVisual(Backbone):

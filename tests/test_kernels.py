@@ -1,70 +1,34 @@
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes
+from kernel_cases import CASES, TAU, assert_equals_the_definition, loss_and_gradient, random_case
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from denseclip_d2.guidance import pixel_text_loss
-from denseclip_d2.kernels import pixel_text_bce, pixel_text_bce_cpu, pixel_text_bce_definition
-from denseclip_d2.kernels.pixel_text_bce import pixel_text_bce_op
-
-CASES = {  # (B, K, h, w), factor, boxes an image, greatest side of a box in pixels of the enlarged map
-    "random": ((2, 5, 6, 9), 8, (4, 7), 40),
-    "odd": ((3, 3, 5, 7), 8, (1, 2, 3), 25),
-    "one class": ((2, 1, 4, 4), 8, (3, 2), 20),
-    "stride 16": ((2, 4, 6, 5), 4, (5, 1), 12),
-    "stride 4": ((1, 3, 24, 20), 1, (4,), 9),
-    "odd factor": ((2, 2, 4, 5), 3, (3, 2), 8),
-    "an image without boxes": ((3, 4, 4, 6), 8, (0, 5, 0), 30),
-    "no boxes": ((2, 4, 3, 3), 8, (0, 0), 1),
-    "boxes under a pixel": ((2, 4, 3, 3), 8, (3, 3), 0),
-    "one cell": ((1, 2, 1, 1), 8, (3,), 8),
-    "everything": ((1, 2, 4, 3), 8, (30,), 32),
-}
-TAU = 0.07
-
-
-def random_case(name: str, seed: int = 0, masks: bool = False, dtype=torch.float32):
-    """Scores and the other arguments of ``pixel_text_bce``."""
-    (batch, classes, height, width), factor, counts, longest = CASES[name]
-    generator = torch.Generator().manual_seed(seed)
-    scores = (2 * torch.rand(batch, classes, height, width, generator=generator) - 1).to(dtype)
-    count = sum(counts)
-    size = torch.tensor([factor * width, factor * height])
-    corner = (torch.rand(count, 2, generator=generator) * size).long()
-    side = torch.randint(0, longest + 1, (count, 2), generator=generator)
-    boxes = torch.cat([corner, torch.minimum(corner + side, size - 1)], dim=1)
-    if masks:
-        boxes = torch.rand(count, factor * height, factor * width, generator=generator) < 0.02
-    image = torch.arange(batch).repeat_interleave(torch.tensor(counts))
-    label = torch.randint(0, classes, (count,), generator=generator)
-    return scores, (boxes, image, label, factor, TAU)
-
-
-def loss_and_gradient(function, scores, arguments):
-    scores = scores.detach().requires_grad_()
-    total, count = function(scores, *arguments)
-    (3 * total).backward()
-    return total.detach(), count, scores.grad
-
-
-def assert_equals_the_definition(scores, arguments, atol=1e-5, grad_rtol=1e-4):
-    total, count, grad = loss_and_gradient(pixel_text_bce, scores, arguments)
-    expected, expected_count, expected_grad = loss_and_gradient(pixel_text_bce_definition, scores, arguments)
-    assert total.dtype == torch.float32
-    assert count == expected_count
-    assert_close(total, expected, rtol=1e-5, atol=1e-5)
-    assert grad.dtype == scores.dtype
-    assert_close(grad, expected_grad, rtol=grad_rtol, atol=grad_rtol * float(expected_grad.abs().max()))
-    return count
+from denseclip_d2.kernels import (
+    KERNELS,
+    bce_blocks,
+    pixel_text_bce,
+    pixel_text_bce_definition,
+    pixel_text_scores,
+)
+from denseclip_d2.kernels.available import HAS_TRITON
+from denseclip_d2.kernels.bce import pixel_text_bce_op
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_loss_in_blocks_equals_its_definition(name, masks, monkeypatch):
     empty = name in ("no boxes", "boxes under a pixel") and not (masks and name == "boxes under a pixel")
-    for seed, chunk in enumerate((pixel_text_bce_cpu.CHUNK, 1000)):  # all at once, and in many parts
-        monkeypatch.setattr(pixel_text_bce_cpu, "CHUNK", chunk)
+    for seed, chunk in enumerate((bce_blocks.CHUNK, 1000)):  # all at once, and in many parts
+        monkeypatch.setattr(bce_blocks, "CHUNK", chunk)
         count = assert_equals_the_definition(*random_case(name, seed, masks))
         assert (count == 0) == empty
 
@@ -145,3 +109,84 @@ def test_the_loss_compiles_whole():
         strict=True,
     ):
         assert_close(actual, expected)
+
+
+def test_the_score_map_compiles_whole():
+    dense, text = torch.randn(2, 8, 3, 5), torch.randn(1, 4, 8)
+    compiled = torch.compile(pixel_text_scores, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(compiled(dense, text, TAU), pixel_text_scores(dense, text, TAU), strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_listed_kernels_equal_their_definitions(kernel):
+    """What the benchmark runs: the outputs, and the gradients to every input that has one."""
+    arguments = kernel.make_inputs(batch=2, num_classes=7, image_size=(96, 160), device="cpu")
+    results = []
+    for function in (kernel.function, kernel.definition):
+        outputs = function(*arguments)
+        leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+        results.append((outputs, torch.autograd.grad(sum(x.sum() for x in outputs), leaves)))
+    assert_close(*results, rtol=1e-4, atol=1e-4)
+    assert 0 < kernel.forward_bytes(*arguments) < kernel.backward_bytes(*arguments)
+
+
+def test_kernels_import_without_triton():
+    code = "import sys; sys.modules['triton'] = None; import denseclip_d2.kernels as k; print(k.KERNELS)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_triton_kernels():
+    """On a GPU for real; without one under Triton's interpreter, which has to be chosen before its import."""
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment["TRITON_INTERPRET"] = "1"
+    cases = Path(__file__).with_name("triton_kernels.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+COMPILED = {  # kernel: module, pointers of the precision tried, other arguments, constants
+    "_bce_in_block": (
+        "bce_triton",
+        ["scores"],
+        {"shapes": "*i64", "first": "*i32", "label": "*i64", "counts": "*i32"}
+        | {"sums": "*fp32", "grads": "*fp32", "scale": "fp32"},
+        {"FACTOR": 8, "PIXELS": 64, "CLASSES": 32, "MASKS": False},
+    ),
+    **{
+        name: (
+            "score_map_triton",
+            ["dense", "text", "scores", "logits", "grad_scores", "grad_logits", "grad_dense"],
+            {"dense_scale": "*fp32", "text_scale": "*fp32", "grad_text": "*fp32", "per_tau": "fp32"},
+            {"CLASSES": classes, "PIXELS": 32, "CHANNELS": 32},
+        )
+        for name, classes in (("_forward", 128), ("_backward_dense", 64), ("_backward_text", 64))
+    },
+}
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_triton_kernels_compile_for_gpus(name, precision):
+    """To machine code, which needs no GPU, within the shared memory of the smaller ones (99 KiB)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, pointers, others, constants = COMPILED[name]
+    kernel = getattr(importlib.import_module(f"denseclip_d2.kernels.{module}"), name)
+    kinds = dict.fromkeys(pointers, f"*{precision}") | others | dict.fromkeys(constants, "constexpr")
+    signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
+    source = ASTSource(kernel, signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 99 * 1024

@@ -1,3 +1,4 @@
+from ..kernels import pixel_text_scores
 from .fpn import (
     LanguageGuidedFPN,
     build_clip_fpn_backbone,
@@ -6,7 +7,6 @@ from .fpn import (
     build_denseclip_retinanet_fpn_backbone,
 )
 from .losses import box_targets, mask_targets, pixel_text_loss
-from .score_map import pixel_text_scores
 
 __all__ = [
     "LanguageGuidedFPN",

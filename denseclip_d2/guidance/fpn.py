@@ -7,9 +7,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from ..data.class_names import get_class_names
+from ..kernels import pixel_text_scores
 from ..language import PromptedTextEncoder
 from ..visual import CLIPResNet
-from .score_map import pixel_text_scores
 
 TopBlockBuilder = Callable[[dict[str, ShapeSpec]], nn.Module]
 
@@ -35,6 +35,7 @@ class LanguageGuidedFPN(Backbone):
         level: str = "res5",
         tau: float = 0.07,
         concat_logits: bool = True,
+        kernels: bool = True,
     ):
         """
         Args:
@@ -45,6 +46,7 @@ class LanguageGuidedFPN(Backbone):
             level: the feature that the score map joins.
             tau: temperature.
             concat_logits: concatenate s / tau (detection, as released) or s (segmentation, as released).
+            kernels: compute the score map by a kernel where there is one; False: by its definition.
 
         Raises:
             ValueError: ``level`` is not a feature of the dense embedding's stride.
@@ -62,6 +64,7 @@ class LanguageGuidedFPN(Backbone):
         self.level = level
         self.tau = tau
         self.concat_logits = concat_logits
+        self.kernels = kernels
         self.score_map_stride = visual.embedding_stride
         channels = shapes[level].channels + len(language.class_names)
         shapes[level] = ShapeSpec(channels=channels, stride=shapes[level].stride)
@@ -88,8 +91,9 @@ class LanguageGuidedFPN(Backbone):
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
-        scores = pixel_text_scores(dense, self.language(features["global_embedding"], dense))
-        guide = scores / self.tau if self.concat_logits else scores
+        text = self.language(features["global_embedding"], dense)
+        scores, logits = pixel_text_scores(dense, text, self.tau, self.kernels)
+        guide = logits if self.concat_logits else scores
         guided = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
         return {**self.fpn(guided), "score_map": scores}
 
@@ -138,6 +142,7 @@ def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
         level=score_map.LEVEL,
         tau=score_map.TAU,
         concat_logits=score_map.CONCAT_LOGITS,
+        kernels=cfg.MODEL.DENSECLIP.KERNELS,
     )
 
 

@@ -1,4 +1,16 @@
-from .pixel_text_bce import pixel_text_bce, pixel_text_bce_definition
-from .regions import dense_target
+"""What is worth computing in another way than its definition: each by one function that chooses."""
 
-__all__ = ["dense_target", "pixel_text_bce", "pixel_text_bce_definition"]
+from .bce import pixel_text_bce, pixel_text_bce_definition
+from .regions import dense_target
+from .registry import KERNELS, Kernel
+from .score_map import pixel_text_scores, pixel_text_scores_definition
+
+__all__ = [
+    "KERNELS",
+    "Kernel",
+    "dense_target",
+    "pixel_text_bce",
+    "pixel_text_bce_definition",
+    "pixel_text_scores",
+    "pixel_text_scores_definition",
+]

@@ -59,7 +59,7 @@ def pixel_text_bce_op(
     The loss and its gradient share all that is dear, so that one pass makes both, and the backward pass only
     scales.
     """
-    from .pixel_text_bce_cpu import pixel_text_bce_in_blocks
+    from .bce_blocks import pixel_text_bce_in_blocks
 
     return pixel_text_bce_in_blocks(scores, shapes, image, label, factor, tau)
 
@@ -68,7 +68,7 @@ def pixel_text_bce_op(
 def _(
     scores: Tensor, shapes: Tensor, image: Tensor, label: Tensor, factor: int, tau: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from .pixel_text_bce_triton import pixel_text_bce_triton  # Triton is not everywhere
+    from .bce_triton import pixel_text_bce_triton  # Triton is not everywhere
 
     return pixel_text_bce_triton(scores, shapes, image, label, factor, tau)
 

@@ -19,7 +19,7 @@ def pixel_text_bce_in_blocks(
     repeated outwards) are a block: one matrix interpolates the pixels of any block. Blocks that no shape
     touches are left out. Since the loss is a sum, each part gives its gradient at once, and nothing is kept.
 
-    Args, Returns: see :func:`~denseclip_d2.kernels.pixel_text_bce.pixel_text_bce_op`.
+    Args, Returns: see :func:`~denseclip_d2.kernels.bce.pixel_text_bce_op`.
     """
     batch, num_classes, height, width = scores.shape
     size = (factor * height, factor * width)

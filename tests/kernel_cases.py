@@ -1,0 +1,57 @@
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from denseclip_d2.kernels import pixel_text_bce, pixel_text_bce_definition
+
+CASES = {  # (B, K, h, w), factor, boxes an image, greatest side of a box in pixels of the enlarged map
+    "random": ((2, 5, 6, 9), 8, (4, 7), 40),
+    "odd": ((3, 3, 5, 7), 8, (1, 2, 3), 25),
+    "one class": ((2, 1, 4, 4), 8, (3, 2), 20),
+    "stride 16": ((2, 4, 6, 5), 4, (5, 1), 12),
+    "stride 4": ((1, 3, 7, 10), 1, (8,), 7),
+    "odd factor": ((2, 2, 4, 5), 3, (3, 2), 8),
+    "an image without boxes": ((3, 4, 4, 6), 8, (0, 5, 0), 30),
+    "no boxes": ((2, 4, 3, 3), 8, (0, 0), 1),
+    "boxes under a pixel": ((2, 4, 3, 3), 8, (3, 3), 0),
+    "one cell": ((1, 2, 1, 1), 8, (3,), 8),
+    "everything": ((1, 2, 4, 3), 8, (30,), 32),
+}
+TAU = 0.07
+
+
+def random_case(name: str, seed: int = 0, masks: bool = False, dtype=torch.float32, device="cpu"):
+    """Scores and the other arguments of ``pixel_text_bce``."""
+    (batch, classes, height, width), factor, counts, longest = CASES[name]
+    generator = torch.Generator().manual_seed(seed)
+    scores = (2 * torch.rand(batch, classes, height, width, generator=generator) - 1).to(dtype)
+    count = sum(counts)
+    size = torch.tensor([factor * width, factor * height])
+    corner = (torch.rand(count, 2, generator=generator) * size).long()
+    side = torch.randint(0, longest + 1, (count, 2), generator=generator)
+    boxes = torch.cat([corner, torch.minimum(corner + side, size - 1)], dim=1)
+    if masks:
+        boxes = torch.rand(count, factor * height, factor * width, generator=generator) < 0.02
+    image = torch.arange(batch).repeat_interleave(torch.tensor(counts))
+    label = torch.randint(0, classes, (count,), generator=generator)
+    scores, boxes, image, label = (x.to(device) for x in (scores, boxes, image, label))
+    return scores, (boxes, image, label, factor, TAU)
+
+
+def loss_and_gradient(function, scores, arguments):
+    scores = scores.detach().requires_grad_()
+    total, count = function(scores, *arguments)
+    (3 * total).backward()
+    return total.detach(), count, scores.grad
+
+
+def assert_equals_the_definition(scores, arguments, grad_rtol=1e-4) -> Tensor:
+    """Of the loss and its gradient, in float32 to 1e-5 and 1e-4. Returns: the number of the loss's terms."""
+    total, count, grad = loss_and_gradient(pixel_text_bce, scores, arguments)
+    expected, expected_count, expected_grad = loss_and_gradient(pixel_text_bce_definition, scores, arguments)
+    assert total.dtype == torch.float32
+    assert count == expected_count
+    assert_close(total, expected, rtol=1e-5, atol=1e-5)
+    assert grad.dtype == scores.dtype
+    assert_close(grad, expected_grad, rtol=grad_rtol, atol=grad_rtol * float(expected_grad.abs().max()))
+    return count
