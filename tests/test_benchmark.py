@@ -9,6 +9,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 from denseclip_d2.benchmark.detectors import Contender, class_names, contending_configs, random_input
 from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
 from denseclip_d2.engine import load_config
+from denseclip_d2.kernels import KERNELS
 from denseclip_d2.language.prompts import check_class_names
 from denseclip_d2.meta_arch import CLIPRetinaNet, DenseCLIPMaskRCNN, DenseCLIPRetinaNet
 
@@ -35,7 +36,9 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
     rows = {(row["section"], row["case"], row["name"]): row for row in report["rows"]}
     cases = ["64 x 96, K = 5", "64 x 96, K = 7", "96 x 128, K = 5"]
     expected = {
-        ("kernels", f"pixel-text loss, {case}", name) for case in cases for name in ("definition", "kernel")
+        (f"{kernel.name}, {direction}", case, name)
+        for kernel in KERNELS for direction in ("forward", "forward and backward") for case in cases
+        for name in ("definition", "kernel")
     } | {
         (section, case, name)
         for section in ("inference", "training") for case in cases

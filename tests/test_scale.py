@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
+from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from denseclip_d2.data import shapes
 from denseclip_d2.data.mapper import DatasetMapper
 from denseclip_d2.engine import Trainer, load_config, run
+from denseclip_d2.visual import CLIPResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml")
@@ -231,3 +235,24 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
     two, one = detections
     assert one
     assert two == one
+
+
+def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(monkeypatch):
+    """By a backend that compiles nothing, and takes no time; the second size is compiled for any size."""
+    counter = CompileCounter()
+    monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend=counter))
+    opts = ["MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES, "MODEL.DEVICE", "cpu"]
+    model = Trainer.build_model(load_config(CONFIG, opts)).eval()
+    compiled = Trainer.build_model(load_config(CONFIG, [*opts, "MODEL.COMPILE", True])).eval()
+    compiled.load_state_dict(model.state_dict(), strict=True)
+    with torch.no_grad():
+        for size in ((64, 96), (96, 64), (96, 128), (160, 96)):
+            images = torch.rand(1, 3, *size)
+            assert_close(compiled.backbone(images), model.backbone(images))
+    assert counter.frame_count == 2
+
+
+def test_compiling_and_checkpointing_are_refused_together():
+    opts = ["MODEL.COMPILE", True, "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", True]
+    with pytest.raises(ValueError, match="do not go together"):
+        Trainer.build_model(load_config(CONFIG, [*opts, "MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES]))

@@ -84,10 +84,10 @@ def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.devi
         step()
     for i in range(repeats):
         for name in list(contenders)[:: -1 if i % 2 else 1]:
-            synchronize(device)
+            _synchronize(device)
             start = perf_counter()
             contenders[name]()
-            synchronize(device)
+            _synchronize(device)
             seconds[name].append(perf_counter() - start)
     return seconds
 
@@ -99,11 +99,11 @@ def peak_memory(step: Step, device: torch.device) -> int:
     back; what libraries take for themselves, without PyTorch's allocator, is not in it.
     """
     if device.type == "cuda":
-        synchronize(device)
+        _synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
-        synchronize(device)
+        _synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
@@ -115,10 +115,16 @@ def peak_memory(step: Step, device: torch.device) -> int:
     return peak
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for what was started on a device."""
+def bandwidth(device: torch.device, size: int = 1 << 28) -> float:
+    """Bytes a second that a copy of ``size`` bytes reads and writes: the best of five."""
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / min(interleaved({"copy": lambda: target.copy_(source)}, 5, device)["copy"])
+
+
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda._synchronize(device)
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -4,16 +4,17 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from detectron2.config import CfgNode
 
 from ..clip_models import get_clip_architecture
+from ..kernels import KERNELS
 from ..language.prompts import tokenize_names
 from ..language.text_encoder import CLIPTextEncoder
 from .detectors import Contender, class_names, contending_configs
-from .kernels import bandwidth, kernel_cases
-from .measure import Row, compare
+from .measure import Row, bandwidth, compare
 
 CONTENDERS = ("CLIP", "DenseCLIP", "Detectron2")
 
@@ -103,19 +104,33 @@ def training(settings: Settings) -> Iterator[list[Row]]:
 
 
 def kernels(settings: Settings) -> Iterator[list[Row]]:
-    """Kernels, forward and backward, against their definitions and the least that memory allows."""
-    speed = bandwidth(settings.device)
-    for number, size in settings.cases():
-        for case in kernel_cases(settings.batch, number, size, settings.device):
-            steps = {"definition": case.definition, "kernel": case.kernel}
+    """Kernels against their definitions, and the least time that the memory's bandwidth allows."""
+    device, speed = settings.device, bandwidth(settings.device)
+    for (number, size), kernel in product(settings.cases(), KERNELS):
+        inputs = kernel.make_inputs(settings.batch, number, size, device)
+        learnt = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
+
+        def forward(function: Callable, inputs=inputs) -> None:
+            with torch.no_grad():
+                function(*inputs)
+
+        def both(function: Callable, inputs=inputs, learnt=learnt) -> None:
+            outputs = [x for x in function(*inputs) if x.requires_grad]
+            torch.autograd.grad(outputs, learnt, [torch.ones_like(x) for x in outputs])
+
+        functions = {"definition": kernel.definition, "kernel": kernel.function}
+        for direction, step, least in (
+            ("forward", forward, kernel.forward_bytes(*inputs)),
+            ("forward and backward", both, kernel.backward_bytes(*inputs)),
+        ):
             yield compare(
-                "kernels",
-                f"{case.name}, {size[0]} x {size[1]}, K = {number}",
-                steps,
+                f"{kernel.name}, {direction}",
+                f"{size[0]} x {size[1]}, K = {number}",
+                {name: partial(step, function) for name, function in functions.items()},
                 settings.repeats,
-                settings.device,
-                held=dict.fromkeys(steps, lambda: 0),
-                notes={"kernel": f"{1e3 * case.floor_bytes / speed:.3g} ms by bandwidth"},
+                device,
+                held=dict.fromkeys(functions, lambda: 0),
+                notes={"kernel": f"{1e3 * least / speed:.3g} ms by bandwidth"},
             )
 
 

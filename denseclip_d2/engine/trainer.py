@@ -110,6 +110,11 @@ class Trainer(DefaultTrainer):
             logger.warning("%s.", lost)
         model = super().build_model(with_fitting_norms(cfg))
         if cfg.MODEL.COMPILE:
+            if cfg.MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING:
+                raise ValueError(
+                    "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
+                    "torch.compile decides by itself what to compute again. Set one of them to False."
+                )
             for module in model.modules():
                 if isinstance(module, CLIPResNet):
                     module.compile()  # in place: weights keep their names

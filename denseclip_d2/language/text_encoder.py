@@ -12,8 +12,8 @@ from .packing import PackedPrompts, pack_prompts
 PACK_TOKENS = 256
 """Tokens encoded as one sequence: enough to fill a processor, few enough for attention to cost little."""
 
-STORED_PACKS = 4
-"""Of more sequences, activations are not stored (at CLIP's width, 88 MB each) but computed again."""
+STORED_PACKS = 5
+"""Sequences whose activations are stored, at CLIP's width 88 MB each; those of others are computed again."""
 
 
 class CLIPTextEncoder(TextTransformer):
@@ -57,10 +57,10 @@ class CLIPTextEncoder(TextTransformer):
         """
         num_contexts = 0 if contexts is None else contexts.shape[1]
         packs = self._packs(lambda: pack_prompts(ids, num_contexts, PACK_TOKENS), [ids], num_contexts)
-        encode = self._encode
-        if len(packs) > STORED_PACKS:
-            encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([encode(pack, contexts) for pack in packs], dim=1)
+        again = partial(checkpoint, self._encode, use_reentrant=False, preserve_rng_state=False)
+        embeddings = [self._encode(pack, contexts) for pack in packs[:STORED_PACKS]]
+        embeddings += [again(pack, contexts) for pack in packs[STORED_PACKS:]]
+        return torch.cat(embeddings, dim=1)
 
     def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
         x = self.token_embedding(pack.ids.clamp(min=0))[None]  # (1, T, D)
