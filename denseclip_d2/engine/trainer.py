@@ -18,7 +18,7 @@ from ..data.mapper import build_mapper
 from ..data.semantic import is_semantic, read_labels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
-from ..visual import CLIPResNet
+from ..visual import VisualEncoder
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
@@ -116,7 +116,7 @@ class Trainer(DefaultTrainer):
                     "torch.compile decides by itself what to compute again. Set one of them to False."
                 )
             for module in model.modules():
-                if isinstance(module, CLIPResNet):
+                if isinstance(module, VisualEncoder):
                     module.compile()  # in place: weights keep their names
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
