@@ -1,5 +1,16 @@
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation that OpenAI trained CLIP with.
+
+    Written as SiLU, which stores its input alone for the backward pass, where a product stores two tensors.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, kept."""
+        return F.silu(1.702 * x) / 1.702
 
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

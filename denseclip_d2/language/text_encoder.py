@@ -1,19 +1,20 @@
 from functools import partial
 
 import torch
-from open_clip.transformer import QuickGELU, TextTransformer
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture
+from ..layers import QuickGELU
 from .memo import TensorMemo
 from .packing import PackedPrompts, pack_prompts
 
 PACK_TOKENS = 256
 """Tokens encoded as one sequence: enough to fill a processor, few enough for attention to cost little."""
 
-STORED_PACKS = 5
-"""Sequences whose activations are stored, at CLIP's width 88 MB each; those of others are computed again."""
+STORED_PACKS = 8
+"""Sequences whose activations are stored, at CLIP's width 63 MB each; those of others are computed again."""
 
 
 class CLIPTextEncoder(TextTransformer):

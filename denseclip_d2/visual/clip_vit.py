@@ -7,13 +7,13 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.model import CLIPVisionCfg
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ..clip_models import get_clip_architecture
-from ..layers import multi_head_attention
+from ..layers import QuickGELU, multi_head_attention
 from .attention_pool import check_position, fit_positions
 from .pixels import warn_of_other_pixels
 
