@@ -19,8 +19,8 @@ from denseclip_d2.language.text_encoder import PACK_TOKENS
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.DEVICE", "cpu"]
 
-# Parameters (M) and FLOPs (G, recounted by today's fvcore) at 1280x800 (COCO) and 1024x1024 (ADE20K), from
-# the paper and METHOD.md.
+# Parameters (M) and FLOPs (G) at 1280x800 (COCO) and 1024x1024 (ADE20K) of the released models, as today's
+# fvcore counts them.
 MODELS = {
     "COCO-Detection/clip_retinanet_RN50_FPN_1x": (37.99, 265.17),
     "COCO-Detection/denseclip_retinanet_RN50_FPN_1x": (60.45, 285.18),

@@ -56,6 +56,19 @@ def test_the_zoos_models_find_shapes(small_shapes, name):
     assert found / total > 0.6
 
 
+def test_the_zoos_segmentor_labels_shapes(small_shapes):
+    """In pictures that it has not seen, most pixels of most classes."""
+    predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
+    right, there = torch.zeros(19), torch.zeros(19)
+    for path in sorted(small_shapes[0].glob("val/*.png")):
+        labels = torch.from_numpy(np.array(Image.open(small_shapes[0] / "labels" / "val" / path.name))).long()
+        found = predictor(path)["sem_seg"].argmax(0)
+        there += torch.bincount(labels.flatten(), minlength=19)
+        right += torch.bincount(labels[labels == found], minlength=19)
+    assert right.sum() / there.sum() > 0.9
+    assert (right / there)[there > 0].mean() > 0.6
+
+
 def test_files_pil_images_and_arrays_give_the_same(small_shapes):
     predictor = Predictor.from_zoo(NAME)
     path = next(small_shapes[0].glob("val/*.png"))
