@@ -1,14 +1,14 @@
 """CLIP's own weights: where they belong in a model, and which GELU they were trained with."""
 
 from math import isqrt
+from types import UnionType
 
 from torch import Tensor, nn
 
 from ..language.text_encoder import CLIPTextEncoder
-from ..visual import CLIPResNet, CLIPViT
+from ..visual import CLIPViT, VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
 
-VISUAL_ENCODERS = (CLIPResNet, CLIPViT)
 # Of a CLIP model, but of no use to dense prediction.
 _OPENAI_ONLY = {"input_resolution", "context_length", "vocab_size"}
 _CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask"}
@@ -26,15 +26,15 @@ def is_openai_clip(weights: dict[str, Tensor]) -> bool:
     return is_clip(weights) and weights.keys() >= _OPENAI_ONLY
 
 
-def prefix_of(model: nn.Module, kinds: type | tuple[type, ...]) -> str | None:
-    """Where a model keeps its (first) module of some kind: the beginning of its parameters' names."""
-    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+def prefix_of(model: nn.Module, kind: type | UnionType) -> str | None:
+    """Where a model keeps its (first) module of a kind: the beginning of its parameters' names."""
+    names = [name for name, module in model.named_modules() if isinstance(module, kind)]
     return (f"{names[0]}." if names[0] else "") if names else None
 
 
 def names_in_clip(model: nn.Module) -> list[str]:
     """The model's tensors that CLIP's weights have: those of its encoders, less a ViT's pyramid."""
-    visual, text = prefix_of(model, VISUAL_ENCODERS), prefix_of(model, CLIPTextEncoder)
+    visual, text = prefix_of(model, VisualEncoder), prefix_of(model, CLIPTextEncoder)
     encoders = tuple(prefix for prefix in (visual, text) if prefix is not None)
     pyramid = tuple(f"{visual}{level}." for level in CLIPViT.levels.values())
     return [n for n in model.state_dict() if n.startswith(encoders) and not n.startswith(pyramid)]
@@ -42,7 +42,7 @@ def names_in_clip(model: nn.Module) -> list[str]:
 
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """CLIP's weights under the names they have in ``model``, less what it has no use for."""
-    visual, text = prefix_of(model, VISUAL_ENCODERS), prefix_of(model, CLIPTextEncoder)
+    visual, text = prefix_of(model, VisualEncoder), prefix_of(model, CLIPTextEncoder)
     renamed = {}
     for name, tensor in weights.items():
         prefix = visual if name.startswith("visual.") else text
@@ -57,7 +57,7 @@ def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, 
 
     Returns: what was done, by name.
     """
-    prefix = prefix_of(model, VISUAL_ENCODERS)
+    prefix = prefix_of(model, VisualEncoder)
     if prefix is None:
         return {}
     visual = model.get_submodule(prefix.removesuffix("."))
