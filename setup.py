@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = next(
     line.split('"')[1]
-    for line in (root / "denseclip_d2/__init__.py").read_text().splitlines()
+    for line in (root / "denseclip_d2/version.py").read_text().splitlines()
     if line.startswith("__version__")
 )
 

@@ -17,6 +17,6 @@ except ImportError as error:
 from . import checkpoint, data, guidance, meta_arch, visual  # noqa: F401  (imported for what they register)
 from .config import add_denseclip_config
 from .engine import Predictor
+from .version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["Predictor", "add_denseclip_config"]
+__all__ = ["Predictor", "__version__", "add_denseclip_config"]

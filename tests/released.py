@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 

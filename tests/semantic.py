@@ -1,7 +1,7 @@
 """Configs and datasets of the tests of semantic segmentation's data."""
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.engine import load_config
 
 # The recipe's augmentations, at a quarter of its sizes.
 RECIPE = (

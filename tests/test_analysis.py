@@ -11,8 +11,8 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
 from denseclip_d2.analysis import activation_analysis, analyze, flop_analysis
+from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.engine import load_config
 from denseclip_d2.language.packing import pack_prompts
 from denseclip_d2.language.text_encoder import PACK_TOKENS
 

@@ -10,9 +10,10 @@ from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
 from semantic import RECIPE, load, semantic_config
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data.mapper import SemanticMapper, build_mapper
 from denseclip_d2.data.transforms import RandomScaleShortestEdge
-from denseclip_d2.engine import Trainer, load_config
+from denseclip_d2.engine import Trainer
 from denseclip_d2.random_state import seeded_random
 
 

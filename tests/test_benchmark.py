@@ -8,7 +8,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 
 from denseclip_d2.benchmark.detectors import Contender, class_names, contending_configs, random_input
 from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.kernels import KERNELS
 from denseclip_d2.language.prompts import check_class_names
 from denseclip_d2.meta_arch import CLIPRetinaNet, DenseCLIPMaskRCNN, DenseCLIPRetinaNet

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, resolve_openclip_path
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.visual.attention_pool import resize_positional_embedding
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"

@@ -3,11 +3,11 @@ import json
 import pytest
 from PIL import Image
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import DatasetMapper
 from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.engine import load_config
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 

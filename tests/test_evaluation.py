@@ -14,8 +14,9 @@ from pycocotools.coco import COCO
 from torch import nn
 from torch.testing import assert_close
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.engine import RetinaNetWithTTA, Trainer, load_config, with_tta
+from denseclip_d2.engine import RetinaNetWithTTA, Trainer, with_tta
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"

@@ -12,9 +12,10 @@ from test_checkpoint import CONFIG, tiny_model
 from test_engine import ROOT, run_tool
 
 from denseclip_d2 import Predictor, __version__
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer, read_header
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.checkpoint.exported import sha256
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
+from denseclip_d2.config.header import read_header
 from denseclip_d2.model_zoo.zoo import zoo_index
 
 # Everything that has a say in the outputs but no tensor.

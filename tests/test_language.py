@@ -5,8 +5,9 @@ import torch
 from detectron2.modeling import build_model
 from torch.testing import assert_close
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.engine import Trainer, load_config
+from denseclip_d2.engine import Trainer
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.context_decoder import ContextDecoder
 from denseclip_d2.language.prompts import check_class_names, tokenize_names

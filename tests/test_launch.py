@@ -11,9 +11,10 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
-from denseclip_d2.engine import Trainer, load_config, run
+from denseclip_d2.builder import with_fitting_norms
+from denseclip_d2.config import load_config
+from denseclip_d2.engine import Trainer, run
 from denseclip_d2.engine.precision import MixedPrecisionTrainer
-from denseclip_d2.engine.scale import with_fitting_norms
 from denseclip_d2.engine.summary import departures_from
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/Shapes/denseclip_retinanet_tiny.yaml")

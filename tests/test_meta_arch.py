@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from released import released_retinanet
 from torch.testing import assert_close
 
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.guidance import box_targets, mask_targets
 
 RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"

@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
 from denseclip_d2 import Predictor, model_zoo
+from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.engine import load_config
 from denseclip_d2.model_zoo import zoo
 from denseclip_d2.model_zoo.zoo import ZooEntry, local_file, zoo_index
 

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export, released
 from denseclip_d2.checkpoint.clip import resize_positions
 from denseclip_d2.checkpoint.report import LoadReport
+from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
-from denseclip_d2.engine import load_config
 from denseclip_d2.language.prompts import tokenize_names
 
 CONFIGS = {

@@ -13,11 +13,11 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from semantic import RECIPE, load, semantic_config
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names, register_semantic_folder
 from denseclip_d2.data.checks import check_classes
 from denseclip_d2.data.mapper import build_mapper
 from denseclip_d2.data.semantic import read_labels
-from denseclip_d2.engine import load_config
 from denseclip_d2.language.prompts import check_class_names, tokenize_names
 
 

@@ -11,9 +11,10 @@ from released import released_semantic_fpn
 from test_engine import final_metrics, run_tool
 from torch.testing import assert_close
 
+from denseclip_d2.config import load_config
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.data.shapes import CLASS_NAMES, SEMANTIC_CLASS_NAMES
-from denseclip_d2.engine import Predictor, Trainer, load_config, with_tta
+from denseclip_d2.engine import Predictor, Trainer, with_tta
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
 
 DENSECLIP = "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"

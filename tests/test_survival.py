@@ -15,8 +15,9 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.env import seed_all_rng
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
+from denseclip_d2.config import load_config
 from denseclip_d2.data.train_loader import TrainLoader
-from denseclip_d2.engine import Trainer, load_config
+from denseclip_d2.engine import Trainer
 from denseclip_d2.guidance import pixel_text_loss
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"

@@ -4,7 +4,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.testing import assert_close
 
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.visual import CLIPResNet, build_clip_resnet_backbone
 from denseclip_d2.visual.attention_pool import DenseAttentionPool, resize_positional_embedding
 

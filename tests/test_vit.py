@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.checkpoint.released import our_name
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.engine.optimizer import build_optimizer
 from denseclip_d2.visual import CLIPResNet, CLIPViT, build_clip_vit_backbone, build_visual_encoder
 from denseclip_d2.visual.attention_pool import fit_positions, resize_positional_embedding

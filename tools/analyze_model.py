@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from denseclip_d2.analysis import TASKS, analyze, format_table
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.engine.setup import check_writable
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from denseclip_d2.benchmark import CONTENDERS, SECTIONS, Settings, format_table
-from denseclip_d2.engine import load_config
+from denseclip_d2.config import load_config
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative

@@ -13,14 +13,14 @@ import logging
 import sys
 from pathlib import Path
 
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from denseclip_d2.builder import build_model
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
 from denseclip_d2.checkpoint.exported import check_output
+from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
-from denseclip_d2.engine import load_config
 from denseclip_d2.engine.setup import check_writable
 
 

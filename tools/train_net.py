@@ -16,7 +16,8 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.engine import Trainer, load_config, run, setup, with_tta
+from denseclip_d2.config import load_config
+from denseclip_d2.engine import Trainer, run, setup, with_tta
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,7 +9,8 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..engine import Trainer, build_optimizer
+from ..builder import build_model
+from ..engine import build_optimizer
 from ..engine.precision import PRECISIONS
 
 OBJECTS = 8
@@ -72,7 +73,7 @@ class Contender:
     """A detector with what it needs to be run: its optimiser, and a batch on its device."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
-        self.model = Trainer.build_model(cfg)
+        self.model = build_model(cfg)
         self.model.train(training)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
         self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]

@@ -12,6 +12,7 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from safetensors import safe_open
 from torch import Tensor
 
+from ..config.header import is_safetensors
 from .arrays import NUMPY, PickledArray
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote archives
@@ -54,13 +55,6 @@ def is_torchscript(path: str) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
-def is_safetensors(path: str) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and the header."""
-    with Path(path).open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
 
 
 def _reader(path: str) -> Callable[[str], dict]:

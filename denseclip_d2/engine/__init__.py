@@ -1,7 +1,7 @@
 from .launch import run
 from .optimizer import build_optimizer
 from .predictor import Predictor
-from .setup import load_config, setup
+from .setup import setup
 from .test_time_augmentation import RetinaNetWithTTA, SemanticSegmentorWithTTA, with_tta
 from .trainer import Trainer
 
@@ -11,7 +11,6 @@ __all__ = [
     "SemanticSegmentorWithTTA",
     "Trainer",
     "build_optimizer",
-    "load_config",
     "run",
     "setup",
     "with_tta",

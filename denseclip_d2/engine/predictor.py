@@ -2,19 +2,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.engine import DefaultPredictor
 from PIL import Image, ImageOps
 
 from .. import model_zoo
-from ..checkpoint import DenseCLIPCheckpointer
+from ..builder import build_model_with_weights
+from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
 from ..guidance import LanguageGuidedFPN
 from ..meta_arch.pixel_text import captured_features
-from .setup import load_config
 
 
 class Predictor(DefaultPredictor):
@@ -40,17 +40,13 @@ class Predictor(DefaultPredictor):
         Raises:
             ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
         """
-        without_weights = cfg.clone()
-        without_weights.defrost()
-        without_weights.MODEL.WEIGHTS = ""
-        super().__init__(without_weights)
+        # DefaultPredictor's own would build a model without its norms, layout and strict loading.
         self.cfg = cfg.clone()
-        if cfg.MODEL.CHANNELS_LAST:
-            self.model.to(memory_format=torch.channels_last)
+        self.model = build_model_with_weights(cfg).eval()
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        DenseCLIPCheckpointer(
-            self.model, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
-        ).load(cfg.MODEL.WEIGHTS)
+        self.input_format = cfg.INPUT.FORMAT
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
     def __call__(
         self, image: str | Path | Image.Image | np.ndarray, score_maps_of: Sequence[str] = ()

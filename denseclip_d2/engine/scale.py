@@ -12,29 +12,6 @@ from detectron2.utils import comm
 
 from .precision import MixedPrecisionTrainer
 
-SYNC_BN_ON_CPUS = (
-    "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalises by the images of its own, "
-    "and the checkpoint holds the statistics of the first process"
-)
-
-
-def with_fitting_norms(cfg: CfgNode) -> CfgNode:
-    """SyncBN on several GPUs, BN elsewhere: a config with "SyncBN" replaced, where it must be, at every NORM.
-
-    Weights have the same names and shapes under both, and on one process the outputs are the same too.
-    """
-    if comm.get_world_size() > 1 and not _on_cpu(cfg):
-        return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    _replace_sync_bn(cfg)
-    return cfg
-
-
-def lost_sync_bn(cfg: CfgNode) -> str:
-    """What it means that SyncBN cannot be had across these processes; empty where nothing is lost."""
-    return SYNC_BN_ON_CPUS if comm.get_world_size() > 1 and with_fitting_norms(cfg) != cfg else ""
-
 
 def check_processes(cfg: CfgNode) -> None:
     """See that the model's device is what the processes were started for, and that they can share the batch.
@@ -58,14 +35,6 @@ def check_processes(cfg: CfgNode) -> None:
 
 def _on_cpu(cfg: CfgNode) -> bool:
     return torch.device(cfg.MODEL.DEVICE).type == "cpu"
-
-
-def _replace_sync_bn(node: CfgNode) -> None:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            _replace_sync_bn(value)
-        elif key == "NORM" and value == "SyncBN":
-            node[key] = "BN"
 
 
 @contextmanager

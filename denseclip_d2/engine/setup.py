@@ -1,44 +1,13 @@
 import argparse
-import logging
 import tempfile
 from pathlib import Path
 
-import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint.exported import merge_header_config
-from ..config import add_denseclip_config
-from ..data.semantic import register_semantic_folders
-
-
-def load_config(config_file: str, opts: list[str]) -> CfgNode:
-    """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
-
-    For exported weights in place of a config file, their header is the config, and they are its weights.
-    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are
-    registered.
-
-    Raises:
-        ValueError, FileNotFoundError: one of these cannot be; a file of weights holds no config.
-    """
-    cfg = get_cfg()
-    add_denseclip_config(cfg)
-    try:
-        if config_file.endswith(".safetensors"):
-            merge_header_config(cfg, config_file)
-        else:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(opts)
-    except (AssertionError, KeyError) as error:  # how yacs refuses a key, or a file
-        raise ValueError(error.args[0] if error.args else str(error)) from error
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
-        cfg.MODEL.DEVICE = "cpu"
-    register_semantic_folders(cfg)
-    return cfg
+from ..config import load_config
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

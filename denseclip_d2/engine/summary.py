@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from .scale import lost_sync_bn, with_fitting_norms
+from ..builder import lost_sync_bn, with_fitting_norms
 
 # Keys that change no number of a training's result but by rounding.
 _NEUTRAL = (

@@ -12,18 +12,18 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvalua
 from detectron2.utils import comm
 from torch import nn
 
+from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
 from ..data.semantic import is_semantic, read_labels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
-from ..visual import VisualEncoder
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
 from .precision import check_precision
-from .scale import check_processes, fitting_trainer_parts, lost_sync_bn, with_fitting_norms
+from .scale import check_processes, fitting_trainer_parts
 from .summary import count_images, summarize_run
 from .test_time_augmentation import with_tta
 
@@ -106,19 +106,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        if lost := lost_sync_bn(cfg):
-            logger.warning("%s.", lost)
-        model = super().build_model(with_fitting_norms(cfg))
-        if cfg.MODEL.COMPILE:
-            if cfg.MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING:
-                raise ValueError(
-                    "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
-                    "torch.compile decides by itself what to compute again. Set one of them to False."
-                )
-            for module in model.modules():
-                if isinstance(module, VisualEncoder):
-                    module.compile()  # in place: weights keep their names
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module):

@@ -2,15 +2,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from torch import nn
 
-from ..checkpoint import DenseCLIPCheckpointer
-from ..engine.setup import load_config
+from ..builder import build_model_with_weights
+from ..config import load_config
 from .download import cache_dir, download, verify
 
 PREFIX = "denseclip://"
@@ -96,11 +94,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     cfg = get_config(name, trained)
     if device is not None:
         cfg.MODEL.DEVICE = device
-    model = build_model(cfg)
-    if cfg.MODEL.CHANNELS_LAST:
-        model = model.to(memory_format=torch.channels_last)
-    DenseCLIPCheckpointer(model, fresh_start=not trained).load(cfg.MODEL.WEIGHTS)
-    return model
+    return build_model_with_weights(cfg, fresh_start=not trained)
 
 
 def local_file(name: str) -> Path:

@@ -1,0 +1,88 @@
+"""A config's model, made ready to run on the device and the processes at hand."""
+
+import logging
+
+import torch
+from detectron2 import modeling
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from .checkpoint import DenseCLIPCheckpointer
+from .visual import VisualEncoder
+
+logger = logging.getLogger(__name__)
+
+SYNC_BN_ON_CPUS = (
+    "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalises by the images of its own, "
+    "and the checkpoint holds the statistics of the first process"
+)
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Detectron2's ``build_model``, with norms that fit, ``MODEL.COMPILE`` and ``MODEL.CHANNELS_LAST``.
+
+    Returns: the model in training mode, with random weights.
+    Raises:
+        ValueError: ``MODEL.COMPILE`` together with checkpointed activations.
+    """
+    if lost := lost_sync_bn(cfg):
+        logger.warning("%s.", lost)
+    model = modeling.build_model(with_fitting_norms(cfg))
+    if cfg.MODEL.COMPILE:
+        _compile_visual_encoder(cfg, model)
+    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+
+def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.Module:
+    """:func:`build_model`, and ``MODEL.WEIGHTS`` loaded.
+
+    Args:
+        fresh_start: what training begins from is enough, CLIP's weights say; False: every tensor is needed.
+
+    Raises:
+        ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
+    """
+    model = build_model(cfg)
+    checkpointer = DenseCLIPCheckpointer(
+        model, fresh_start=fresh_start, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+    )
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def with_fitting_norms(cfg: CfgNode) -> CfgNode:
+    """SyncBN on several GPUs, BN elsewhere: a config with "SyncBN" replaced, where it must be, at every NORM.
+
+    Weights have the same names and shapes under both, and on one process the outputs are the same too.
+    """
+    if comm.get_world_size() > 1 and torch.device(cfg.MODEL.DEVICE).type != "cpu":
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    _replace_sync_bn(cfg)
+    return cfg
+
+
+def lost_sync_bn(cfg: CfgNode) -> str:
+    """What it means that SyncBN cannot be had across these processes; empty where nothing is lost."""
+    return SYNC_BN_ON_CPUS if comm.get_world_size() > 1 and with_fitting_norms(cfg) != cfg else ""
+
+
+def _replace_sync_bn(node: CfgNode) -> None:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _replace_sync_bn(value)
+        elif key == "NORM" and value == "SyncBN":
+            node[key] = "BN"
+
+
+def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:
+    if cfg.MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING:
+        raise ValueError(
+            "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
+            "torch.compile decides by itself what to compute again. Set one of them to False."
+        )
+    for module in model.modules():
+        if isinstance(module, VisualEncoder):
+            module.compile()  # in place: weights keep their names

@@ -1,0 +1,81 @@
+"""The header of exported weights, which says what model they are of: its config, among other things."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from safetensors import SafetensorError, safe_open
+
+from ..version import __version__
+from .defaults import add_denseclip_config
+
+
+def is_safetensors(path: str) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and the header."""
+    with Path(path).open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{"
+
+
+def read_header(path: str) -> dict[str, str]:
+    """The header of exported weights; empty for any other file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not Path(path).is_file() or not is_safetensors(path):
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path!r} is damaged: {error}.") from error
+    return header if "denseclip_d2_version" in header else {}
+
+
+def merge_header_config(cfg: CfgNode, path: str) -> None:
+    """Merge the config in the header of exported weights into ``cfg``, and set ``MODEL.WEIGHTS`` to the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or has no such header, or its config is not one of this version's.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path!r}: there is no such file.")
+    header = read_header(path)
+    if not header:
+        raise ValueError(
+            f"{path!r} says nothing about its config: it was not written by tools/convert_checkpoint.py. "
+            "Give a config file, and the weights as MODEL.WEIGHTS."
+        )
+    local = _local(cfg)
+    try:
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(header["config"])))
+    except Exception as error:  # yaml and yacs raise anything of what was not written here
+        raise ValueError(
+            f"{path!r} was written by denseclip_d2 {header['denseclip_d2_version']}, and its config is not "
+            f"one that this version, {__version__}, can take: {error}."
+        ) from error
+    cfg.merge_from_list([*local, "MODEL.WEIGHTS", path])
+
+
+def portable(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
+    """A config as a header has it: with the names of its classes, and nothing of this machine."""
+    defaults = get_cfg()
+    add_denseclip_config(defaults)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([*_local(defaults), "MODEL.WEIGHTS", ""])
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = tuple(class_names)
+    return cfg
+
+
+def _local(cfg: CfgNode) -> list:
+    """The keys, each with its value, that are a machine's or a person's and not the model's."""
+    return [
+        "MODEL.DEVICE", cfg.MODEL.DEVICE,
+        "MODEL.ALLOW_PARTIAL_WEIGHTS", cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+        "DATASETS.SEMANTIC_FOLDERS", cfg.DATASETS.SEMANTIC_FOLDERS,
+        "OUTPUT_DIR", cfg.OUTPUT_DIR,
+    ]  # fmt: skip

@@ -1,0 +1,51 @@
+"""The package's rooms, and who knows whom; CONTRIBUTING.md draws them."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "denseclip_d2"
+
+
+def room_of(path: Path) -> str:
+    """The folder of the package that a file is in, or its own name for one that is in none."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it, as paths below the package."""
+    imported = set()
+    package = ["denseclip_d2", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            imported |= {f"{module}.{alias.name}" for alias in node.names}
+    own = (name.split(".")[1] for name in imported if name.startswith("denseclip_d2."))
+    return {name for name in own if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+
+
+def test_the_rooms_of_the_package_know_one_another_in_one_direction():
+    rooms: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path != PACKAGE / "__init__.py":
+            rooms.setdefault(room_of(path), set()).update(imports_of(path) - {room_of(path)})
+    assert rooms["engine"] >= {"checkpoint", "data", "model_zoo"}  # imports are found
+    assert len([*TopologicalSorter(rooms).static_order()]) == len(rooms)  # raises CycleError, naming them
+
+
+def test_the_package_asks_its_own_front_door_for_nothing():
+    """What a room needs of ``denseclip_d2/__init__.py`` would be there only after all rooms are."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is None and path.parent != PACKAGE:
+                names = {alias.name for alias in node.names}
+                parent = path.parents[node.level - 1]
+                assert all((parent / n).is_dir() or (parent / f"{n}.py").is_file() for n in names), path
+
+
+def test_one_place_makes_models_ready_to_run():
+    makers = [p for p in PACKAGE.rglob("*.py") if "channels_last" in p.read_text()]
+    assert [p.name for p in makers] == ["builder.py"]
