@@ -8,29 +8,18 @@ tools/demo.py --zoo Shapes/denseclip_retinanet_tiny.yaml --dataset shapes_val --
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from detectron2.data.detection_utils import read_image
-from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
 from denseclip_d2 import model_zoo
-from denseclip_d2.data import get_class_names
+from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.engine import Predictor, load_config
+from denseclip_d2.engine import Predictor
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.visualization import (
-    draw_detections,
-    draw_ground_truth,
-    draw_label_map,
-    draw_legend,
-    draw_score_map,
-    grid,
-)
+from denseclip_d2.visualization import grid, image_panels
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,51 +45,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def panels(predictor: Predictor, record: dict, names: list[str], threshold: float) -> dict[str, np.ndarray]:
-    """The pictures of one image, by title."""
-    image, class_names = read_image(record["file_name"], "RGB"), get_class_names(predictor.cfg)
-    truth = np.asarray(Image.open(record["sem_seg_file_name"])) if "sem_seg_file_name" in record else None
-    if not names and predictor.has_score_map:
-        names = [class_names[c] for c in classes_in(record, truth, len(class_names))[:3]]
-    predictions = predictor(image[:, :, ::-1], names)
-    if "instances" in predictions:
-        row = detection_panels(image, record, predictions["instances"], class_names, threshold)
-    else:
-        row = segmentation_panels(image, truth, predictions["sem_seg"].argmax(0).cpu().numpy(), class_names)
-    for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
-        row[f"score map: {name}"] = draw_score_map(image, scores.cpu().numpy(), predictor.model.backbone.tau)
-    return row
-
-
-def classes_in(record: dict, truth: np.ndarray | None, num_classes: int) -> list[int]:
-    """Ids of the classes in an image's ground truth: of a label map, the largest first."""
-    if truth is None:
-        return list(dict.fromkeys(a["category_id"] for a in record.get("annotations", [])))
-    areas = np.bincount(truth[truth < num_classes], minlength=num_classes)
-    return [c for c in areas.argsort()[::-1].tolist() if areas[c]]
-
-
-def detection_panels(
-    image: np.ndarray, record: dict, instances: Instances, class_names: Sequence[str], threshold: float
-) -> dict[str, np.ndarray]:
-    row = {}
-    if "annotations" in record:
-        with_masks = instances.has("pred_masks")
-        row["ground truth"] = draw_ground_truth(image, record, class_names, with_masks=with_masks)
-    row["detections"] = draw_detections(image, instances, class_names, threshold)
-    return row
-
-
-def segmentation_panels(
-    image: np.ndarray, truth: np.ndarray | None, labels: np.ndarray, class_names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    maps = {"segmentation": labels} if truth is None else {"ground truth": truth, "segmentation": labels}
-    row = {title: draw_label_map(image, map_, len(class_names)) for title, map_ in maps.items()}
-    present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
-    row["classes"] = draw_legend(present[present < len(class_names)].tolist(), class_names)
-    return row
-
-
 def main(args: argparse.Namespace) -> None:
     setup_logger()
     if args.zoo:
@@ -119,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     predictor = Predictor(cfg)
     rows = []
     for stem, record in zip(stems, tqdm(records, unit="image"), strict=True):
-        rows.append(panels(predictor, record, args.score_map, args.threshold))
+        rows.append(image_panels(predictor, record, args.score_map, args.threshold))
         Image.fromarray(grid(rows[-1:])).save(Path(args.output, f"{stem}.png"))
     Image.fromarray(grid(rows[:4])).save(Path(args.output, "overview.png"))
     print(f"Wrote {len(records)} pictures, and an overview of the first, to {args.output}")

@@ -1,0 +1,3 @@
+from .panels import Panel, grid, image_panels
+
+__all__ = ["Panel", "grid", "image_panels"]

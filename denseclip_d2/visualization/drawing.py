@@ -1,0 +1,162 @@
+"""What a model sees, drawn over an image: boxes, masks, labels of pixels, score maps."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import cv2
+import matplotlib
+import numpy as np
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from PIL import Image
+
+HEAT = matplotlib.colormaps["turbo"]
+PALETTE = colormap(rgb=True, maximum=1)
+MIN_WIDTH = 480
+"""Pixels of width below which pictures are enlarged, so that labels stay readable."""
+FILL = 0.12
+"""Opacity of what is inside a mask's outline: colours can be what tells classes apart."""
+
+
+def draw_ground_truth(
+    image: np.ndarray, record: dict, class_names: Sequence[str], *, with_masks: bool
+) -> np.ndarray:
+    """The boxes, or masks as well, of a dataset record over its image (H, W, 3), RGB."""
+    annotations = record["annotations"]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    labels = [class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "") for a in annotations]
+    masks = [a["segmentation"] for a in annotations] if with_masks else None
+    return _draw(image, boxes, masks, [a["category_id"] for a in annotations], labels)
+
+
+def draw_detections(
+    image: np.ndarray, instances: Instances, class_names: Sequence[str], threshold: float
+) -> np.ndarray:
+    """The boxes, and masks where there are any, that score ``threshold`` or more over an image, RGB."""
+    instances = instances[instances.scores >= threshold].to("cpu")
+    classes = instances.pred_classes.tolist()
+    labels = [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, instances.scores, strict=True)]
+    masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    return _draw(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels)
+
+
+def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Outlines and a light fill in the classes' colours; pixels of no class, such as ignored ones, stay.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        labels: (H, W), class ids.
+        num_classes: K; ids from K on stand for no class.
+    Returns: (H', W', 3) uint8, RGB; as large as the image, or enlarged to a width of :data:`MIN_WIDTH`.
+    """
+    height, width = image.shape[:2]
+    scale = max(1.0, MIN_WIDTH / width)
+    size = round(scale * width), round(scale * height)
+    drawn = np.asarray(Image.fromarray(image).resize(size))
+    labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+    colors = 255 * np.array([_color(c) for c in range(num_classes)])
+    outlines = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+    strength = np.where(outlines, 1.0, FILL)[..., None]
+    colored = (1 - strength) * drawn + strength * colors[labels.clip(max=num_classes - 1)]
+    return np.where((labels < num_classes)[..., None], colored, drawn).astype(np.uint8)
+
+
+def draw_legend(classes: Sequence[int], class_names: Sequence[str]) -> np.ndarray:
+    """The colours that :func:`draw_label_map` gives to some classes, with their names; RGB."""
+    figure = Figure(figsize=(3, max(3, 0.22 * len(classes))), dpi=100)
+    patches = [Patch(color=_color(c), label=class_names[c]) for c in classes]
+    figure.legend(handles=patches, loc="center", frameon=False)
+    return rendered(figure)
+
+
+def draw_score_map(image: np.ndarray, scores: np.ndarray, tau: float) -> np.ndarray:
+    """sigmoid(s / tau), from blue for 0 to red for 1, over an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        scores: (H, W), cosine similarities.
+    Returns: (H, W, 3) uint8, RGB.
+    """
+    probability = 1 / (1 + np.exp(-scores / tau))
+    heat = 255 * HEAT(probability)[..., :3]
+    return (0.45 * image + 0.55 * heat).astype(np.uint8)
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """A figure as a picture (H, W, 3) uint8, RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _color(c: int) -> np.ndarray:
+    """A class's colour; past the palette's end, it comes again darker."""
+    return PALETTE[c % len(PALETTE)] * 0.6 ** (c // len(PALETTE))
+
+
+def _draw(
+    image: np.ndarray, boxes: Sequence, masks: Sequence | None, classes: list[int], labels: list[str]
+) -> np.ndarray:
+    visualizer = _Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
+    colors = [_color(c) for c in classes]
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    drawn = visualizer.overlay_instances(
+        boxes=boxes, masks=masks, labels=labels, assigned_colors=colors, alpha=FILL
+    )
+    return drawn.get_image()
+
+
+class _Visualizer(Visualizer):
+    """Detectron2's, whose labels stay inside the picture and do not cover one another."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._default_font_size *= 1.3  # pictures are mostly seen small, several on a page
+        self._labels: list[Bbox] = []
+
+    def draw_box(self, box_coord, alpha=1.0, edge_color="g", line_style="-"):
+        return super().draw_box(box_coord, 1.0, edge_color, line_style)
+
+    def draw_text(self, text, position, **kwargs):
+        drawn = super().draw_text(text, position, **kwargs)
+        label, axes = self.output.ax.texts[-1], self.output.ax
+        picture, extent = axes.bbox, self._extent(label)
+        if extent.width > picture.width:
+            label.set_fontsize(label.get_fontsize() * picture.width / extent.width)
+            extent = self._extent(label)
+        free = min(_places_near(extent, picture), key=lambda place: _overlap(place, self._labels))
+        self._labels.append(free)
+        x, y = axes.transData.transform(label.get_position())
+        moved = x + free.x0 - extent.x0, y + free.y0 - extent.y0
+        label.set_position(axes.transData.inverted().transform(moved))
+        return drawn
+
+    def _extent(self, label: Text) -> Bbox:
+        """Where a label is drawn with the box around it, in pixels of the picture."""
+        label.update_bbox_position_size(self.output.canvas.get_renderer())
+        return label.get_bbox_patch().get_window_extent()
+
+
+def _places_near(extent: Bbox, picture: Bbox) -> list[Bbox]:
+    """Where a label can go inside the picture: up, down or aside of where it is, the nearest first."""
+    steps = sorted(product(range(-10, 11), range(-3, 4)), key=lambda step: abs(step[0]) + 2 * abs(step[1]))
+    places = []
+    for down, right in steps:
+        x = extent.x0 + right * extent.width / 2
+        y = extent.y0 - down * extent.height
+        x = min(max(x, picture.x0), picture.x1 - extent.width)
+        y = min(max(y, picture.y0), picture.y1 - extent.height)
+        places.append(Bbox.from_bounds(x, y, extent.width, extent.height))
+    return places
+
+
+def _overlap(place: Bbox, labels: Sequence[Bbox]) -> float:
+    """Pixels that a label at this place would share with others."""
+    shared = (Bbox.intersection(place, label) for label in labels)
+    return sum(box.width * box.height for box in shared if box)

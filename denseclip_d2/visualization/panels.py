@@ -1,0 +1,109 @@
+"""The pictures of one image, side by side: ground truth, what the model finds, and where it sees names."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..data import get_class_names
+from ..engine import Predictor
+from .drawing import (
+    HEAT,
+    draw_detections,
+    draw_ground_truth,
+    draw_label_map,
+    draw_legend,
+    draw_score_map,
+    rendered,
+)
+
+
+class Panel(NamedTuple):
+    """One picture.
+
+    Attributes:
+        picture: (H, W, 3) uint8, RGB.
+        scale: what its colours, from blue for 0 to red for 1, stand for; empty: it is a plain picture.
+    """
+
+    picture: np.ndarray
+    scale: str = ""
+
+
+def image_panels(
+    predictor: Predictor, record: dict, names: Sequence[str] = (), threshold: float = 0.5
+) -> dict[str, Panel]:
+    """The panels of one image, by title.
+
+    Args:
+        record: of a dataset, in Detectron2's format; ``file_name`` alone is enough, where no ground truth is
+            to be drawn.
+        names: whose score maps to draw; none: of up to three classes that the ground truth has.
+        threshold: lowest score of the detections drawn.
+    """
+    image, class_names = read_image(record["file_name"], "RGB"), get_class_names(predictor.cfg)
+    truth = np.asarray(Image.open(record["sem_seg_file_name"])) if "sem_seg_file_name" in record else None
+    if not names and predictor.has_score_map:
+        names = [class_names[c] for c in _classes_in(record, truth, len(class_names))[:3]]
+    predictions = predictor(image[:, :, ::-1], names)
+    if "instances" in predictions:
+        row = _detection_panels(image, record, predictions["instances"], class_names, threshold)
+    else:
+        row = _segmentation_panels(image, truth, predictions["sem_seg"].argmax(0).cpu().numpy(), class_names)
+    for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
+        heat = draw_score_map(image, scores.cpu().numpy(), predictor.model.backbone.tau)
+        row[f"score map: {name}"] = Panel(heat, scale="sigmoid(cosine / tau)")
+    return row
+
+
+def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
+    """One picture (H, W, 3), RGB, of rows of panels, each under its title. Rows need not be equally long."""
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(3.2 * columns, 3.7 * len(rows)), dpi=100, layout="tight")
+    for all_axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axes in all_axes:
+            axes.axis("off")
+        for axes, (title, panel) in zip(all_axes, row.items(), strict=False):
+            axes.imshow(panel.picture)
+            axes.set_title(title, fontsize=10)
+            if panel.scale:
+                below = axes.inset_axes((0.1, -0.08, 0.8, 0.04))
+                bar = figure.colorbar(ScalarMappable(cmap=HEAT), cax=below, orientation="horizontal")
+                bar.ax.tick_params(labelsize=7)
+                bar.set_label(panel.scale, fontsize=8)
+    return rendered(figure)
+
+
+def _classes_in(record: dict, truth: np.ndarray | None, num_classes: int) -> list[int]:
+    """Ids of the classes in an image's ground truth: of a label map, the largest first."""
+    if truth is None:
+        return list(dict.fromkeys(a["category_id"] for a in record.get("annotations", [])))
+    areas = np.bincount(truth[truth < num_classes], minlength=num_classes)
+    return [c for c in areas.argsort()[::-1].tolist() if areas[c]]
+
+
+def _detection_panels(
+    image: np.ndarray, record: dict, instances: Instances, class_names: Sequence[str], threshold: float
+) -> dict[str, Panel]:
+    row = {}
+    if "annotations" in record:
+        with_masks = instances.has("pred_masks")
+        row["ground truth"] = Panel(draw_ground_truth(image, record, class_names, with_masks=with_masks))
+    found = draw_detections(image, instances, class_names, threshold)
+    row[f"detections that score {threshold:.0%} or more"] = Panel(found)
+    return row
+
+
+def _segmentation_panels(
+    image: np.ndarray, truth: np.ndarray | None, labels: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Panel]:
+    maps = {"segmentation": labels} if truth is None else {"ground truth": truth, "segmentation": labels}
+    row = {title: Panel(draw_label_map(image, map_, len(class_names))) for title, map_ in maps.items()}
+    present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
+    row["classes"] = Panel(draw_legend(present[present < len(class_names)].tolist(), class_names))
+    return row

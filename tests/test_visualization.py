@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.visualization import Panel, drawing, grid
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.full((120, 160, 3), 128, np.uint8)
+
+
+def detections(boxes: np.ndarray, **fields) -> Instances:
+    scores = torch.full((len(boxes),), 0.9)
+    classes = torch.arange(len(boxes)) % len(CLASS_NAMES)
+    return Instances(
+        (120, 160), pred_boxes=Boxes(torch.tensor(boxes)), scores=scores, pred_classes=classes, **fields
+    )
+
+
+def test_labels_stay_in_the_picture_and_do_not_cover_one_another(image):
+    """Also those of boxes at one place, at the border, and longer than the picture is wide."""
+    visualizer = drawing._Visualizer(image, scale=3)
+    corners = np.random.default_rng(0).uniform((0, 0), (130, 90), (8, 2))
+    boxes = np.concatenate([corners, corners + 30], axis=1)
+    boxes[:3] = boxes[0]
+    labels = [f"{name} 90%" for name in CLASS_NAMES[:7]] + ["a name " * 30]
+    visualizer.overlay_instances(boxes=boxes, labels=labels)
+    picture = visualizer.output.ax.bbox
+    placed = [visualizer._extent(label) for label in visualizer.output.ax.texts]
+    assert len(placed) == 8
+    for i, box in enumerate(placed):
+        assert picture.x0 - 1 <= box.x0 and box.x1 <= picture.x1 + 1
+        assert picture.y0 - 1 <= box.y0 and box.y1 <= picture.y1 + 1
+        assert drawing._overlap(box, placed[:i]) < 1
+
+
+def test_a_mask_leaves_the_colours_below_it_to_be_seen(image):
+    """Colours name classes here: what is painted over an object must not change them."""
+    green = np.array([30, 155, 50])
+    image[40:80, 40:80] = green
+    masks = torch.zeros(1, 120, 160, dtype=torch.bool)
+    masks[0, 40:80, 40:80] = True
+    boxes = np.array([[40.0, 40, 80, 80]], np.float32)
+    drawn = drawing.draw_detections(image, detections(boxes, pred_masks=masks), CLASS_NAMES, 0.5)
+    scale = len(drawn) // 120
+    inside = drawn[50 * scale : 60 * scale, 50 * scale : 60 * scale].reshape(-1, 3).mean(axis=0)
+    assert np.abs(inside - green).max() < 0.15 * 255
+
+
+def test_label_maps_are_outlined_and_what_has_no_class_stays(image):
+    labels = np.full((120, 160), 255)
+    labels[40:80, 40:80] = 1
+    drawn = drawing.draw_label_map(image, labels, 3).astype(int)
+    scale = len(drawn) // 120
+    assert (drawn[: 30 * scale] == 128).all()
+    fill, outline = drawn[60 * scale, 60 * scale], drawn[40 * scale, 60 * scale]
+    assert 0 < np.abs(fill - 128).max() < 0.15 * 255 < np.abs(outline - 128).max()
+
+
+def test_a_score_map_has_a_scale_and_a_plain_picture_none(image):
+    plain = grid([{"a": Panel(image)}])
+    scaled = grid([{"a": Panel(image, scale="sigmoid")}])
+    colours = [len(np.unique(p[-90:].reshape(-1, 3), axis=0)) for p in (plain, scaled)]
+    assert colours[0] < 20 < 100 < colours[1]
+
+
+def test_rows_need_not_be_equally_long(image):
+    assert grid([{"a": Panel(image), "b": Panel(image)}, {"c": Panel(image)}]).shape[2] == 3
