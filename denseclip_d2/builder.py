@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from .checkpoint import DenseCLIPCheckpointer
+from .config import check_config
 from .visual import VisualEncoder
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Returns: the model in training mode, with random weights.
     Raises:
-        ValueError: ``MODEL.COMPILE`` together with checkpointed activations.
+        ValueError: a config value that cannot be; ``MODEL.COMPILE`` together with checkpointed activations.
     """
+    check_config(cfg)
     if lost := lost_sync_bn(cfg):
         logger.warning("%s.", lost)
     model = modeling.build_model(with_fitting_norms(cfg))

@@ -9,6 +9,7 @@ tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights
 """
 
 import argparse
+import sys
 
 import torch
 from detectron2.engine import default_argument_parser
@@ -60,4 +61,11 @@ def main(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    run(main, parse_args())
+    args = parse_args()
+    try:
+        load_config(
+            args.config_file, args.opts
+        )  # what is wrong with it is said once, and not by every process
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    run(main, args)

@@ -4,6 +4,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from ..data.semantic import register_semantic_folders
+from .checks import check_config
 from .defaults import add_denseclip_config
 from .header import merge_header_config
 
@@ -16,7 +17,8 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     registered.
 
     Raises:
-        ValueError, FileNotFoundError: one of these cannot be; a file of weights holds no config.
+        ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config.
+        FileNotFoundError: there is no such file.
     """
     cfg = get_cfg()
     add_denseclip_config(cfg)
@@ -31,5 +33,6 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg)
     register_semantic_folders(cfg)
     return cfg

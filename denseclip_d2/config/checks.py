@@ -1,0 +1,79 @@
+"""Clear errors for config values that cannot be, before a model is built."""
+
+import difflib
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
+
+from ..clip_models import get_clip_architecture
+from .defaults import add_denseclip_config
+from .rules import DETECTRON2, OWN
+
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+"""Where Detectron2 looks the names up that these keys hold."""
+
+
+def check_config(cfg: CfgNode) -> None:
+    """See that a config can be built from and trained with, as far as its values tell.
+
+    Raises:
+        ValueError: a key has no value, one that its rule refuses, or a name that is not registered.
+    """
+    values = dict(_leaves(cfg))
+    defaults = get_cfg()
+    add_denseclip_config(defaults)
+    for key, default in _leaves(defaults):
+        if default is not None and values.get(key, default) is None:
+            raise ValueError(f"{key} is None; it needs a value, such as its default, {default!r}.")
+    for key, rule in {**OWN, **DETECTRON2}.items():
+        if not rule.accepts(values[key]):
+            raise ValueError(f"{key} is {values[key]!r}; it has to be {rule.words}.")
+    for key, registry in REGISTRIES.items():
+        _check_registered(key, values[key], [name for name, _ in registry])
+    get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+    decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
+    if decoder.WIDTH % decoder.HEADS:
+        raise ValueError(
+            f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
+            "cannot share equally: make WIDTH a multiple of HEADS."
+        )
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every key of a config, dotted, with its value."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _check_registered(key: str, name: object, registered: list[str]) -> None:
+    # Detectron2 has two names for "nothing to build": this one, and the empty default of the box head.
+    if name in registered or name in ("", "PrecomputedProposals"):
+        return
+    near = difflib.get_close_matches(str(name), registered, n=3, cutoff=0.4)
+    raise ValueError(
+        f"{key} is {name!r}, which is not registered. Near it: {', '.join(near) or 'none'}. "
+        f"There are: {', '.join(sorted(registered))}."
+    )

@@ -1,0 +1,186 @@
+"""What each config key may be: every key of this project, and those of Detectron2 that are set most."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Rule(NamedTuple):
+    """What a value has to be.
+
+    Attributes:
+        words: to be read after "it has to be".
+        accepts: whether a value is that.
+    """
+
+    words: str
+    accepts: Callable[[object], bool]
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    """A whole number between bounds, both allowed."""
+    words = f"a whole number of at least {low}" + (f" and at most {high}" if high < math.inf else "")
+    return Rule(words, lambda value: type(value) is int and low <= value <= high)
+
+
+def number(
+    low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Rule:
+    """A finite number between bounds, which ``above`` and ``below`` exclude."""
+    bounds = [f"{'above' if above else 'of at least'} {low}"] if low > -math.inf else []
+    bounds += [f"{'below' if below else 'at most'} {high}"] if high < math.inf else []
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (value > low if above else value >= low) and (value < high if below else value <= high)
+
+    return Rule(" ".join(["a number", " and ".join(bounds)]).strip(), accepts)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some strings."""
+    return Rule("one of " + ", ".join(map(repr, choices)), lambda value: value in choices)
+
+
+def each(rule: Rule, length: int | None = None) -> Rule:
+    """A list or tuple, maybe of a given length, whose elements follow a rule."""
+    count = f"{length} values" if length else "a list"
+    return Rule(
+        f"{count}, each {rule.words}",
+        lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == (length or len(value))
+            and all(map(rule.accepts, value))
+        ),
+    )
+
+
+def either(*rules: Rule) -> Rule:
+    """What follows one rule or another."""
+    return Rule(" or ".join(r.words for r in rules), lambda value: any(r.accepts(value) for r in rules))
+
+
+def _is_device(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(torch.device(value))
+    except RuntimeError:  # how torch refuses a name
+        return False
+
+
+FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+TEXT = Rule("a string", lambda value: isinstance(value, str))
+TEMPLATE = Rule(
+    "a sentence with {} in the name's place",
+    lambda value: isinstance(value, str) and value.count("{}") == 1 and value.count("{") == 1,
+)
+DEVICE = Rule("a device of torch's, such as 'cuda' or 'cpu'", _is_device)
+POSITIVE = number(0, above=True)
+PROBABILITY = number(0, 1)
+RATE = number(0, 1, below=True)  # of dropout
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+NORM_OR_NONE = one_of("", *NORMS)
+
+_DENSECLIP = {
+    "CLIP_MODEL": TEXT,
+    "CLASS_NAMES": each(TEXT),
+    "LOSS_WEIGHT": number(0),
+    "LOSS_TARGET": one_of("box", "mask"),
+    "KERNELS": FLAG,
+    "FPN_P7_RELU": FLAG,
+    "VISUAL.NORM": one_of(*NORMS),
+    "VISUAL.FREEZE_AT": whole(0, 5),
+    "VISUAL.POSITION": one_of("interpolate", "crop"),
+    "VISUAL.RESOLUTION": whole(0),
+    "VISUAL.DROP_PATH_RATE": RATE,
+    "VISUAL.DOUBLE_CLASS_EMBEDDING": FLAG,
+    "VISUAL.ACTIVATION_CHECKPOINTING": FLAG,
+    "PROMPT.MODE": one_of("post", "pre", "context", "template"),
+    "PROMPT.NUM_CONTEXTS": whole(0),
+    "PROMPT.NAME_LENGTH": either(whole(0, 0), whole(3)),
+    "PROMPT.TEMPLATE": TEMPLATE,
+    "PROMPT.FOLDED": FLAG,
+    "CONTEXT_DECODER.WIDTH": whole(1),
+    "CONTEXT_DECODER.HEADS": whole(1),
+    "CONTEXT_DECODER.LAYERS": whole(1),
+    "CONTEXT_DECODER.DROPOUT": RATE,
+    "SCORE_MAP.LEVEL": TEXT,
+    "SCORE_MAP.TAU": POSITIVE,
+    "SCORE_MAP.CONCAT_LOGITS": FLAG,
+}
+
+OWN = {
+    **{f"MODEL.DENSECLIP.{key}": rule for key, rule in _DENSECLIP.items()},
+    "MODEL.CHANNELS_LAST": FLAG,
+    "MODEL.COMPILE": FLAG,
+    "MODEL.SEM_SEG_HEAD.DROPOUT": RATE,
+    "MODEL.ALLOW_PARTIAL_WEIGHTS": FLAG,
+    "INPUT.SCALE_RANGE_TRAIN": each(POSITIVE, length=2),
+    "INPUT.COLOR_AUG_SSD": FLAG,
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": number(0, 1, above=True),
+    "SOLVER.AMP.PRECISION": one_of("float16", "bfloat16"),
+    "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
+    "SOLVER.VISUAL_MULTIPLIER": number(0),
+    "SOLVER.POLY_LR_POWER": number(0),
+    "SOLVER.NO_WEIGHT_DECAY": each(TEXT),
+    "SOLVER.KEEP_CHECKPOINTS": whole(0),
+    "SOLVER.KEEP_BEST": TEXT,
+    "DATASETS.SEMANTIC_FOLDERS": each(TEXT),
+    "DATASETS.CHECK_IMAGES": FLAG,
+    "TEST.SLIDING_WINDOW.ENABLED": FLAG,
+    "TEST.SLIDING_WINDOW.SIZE": each(whole(1)),
+    "TEST.SLIDING_WINDOW.STRIDE": each(whole(1)),
+    "TEST.SLIDING_WINDOW.MAX_PIXELS": whole(1),
+}
+"""The rule of every key that :func:`add_denseclip_config` adds."""
+
+DETECTRON2 = {
+    "DATALOADER.NUM_WORKERS": whole(0),
+    "DATASETS.TEST": each(TEXT),
+    "DATASETS.TRAIN": each(TEXT),
+    "INPUT.FORMAT": one_of("RGB", "BGR", "L", "YUV-BT.601"),
+    "INPUT.MAX_SIZE_TEST": whole(1),
+    "INPUT.MAX_SIZE_TRAIN": whole(1),
+    "INPUT.MIN_SIZE_TEST": whole(0),
+    "INPUT.MIN_SIZE_TRAIN": either(whole(1), each(whole(1))),
+    "MODEL.DEVICE": DEVICE,
+    "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
+    "MODEL.FPN.IN_FEATURES": each(TEXT),
+    "MODEL.FPN.NORM": NORM_OR_NONE,
+    "MODEL.FPN.OUT_CHANNELS": whole(1),
+    "MODEL.MASK_ON": FLAG,
+    "MODEL.PIXEL_MEAN": each(number()),
+    "MODEL.PIXEL_STD": each(POSITIVE),
+    "MODEL.RETINANET.NMS_THRESH_TEST": PROBABILITY,
+    "MODEL.RETINANET.NORM": NORM_OR_NONE,
+    "MODEL.RETINANET.NUM_CLASSES": whole(1),
+    "MODEL.RETINANET.SCORE_THRESH_TEST": PROBABILITY,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": PROBABILITY,
+    "MODEL.ROI_HEADS.NUM_CLASSES": whole(1),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": PROBABILITY,
+    "MODEL.SEM_SEG_HEAD.NORM": NORM_OR_NONE,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": whole(1),
+    "MODEL.WEIGHTS": TEXT,
+    "OUTPUT_DIR": TEXT,
+    "SEED": whole(-1),
+    "SOLVER.AMP.ENABLED": FLAG,
+    "SOLVER.BASE_LR": number(0),
+    "SOLVER.CHECKPOINT_PERIOD": whole(1),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "SOLVER.GAMMA": POSITIVE,
+    "SOLVER.IMS_PER_BATCH": whole(1),
+    "SOLVER.LR_SCHEDULER_NAME": one_of(
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR"
+    ),
+    "SOLVER.MAX_ITER": whole(0),
+    "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
+    "SOLVER.STEPS": each(whole(0)),
+    "SOLVER.WARMUP_ITERS": whole(0),
+    "SOLVER.WEIGHT_DECAY": number(0),
+    "TEST.DETECTIONS_PER_IMAGE": whole(1),
+    "TEST.EVAL_PERIOD": whole(0),
+}
+"""Rules of some of Detectron2's keys, which Detectron2 itself does not check."""
