@@ -1,6 +1,7 @@
 """Clear errors for unusable datasets, before the first iteration instead of hours into training."""
 
 import difflib
+import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,6 +43,8 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
         dicts = get_detection_dataset_dicts(names, filter_empty=filter_empty)
         for record in dicts:
             _check_boxes(record)
+    for name in names:
+        check_class_names(name, MetadataCatalog.get(name).get("thing_classes", ()))
     if check_images:
         _check_images(names, dicts)
     return dicts
@@ -101,12 +104,46 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
         yield
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         files = [MetadataCatalog.get(name).get("json_file") for name in names]
+        for file in filter(None, files):
+            _check_category_names(file)
         culprits = ", ".join(file or name for file, name in zip(files, names, strict=True))
         needed = "A COCO-format file is needed; fetch or make it again."
         raise ValueError(
             f"Malformed annotations in {culprits}: {type(error).__name__}: {error}. "
             + (needed if any(files) else "datasets/README.md says what is needed.")
         ) from error
+
+
+def check_class_names(name: str, class_names: Sequence) -> None:
+    """Refuse the class names of a dataset where one is no string.
+
+    Raises:
+        ValueError: it is not; the error names the file and the category where there is a file.
+    """
+    if all(isinstance(words, str) for words in class_names):
+        return
+    if file := MetadataCatalog.get(name).get("json_file"):
+        _check_category_names(file)
+    raise ValueError(f"{name!r} has class names that are no strings: {list(class_names)[:5]} ...")
+
+
+def _check_category_names(json_file: str) -> None:
+    """
+    Raises:
+        ValueError: a category of a COCO-format file has no name, or one that is no string.
+    """
+    try:
+        with PathManager.open(json_file) as file:
+            categories = json.load(file)["categories"]
+        nameless = [c for c in categories if not isinstance(c.get("name"), str)]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return  # no categories at all: another error's matter
+    if nameless:
+        has = f"the name {nameless[0]['name']!r}" if "name" in nameless[0] else "no name"
+        raise ValueError(
+            f"{json_file}: category {nameless[0].get('id')} has {has}. The model reads the names of the "
+            'categories: give each a word, such as "person".'
+        ) from None
 
 
 def check_registered(name: str) -> None:
@@ -166,7 +203,7 @@ def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
 
 
 def _check_some_labels(records: Sequence[dict], name: str) -> None:
-    """What is wrong with all labels of a dataset shows here; the mapper checks each when it is used."""
+    """A fault of the whole dataset shows in some labels; the mapper checks each when it reads it."""
     metadata = MetadataCatalog.get(name)
     num_classes = len(metadata.get("stuff_classes", ())) or 256  # without names, any label may be one
     for file_name in (record["sem_seg_file_name"] for record in records):

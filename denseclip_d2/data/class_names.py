@@ -3,12 +3,12 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .checks import check_registered, explained_annotation_errors
+from .checks import check_class_names, check_registered, explained_annotation_errors
 from .semantic import is_semantic
 
 
 def get_class_names(cfg: CfgNode) -> Sequence[str]:
-    """The class names a model is to speak of, in the order of the class ids.
+    """The class names that the model gets, in the order of the class ids.
 
     From ``MODEL.DENSECLIP.CLASS_NAMES``; where that is empty, from the metadata of the first training set, or
     of the first test set where there is none to train on. Of a list of synonyms, such as ADE20K's "road,
@@ -28,8 +28,9 @@ def get_class_names(cfg: CfgNode) -> Sequence[str]:
                 DatasetCatalog.get(name)  # Detectron2 learns a COCO-format dataset's names by reading it.
         kinds = ("stuff_classes", "thing_classes") if is_semantic(cfg) else ("thing_classes", "stuff_classes")
         for names in filter(None, map(metadata.get, kinds)):
-            first = [name.split(",")[0].strip() for name in names]
-            return [f if first.count(f) == 1 else name for f, name in zip(first, names, strict=True)]
+            check_class_names(name, names)
+            first = [words.split(",")[0].strip() for words in names]
+            return [f if first.count(f) == 1 else words for f, words in zip(first, names, strict=True)]
     raise ValueError(
         f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets or 'DATASETS.TRAIN'} has no "
         "thing_classes or stuff_classes in its metadata. Set one of them."
