@@ -49,3 +49,14 @@ def test_the_package_asks_its_own_front_door_for_nothing():
 def test_one_place_makes_models_ready_to_run():
     makers = [p for p in PACKAGE.rglob("*.py") if "channels_last" in p.read_text()]
     assert [p.name for p in makers] == ["builder.py"]
+
+
+def test_contributing_lists_every_room_below_those_it_knows():
+    lines = (PACKAGE.parent / "CONTRIBUTING.md").read_text().splitlines()
+    listed = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert sorted(listed) == sorted(rooms)
+    for path in PACKAGE.rglob("*.py"):
+        if room_of(path) != "__init__":
+            above = listed[: listed.index(room_of(path)) + 1]
+            assert imports_of(path) <= set(above), path
