@@ -1,8 +1,7 @@
-# `make demo` and `make test` do all their set-up into .venv, and do not redo what is done.
-# `make demo-masks` is the demo with Mask R-CNN, `make demo-segmentation` with Semantic FPN.
-#   PYTHON=python3.12     another interpreter
+# `make help` says what there is.
+#   PYTHON=python3.12     another interpreter, 3.11 or 3.12
 #   DETECTRON2=source     Detectron2 built from GitHub (about 8 minutes) instead of the pinned wheel
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done),python3)
 DETECTRON2 ?= $(if $(wildcard .venv/installed-source),source,wheel)
 DETECTRON2_SOURCE ?= git+https://github.com/facebookresearch/detectron2.git
 
@@ -11,11 +10,33 @@ INSTALLED := .venv/installed-$(DETECTRON2)
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: install demo demo-masks demo-segmentation test lint format
+.DEFAULT_GOAL := help
+.PHONY: help python install demo demo-masks demo-segmentation test lint format
+
+help:
+	@echo "Each target does all the set-up it needs into .venv, and does not redo what is done."
+	@echo
+	@echo "  make demo               generate a dataset, train RetinaNet on it, evaluate, draw"
+	@echo "  make demo-masks         the same with Mask R-CNN"
+	@echo "  make demo-segmentation  the same with Semantic FPN"
+	@echo "  make test               lint, and run the tests"
+	@echo "  make lint               look for mistakes: ruff, and mypy for types"
+	@echo "  make format             format the code"
+	@echo "  make install            the set-up alone"
+	@echo
+	@echo "PYTHON=python3.12 takes another interpreter, DETECTRON2=source builds Detectron2 from GitHub."
+
+# The interpreter of .venv where there is one, else the one that would make it.
+python:
+	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); \
+	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	case "$$version" in 3.11|3.12) ;; *) \
+	  echo "Python 3.11 or 3.12 is needed; $$python is $${version:-not there}." \
+	    "Say which one to take by make PYTHON=..., and remove .venv if it is of another."; exit 1;; esac
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-detectron2.txt setup.py
+$(INSTALLED): requirements.txt requirements-detectron2.txt setup.py | python
 	@echo "== Installing into .venv (about 6 GB, most of it torch; some minutes) =="
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -57,6 +78,7 @@ test: $(INSTALLED) lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

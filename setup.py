@@ -21,7 +21,7 @@ setup(
         "denseclip_d2": ["clip_models/*.json", "model_zoo/*.json", "model_zoo/weights/*.safetensors"],
         "denseclip_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml"],  # a link to configs/
     },
-    python_requires=">=3.10",
+    python_requires=">=3.11,<3.13",
     # Detectron2 is not on PyPI under its own name: `import denseclip_d2` says how to get it.
     install_requires=[
         "torch",
