@@ -138,7 +138,7 @@ def _count_parameters(model: nn.Module) -> Count:
 
 
 def _count(task: str, model: nn.Module, size: tuple[int, int]) -> Count:
-    image = torch.rand(3, *size, device=model.device)
+    image = torch.rand(3, *size, device=next(model.parameters()).device)
     adapter = TracingAdapter(model, image, inference_func=_run_layers)
     analysis = _ANALYSES[task](adapter, adapter.flattened_inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -189,7 +189,7 @@ def _check_countable(model: nn.Module, name: str) -> None:
         )
 
 
-def _run_layers(model: nn.Module, image: Tensor) -> list:
+def _run_layers(model: GeneralizedRCNN | DenseDetector | SemanticSegmentor, image: Tensor) -> list:
     """Run every layer of a model once, without NMS, whose output would decide what the heads have to do.
 
     Args:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 
 def get_random_state(*, cuda: bool = False) -> dict:
     """State of the global generators of Python, numpy, torch and, with ``cuda``, of the current GPU."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast(tuple, np.random.get_state())
     state = {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),

@@ -22,6 +22,7 @@ from denseclip_d2.checkpoint.exported import check_output
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.guidance import guidance_of
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -52,12 +53,13 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input])
     print(f"Building the model of {args.config_file} ...", flush=True)
     model = build_model(cfg).eval()
-    if args.fold_text and not hasattr(model.backbone, "language"):
+    guided = guidance_of(model)
+    if args.fold_text and guided is None:
         raise ValueError("--fold-text: this model is without language, and has no text to fold.")
     checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
     checkpointer.load(args.input)
-    if args.fold_text:
-        model.backbone.language.fold_()
+    if args.fold_text and guided:
+        guided.language.fold_()
         cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
     source = PathManager.get_local_path(args.input.partition("?")[0])
     export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)

@@ -73,7 +73,7 @@ class Contender:
     """A detector with what it needs to be run: its optimiser, and a batch on its device."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
-        self.model = build_model(cfg)
+        self.model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
         self.model.train(training)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
         self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]
@@ -90,7 +90,7 @@ class Contender:
     def step(self) -> None:
         """One run, image to boxes, or one iteration of training, optimiser included."""
         enabled, precision = self.amp
-        autocast = torch.autocast(self.model.device.type, precision, enabled=enabled)
+        autocast = torch.autocast(self.device.type, precision, enabled=enabled)
         if self.optimizer is None:
             with torch.no_grad(), autocast:
                 self.model(self.batch)

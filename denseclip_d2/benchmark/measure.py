@@ -124,7 +124,7 @@ def bandwidth(device: torch.device, size: int = 1 << 28) -> float:
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda._synchronize(device)
+        torch.cuda.synchronize(device)
 
 
 def format_table(rows: Sequence[Row]) -> str:

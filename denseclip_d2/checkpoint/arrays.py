@@ -2,6 +2,8 @@
 
 import pickle
 import re
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +12,8 @@ _NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)")
 
 class ArrayType:
     """Stands in for ``numpy.dtype``: what pickles say of it, of which numbers alone are accepted."""
+
+    order: Literal["<", ">", "|", "="]
 
     def __init__(self, code: str, *flags):
         self.code, self.order = code, "<"
@@ -49,7 +53,7 @@ def _scalar(dtype: ArrayType, raw: bytes | str):
     return dtype.numbers(raw)[0].item()
 
 
-NUMPY = {
+NUMPY: dict[str, Callable] = {
     "numpy.ndarray": PickledArray,
     "numpy.dtype": ArrayType,
     "numpy.core.multiarray._reconstruct": _array,

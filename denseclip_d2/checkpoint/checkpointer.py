@@ -1,4 +1,5 @@
 from pathlib import Path
+from urllib.parse import ParseResult
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -28,6 +29,9 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     OpenAI's TorchScript archives and state dicts, open_clip's ``.pt``, the authors' ``.pth``,
     ``.safetensors``. No code in a file is ever run.
     """
+
+    path_manager: WholeFiles
+    _parsed_url_during_load: ParseResult | None
 
     def __init__(
         self,
@@ -101,13 +105,14 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict:
         checkpoint = read_weights(filename)
         checkpoint["file"] = filename
-        if self._parsed_url_during_load.query == _HEURISTICS:
+        if self._parsed_url_during_load and self._parsed_url_during_load.query == _HEURISTICS:
             checkpoint["matching_heuristics"] = True
         return checkpoint
 
     def _load_model(self, checkpoint: dict):
         filename, state = checkpoint.pop("file"), self.model.state_dict()
-        weights, reshaped, from_clip = checkpoint["model"], {}, is_clip(checkpoint["model"])
+        weights, from_clip = checkpoint["model"], is_clip(checkpoint["model"])
+        reshaped: dict[str, str] = {}
         if checkpoint.pop("matching_heuristics", False):
             caffe2 = checkpoint.get("__author__") == "Caffe2"
             weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)

@@ -58,9 +58,9 @@ def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, 
     Returns: what was done, by name.
     """
     prefix = prefix_of(model, VisualEncoder)
-    if prefix is None:
+    visual = None if prefix is None else model.get_submodule(prefix.removesuffix("."))
+    if not isinstance(visual, VisualEncoder):
         return {}
-    visual = model.get_submodule(prefix.removesuffix("."))
     name, side = f"{prefix}{visual.position_key}", visual.grid_size
     if name not in weights or weights[name].dim() != 2 or len(weights[name]) == 1 + side * side:
         return {}

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..config.header import portable, read_header
+from ..guidance import guidance_of
 from ..version import __version__
 from .report import first
 from .settings import differing, settings_of
@@ -78,8 +79,9 @@ def check_header(path: str, model: nn.Module) -> None:
     """
     header = read_header(path)
     other = differing(json.loads(header.get("settings", "{}")), model)
-    names = getattr(getattr(model.backbone, "language", None), "class_names", None)
-    if header and names is not None and (theirs := json.loads(header["class_names"])) != list(names):
+    guided = guidance_of(model)
+    names = list(guided.language.class_names) if guided else []
+    if header and guided and (theirs := json.loads(header["class_names"])) != names:
         differ = [f"{a!r} instead of {b!r}" for a, b in zip(theirs, names, strict=False) if a != b]
         other += f"; class names: {first(differ, 3)}"
     if other:
@@ -108,7 +110,5 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 
 
 def _guidance(model: nn.Module) -> dict[str, str]:
-    backbone = model.backbone
-    if not hasattr(backbone, "language"):
-        return {}
-    return {"tau": repr(backbone.tau), "prompt_mode": backbone.language.mode}
+    guided = guidance_of(model)
+    return {"tau": repr(guided.tau), "prompt_mode": guided.language.mode} if guided else {}

@@ -88,7 +88,7 @@ def _read_safetensors(path: str) -> dict:
 
 
 def _read_torch(path: str) -> dict:
-    # Opened here, for given a path torch.load heeds its extension.
+    # Of a path, torch.load heeds the extension; of an open file, the content alone.
     with (
         torch.serialization.safe_globals([(c, name) for name, c in NUMPY.items()]),
         Path(path).open("rb") as file,

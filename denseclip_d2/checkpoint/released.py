@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from torch import Tensor, nn
 
-from ..guidance import LanguageGuidedFPN
+from ..guidance import LanguageGuidedFPN, guidance_of
 from .clip import check_gelu
 from .settings import PREFIX, differing
 
@@ -16,7 +16,7 @@ ARCHITECTURES = {
     "roi_head.bbox_head.fc_cls.weight": ("Mask R-CNN", GeneralizedRCNN),
     "decode_head.conv_seg.weight": ("Semantic FPN", SemanticSegmentor),
 }
-# Of {fpn}, {visual} and the stages of the pyramid, finest first, our_name makes names.
+# our_name fills in {fpn}, {visual} and the stages of the pyramid, finest first.
 _NAMES: dict[str, str | Callable[[re.Match], str]] = {
     r"(contexts|gamma|text_encoder|context_decoder)": r"backbone.language.\1",
     r"backbone": "{visual}",
@@ -128,15 +128,17 @@ def _reorder_anchors(weights: dict[str, Tensor]) -> dict[str, str]:
 
 def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, str]:
     name = "backbone.language.text_encoder.positional_embedding"
-    if name not in weights or model.backbone.language.folded:
+    guided = guidance_of(model)
+    if name not in weights or guided is None or guided.language.folded:
         return {}
-    language, kept = model.backbone.language, len(weights[name])
-    needed = language.prompts.shape[1] + (language.contexts.shape[1] if hasattr(language, "contexts") else 0)
-    available = language.text_encoder.context_length
+    encoder, prompts = guided.language.unfolded()
+    contexts, kept = guided.language.contexts, len(weights[name])
+    needed = prompts.shape[1] + (0 if contexts is None else contexts.shape[1])
+    available = encoder.context_length
     if needed > kept:
         raise ValueError(
             f"{path!r} has {kept} positions for text, and the prompts take {needed}. "
-            f"Set MODEL.DENSECLIP.PROMPT.NAME_LENGTH to {language.prompts.shape[1] + kept - needed}."
+            f"Set MODEL.DENSECLIP.PROMPT.NAME_LENGTH to {prompts.shape[1] + kept - needed}."
         )
     if kept >= available:
         return {}

@@ -17,7 +17,7 @@ class LoadReport:
         matched, missing: names of the model's tensors that the file has, or has not.
         misshapen: of both, but of another shape: ``(file's, model's)``.
         left_over: names of the file's weights that the model does not have.
-        reshaped: what was done to those of the matched that did not fit as they came.
+        reshaped: what was done to matched weights that did not fit as they were.
     """
 
     matched: tuple[str, ...]

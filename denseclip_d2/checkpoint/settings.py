@@ -3,7 +3,7 @@
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import nn
 
-from ..guidance import LanguageGuidedFPN
+from ..guidance import guidance_of
 from ..guidance.fpn import LastLevelP6P7WithoutReLU
 
 PREFIX = "MODEL.DENSECLIP"
@@ -11,29 +11,27 @@ PREFIX = "MODEL.DENSECLIP"
 
 def settings_of(model: nn.Module) -> dict:
     """Config keys, and the values that a model was built with."""
-    settings = {}
-    if not model.pixel_mean.is_meta:
-        settings["MODEL.PIXEL_MEAN"] = [round(x, 4) for x in model.pixel_mean.flatten().tolist()]
-        settings["MODEL.PIXEL_STD"] = [round(x, 4) for x in model.pixel_std.flatten().tolist()]
-    backbone = model.backbone
-    guided = isinstance(backbone, LanguageGuidedFPN)
-    fpn = backbone.fpn if guided else backbone
+    settings: dict[str, object] = {}
+    for key, name in (("MODEL.PIXEL_MEAN", "pixel_mean"), ("MODEL.PIXEL_STD", "pixel_std")):
+        if not (values := model.get_buffer(name)).is_meta:
+            settings[key] = [round(x, 4) for x in values.flatten().tolist()]
+    backbone, guided = model.get_submodule("backbone"), guidance_of(model)
+    fpn = guided.fpn if guided else backbone
     top_block = getattr(fpn, "top_block", None)
     if isinstance(top_block, LastLevelP6P7):
         settings[f"{PREFIX}.FPN_P7_RELU"] = not isinstance(top_block, LastLevelP6P7WithoutReLU)
-    visual = backbone.visual if guided else getattr(backbone, "bottom_up", backbone)
+    visual = guided.visual if guided else getattr(backbone, "bottom_up", backbone)
     positions = getattr(visual, "attnpool", None) or visual
     if hasattr(positions, "position"):
         settings[f"{PREFIX}.VISUAL.POSITION"] = positions.position
     if guided:
-        language = backbone.language
-        settings[f"{PREFIX}.SCORE_MAP.TAU"] = backbone.tau
-        settings[f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS"] = backbone.concat_logits
+        language = guided.language
+        settings[f"{PREFIX}.SCORE_MAP.TAU"] = guided.tau
+        settings[f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS"] = guided.concat_logits
         settings[f"{PREFIX}.PROMPT.MODE"] = language.mode
         settings[f"{PREFIX}.PROMPT.FOLDED"] = language.folded
         if hasattr(language, "context_decoder"):
-            heads = language.context_decoder.decoder[0].self_attn.num_heads
-            settings[f"{PREFIX}.CONTEXT_DECODER.HEADS"] = heads
+            settings[f"{PREFIX}.CONTEXT_DECODER.HEADS"] = language.context_decoder.num_heads
     return settings
 
 

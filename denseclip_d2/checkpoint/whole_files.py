@@ -10,8 +10,8 @@ SUFFIX = ".partial"
 class WholeFiles:
     """A path manager as iopath's, whose written files are there whole or not at all, whatever kills the run.
 
-    A file is written aside in its directory, flushed to the disk and renamed. What killed runs left aside is
-    removed by the next writing. Files that are not local are left to the path manager given.
+    A file is written under another name in its directory, flushed to the disk and renamed. The next write
+    removes what killed runs left behind. Files that are not local are left to the path manager given.
     """
 
     def __init__(self, path_manager):

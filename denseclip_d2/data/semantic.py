@@ -59,10 +59,10 @@ def register_semantic_folders(cfg: CfgNode) -> None:
     """Register every ``SPLIT`` of every folder ``F`` in ``DATASETS.SEMANTIC_FOLDERS`` as "F_SPLIT".
 
     Images are in ``F/images/SPLIT``, label images in ``F/labels/SPLIT``, and the names of the classes in
-    ``F/classes.txt``, one a line. What is registered from the same place already is left alone.
+    ``F/classes.txt``, one a line. A dataset that is already registered from the same place is left alone.
 
     Raises:
-        FileNotFoundError: a folder is not made like that.
+        FileNotFoundError: a folder is not arranged like that.
         ValueError: a name is taken by another dataset.
     """
     for folder in cfg.DATASETS.SEMANTIC_FOLDERS:

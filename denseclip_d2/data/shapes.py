@@ -113,7 +113,7 @@ def add_labels(root: Path) -> bool:
         for split in _SPLITS:
             (partial / split).mkdir(parents=True)
             coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
-            annotations = defaultdict(list)
+            annotations: defaultdict[int, list[dict]] = defaultdict(list)
             for annotation in coco["annotations"]:
                 annotations[annotation["image_id"]].append(annotation)
             for image in coco["images"]:
@@ -153,7 +153,8 @@ def register_shapes(root: str | Path) -> None:
 
 def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...]) -> dict:
     """Writes the images of one split into ``directory`` and returns its COCO entries but for "info"."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id in range(1, num_images + 1):
         rng = np.random.default_rng([*entropy, image_id])
         height, width = (int(side) for side in rng.choice(IMAGE_SIDES, size=2))
@@ -176,6 +177,7 @@ def _annotation(instance: Instance) -> dict:
     """The COCO annotation of an instance, but for its ids."""
     points = np.concatenate([shape.polygon for shape in instance.shapes])
     low, high = points.min(axis=0), points.max(axis=0)
+    segmentation: dict | list[list[float]]
     if instance.is_crowd:
         segmentation, area = _run_length_encoding(instance.mask), float(instance.mask.sum())
     else:

@@ -162,7 +162,7 @@ def render(background: np.ndarray, instances: Iterable[Instance]) -> Image.Image
     height, width, _ = background.shape
     canvas = background.repeat(_SUPERSAMPLING, axis=0).repeat(_SUPERSAMPLING, axis=1)
     for shape in itertools.chain.from_iterable(instance.shapes for instance in instances):
-        y, x = np.nonzero(_draw([shape.polygon], height, width))
+        y, x = np.nonzero(np.asarray(_draw([shape.polygon], height, width)))
         across = (x * np.cos(shape.angle) + y * np.sin(shape.angle)) / _SUPERSAMPLING
         canvas[y, x] = shape.colours[np.floor(across / shape.band).astype(int) % 2]
     return Image.fromarray(canvas).reduce(_SUPERSAMPLING)

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from detectron2.data import build_detection_train_loader
@@ -129,7 +129,7 @@ class _Places(Sampler[Place]):
 class _SeededDataset(Dataset):
     """Records, mapped under the random numbers of their place."""
 
-    def __init__(self, records: Dataset, mapper: Callable[[dict], dict]):
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict]):
         self.records, self.mapper = records, PicklableWrapper(mapper)  # workers may be spawned
         self.seed = comm.shared_random_seed()
         self.rank = comm.get_rank()

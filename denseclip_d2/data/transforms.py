@@ -1,4 +1,4 @@
-"""What Detectron2's augmentations leave to be wished for."""
+"""Augmentations that Detectron2 does not have."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's resizing, which leaves nothing of an image that is thin and very long: here, a pixel."""
+    """Detectron2's resizing, but each side of a thin and very long image keeps at least one pixel."""
 
     def get_transform(self, image) -> T.Transform:
         transform = super().get_transform(image)

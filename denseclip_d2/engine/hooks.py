@@ -64,8 +64,8 @@ class UnoptimizedScripts(HookBase):
     """Run scripted functions, such as Detectron2's focal loss, as they are written, while a CPU trains.
 
     TorchScript rewrites a function after its first calls in a process, and then it rounds differently: a run
-    that resumes would differ from one that was not interrupted in the last bits. GPUs, where fusion pays and
-    no equality is promised, are let be.
+    that resumes would differ from one that was not interrupted in the last bits. Nothing
+    changes on GPUs, where fusion pays and no equality is promised.
     """
 
     def __init__(self):
@@ -115,7 +115,7 @@ class _LossCheck(HookBase):
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, which also after a resume knows the checkpoints it may delete: those of this run."""
+    """Detectron2's, which still knows after a resume which checkpoints are this run's and may be deleted."""
 
     def state_dict(self) -> dict:
         return {"recent": [Path(path).name for path in self.recent_checkpoints]}
@@ -153,7 +153,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self._memory = Path(checkpointer.save_dir, "model_best.json")
 
     def before_train(self) -> None:
-        # Kept beside the weights rather than in checkpoints: it speaks of these, also if they are removed.
+        # Kept beside model_best.pth, which it describes, and not in checkpoints, which may be deleted.
         if self.trainer.start_iter > 0 and self._memory.exists():
             memory = json.loads(self._memory.read_text())
             if memory["metric"] == self._val_metric:
@@ -176,7 +176,7 @@ class BestWeights(DenseCLIPCheckpointer):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's, which saves a checkpoint when evaluation fails: it comes before the periodic one."""
+    """Detectron2's, which runs before the periodic checkpoint, and saves one where evaluation fails."""
 
     def _do_eval(self) -> None:
         try:

@@ -23,14 +23,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         ValueError: an unknown ``SOLVER.OPTIMIZER``.
     """
-    name, solver = cfg.SOLVER.OPTIMIZER, cfg.SOLVER
-    if name == "ADAMW":
-        optimizer = torch.optim.AdamW
-    elif name == "SGD":
-        optimizer = partial(torch.optim.SGD, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    solver, groups = cfg.SOLVER, _parameter_groups(cfg, model)
+    rates = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    optimizer: torch.optim.Optimizer
+    if solver.OPTIMIZER == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, **rates)
+    elif solver.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **rates)
     else:
-        raise ValueError(f"SOLVER.OPTIMIZER is {name!r}; it can be 'ADAMW' or 'SGD'.")
-    optimizer = optimizer(_parameter_groups(cfg, model), lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it can be 'ADAMW' or 'SGD'.")
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)

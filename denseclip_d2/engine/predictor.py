@@ -13,7 +13,8 @@ from .. import model_zoo
 from ..builder import build_model_with_weights
 from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
-from ..guidance import LanguageGuidedFPN
+from ..guidance import LanguageGuidedFPN, guidance_of
+from ..meta_arch import CLIPSemanticFPN
 from ..meta_arch.pixel_text import captured_features
 
 
@@ -64,32 +65,32 @@ class Predictor(DefaultPredictor):
             raise ValueError(f"score_maps_of takes a list of names, such as [{score_maps_of!r}].")
         if not score_maps_of:
             return super().__call__(image)
-        classes = self._class_indices(score_maps_of)
-        with captured_features(self.model.backbone) as features:
+        guided = self._guided_by(score_maps_of)
+        with captured_features(guided) as features:
             predictions = super().__call__(image)
-            if getattr(self.model, "sliding_window", None):
+            if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
                 with self.model.whole_image():  # so far, features are those of the last windows
                     super().__call__(image)
-        scores = features["score_map"][:, classes]
+        scores = features["score_map"][:, [guided.language.class_names.index(name) for name in score_maps_of]]
         # The score map covers the padded image: enlarge it to that, cut the padding off, go back to (H, W).
-        scores = F.interpolate(scores, scale_factor=self.model.backbone.score_map_stride, mode="bilinear")
+        scores = F.interpolate(scores, scale_factor=guided.score_map_stride, mode="bilinear")
         resized = self.aug.get_transform(image).apply_image(image).shape[:2]
         scores = F.interpolate(scores[..., : resized[0], : resized[1]], image.shape[:2], mode="bilinear")
         return {**predictions, "score_maps": scores[0]}
 
     @property
-    def has_score_map(self) -> bool:
-        """Whether the model's backbone is language-guided."""
-        return isinstance(self.model.backbone, LanguageGuidedFPN)
+    def guidance(self) -> LanguageGuidedFPN | None:
+        """The model's language-guided backbone; None where it has no score map."""
+        return guidance_of(self.model)
 
-    def _class_indices(self, names: Sequence[str]) -> list[int]:
-        if not self.has_score_map:
+    def _guided_by(self, names: Sequence[str]) -> LanguageGuidedFPN:
+        if self.guidance is None:
             raise ValueError("This model has no score map: its backbone is not language-guided.")
-        class_names = self.model.backbone.language.class_names
+        class_names = self.guidance.language.class_names
         unknown = [name for name in names if name not in class_names]
         if unknown:
             raise ValueError(f"No class {unknown[0]!r}; the classes are: {', '.join(class_names)}.")
-        return [class_names.index(name) for name in names]
+        return self.guidance
 
 
 def _as_bgr(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:

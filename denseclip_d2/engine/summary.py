@@ -1,6 +1,7 @@
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from textwrap import indent
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -41,7 +42,7 @@ def summarize_run(
     )
 
 
-def count_images(loader: Iterable) -> int:
+def count_images(loader: Any) -> int:
     """How many images a training loader draws from: Detectron2 keeps them in nested ``dataset`` fields."""
     while hasattr(loader, "dataset"):
         loader = loader.dataset
@@ -89,7 +90,7 @@ def _differences(recipe: CfgNode, cfg: CfgNode, prefix: str = "") -> Iterator[st
 
 def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple]:
     names = {parameter: name.removeprefix("module.") for name, parameter in model.named_parameters()}
-    rows = [("learning rate", "weight decay", "tensors", "parameters", "of")]
+    rows: list[tuple] = [("learning rate", "weight decay", "tensors", "parameters", "of")]
     for group in optimizer.param_groups:
         # Warm-up has lowered "lr" already.
         rate = group.get("initial_lr", group["lr"])

@@ -73,12 +73,18 @@ class SemanticSegmentorWithTTA(_WithTTA):
         return [{"sem_seg": self._segment(x)} for x in batched_inputs]
 
     def _segment(self, image: dict) -> Tensor:
-        total, count = 0, 0
+        copies = self._probabilities(image)
+        total, count = next(copies), 1
+        for probabilities in copies:
+            total, count = total + probabilities, count + 1
+        return total / count
+
+    def _probabilities(self, image: dict) -> Iterator[Tensor]:
+        """What the model says of each copy, turned back to the original image: (K, H, W)."""
         for transforms, output in self._outputs(image, "image", "height", "width"):
             probabilities = output["sem_seg"].softmax(dim=0)  # of the original's size already
             mirrored = any(isinstance(t, HFlipTransform) for t in transforms.transforms)
-            total, count = total + (probabilities.flip(2) if mirrored else probabilities), count + 1
-        return total / count
+            yield probabilities.flip(2) if mirrored else probabilities
 
 
 def _undo(transforms: TransformList, instances: Instances, size: tuple[int, int]) -> Instances:
@@ -104,6 +110,7 @@ def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     # Copies that differ in size would be padded, and padding changes the score map. Those of one size come
     # one after the other: a resized image and its mirror.
     batch_size = 2 if cfg.TEST.AUG.FLIP else 1
+    augmented: nn.Module
     if isinstance(model, RetinaNet):
         augmented = RetinaNetWithTTA(model, DatasetMapperTTA(cfg), batch_size)
     elif isinstance(model, SemanticSegmentor):

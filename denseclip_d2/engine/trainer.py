@@ -141,7 +141,7 @@ class Trainer(DefaultTrainer):
         finds_instances = not is_semantic(cfg)
         labels_pixels = is_semantic(cfg) or "Panoptic" in cfg.MODEL.META_ARCHITECTURE
         if evaluator_type in INSTANCES and finds_instances:
-            # Told, not left to be read off the predictions, of which there may be none.
+            # The evaluator would otherwise read the tasks off the predictions, and there may be none.
             tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
             evaluators.append(COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir))
         if evaluator_type in LABELS and labels_pixels:

@@ -7,6 +7,7 @@ from .fpn import (
     build_denseclip_fpn_backbone,
     build_denseclip_retinanet_fpn_backbone,
     build_denseclip_semantic_fpn_backbone,
+    guidance_of,
 )
 from .losses import box_targets, mask_targets, pixel_text_loss
 
@@ -19,6 +20,7 @@ __all__ = [
     "build_denseclip_fpn_backbone",
     "build_denseclip_retinanet_fpn_backbone",
     "build_denseclip_semantic_fpn_backbone",
+    "guidance_of",
     "mask_targets",
     "pixel_text_loss",
     "pixel_text_scores",

@@ -99,6 +99,12 @@ class LanguageGuidedFPN(Backbone):
         return {**self.fpn(guided), "score_map": scores}
 
 
+def guidance_of(model: nn.Module) -> LanguageGuidedFPN | None:
+    """The language-guided backbone of a Detectron2 model; None where it has another, or none."""
+    backbone = getattr(model, "backbone", None)
+    return backbone if isinstance(backbone, LanguageGuidedFPN) else None
+
+
 class _GuidedFeatures(Backbone):
     """Stands where FPN expects its bottom-up network: tells the guided shapes, passes the features on."""
 

@@ -56,7 +56,7 @@ def pixel_text_bce_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`pixel_text_bce` with the sum's gradient to ``scores``, (B, K, h, w) float32.
 
-    The loss and its gradient share all that is dear, so that one pass makes both, and the backward pass only
+    The loss and its gradient share all expensive work: one pass computes both, and the backward pass only
     scales.
     """
     from .bce_blocks import pixel_text_bce_in_blocks

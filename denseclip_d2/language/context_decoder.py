@@ -19,6 +19,7 @@ class ContextDecoder(nn.Module):
             output_dim: width of the output; 0 for C.
         """
         super().__init__()
+        self.num_heads = num_heads
         self.memory_proj = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, width), nn.LayerNorm(width)
         )

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_Kept = tuple[T, tuple[Hashable, ...], list[tuple[Tensor, Tensor, tuple]]]
+"""A value, the settings it was made with, and the tensors: each itself, its numbers, and its state then."""
 
 
 class TensorMemo(Generic[T]):
@@ -16,36 +18,24 @@ class TensorMemo(Generic[T]):
     are empty.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        self._kept = None
+        self._kept: _Kept[T] | None = None
 
     def __call__(self, make: Callable[[], T], tensors: Iterable[Tensor], *settings: Hashable) -> T:
         """What ``make()`` gives, or gave when ``tensors`` and ``settings`` were the same."""
-        tensors = list(tensors)
+        tensors, kept = list(tensors), self._kept
         if any(t.is_inference() for t in tensors):  # they have no version counter
             return make()
-        if self._kept is None or not self._is_current(tensors, settings):
+        if kept is None or not _is_current(kept, tensors, settings):
             with torch.inference_mode(False), torch.no_grad():  # usable outside inference mode, too
                 value = make()
-            made_from = [*tensors, value] if isinstance(value, Tensor) else tensors
+            made_from: list[Tensor] = [*tensors, value] if isinstance(value, Tensor) else tensors
             # Held as they are now, so that neither an id nor an address can be given to another tensor.
-            self._kept = value, settings, [(t, t.detach(), _state(t)) for t in made_from]
-        return self._kept[0]
-
-    def _is_current(self, tensors: list[Tensor], settings: tuple[Hashable, ...]) -> bool:
-        value, kept_settings, made_from = self._kept
-        if isinstance(value, Tensor):
-            tensors = [*tensors, value]
-        return (
-            settings == kept_settings
-            and len(tensors) == len(made_from)
-            and all(
-                t is old and _state(t) == state for t, (old, _, state) in zip(tensors, made_from, strict=True)
-            )
-        )
+            kept = self._kept = value, settings, [(t, t.detach(), _state(t)) for t in made_from]
+        return kept[0]
 
     def __reduce__(self):
         return type(self), ()
@@ -53,3 +43,16 @@ class TensorMemo(Generic[T]):
 
 def _state(tensor: Tensor) -> tuple:
     return tensor._version, tensor.data_ptr(), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _is_current(kept: _Kept, tensors: list[Tensor], settings: tuple[Hashable, ...]) -> bool:
+    value, kept_settings, made_from = kept
+    if isinstance(value, Tensor):
+        tensors = [*tensors, value]
+    return (
+        settings == kept_settings
+        and len(tensors) == len(made_from)
+        and all(
+            t is old and _state(t) == state for t, (old, _, state) in zip(tensors, made_from, strict=True)
+        )
+    )

@@ -41,8 +41,9 @@ def pack_prompts(ids: Tensor, num_contexts: int, max_tokens: int) -> list[Packed
     return [_pack(group, ids.device) for group in _groups(prompts, max_tokens)]
 
 
-def _groups(prompts: Sequence[list[int]], max_tokens: int) -> Iterator[list[list[int]]]:
-    first, beginnings = 0, set()
+def _groups(prompts: Sequence[list[int]], max_tokens: int) -> Iterator[Sequence[list[int]]]:
+    first = 0
+    beginnings: set[tuple[int, ...]] = set()
     for i, prompt in enumerate(prompts):
         new = {tuple(prompt[: j + 1]) for j in range(len(prompt))}
         if i > first and len(beginnings | new) > max_tokens:

@@ -30,6 +30,11 @@ class PromptedTextEncoder(nn.Module):
     (K, C), a buffer in place of the text encoder and the contexts: see :meth:`fold_`.
     """
 
+    text_encoder: CLIPTextEncoder | None
+    text_embeddings: Tensor | None
+    prompts: Tensor | None
+    contexts: nn.Parameter | None
+
     @configurable
     def __init__(
         self,
@@ -69,11 +74,13 @@ class PromptedTextEncoder(nn.Module):
         self.text_encoder = text_encoder
         self._kept = TensorMemo[Tensor]()
         self.register_buffer("text_embeddings", None)
+        self.register_buffer("prompts", None, persistent=False)
+        self.register_parameter("contexts", None)
         if text_encoder is None:
             self._check_foldable()
             self.text_embeddings = torch.randn(len(class_names), embed_dim)
         else:
-            self.register_buffer("prompts", self._prompts(class_names), persistent=False)
+            self.prompts = self._prompts(class_names, text_encoder)
             width, embed_dim = text_encoder.width, text_encoder.output_dim
         decoder = (embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
         if mode in ("post", "context") and text_encoder is not None:
@@ -116,7 +123,8 @@ class PromptedTextEncoder(nn.Module):
         if self.mode == "pre":
             queries = self.queries.expand(len(global_embedding), -1, -1)
             contexts = self.context_decoder(queries, global_embedding, dense_embedding)
-            return self.text_encoder(self.prompts, contexts)
+            encoder, prompts = self.unfolded()
+            return encoder(prompts, contexts)
         text = self._text()
         if self.mode != "post":
             return text
@@ -127,6 +135,16 @@ class PromptedTextEncoder(nn.Module):
     def folded(self) -> bool:
         """Whether ``text_embeddings`` stand in place of text encoder and contexts."""
         return self.text_encoder is None
+
+    def unfolded(self) -> tuple[CLIPTextEncoder, Tensor]:
+        """The text encoder, and the names' token ids (K, L).
+
+        Raises:
+            ValueError: folded.
+        """
+        if self.text_encoder is None or self.prompts is None:
+            raise ValueError("Folded text has no text encoder: its embeddings are all that is left of it.")
+        return self.text_encoder, self.prompts
 
     def fold_(self) -> "PromptedTextEncoder":
         """Replace text encoder and contexts by the embeddings they give: the same outputs, for inference.
@@ -155,7 +173,8 @@ class PromptedTextEncoder(nn.Module):
             raise ValueError(f"{len(names)} class names for a model of {len(self.class_names)} classes.")
         if self.folded:
             raise ValueError("The class names of folded text are fixed. Set them before it is folded.")
-        self.prompts = self._prompts(names).to(self.prompts.device)
+        encoder, prompts = self.unfolded()
+        self.prompts = self._prompts(names, encoder).to(prompts.device)
         self.class_names = tuple(names)
 
     def train(self, mode: bool = True) -> "PromptedTextEncoder":
@@ -168,22 +187,24 @@ class PromptedTextEncoder(nn.Module):
 
     def _text(self) -> Tensor:
         """(1, K, C) embeddings of the names, before the image refines them."""
-        if self.folded:
+        if self.text_embeddings is not None:
             if self.training:
                 raise ValueError(FOLDED_CANNOT_TRAIN)
             return self.text_embeddings[None]
         tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if self.training or torch.is_grad_enabled() or tracing:
             return self._encode()
-        tensors = [self.prompts, *self.text_encoder.parameters(), *self.text_encoder.buffers()]
-        if self.mode != "template":
+        encoder, prompts = self.unfolded()
+        tensors = [prompts, *encoder.parameters(), *encoder.buffers()]
+        if self.contexts is not None:
             tensors.append(self.contexts)
-        device = self.prompts.device.type
+        device = prompts.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         return self._kept(self._encode, tensors, autocast)
 
     def _encode(self) -> Tensor:
-        return self.text_encoder(self.prompts, None if self.mode == "template" else self.contexts)
+        encoder, prompts = self.unfolded()
+        return encoder(prompts, self.contexts)
 
     def _check_foldable(self) -> None:
         if self.mode == "pre":
@@ -192,18 +213,18 @@ class PromptedTextEncoder(nn.Module):
                 "embeddings cannot be folded. Set MODEL.DENSECLIP.PROMPT.FOLDED to False."
             )
 
-    def _prompts(self, names: Sequence[str]) -> Tensor:
+    def _prompts(self, names: Sequence[str], text_encoder: CLIPTextEncoder) -> Tensor:
         # The length is of a name, not of a sentence around it.
         num_contexts, name_length = self.num_contexts, self.name_length
         if self.mode == "template":
             names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
-        prompts = tokenize_names(names, name_length, self.text_encoder.vocab_size)
+        prompts = tokenize_names(names, name_length, text_encoder.vocab_size)
         if len(prompts.unique(dim=0)) < len(prompts):
             raise ValueError(
                 "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
                 f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
             )
-        available = self.text_encoder.context_length
+        available = text_encoder.context_length
         if prompts.shape[1] + num_contexts > available:
             raise ValueError(
                 f"The longest class name takes {prompts.shape[1]} tokens, and {num_contexts} contexts "

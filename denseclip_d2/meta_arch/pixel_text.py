@@ -6,7 +6,7 @@ from detectron2.config import configurable
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from ..guidance import pixel_text_loss
+from ..guidance import LanguageGuidedFPN, pixel_text_loss
 
 
 @contextmanager
@@ -24,11 +24,13 @@ def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
-class PixelTextSupervision:
+class PixelTextSupervision(nn.Module):
     """Mixin: ``loss_pixel_text`` for a Detectron2 detector on a ``LanguageGuidedFPN`` (paper, sec. 3.4)."""
 
     section: str
     """Where in ``cfg.MODEL`` the detector's NUM_CLASSES is."""
+    backbone: LanguageGuidedFPN
+    device: torch.device
 
     @configurable
     def __init__(
@@ -60,7 +62,7 @@ class PixelTextSupervision:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        arguments = super().from_config(cfg)
+        arguments = super().from_config(cfg)  # type: ignore[misc]  # the detector's, next in line
         count, num_classes = (
             len(arguments["backbone"].language.class_names),
             cfg.MODEL[cls.section].NUM_CLASSES,

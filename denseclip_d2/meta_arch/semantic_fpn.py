@@ -5,6 +5,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import SemanticSegmentor
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor
@@ -47,10 +48,11 @@ class CLIPSemanticFPN(SemanticSegmentor):
         """
         if self.training:
             return super().forward(batched_inputs)
-        with _explained_out_of_memory(self.sliding_window):
-            if self.sliding_window is None:
+        window = self.sliding_window
+        with _explained_out_of_memory(window):
+            if window is None:
                 return super().forward(batched_inputs)
-            return [{"sem_seg": self._slide(x)} for x in batched_inputs]
+            return [{"sem_seg": self._slide(window, x)} for x in batched_inputs]
 
     @contextmanager
     def whole_image(self) -> Iterator[None]:
@@ -61,13 +63,13 @@ class CLIPSemanticFPN(SemanticSegmentor):
         finally:
             self.sliding_window = window
 
-    def _slide(self, x: dict) -> Tensor:
+    def _slide(self, window: SlidingWindow, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:
             # To the segmentor, a window is an image.
-            return [y["sem_seg"] for y in segment_images([{"image": window} for window in windows])]
+            return [y["sem_seg"] for y in segment_images([{"image": image} for image in windows])]
 
         segment_images, size = super().forward, x["image"].shape[1:]
-        logits = self.sliding_window.average(segment, x["image"])
+        logits = window.average(segment, x["image"])
         return sem_seg_postprocess(logits, size, x.get("height", size[0]), x.get("width", size[1]))
 
 
@@ -79,6 +81,7 @@ class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
     """
 
     section = "SEM_SEG_HEAD"
+    sem_seg_head: SemSegFPNHead
 
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         ignore_value = self.sem_seg_head.ignore_value

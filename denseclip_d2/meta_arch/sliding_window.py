@@ -1,11 +1,12 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from math import prod
 
 from torch import Tensor
 
 Segment = Callable[[list[Tensor]], list[Tensor]]
+Window = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,29 @@ class SlidingWindow:
             image: (3, H, W).
         Returns: (K, H, W) logits.
         """
-        windows = self.windows(*image.shape[1:])
-        at_once = self.max_pixels // prod(self.size)
-        logits = counts = None
-        for i in range(0, len(windows), at_once):
-            batch = windows[i : i + at_once]
-            for window, part in zip(batch, segment([image[w] for w in batch]), strict=True):
-                if logits is None:
-                    logits = part.new_zeros(len(part), *image.shape[1:])
-                    counts = part.new_zeros(image.shape[1:])
-                logits[window] += part
-                counts[window[1:]] += 1
+        parts = self._segmented(segment, image)
+        first = next(parts)
+        logits = first[1].new_zeros(len(first[1]), *image.shape[1:])
+        counts = logits.new_zeros(image.shape[1:])
+        for window, part in chain([first], parts):
+            logits[window] += part
+            counts[window[1:]] += 1
         return logits.div_(counts)
 
-    def windows(self, height: int, width: int) -> list[tuple[slice, slice, slice]]:
+    def windows(self, height: int, width: int) -> list[Window]:
         """Where windows lie in an image (3, height, width), row by row."""
         rows, columns = (
             _spans(side, size, stride)
             for side, size, stride in zip((height, width), self.size, self.stride, strict=True)
         )
         return [(slice(None), row, column) for row, column in product(rows, columns)]
+
+    def _segmented(self, segment: Segment, image: Tensor) -> Iterator[tuple[Window, Tensor]]:
+        """Each window and its logits; at most ``max_pixels`` are segmented at once."""
+        windows, at_once = self.windows(*image.shape[1:]), self.max_pixels // prod(self.size)
+        for i in range(0, len(windows), at_once):
+            batch = windows[i : i + at_once]
+            yield from zip(batch, segment([image[window] for window in batch]), strict=True)
 
 
 def _spans(side: int, size: int, stride: int) -> list[slice]:

@@ -133,15 +133,18 @@ class CLIPResNet(ModifiedResNet, Backbone):
 def _running_statistics_kept(block: nn.Module):
     """Keep the recomputation of a checkpointed block from counting its batch in the norms a second time."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    counts = [buffer for name, buffer in block.named_buffers() if name.endswith("num_batches_tracked")]
+    kept = [count.clone() for count in counts]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for count, before in zip(counts, kept, strict=True):
+            count.copy_(before)
 
 
 def _replace_norm(module: nn.Module, norm: str) -> None:

@@ -215,7 +215,8 @@ class VisualBlock(ResidualAttentionBlock):
     def attention(self, x: Tensor) -> Tensor:
         # nn.MultiheadAttention would hold all N * N weights at inference.
         projected = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
-        return self.attn.out_proj(multi_head_attention(*projected.chunk(3, dim=-1), self.attn.num_heads))
+        query, key, value = projected.chunk(3, dim=-1)
+        return self.attn.out_proj(multi_head_attention(query, key, value, self.attn.num_heads))
 
 
 def _token_stride(patch_size: int) -> int:
@@ -229,7 +230,7 @@ def _as_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
 
 def _resampling(width: int, factor: float, norm: str) -> nn.Module:
     """A map ``factor`` times as large, a power of two; for patches of 16 pixels as released."""
-    layers = [nn.GroupNorm(1, width)]
+    layers: list[nn.Module] = [nn.GroupNorm(1, width)]
     for i in range(round(log2(factor))):
         if i > 0:
             layers += [get_norm(norm, width) or nn.Identity(), nn.GELU()]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 from PIL import Image
 
 HEAT = matplotlib.colormaps["turbo"]
@@ -95,13 +96,14 @@ def rendered(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _color(c: int) -> np.ndarray:
+def _color(c: int) -> tuple[float, float, float]:
     """A class's colour; past the palette's end, it comes again darker."""
-    return PALETTE[c % len(PALETTE)] * 0.6 ** (c // len(PALETTE))
+    red, green, blue = PALETTE[c % len(PALETTE)] * 0.6 ** (c // len(PALETTE))
+    return red, green, blue
 
 
 def _draw(
-    image: np.ndarray, boxes: Sequence, masks: Sequence | None, classes: list[int], labels: list[str]
+    image: np.ndarray, boxes: ArrayLike, masks: Sequence | None, classes: list[int], labels: list[str]
 ) -> np.ndarray:
     visualizer = _Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
     colors = [_color(c) for c in classes]
@@ -140,7 +142,8 @@ class _Visualizer(Visualizer):
     def _extent(self, label: Text) -> Bbox:
         """Where a label is drawn with the box around it, in pixels of the picture."""
         label.update_bbox_position_size(self.output.canvas.get_renderer())
-        return label.get_bbox_patch().get_window_extent()
+        box = label.get_bbox_patch()
+        return box.get_window_extent() if box else label.get_window_extent()
 
 
 def _places_near(extent: Bbox, picture: Bbox) -> list[Bbox]:

@@ -48,15 +48,18 @@ def image_panels(
     """
     image, class_names = read_image(record["file_name"], "RGB"), get_class_names(predictor.cfg)
     truth = np.asarray(Image.open(record["sem_seg_file_name"])) if "sem_seg_file_name" in record else None
-    if not names and predictor.has_score_map:
+    guidance = predictor.guidance
+    if not names and guidance:
         names = [class_names[c] for c in _classes_in(record, truth, len(class_names))[:3]]
     predictions = predictor(image[:, :, ::-1], names)
     if "instances" in predictions:
         row = _detection_panels(image, record, predictions["instances"], class_names, threshold)
     else:
         row = _segmentation_panels(image, truth, predictions["sem_seg"].argmax(0).cpu().numpy(), class_names)
+    if not guidance:
+        return row
     for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
-        heat = draw_score_map(image, scores.cpu().numpy(), predictor.model.backbone.tau)
+        heat = draw_score_map(image, scores.cpu().numpy(), guidance.tau)
         row[f"score map: {name}"] = Panel(heat, scale="sigmoid(cosine / tau)")
     return row
 
