@@ -156,7 +156,8 @@ def test_the_gradient_is_clipped_over_the_whole_model():
 
 
 def test_an_unknown_optimizer_is_refused():
-    cfg = load_config(CONFIG, ["SOLVER.OPTIMIZER", "LION"])
+    cfg = load_config(CONFIG, [])
+    cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match="'ADAMW' or 'SGD'"):
         build_optimizer(cfg, torch.nn.Linear(1, 1))
 

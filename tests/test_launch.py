@@ -23,11 +23,14 @@ ONE_PROCESS = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": 
 
 @pytest.mark.parametrize(
     "precision, message",
-    [("float16", "Set SOLVER.AMP.PRECISION to bfloat16"), ("fp16", "it can be 'float16' or 'bfloat16'")],
+    [
+        ("float16", "Set SOLVER.AMP.PRECISION to bfloat16"),
+        ("fp16", "it has to be one of 'float16', 'bfloat16'"),
+    ],
 )
 def test_impossible_precisions_are_refused(precision, message):
-    cfg = load_config(CONFIG, ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", precision])
-    cfg.MODEL.DEVICE = "cpu"
+    cfg = load_config(CONFIG, ["SOLVER.AMP.ENABLED", "True"])
+    cfg.SOLVER.AMP.PRECISION, cfg.MODEL.DEVICE = precision, "cpu"
     with pytest.raises(ValueError, match=message):
         Trainer(cfg)
 

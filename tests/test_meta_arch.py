@@ -175,7 +175,7 @@ def test_a_mask_target_without_masks_is_refused():
     "keys, message",
     [
         ({"MODEL.DENSECLIP.LOSS_TARGET": "mask"}, "MASK_ON True"),
-        ({"MODEL.DENSECLIP.LOSS_TARGET": "polygon"}, "'box' or 'mask'"),
+        ({"MODEL.DENSECLIP.LOSS_TARGET": "polygon"}, "one of 'box', 'mask'"),
     ],
 )
 def test_a_target_that_cannot_be_made_is_refused(keys, message):

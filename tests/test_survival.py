@@ -286,7 +286,10 @@ def test_a_failing_evaluation_loses_no_iteration(config):
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (("SOLVER.KEEP_CHECKPOINTS", -1), "KEEP_CHECKPOINTS is -1; it can be 0"),
+        (
+            ("SOLVER.KEEP_CHECKPOINTS", -1),
+            "KEEP_CHECKPOINTS is -1; it has to be a whole number of at least 0",
+        ),
         (
             ("SOLVER.KEEP_BEST", "bbox/AP", "DATASETS.TEST", "()"),
             "KEEP_BEST is 'bbox/AP', but DATASETS.TEST is",

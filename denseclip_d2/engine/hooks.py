@@ -64,8 +64,8 @@ class UnoptimizedScripts(HookBase):
     """Run scripted functions, such as Detectron2's focal loss, as they are written, while a CPU trains.
 
     TorchScript rewrites a function after its first calls in a process, and then it rounds differently: a run
-    that resumes would differ from one that was not interrupted in the last bits. Nothing
-    changes on GPUs, where fusion pays and no equality is promised.
+    that resumes would differ from one that was not interrupted in the last bits. Nothing changes on GPUs,
+    where fusion pays and no equality is promised.
     """
 
     def __init__(self):
@@ -188,15 +188,11 @@ class EvalHook(hooks.EvalHook):
 
 
 def check_survival(cfg: CfgNode) -> None:
-    """Refuse impossible ``SOLVER.KEEP_CHECKPOINTS`` and ``SOLVER.KEEP_BEST``.
+    """Refuse an impossible ``SOLVER.KEEP_BEST``.
 
     Raises:
-        ValueError: a negative number, or a best checkpoint without a dataset to tell it by.
+        ValueError: a best checkpoint without a dataset to tell it by.
     """
-    if cfg.SOLVER.KEEP_CHECKPOINTS < 0:
-        raise ValueError(
-            f"SOLVER.KEEP_CHECKPOINTS is {cfg.SOLVER.KEEP_CHECKPOINTS}; it can be 0, for all, or more."
-        )
     if cfg.SOLVER.KEEP_BEST and not cfg.DATASETS.TEST:
         raise ValueError(
             f"SOLVER.KEEP_BEST is {cfg.SOLVER.KEEP_BEST!r}, but DATASETS.TEST is empty. "

@@ -13,14 +13,10 @@ def check_precision(cfg: CfgNode) -> None:
     """See that ``SOLVER.AMP`` is possible on ``MODEL.DEVICE``.
 
     Raises:
-        ValueError: an unknown ``PRECISION``, or float16 on a CPU.
+        ValueError: float16 on a CPU.
     """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return
-    precision = cfg.SOLVER.AMP.PRECISION
-    if precision not in PRECISIONS:
-        raise ValueError(f"SOLVER.AMP.PRECISION is {precision!r}; it can be 'float16' or 'bfloat16'.")
-    if precision == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+    amp = cfg.SOLVER.AMP
+    if amp.ENABLED and amp.PRECISION == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         raise ValueError(
             "SOLVER.AMP.PRECISION is 'float16', which trains on GPUs only, and MODEL.DEVICE is 'cpu'. "
             "Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to False."
