@@ -199,3 +199,16 @@ def test_a_vit_takes_clips_weights_all_but_its_pyramid(tmp_path, plain):
     assert_close(visual.positional_embedding, expected)
     with pytest.raises(ValueError, match="Missing"):
         DenseCLIPCheckpointer(model, fresh_start=False).load(str(tmp_path / "clip.pt"))
+
+
+def test_contexts_begin_from_words_as_the_loaded_clip_embeds_them(clip, tmp_path):
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    words = ("MODEL.DENSECLIP.PROMPT.CONTEXT_INIT", "a photo of a", "MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS", 4)
+    model = tiny_model(*words)
+    DenseCLIPCheckpointer(model).load(str(tmp_path / "clip.pt"))
+    tokens = open_clip.tokenize("a photo of a")[0, 1:5]
+    assert_close(model.backbone.language.contexts[0], clip.token_embedding.weight[tokens])
+    nn.init.ones_(model.backbone.language.contexts)
+    torch.save({"model": model.state_dict()}, tmp_path / "trained.pth")
+    DenseCLIPCheckpointer(again := tiny_model(*words), fresh_start=False).load(str(tmp_path / "trained.pth"))
+    assert (again.backbone.language.contexts == 1).all()

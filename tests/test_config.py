@@ -34,6 +34,8 @@ BAD = [
     ("MODEL.DENSECLIP.VISUAL.POSITION", "cut", " is 'cut'; it has to be one of 'interpolate', 'crop'."),
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", -1, " is -1; it has to be a whole number of at least 0."),
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", None, " is None; it needs a value"),
+    ("MODEL.DENSECLIP.VISUAL.DENSE", "query", " is 'query'; it has to be one of 'attention', 'value'."),
+    ("MODEL.DENSECLIP.PROMPT.CONTEXT_STD", 0.0, " is 0.0; it has to be a number above 0."),
     ("MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE", 1.0, " is 1.0; it has to be a number of at least 0 and below 1."),
     ("MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", None, " is None; it needs a value"),

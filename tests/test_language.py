@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
@@ -232,3 +233,49 @@ def test_a_folded_detector_still_checks_its_class_names():
     names = ["MODEL.DENSECLIP.CLASS_NAMES", ("dog", "Dog "), "MODEL.DENSECLIP.PROMPT.FOLDED", True]
     with pytest.raises(ValueError, match="more than once"):
         build_model(load_config(str(SHAPES), names))
+
+
+def test_contexts_begin_from_words():
+    """As CoOp's: the tokens' embeddings, so that at first the prompt is the sentence."""
+    model = prompted("context", num_contexts=4, context_init="a photo of a")
+    sentence = tokenize_names([f"a photo of a {name}" for name in NAMES])
+    assert_close(model(torch.rand(1, 32), torch.rand(1, 32, 2, 2))[0], model.text_encoder(sentence)[0])
+    nn.init.normal_(model.text_encoder.token_embedding.weight)
+    model.begin_contexts()
+    assert_close(model.contexts[0, 0], model.text_encoder.token_embedding.weight[sentence[0, 1]])
+
+
+def test_the_spread_of_contexts_can_be_that_of_tokens():
+    assert 0.014 < prompted("post", num_contexts=16, context_std=0.02).contexts.std() < 0.02
+
+
+@pytest.mark.parametrize(
+    "mode, words, message",
+    [
+        ("post", "a photo of a red", "has 5 tokens, and PROMPT.NUM_CONTEXTS is 4. Set it to 5"),
+        ("pre", "a photo of a", "mode 'pre' learns no contexts"),
+        ("template", "a photo of a", "mode 'template' learns no contexts"),
+    ],
+)
+def test_words_that_contexts_cannot_begin_from_are_refused(mode, words, message):
+    with pytest.raises(ValueError, match=message):
+        prompted(mode, num_contexts=4, context_init=words)
+
+
+@pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
+def test_any_names_are_embedded_as_the_models_own_would_be(mode):
+    """Beside names that are the model's own, an own name has its own embedding; a new one is another."""
+    model, image = prompted(mode).eval(), (torch.rand(2, 32), torch.rand(2, 32, 3, 4))
+    own = model(*image)
+    new = model.embed(["a dog's wet nose, seen from far away"], *image)
+    assert new.shape == (len(own), 1, 32)
+    assert (own - new).abs().amax(dim=2).min() > 1e-4
+    if mode != "post":  # where names do not see one another
+        assert_close(model.embed([NAMES[1]], *image), own[:, 1:2], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="empty"):
+        model.embed([" "], *image)
+
+
+def test_folded_text_has_no_other_names():
+    with pytest.raises(ValueError, match="no text encoder"):
+        folded().eval().embed(["a dog"], torch.rand(1, 32), torch.rand(1, 32, 2, 2))

@@ -160,3 +160,32 @@ def test_an_unknown_architecture_is_refused(name, message):
     cfg.MODEL.DENSECLIP.CLIP_MODEL = name
     with pytest.raises(ValueError, match=message):
         build_clip_resnet_backbone(cfg, None)
+
+
+def test_values_of_cells_that_are_alike_are_the_global_embedding():
+    """Without positions to tell them apart, every query has the same answer: the value itself."""
+    pool = DenseAttentionPool(4, 64, 8, 24, "interpolate", dense="value")
+    nn.init.zeros_(pool.positional_embedding)
+    global_embedding, dense = pool(torch.randn(2, 64, 1, 1).expand(-1, -1, 3, 5))
+    assert_close(dense, global_embedding[:, :, None, None].expand_as(dense))
+
+
+def test_values_are_local_and_the_global_embedding_is_clips():
+    attention, value = (CLIPResNet(**TINY, dense=dense).eval() for dense in ("attention", "value"))
+    value.load_state_dict(attention.state_dict())
+    pool, (x, other) = value.attnpool, torch.randn(2, 1, 512, 2, 3)
+    other[..., 1:] = x[..., 1:]
+    before, after = pool(x)[1], pool(other)[1]
+    moved = (before - after).abs().amax(dim=1)[0]
+    assert (moved[:, 0] > 1e-3).all()
+    assert (moved[:, 1:] == 0).all()
+    image = torch.rand(1, 3, 64, 96)
+    expected, features = attention(image), value(image)
+    for name in (*LEVELS, "global_embedding"):
+        assert_close(features[name], expected[name])
+    assert not torch.allclose(features["dense_embedding"], expected["dense_embedding"])
+
+
+def test_an_unknown_dense_embedding_is_refused():
+    with pytest.raises(ValueError, match="VISUAL.DENSE is 'query'"):
+        CLIPResNet(**TINY, dense="query")

@@ -330,3 +330,20 @@ def test_the_published_segmentor_has_the_released_parameters_and_recipe(released
     assert ours.keys() == released.keys()
     for name, group in released.items():
         assert ours[name] == pytest.approx(group), name
+
+
+def test_values_are_the_last_block_without_its_attention():
+    """A token that is alone attends to itself, and so has its value; levels and class token stay CLIP's."""
+    attention, value = tiny_vit().eval(), tiny_vit(dense="value").eval()
+    value.load_state_dict(attention.state_dict())
+    block, alone = value.transformer.resblocks[-1], torch.randn(3, 1, block_width(value))
+    assert_close(block.without_attention(alone), block(alone))
+    expected = attention(image := torch.randn(1, 3, 64, 64))
+    features = value(image)
+    for name in ("res2", "res5", "global_embedding"):
+        assert_close(features[name], expected[name])
+    assert not torch.allclose(features["dense_embedding"], expected["dense_embedding"])
+
+
+def block_width(model: CLIPViT) -> int:
+    return model.transformer.resblocks[-1].ln_1.normalized_shape[0]

@@ -7,7 +7,15 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from .clip import check_gelu, is_clip, is_openai_clip, names_in_clip, rename_clip, resize_positions
+from .clip import (
+    begin_contexts,
+    check_gelu,
+    is_clip,
+    is_openai_clip,
+    names_in_clip,
+    rename_clip,
+    resize_positions,
+)
 from .exported import check_header
 from .openclip import PREFIX, parse_openclip_path
 from .readers import is_torchscript, read_weights
@@ -128,7 +136,10 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         report = LoadReport.compare(weights, state, reshaped)
         self.logger.info(str(report))
         self._check(report, only_clip=from_clip and self.fresh_start)
-        return super()._load_model({"model": {name: weights[name] for name in report.matched}})
+        incompatible = super()._load_model({"model": {name: weights[name] for name in report.matched}})
+        if from_clip:
+            begin_contexts(self.model)
+        return incompatible
 
     def _check(self, report: LoadReport, only_clip: bool) -> None:
         needed = set(names_in_clip(self.model) if only_clip else report.missing)

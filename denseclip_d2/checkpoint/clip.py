@@ -5,6 +5,7 @@ from types import UnionType
 
 from torch import Tensor, nn
 
+from ..language import PromptedTextEncoder
 from ..language.text_encoder import CLIPTextEncoder
 from ..visual import CLIPViT, VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
@@ -69,6 +70,13 @@ def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, 
         return {}  # no square grid: of another shape, as will be said
     weights[name] = resize_positional_embedding(weights[name], side)
     return {name: f"from {before} to {side * side} positions, bilinearly"}
+
+
+def begin_contexts(model: nn.Module) -> None:
+    """Let learnt contexts begin from words as CLIP embeds them, once its weights are there."""
+    for module in model.modules():
+        if isinstance(module, PromptedTextEncoder):
+            module.begin_contexts()
 
 
 def check_gelu(model: nn.Module, path: str, quick_gelu: bool) -> None:

@@ -106,6 +106,7 @@ def _check_settings(weights: dict[str, Tensor], model: nn.Module, path: str) -> 
         "MODEL.PIXEL_STD": [68.5005, 66.6322, 70.3232],
         f"{PREFIX}.FPN_P7_RELU": False,
         f"{PREFIX}.VISUAL.POSITION": "interpolate" if segmentation else "crop",
+        f"{PREFIX}.VISUAL.DENSE": "attention",
         f"{PREFIX}.SCORE_MAP.TAU": 0.07,
         f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS": not segmentation,
         f"{PREFIX}.PROMPT.MODE": "post",

@@ -25,6 +25,8 @@ def settings_of(model: nn.Module) -> dict:
     if hasattr(positions, "position"):
         settings[f"{PREFIX}.VISUAL.POSITION"] = positions.position
     if guided:
+        settings[f"{PREFIX}.VISUAL.DENSE"] = positions.dense
+    if guided:
         language = guided.language
         settings[f"{PREFIX}.SCORE_MAP.TAU"] = guided.tau
         settings[f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS"] = guided.concat_logits

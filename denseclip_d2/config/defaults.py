@@ -33,6 +33,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Side, in pixels, of the image whose grid of positions is kept (released detectors: 1344); CLIP's grid
     # is resized to it when weights are loaded. 0 keeps CLIP's own.
     denseclip.VISUAL.RESOLUTION = 0
+    # What a cell of the dense embedding is: "attention", the answer to its query, as released; or "value",
+    # its own value without the attention (MaskCLIP, ECCV 2022), which is local before anything is trained.
+    denseclip.VISUAL.DENSE = "attention"
     # Of a ViT: rate of stochastic depth in the last block, rising from 0 in the first.
     denseclip.VISUAL.DROP_PATH_RATE = 0.0
     # Of a ViT: add the class embedding twice, as the released weights need; CLIP's own must not have it.
@@ -46,6 +49,11 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.MODE = "post"
     # Number of context vectors.
     denseclip.PROMPT.NUM_CONTEXTS = 8
+    # Words that the contexts begin from, as in CoOp ("a photo of a"), of NUM_CONTEXTS tokens. Empty: a normal
+    # distribution, cut off at twice its standard deviation CONTEXT_STD.
+    denseclip.PROMPT.CONTEXT_INIT = ""
+    # As released: 1, where the tokens of OpenAI's CLIPs have 0.01 to 0.02.
+    denseclip.PROMPT.CONTEXT_STD = 1.0
     # Tokens a name may take, its start and end included (released models: 5). 0 fits the longest name.
     denseclip.PROMPT.NAME_LENGTH = 0
     # The sentence of mode "template"; {} stands for the name.

@@ -46,6 +46,8 @@ class PromptedTextEncoder(nn.Module):
         num_contexts: int = 8,
         name_length: int = 0,
         template: str = "a photo of a {}.",
+        context_init: str = "",
+        context_std: float = 1.0,
         decoder_width: int = 256,
         decoder_heads: int = 4,
         decoder_layers: int = 3,
@@ -57,6 +59,8 @@ class PromptedTextEncoder(nn.Module):
             text_encoder: None builds the folded state, whose ``text_embeddings`` are to be loaded.
             embed_dim: C, needed where there is no text encoder to tell it.
             name_length: ids a name may take, start and end included; 0 fits the longest.
+            context_init: words that the contexts begin from, of ``num_contexts`` tokens; empty: at random.
+            context_std: standard deviation of contexts that begin at random.
 
         Raises:
             ValueError: a name is missing, empty, repeated or too long; an unknown mode, or one that cannot be
@@ -84,8 +88,11 @@ class PromptedTextEncoder(nn.Module):
             width, embed_dim = text_encoder.width, text_encoder.output_dim
         decoder = (embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
         if mode in ("post", "context") and text_encoder is not None:
-            # As released: of unit variance, where CLIP's token embeddings have a standard deviation of 0.02.
-            self.contexts = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_contexts, width)))
+            contexts = torch.empty(1, num_contexts, width)
+            nn.init.trunc_normal_(contexts, std=context_std, a=-2 * context_std, b=2 * context_std)
+            self.contexts = nn.Parameter(contexts)
+        self._context_tokens = self._tokens_of(context_init)
+        self.begin_contexts()
         if mode == "post":
             self.context_decoder = ContextDecoder(*decoder)
             self.gamma = nn.Parameter(torch.full((embed_dim,), 1e-4))
@@ -105,6 +112,8 @@ class PromptedTextEncoder(nn.Module):
             "num_contexts": prompt.NUM_CONTEXTS,
             "name_length": prompt.NAME_LENGTH,
             "template": prompt.TEMPLATE,
+            "context_init": prompt.CONTEXT_INIT,
+            "context_std": prompt.CONTEXT_STD,
             "decoder_width": context_decoder.WIDTH,
             "decoder_heads": context_decoder.HEADS,
             "decoder_layers": context_decoder.LAYERS,
@@ -121,15 +130,44 @@ class PromptedTextEncoder(nn.Module):
             ValueError: folded, and in training mode.
         """
         if self.mode == "pre":
-            queries = self.queries.expand(len(global_embedding), -1, -1)
-            contexts = self.context_decoder(queries, global_embedding, dense_embedding)
             encoder, prompts = self.unfolded()
-            return encoder(prompts, contexts)
+            return encoder(prompts, self._contexts_from(global_embedding, dense_embedding))
         text = self._text()
+        return text if self.mode != "post" else self._refined(text, global_embedding, dense_embedding)
+
+    @torch.no_grad()
+    def embed(self, names: Sequence[str], global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
+        """Text embeddings of any names, as the image refines them beside the model's own.
+
+        Args:
+            names: n names, none of which has to be a class of the model, of any length.
+            global_embedding, dense_embedding: as for :meth:`forward`.
+        Returns: (B or 1, n, C).
+        Raises:
+            ValueError: names that cannot be told apart, or are too long; folded.
+        """
+        check_class_names(names)
+        encoder, prompts = self.unfolded()
+        prompts = self._prompts(names, encoder, any_length=True).to(prompts.device)
+        if self.mode == "pre":
+            return encoder(prompts, self._contexts_from(global_embedding, dense_embedding))
+        text = encoder(prompts, self.contexts)
         if self.mode != "post":
             return text
-        text = text.expand(len(global_embedding), -1, -1)
-        return text + self.gamma * self.context_decoder(text, global_embedding, dense_embedding)
+        # Queries see one another, and in training they saw the model's own names beside them.
+        text = torch.cat([self._text(), text], dim=1)
+        return self._refined(text, global_embedding, dense_embedding)[:, -len(names) :]
+
+    @torch.no_grad()
+    def begin_contexts(self) -> None:
+        """Let the contexts begin from the words of ``context_init``, if any, as the text encoder embeds them.
+
+        To be called when the text encoder has got other weights and the contexts have not.
+        """
+        if self._context_tokens and self.contexts is not None:
+            encoder, prompts = self.unfolded()
+            tokens = torch.tensor(self._context_tokens, device=prompts.device)
+            self.contexts.copy_(encoder.token_embedding(tokens))
 
     @property
     def folded(self) -> bool:
@@ -206,6 +244,28 @@ class PromptedTextEncoder(nn.Module):
         encoder, prompts = self.unfolded()
         return encoder(prompts, self.contexts)
 
+    def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
+        text = text.expand(len(global_embedding), -1, -1)
+        return text + self.gamma * self.context_decoder(text, global_embedding, dense_embedding)
+
+    def _contexts_from(self, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
+        queries = self.queries.expand(len(global_embedding), -1, -1)
+        return self.context_decoder(queries, global_embedding, dense_embedding)
+
+    def _tokens_of(self, context_init: str) -> list[int]:
+        tokens = tokenize_names([context_init])[0, 1:-1].tolist() if context_init else []
+        if tokens and self.mode not in ("post", "context"):
+            raise ValueError(
+                f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {self.mode!r} learns no "
+                "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
+            )
+        if tokens and len(tokens) != self.num_contexts:
+            raise ValueError(
+                f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = {context_init!r} has {len(tokens)} tokens, and "
+                f"PROMPT.NUM_CONTEXTS is {self.num_contexts}. Set it to {len(tokens)}, or take other words."
+            )
+        return tokens
+
     def _check_foldable(self) -> None:
         if self.mode == "pre":
             raise ValueError(
@@ -213,9 +273,11 @@ class PromptedTextEncoder(nn.Module):
                 "embeddings cannot be folded. Set MODEL.DENSECLIP.PROMPT.FOLDED to False."
             )
 
-    def _prompts(self, names: Sequence[str], text_encoder: CLIPTextEncoder) -> Tensor:
+    def _prompts(
+        self, names: Sequence[str], text_encoder: CLIPTextEncoder, *, any_length: bool = False
+    ) -> Tensor:
         # The length is of a name, not of a sentence around it.
-        num_contexts, name_length = self.num_contexts, self.name_length
+        num_contexts, name_length = self.num_contexts, 0 if any_length else self.name_length
         if self.mode == "template":
             names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
         prompts = tokenize_names(names, name_length, text_encoder.vocab_size)

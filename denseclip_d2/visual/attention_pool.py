@@ -29,6 +29,15 @@ def check_position(position: str) -> None:
         )
 
 
+def check_dense(dense: str) -> None:
+    """
+    Raises:
+        ValueError: ``dense`` is no way to a dense embedding.
+    """
+    if dense not in ("attention", "value"):
+        raise ValueError(f"MODEL.DENSECLIP.VISUAL.DENSE is {dense!r}; it can be 'attention' or 'value'.")
+
+
 def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, position: str) -> Tensor:
     """The positional embedding of a (height, width) map, token 0 kept.
 
@@ -49,14 +58,27 @@ def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, po
 class DenseAttentionPool(AttentionPool2d):
     """CLIP's attention pool, kept for every token instead of the first alone (paper, sec. 3.2)."""
 
-    def __init__(self, grid_size: int, embed_dim: int, num_heads: int, output_dim: int, position: str):
+    def __init__(
+        self,
+        grid_size: int,
+        embed_dim: int,
+        num_heads: int,
+        output_dim: int,
+        position: str,
+        dense: str = "attention",
+    ):
         """
         Args:
             grid_size: side of the grid of positional embeddings, in cells.
             position: "interpolate" the grid to each map, or "crop" its top left corner.
+            dense: what becomes of a cell: "attention", its query's answer, as released; or its own "value"
+                (MaskCLIP, Zhou et al., ECCV 2022). CLIP has only ever asked with the mean, so that other
+                cells' queries have nearly the same answer; values are local.
         """
         super().__init__(grid_size, embed_dim, num_heads, output_dim)
         check_position(position)
+        check_dense(dense)
+        self.dense = dense
         self.grid_size = grid_size
         self.position = position
 
@@ -70,8 +92,12 @@ class DenseAttentionPool(AttentionPool2d):
         pixels = x.flatten(2).transpose(1, 2)  # (B, HW, D)
         tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
         tokens = tokens + self.fitted_positions(height, width).to(tokens.dtype)
-        query, key, value = self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)
-        tokens = self.c_proj(multi_head_attention(query, key, value, self.num_heads))  # (B, 1 + HW, C)
+        key, value = self.k_proj(tokens), self.v_proj(tokens)
+        query = self.q_proj(tokens if self.dense == "attention" else tokens[:, :1])
+        answers = multi_head_attention(query, key, value, self.num_heads)
+        if self.dense == "value":
+            answers = torch.cat([answers, value[:, 1:]], dim=1)
+        tokens = self.c_proj(answers)  # (B, 1 + HW, C)
         return tokens[:, 0], tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
 
     def fitted_positions(self, height: int, width: int) -> Tensor:

@@ -33,6 +33,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
         embed_dim: int,
         resolution: int,
         position: str = "interpolate",
+        dense: str = "attention",
         norm: str = "SyncBN",
         freeze_at: int = 0,
         activation_checkpointing: bool = False,
@@ -43,7 +44,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             layers, width: blocks of each stage, and channels after the stem.
             embed_dim: C, the joint embedding's width.
             resolution: side, in pixels, of the image whose grid of positional embeddings is kept.
-            position: see :class:`DenseAttentionPool`.
+            position, dense: see :class:`DenseAttentionPool`.
             norm: the name of a norm, as ``detectron2.layers.get_norm`` takes it.
             freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
             activation_checkpointing: recompute each block in the backward pass.
@@ -53,7 +54,9 @@ class CLIPResNet(ModifiedResNet, Backbone):
         super().__init__(layers, embed_dim, num_heads, resolution, width)
         self.attnpool = None
         if with_embeddings:
-            self.attnpool = DenseAttentionPool(resolution // 32, channels, num_heads, embed_dim, position)
+            self.attnpool = DenseAttentionPool(
+                resolution // 32, channels, num_heads, embed_dim, position, dense
+            )
             self.init_parameters()
         _replace_norm(self, norm)
         self.embed_dim = embed_dim
@@ -91,6 +94,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             "embed_dim": architecture.embed_dim,
             "resolution": visual.RESOLUTION or vision.image_size,
             "position": visual.POSITION,
+            "dense": visual.DENSE,
             "norm": visual.NORM,
             "freeze_at": visual.FREEZE_AT,
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,

@@ -14,7 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from ..clip_models import get_clip_architecture
 from ..layers import QuickGELU, multi_head_attention
-from .attention_pool import check_position, fit_positions
+from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
 
 # What is read of open_clip's vision config; an architecture that sets anything else is refused.
@@ -52,6 +52,7 @@ class CLIPViT(VisionTransformer, Backbone):
         mlp_ratio: float = 4.0,
         quick_gelu: bool = False,
         position: str = "interpolate",
+        dense: str = "attention",
         norm: str = "SyncBN",
         freeze_at: int = 0,
         drop_path_rate: float = 0.0,
@@ -67,6 +68,8 @@ class CLIPViT(VisionTransformer, Backbone):
             grid_size: side of the grid of positional embeddings, in cells.
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
             position: "interpolate" the grid to each image, or "crop" its top left corner.
+            dense: what becomes of a cell: "attention", the last block's token, as released; or "value", the
+                same without the last block's attention, as MaskCLIP has it (Zhou et al., ECCV 2022).
             norm: the pyramid's, as ``detectron2.layers.get_norm`` takes it; "" for none.
             freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 and the blocks before
                 res2's tap, ... 5 and all blocks. A frozen block is never dropped.
@@ -91,7 +94,9 @@ class CLIPViT(VisionTransformer, Backbone):
         if not with_embeddings:
             self.ln_post = self.proj = None
         check_position(position)
+        check_dense(dense)
         self.position = position
+        self.dense = dense
         self.quick_gelu = quick_gelu
         self.grid_size = grid_size
         self.embed_dim = embed_dim
@@ -125,6 +130,7 @@ class CLIPViT(VisionTransformer, Backbone):
             "grid_size": grid_size or vision.image_size // vision.patch_size,
             "quick_gelu": architecture.quick_gelu,
             "position": visual.POSITION,
+            "dense": visual.DENSE,
             "norm": visual.NORM,
             "freeze_at": visual.FREEZE_AT,
             "drop_path_rate": visual.DROP_PATH_RATE,
@@ -147,11 +153,14 @@ class CLIPViT(VisionTransformer, Backbone):
         size = [side // self.embedding_stride for side in x.shape[-2:]]
         tokens, features = self._embed(x, *size), {}
         for depth, block in enumerate(self.transformer.resblocks, start=1):
-            tokens = self._run(block, tokens)
+            before, tokens = tokens, self._run(block, tokens)
             for name in self._out_features:
                 if self.taps[name] == depth:
                     features[name] = getattr(self, self.levels[name])(_as_map(tokens, size))
         if self.proj is not None:
+            if self.dense == "value":
+                values = self.transformer.resblocks[-1].without_attention(before)
+                tokens = torch.cat([tokens[:, :1], values[:, 1:]], dim=1)
             tokens = self.ln_post(tokens) @ self.proj  # (B, 1 + HW, C)
             features["global_embedding"], features["dense_embedding"] = tokens[:, 0], _as_map(tokens, size)
         return features
@@ -211,6 +220,13 @@ class VisualBlock(ResidualAttentionBlock):
         """
         x = x + self.drop_path(self.attention(self.ln_1(x)))
         return x + self.drop_path(self.mlp(self.ln_2(x)))
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """The block with every token attending to itself alone: (B, N, D), as ``x``."""
+        width = x.shape[-1]
+        weight, bias = self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]
+        x = x + self.attn.out_proj(F.linear(self.ln_1(x), weight, bias))
+        return x + self.mlp(self.ln_2(x))
 
     def attention(self, x: Tensor) -> Tensor:
         # nn.MultiheadAttention would hold all N * N weights at inference.
