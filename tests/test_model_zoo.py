@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
 from denseclip_d2.model_zoo import zoo
 from denseclip_d2.model_zoo.zoo import ZooEntry, local_file, zoo_index
 
@@ -186,3 +188,24 @@ def test_offline_the_file_and_its_place_are_named(published):
 def test_zoo_weights_are_small_enough_for_the_repository():
     files = [Path(zoo.__file__).parent / "weights" / entry.file for entry in zoo_index().values()]
     assert all(file.stat().st_size < 16 * 10**6 for file in files)
+
+
+@pytest.mark.parametrize("config", ["denseclip_retinanet_tiny", "denseclip_semantic_fpn_tiny"])
+def test_score_maps_of_any_words_leave_those_of_classes_alone(config, tmp_path):
+    cfg = load_config(f"configs/Shapes/{config}.yaml", ["TEST.SLIDING_WINDOW.ENABLED", "semantic" in config])
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = SEMANTIC_CLASS_NAMES[: 19 if "semantic" in config else 18]
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    predictor = Predictor(cfg)
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    names = ["a purple star", "red solid circle", "a purple star", "the nose of a dog"]
+    maps = predictor(image, score_maps_of=names)["score_maps"]
+    assert maps.shape == (4, 90, 120)
+    assert torch.equal(maps[0], maps[2])
+    assert torch.equal(maps[1], predictor(image, score_maps_of=names[1:2])["score_maps"][0])
+    assert not torch.allclose(maps[0], maps[3])
+
+
+def test_folded_weights_say_that_they_know_no_other_words():
+    with pytest.raises(ValueError, match="No class 'a dog'.*the text of these is folded"):
+        Predictor.from_zoo(NAME)(np.zeros((64, 64, 3), np.uint8), score_maps_of=["a dog"])

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument(
         "--score-map", nargs="+", default=[], metavar="NAME",
-        help="classes whose score maps to draw (default: of --dataset, up to three that are in the image)",
+        help="classes, or any words, whose score maps to draw (--dataset: up to three that are in the image)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
     parser.add_argument(
