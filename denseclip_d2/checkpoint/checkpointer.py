@@ -23,7 +23,7 @@ from .released import convert_released, is_released
 from .report import LoadReport, first
 from .whole_files import WholeFiles
 
-# Of no consequence where they are missing or left over.
+# These may be missing or left over.
 _NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
 # Detectron2's way of asking for names to be matched by their ends.

@@ -58,7 +58,7 @@ class MixedPrecisionTrainer(AMPTrainer):
 
 @contextmanager
 def _forward_under(context: torch.autocast, module: nn.Module) -> Iterator[None]:
-    """Have calls of a module, and nothing around them, run in a context."""
+    """Run calls of a module, and nothing around them, in a context."""
 
     def enter(*_) -> None:
         context.__enter__()

@@ -10,7 +10,7 @@ _Kept = tuple[T, tuple[Hashable, ...], list[tuple[Tensor, Tensor, tuple]]]
 
 
 class TensorMemo(Generic[T]):
-    """Keeps what was made from tensors until one of them is another tensor, or has changed.
+    """Remembers what was made from tensors, until one of them is replaced or changes.
 
     A tensor has changed when its version counter has (any in-place operation, optimiser's steps and
     ``load_state_dict`` included), or where its numbers lie (``.data = ...``, a change of device or dtype).

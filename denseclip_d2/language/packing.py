@@ -10,10 +10,10 @@ CONTEXT = -1
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """Prompts as one sequence in which what several of them begin with is there once: a tree of tokens.
+    """Prompts packed into one sequence: a tree of tokens, in which prompts share what they begin with.
 
     Attention is causal, so that a token's hidden state depends on the tokens before it alone, and equal
-    beginnings have equal states. A token sees those before it in its own prompts, by ``mask``.
+    beginnings have equal states. By ``mask``, a token sees only the tokens before it in its own prompts.
 
     Attributes:
         ids: (T,) token ids; the contexts' places, below zero, come directly after the start token.

@@ -25,9 +25,9 @@ class PromptedTextEncoder(nn.Module):
     "pre", contexts that a decoder makes from the image; "context", learnt contexts alone (CoOp);
     "template", a fixed sentence and nothing learnt.
 
-    What comes before the image is computed once in evaluation without gradients, and kept until weights,
-    names, device, precision or mode change. For inference alone it can be folded into ``text_embeddings``
-    (K, C), a buffer in place of the text encoder and the contexts: see :meth:`fold_`.
+    In evaluation without gradients, what does not depend on the image is computed once and kept until
+    weights, names, device, precision or mode change. For inference alone, :meth:`fold_` replaces text encoder
+    and contexts by a buffer, ``text_embeddings`` (K, C).
     """
 
     text_encoder: CLIPTextEncoder | None

@@ -21,7 +21,7 @@ class CLIPTextEncoder(TextTransformer):
     """CLIP's text transformer, frozen, with room for context vectors between start token and name.
 
     Gradients flow through it to the contexts; its own parameters have ``requires_grad=False`` and carry the
-    names they have in CLIP. What prompts begin with alike is computed once (:class:`PackedPrompts`).
+    names they have in CLIP. Beginnings that prompts share are computed once (:class:`PackedPrompts`).
     """
 
     def __init__(self, *, quick_gelu: bool = False, **kwargs):

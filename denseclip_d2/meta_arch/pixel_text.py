@@ -82,7 +82,7 @@ class PixelTextSupervision(nn.Module):
     def forward(self, batched_inputs: list[dict]):
         if not self.training:
             return super().forward(batched_inputs)
-        # Detectron2 moves the ground truth to the device as well, which is for nothing once it is there.
+        # Detectron2 moves the ground truth too, which costs nothing once it is on the device.
         batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)

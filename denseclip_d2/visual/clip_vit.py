@@ -28,8 +28,8 @@ class CLIPViT(VisionTransformer, Backbone):
     8, 16 and 32 by transposed convolutions or pooling. Images of any size go in; they are padded with zeros,
     at the right and the bottom, to a multiple of 32.
 
-    Tokens stand ``embedding_stride`` pixels apart, as many as a patch is wide. Where that is no power of two,
-    as L/14's, the nearest one is taken, 16, and the image is shrunk by 14/16 for the patches to fit.
+    Tokens stand ``embedding_stride`` pixels apart. That is the width of a patch where it is a power of two,
+    else the nearest one: 16 for L/14, whose images are shrunk by 14/16 so that the patches fit.
 
     Parameters carry the names of CLIP's ``visual``, and the pyramid's the released ones.
     """

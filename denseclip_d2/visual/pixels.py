@@ -4,7 +4,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_other_pixels(cfg) -> None:
-    """Say so where a config gives CLIP other pixels than CLIP takes, as Detectron2's defaults do."""
+    """Warn where a config's pixels are not as CLIP takes them: Detectron2's defaults are not."""
     if cfg.INPUT.FORMAT != "RGB" or cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]:
         logger.warning(
             "CLIP takes RGB, normalised by its own mean and standard deviation; this config has "
