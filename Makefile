@@ -1,7 +1,7 @@
 # `make help` says what there is.
 #   PYTHON=python3.12     another interpreter, 3.11 or 3.12
 #   DETECTRON2=source     Detectron2 built from GitHub (about 8 minutes) instead of the pinned wheel
-PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done),python3)
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do $$p -c "" 2>/dev/null && echo $$p && break; done),python3)
 DETECTRON2 ?= $(if $(wildcard .venv/installed-source),source,wheel)
 DETECTRON2_SOURCE ?= git+https://github.com/facebookresearch/detectron2.git
 
