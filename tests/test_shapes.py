@@ -12,6 +12,8 @@ from pycocotools.coco import COCO
 
 from denseclip_d2.data import shapes
 from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes, register_shapes
+from denseclip_d2.data.shapes_scene import TEXTURES
+from denseclip_d2.data.shapes_worlds import SHAPES, SHAPES_192
 
 NUM_TRAIN = 250
 NUM_VAL = 3
@@ -245,3 +247,47 @@ def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys
     prepare(arguments)
     assert "added label images" in capsys.readouterr().out
     assert read_files(tmp_path) == written
+
+
+def test_the_larger_world_has_the_words_of_the_smaller():
+    names = SHAPES_192.class_names
+    assert len(set(names)) == len(names) == 8 * 4 * 6
+    assert set(SHAPES.class_names) < set(names)
+    assert names[-1] == "black dotted bar"
+
+
+def test_classes_of_the_larger_world_are_very_unequal_in_number():
+    frequencies = np.sort(SHAPES_192.frequencies)
+    assert frequencies.sum() == pytest.approx(1)
+    assert 30 < frequencies[-1] / frequencies[0] < 50
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([SHAPES_192.sample_class(rng) for _ in range(20000)], minlength=192) / 20000
+    assert np.abs(drawn - SHAPES_192.frequencies).max() < 0.005
+    assert set(SHAPES.frequencies) == {1 / 18}
+
+
+@pytest.mark.parametrize("texture", ["striped", "checked", "dotted"])
+def test_textures_have_two_colours_and_are_told_apart(texture):
+    across, along = np.mgrid[0:16:0.1, 0:16:0.1]
+    second = TEXTURES[texture](across, along)
+    assert set(np.unique(second)) == {0, 1}
+    assert 0.25 < second.mean() < 0.6
+    assert (TEXTURES["striped"](across, along) != second).any() == (texture != "striped")
+    assert (second == second[:, :1]).all() == (texture == "striped")
+
+
+def test_the_larger_world_has_the_same_files_and_its_own_classes(prepare, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    prepare(["--world", "shapes192", "--num-train", "40", "--num-val", "2"])
+    root = tmp_path / "shapes192"
+    coco = COCO(str(root / "annotations" / "instances_train.json"))
+    assert [category["name"] for category in coco.cats.values()] == list(SHAPES_192.class_names)
+    seen = {annotation["category_id"] for annotation in coco.anns.values()}
+    assert max(seen) > 18
+    for path in (root / "labels" / "train").glob("*.png"):
+        labels = np.asarray(Image.open(path))
+        assert (labels == 192).any()
+        assert set(np.unique(labels)) <= {192, *(c - 1 for c in seen)}
+    name = "shapes192_sem_seg_val"
+    assert MetadataCatalog.get(name).stuff_classes == list(SHAPES_192.semantic_class_names)
+    assert "--world shapes192" in MetadataCatalog.get(name).how_to_get

@@ -24,7 +24,8 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from .semantic import register_semantic_folder
-from .shapes_scene import CLASS_NAMES, IMAGE_SIDES, Instance, render, sample_background, sample_instances
+from .shapes_scene import IMAGE_SIDES, Instance, render, sample_background, sample_instances
+from .shapes_worlds import SHAPES, World
 
 __all__ = [
     "CLASS_NAMES",
@@ -37,8 +38,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: The classes of the label images.
-SEMANTIC_CLASS_NAMES = (*CLASS_NAMES, "background")
+#: The 18 classes of the world that is called "shapes" itself, and those of its label images.
+CLASS_NAMES, SEMANTIC_CLASS_NAMES = SHAPES.class_names, SHAPES.semantic_class_names
 
 # Part of what is stored with the dataset: raise it when the same parameters give other images.
 VERSION = "1.0"
@@ -47,10 +48,10 @@ VERSION = "1.0"
 _SPLITS = ("train", "val")
 
 
-def shapes_info(*, num_train: int, num_val: int, seed: int) -> dict:
+def shapes_info(*, num_train: int, num_val: int, seed: int, world: World = SHAPES) -> dict:
     """The "info" entry of the annotation files: it identifies the dataset made by these parameters."""
     return {
-        "description": "shapes: generated images of coloured, textured geometric shapes",
+        "description": f"{world.name}: generated images of coloured, textured geometric shapes",
         "version": VERSION,
         "num_train": num_train,
         "num_val": num_val,
@@ -58,7 +59,9 @@ def shapes_info(*, num_train: int, num_val: int, seed: int) -> dict:
     }
 
 
-def generate_shapes(root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0) -> None:
+def generate_shapes(
+    root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0, world: World = SHAPES
+) -> None:
     """Writes ``root/annotations/instances_{train,val}.json``, ``root/{train,val}/*.png`` and ``root/labels``.
 
     An image and its annotations depend only on the seed, the split and the number of the image, not on
@@ -70,6 +73,7 @@ def generate_shapes(root: Path, *, num_train: int = 2000, num_val: int = 200, se
         num_train: number of training images.
         num_val: number of validation images.
         seed: non-negative seed of all random choices.
+        world: the colours, textures and outlines there are.
 
     Raises:
         FileExistsError: ``root`` is there and is not an empty directory.
@@ -81,14 +85,14 @@ def generate_shapes(root: Path, *, num_train: int = 2000, num_val: int = 200, se
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise FileExistsError(f"{root} exists and is not empty: delete it or choose another directory")
 
-    info = shapes_info(num_train=num_train, num_val=num_val, seed=seed)
+    info = shapes_info(num_train=num_train, num_val=num_val, seed=seed, world=world)
     # The process id keeps two runs that started together from writing into each other's directory.
     partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
     try:
         (partial / "annotations").mkdir(parents=True)
         for split, num_images in zip(_SPLITS, (num_train, num_val), strict=True):
             (partial / split).mkdir()
-            coco = _generate_split(partial / split, num_images, (seed, _SPLITS.index(split)))
+            coco = _generate_split(partial / split, num_images, (seed, _SPLITS.index(split)), world)
             path = partial / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps({"info": info, **coco}))
         add_labels(partial)
@@ -117,7 +121,8 @@ def add_labels(root: Path) -> bool:
             for annotation in coco["annotations"]:
                 annotations[annotation["image_id"]].append(annotation)
             for image in coco["images"]:
-                label = _label(annotations[image["id"]], image["height"], image["width"])
+                size = image["height"], image["width"]
+                label = _label(annotations[image["id"]], *size, background=len(coco["categories"]))
                 Image.fromarray(label).save(partial / split / image["file_name"])
         partial.rename(labels)
     finally:
@@ -125,40 +130,44 @@ def add_labels(root: Path) -> bool:
     return True
 
 
-def register_shapes(root: str | Path) -> None:
+def register_shapes(root: str | Path, world: World = SHAPES) -> None:
     """Registers "shapes_{train,val}", for detection, and "shapes_sem_seg_{train,val}" with Detectron2.
+
+    Those of another world begin with its name.
 
     The files need not exist yet.
 
     Args:
         root: the directory given to :func:`generate_shapes`.
+        world: as given there.
 
     Raises:
         AssertionError: one of the names is already registered.
     """
     root = Path(root)
-    how_to_get = "Run `python datasets/prepare_shapes.py`."
+    script = "python datasets/prepare_shapes.py"
+    how_to_get = f"Run `{script}`." if world is SHAPES else f"Run `{script} --world {world.name}`."
     for split in _SPLITS:
-        metadata = {"thing_classes": list(CLASS_NAMES), "how_to_get": how_to_get}
+        metadata = {"thing_classes": list(world.class_names), "how_to_get": how_to_get}
         annotations = root / "annotations" / f"instances_{split}.json"
-        register_coco_instances(f"shapes_{split}", metadata, str(annotations), str(root / split))
+        register_coco_instances(f"{world.name}_{split}", metadata, str(annotations), str(root / split))
         register_semantic_folder(
-            f"shapes_sem_seg_{split}",
+            f"{world.name}_sem_seg_{split}",
             root / split,
             root / "labels" / split,
-            SEMANTIC_CLASS_NAMES,
+            world.semantic_class_names,
             how_to_get=how_to_get,
         )
 
 
-def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...]) -> dict:
+def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...], world: World) -> dict:
     """Writes the images of one split into ``directory`` and returns its COCO entries but for "info"."""
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id in range(1, num_images + 1):
         rng = np.random.default_rng([*entropy, image_id])
         height, width = (int(side) for side in rng.choice(IMAGE_SIDES, size=2))
-        instances = sample_instances(rng, height, width)
+        instances = sample_instances(rng, height, width, world)
         file_name = f"{image_id:012d}.png"
         render(sample_background(rng, height, width), instances).save(directory / file_name)
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
@@ -167,7 +176,7 @@ def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...]) 
             annotations.append(ids | _annotation(instance))
     return {
         "licenses": [],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(world.class_names, start=1)],
         "images": images,
         "annotations": annotations,
     }
@@ -191,9 +200,9 @@ def _annotation(instance: Instance) -> dict:
     }
 
 
-def _label(annotations: Iterable[dict], height: int, width: int) -> np.ndarray:
+def _label(annotations: Iterable[dict], height: int, width: int, background: int) -> np.ndarray:
     """The label image, (height, width) uint8, of the annotations of an image, in painting order."""
-    label = np.full((height, width), SEMANTIC_CLASS_NAMES.index("background"), dtype=np.uint8)
+    label = np.full((height, width), background, dtype=np.uint8)
     for annotation in annotations:
         encoded = run_lengths.frPyObjects(annotation["segmentation"], height, width)
         mask = run_lengths.decode(encoded if annotation["iscrowd"] else run_lengths.merge(encoded))

@@ -11,14 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLOURS = {"red": (205, 35, 35), "green": (30, 155, 50), "blue": (40, 70, 215)}
-TEXTURES = ("solid", "striped")
-SHAPES = {"circle": 32, "square": 4, "triangle": 3}  # vertices of the regular polygon
+from .shapes_worlds import SHAPES, World
 
-_CLASSES = tuple(itertools.product(COLOURS, TEXTURES, SHAPES))
 
-#: The 18 class names; the last word varies fastest. COCO category ids are the positions plus one.
-CLASS_NAMES = tuple(" ".join(words) for words in _CLASSES)
+def _stripes(across: np.ndarray, along: np.ndarray) -> np.ndarray:
+    return np.floor(across).astype(int) % 2
+
+
+def _checks(across: np.ndarray, along: np.ndarray) -> np.ndarray:
+    return (np.floor(across) + np.floor(along)).astype(int) % 2
+
+
+def _dots(across: np.ndarray, along: np.ndarray) -> np.ndarray:
+    return (np.hypot(across / 1.6 % 1 - 0.5, along / 1.6 % 1 - 0.5) < 0.33).astype(int)
+
+
+# Where an object has its first and its second colour, by distances in widths of a band.
+TEXTURES = {"solid": _stripes, "striped": _stripes, "checked": _checks, "dotted": _dots}
 
 IMAGE_SIDES = (96, 112, 128, 144, 160)
 OBJECT_SIZES = (16.0, 64.0)  # diameter of the circumscribed circle
@@ -42,12 +51,14 @@ class _Shape:
 
     Attributes:
         polygon: (n, 2) vertices.
-        colours: (2, 3) uint8, the colours of the even and of the odd bands (equal if solid).
+        texture: of ``TEXTURES``.
+        colours: (2, 3) uint8, its first and its second colour (equal if solid).
         band: width of a band.
         angle: direction across the bands, in radians.
     """
 
     polygon: np.ndarray
+    texture: str
     colours: np.ndarray
     band: float
     angle: float
@@ -58,7 +69,7 @@ class Instance:
     """What one annotation describes: a shape, or the many shapes of a crowd.
 
     Attributes:
-        category: position in ``CLASS_NAMES``.
+        category: position in the world's ``class_names``.
         shapes: the shapes to paint.
         mask: (height, width) bool, the pixels at least half covered.
         is_crowd: whether the annotation stands for a group.
@@ -70,7 +81,9 @@ class Instance:
     is_crowd: bool
 
 
-def sample_instances(rng: np.random.Generator, height: int, width: int) -> list[Instance]:
+def sample_instances(
+    rng: np.random.Generator, height: int, width: int, world: World = SHAPES
+) -> list[Instance]:
     """The instances of one image, in painting order; those that find no room are left out."""
     kind = rng.random()
     if kind < EMPTY_FRACTION:
@@ -82,7 +95,7 @@ def sample_instances(rng: np.random.Generator, height: int, width: int) -> list[
     instances: list[Instance] = []
     for sampler in samplers:
         for _ in range(_PLACEMENT_ATTEMPTS):
-            candidate = sampler(rng, height, width)
+            candidate = sampler(rng, height, width, world)
             if _overlap_is_moderate([*instances, candidate]):
                 instances.append(candidate)
                 break
@@ -99,18 +112,18 @@ def _overlap_is_moderate(instances: list[Instance]) -> bool:
     return all((layers[instance.mask] == 1).mean() >= MIN_UNSHARED for instance in instances)
 
 
-def _sample_object(rng: np.random.Generator, height: int, width: int) -> Instance:
+def _sample_object(rng: np.random.Generator, height: int, width: int, world: World) -> Instance:
     """A single object of any class, entirely within the image."""
-    category = int(rng.integers(len(CLASS_NAMES)))
+    category = world.sample_class(rng)
     size = rng.uniform(*OBJECT_SIZES)
     centre = rng.uniform(size / 2, np.array([width, height]) - size / 2)
-    shape = _sample_shape(rng, category, centre, size)
+    shape = _sample_shape(rng, world, category, centre, size)
     return Instance(category, [shape], _mask([shape.polygon], height, width), is_crowd=False)
 
 
-def _sample_crowd(rng: np.random.Generator, height: int, width: int) -> Instance:
+def _sample_crowd(rng: np.random.Generator, height: int, width: int, world: World) -> Instance:
     """A cluster of tiny shapes of one class, on random cells of a grid that lies within the image."""
-    category = int(rng.integers(len(CLASS_NAMES)))
+    category = world.sample_class(rng)
     columns, rows = CROWD_GRID
     origin = rng.uniform(0, np.array([width, height]) - CROWD_CELL * np.array(CROWD_GRID))
     members = rng.integers(*CROWD_MEMBERS, endpoint=True)
@@ -118,29 +131,32 @@ def _sample_crowd(rng: np.random.Generator, height: int, width: int) -> Instance
     for cell in rng.choice(columns * rows, size=members, replace=False):
         row, column = divmod(int(cell), columns)
         centre = origin + CROWD_CELL * np.array([column + 0.5, row + 0.5]) + rng.uniform(-1, 1, size=2)
-        shapes.append(_sample_shape(rng, category, centre, rng.uniform(*CROWD_MEMBER_SIZES)))
+        shapes.append(_sample_shape(rng, world, category, centre, rng.uniform(*CROWD_MEMBER_SIZES)))
     mask = _mask([shape.polygon for shape in shapes], height, width)
     return Instance(category, shapes, mask, is_crowd=True)
 
 
-def _sample_shape(rng: np.random.Generator, category: int, centre: np.ndarray, size: float) -> _Shape:
+def _sample_shape(
+    rng: np.random.Generator, world: World, category: int, centre: np.ndarray, size: float
+) -> _Shape:
     """A shape of a class, randomly rotated and with slightly jittered colour.
 
     Args:
         rng: source of the random choices.
-        category: position in ``CLASS_NAMES``.
+        world, category: what there is, and the position of the class in it.
         centre: (2,) centre of the circumscribed circle.
         size: diameter of the circumscribed circle.
     """
-    colour_name, texture, shape_name = _CLASSES[category]
-    corners = SHAPES[shape_name]
-    angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(corners) / corners
-    polygon = centre + size / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    colour_name, texture, outline = world.classes[category]
+    angles, radii = world.outlines[outline].T
+    angles = rng.uniform(0, 2 * np.pi) + angles
+    polygon = centre + size / 2 * radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
-    colour = np.clip(COLOURS[colour_name] + rng.uniform(-15, 15, size=3), 0, 255)
-    other = 0.1 * colour + 0.9 * 255 if texture == "striped" else colour
+    colour = np.clip(world.colours[colour_name] + rng.uniform(-15, 15, size=3), 0, 255)
+    other = colour if texture == "solid" else 0.1 * colour + 0.9 * 255
     return _Shape(
         polygon=polygon.round(2),  # before painting: what is painted is what is annotated
+        texture=texture,
         colours=np.stack([colour, other]).astype(np.uint8),
         band=min(rng.uniform(4, 5), size / 4),  # so that even the smallest shape shows some bands
         angle=rng.uniform(0, np.pi),
@@ -164,7 +180,8 @@ def render(background: np.ndarray, instances: Iterable[Instance]) -> Image.Image
     for shape in itertools.chain.from_iterable(instance.shapes for instance in instances):
         y, x = np.nonzero(np.asarray(_draw([shape.polygon], height, width)))
         across = (x * np.cos(shape.angle) + y * np.sin(shape.angle)) / _SUPERSAMPLING
-        canvas[y, x] = shape.colours[np.floor(across / shape.band).astype(int) % 2]
+        along = (y * np.cos(shape.angle) - x * np.sin(shape.angle)) / _SUPERSAMPLING
+        canvas[y, x] = shape.colours[TEXTURES[shape.texture](across / shape.band, along / shape.band)]
     return Image.fromarray(canvas).reduce(_SUPERSAMPLING)
 
 

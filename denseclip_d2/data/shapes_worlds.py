@@ -1,0 +1,99 @@
+"""The worlds of generated shapes: what colours, textures and outlines there are, and how often."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Objects that are a colour, a texture and an outline, of which every combination is a class.
+
+    Attributes:
+        name: what its datasets are called: "<name>_train" and so on.
+        colours: RGB by name.
+        textures: of ``shapes_scene.TEXTURES``.
+        outlines: vertices by name, (n, 2): angle, and distance from the middle in radii of the object.
+        tail: 0 for classes that are equally frequent; s for frequencies of 1, 2^-s, 3^-s, ...
+    """
+
+    name: str
+    colours: Mapping[str, tuple[int, int, int]]
+    textures: tuple[str, ...]
+    outlines: Mapping[str, np.ndarray]
+    tail: float = field(default=0.0)
+
+    @cached_property
+    def classes(self) -> tuple[tuple[str, str, str], ...]:
+        """Colour, texture and outline of each class; the outline varies fastest."""
+        return tuple(itertools.product(self.colours, self.textures, self.outlines))
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Such as "red striped circle"; COCO category ids are the positions plus one."""
+        return tuple(" ".join(words) for words in self.classes)
+
+    @cached_property
+    def semantic_class_names(self) -> tuple[str, ...]:
+        """The classes of the label images."""
+        return (*self.class_names, "background")
+
+    @cached_property
+    def frequencies(self) -> np.ndarray:
+        """Part of the objects that each class has. Which classes are rare is drawn by lot."""
+        weights = np.arange(1, len(self.classes) + 1) ** -self.tail
+        ranks = np.random.default_rng(len(self.classes)).permutation(len(self.classes))
+        return weights[ranks] / weights.sum()
+
+    def sample_class(self, rng: np.random.Generator) -> int:
+        """The position of a random class."""
+        if self.tail == 0:
+            return int(rng.integers(len(self.classes)))
+        return int(rng.choice(len(self.classes), p=self.frequencies))
+
+
+def _regular(corners: int) -> np.ndarray:
+    return np.stack([2 * np.pi * np.arange(corners) / corners, np.ones(corners)], axis=1)
+
+
+def _polygon(*points: tuple[float, float]) -> np.ndarray:
+    """A polygon of (x, y), as large as the unit circle around it allows."""
+    x, y = np.array(points).T
+    distance = np.hypot(x, y)
+    return np.stack([np.arctan2(y, x), distance / distance.max()], axis=1)
+
+
+_STAR = _regular(10) * np.array([[1.0, 1.0], [1.0, 0.45]] * 5)
+_BAR = _polygon((3, 1), (-3, 1), (-3, -1), (3, -1))
+_CROSS = _polygon(
+    (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3), (1, -3), (1, -1), (3, -1)
+)  # fmt: skip
+
+SHAPES = World(
+    "shapes",
+    colours={"red": (205, 35, 35), "green": (30, 155, 50), "blue": (40, 70, 215)},
+    textures=("solid", "striped"),
+    outlines={"circle": _regular(32), "square": _regular(4), "triangle": _regular(3)},
+)
+"""18 classes, equally frequent."""
+
+SHAPES_192 = World(
+    "shapes192",
+    colours={
+        **SHAPES.colours,
+        "yellow": (235, 205, 40),
+        "purple": (125, 40, 165),
+        "orange": (240, 125, 25),
+        "cyan": (50, 190, 205),
+        "black": (20, 20, 20),
+    },  # fmt: skip
+    textures=(*SHAPES.textures, "checked", "dotted"),
+    outlines={**SHAPES.outlines, "star": _STAR, "cross": _CROSS, "bar": _BAR},
+    tail=0.7,
+)
+"""192 classes, the 18 of :data:`SHAPES` among them; the commonest is 40 times as frequent as the rarest."""
+
+WORLDS = {world.name: world for world in (SHAPES, SHAPES_192)}
