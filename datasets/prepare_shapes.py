@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
+from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs  # noqa: E402
 from denseclip_d2.data.shapes import add_labels, generate_shapes, shapes_info  # noqa: E402
+from denseclip_d2.data.shapes_worlds import WORLDS  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -19,17 +21,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python datasets/prepare_shapes.py --root /data/shapes --num-train 5000",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "shapes"
+    parser.add_argument("--world", choices=WORLDS, default="shapes", help="18 classes, or 192, long-tailed")
     parser.add_argument(
         "--root",
         type=Path,
-        default=default_root,
-        help="directory to write; by default `shapes` in $DETECTRON2_DATASETS, or in ./datasets",
+        default=argparse.SUPPRESS,
+        help="directory to write (default: the world's name in $DETECTRON2_DATASETS, or in ./datasets)",
     )
+    parser.add_argument(
+        "--captions", type=int, default=0, metavar="N",
+        help="write N pictures with captions instead, as captions.tsv and images/ in --root",
+    )  # fmt: skip
     parser.add_argument("--num-train", type=int, default=2000, help="number of training images")
     parser.add_argument("--num-val", type=int, default=200, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    name = f"{args.world}_captions" if args.captions else args.world
+    args.root = getattr(args, "root", datasets / name)
+    return args
 
 
 def info_on_disk(root: Path) -> dict | None:
@@ -42,7 +52,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Generates what is not there of the dataset; exits with an error if something else is."""
     args = parse_args(argv)
     root = args.root.expanduser().resolve()
-    parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed}
+    world = WORLDS[args.world]
+    if args.captions:
+        try:
+            write_pairs(ImageCaptionPairs(args.captions, seed=args.seed, world=world), root)
+        except (FileExistsError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        print(f"Wrote {args.captions} pictures and their captions to {root}")
+        return
+    parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed, "world": world}
     found = info_on_disk(root)
     if found == shapes_info(**parameters):
         added = add_labels(root)  # earlier versions made none

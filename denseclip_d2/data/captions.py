@@ -1,0 +1,94 @@
+"""Pictures of shapes with captions, to pre-train a CLIP on."""
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .shapes_scene import render, sample_background, sample_instances
+from .shapes_worlds import SHAPES_192, World
+
+_SENTENCES = ("{}", "{}.", "a picture of {}", "an image of {}", "there is {} here", "{} on a grey background")
+_JOINTS = (" and ", ", ", " with ", " beside ", " next to ")
+_NOTHING = ("nothing", "a grey background")
+
+
+class ImageCaptionPairs(Dataset):
+    """Generated pictures with captions that vary in wording and in order, and name some or all objects.
+
+    The same seed gives the same pairs, however many there are; another seed gives others.
+    """
+
+    def __init__(self, num_pairs: int, *, seed: int, side: int = 128, world: World = SHAPES_192):
+        """
+        Args:
+            num_pairs: how many.
+            seed: non-negative.
+            side: of the square pictures, in pixels.
+            world: the colours, textures and outlines there are.
+
+        Raises:
+            ValueError: no pairs, a negative seed, or pictures too small for objects.
+        """
+        if num_pairs < 1 or seed < 0 or side < 64:
+            raise ValueError(
+                f"{num_pairs} pairs of seed {seed}, {side} pixels wide: at least 1 pair, a seed of at least "
+                "0 and 64 pixels are needed."
+            )
+        self.num_pairs, self.seed, self.side, self.world = num_pairs, seed, side, world
+
+    def __len__(self) -> int:
+        return self.num_pairs
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        """A picture, RGB, and its caption."""
+        if not 0 <= index < self.num_pairs:
+            raise IndexError(index)  # which ends a loop over the pairs
+        rng = np.random.default_rng([self.seed, index])
+        instances = sample_instances(rng, self.side, self.side, self.world)
+        image = render(sample_background(rng, self.side, self.side), instances)
+        return image, caption(rng, [self.world.class_names[instance.category] for instance in instances])
+
+
+def caption(rng: np.random.Generator, names: Sequence[str]) -> str:
+    """A sentence about some or all of the objects of these names, in any order."""
+    if not names:
+        return str(rng.choice(_NOTHING))
+    named = rng.permutation(list(names))[: rng.integers(1, len(names), endpoint=True)]
+    words = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in named]
+    sentence = words[0]
+    for word in words[1:]:
+        sentence += str(rng.choice(_JOINTS)) + word
+    return str(rng.choice(_SENTENCES)).format(sentence)
+
+
+def write_pairs(pairs: ImageCaptionPairs, root: Path) -> None:
+    """Writes ``root/images/*.png`` and ``root/captions.tsv``, the table that open_clip's trainer reads.
+
+    Its columns are ``filepath``, from ``root``, and ``title``, with a tab between them. ``root`` appears when
+    all is written.
+
+    Raises:
+        FileExistsError: ``root`` exists.
+    """
+    root = root.resolve()
+    if root.exists():
+        raise FileExistsError(f"{root} exists: delete it or choose another directory")
+    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    try:
+        (partial / "images").mkdir(parents=True)
+        with (partial / "captions.tsv").open("w", newline="") as file:
+            table = csv.writer(file, delimiter="\t")
+            table.writerow(["filepath", "title"])
+            for index in range(len(pairs)):
+                (image, title), path = pairs[index], f"images/{index:08d}.png"
+                image.save(partial / path)
+                table.writerow([path, title])
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a no-op after the rename

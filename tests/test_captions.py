@@ -1,0 +1,63 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from denseclip_d2.data.captions import ImageCaptionPairs, caption, write_pairs
+from denseclip_d2.data.shapes_worlds import SHAPES, SHAPES_192
+
+
+def test_the_same_seed_gives_the_same_pairs_however_many():
+    few, many = ImageCaptionPairs(3, seed=5), ImageCaptionPairs(20, seed=5)
+    other = ImageCaptionPairs(3, seed=6)
+    for i in range(3):
+        assert few[i][1] == many[i][1]
+        assert few[i][0].tobytes() == many[i][0].tobytes()
+        assert few[i][0].tobytes() != other[i][0].tobytes()
+    assert len([*few]) == 3
+
+
+def test_captions_name_objects_of_the_picture_and_no_others():
+    pairs = ImageCaptionPairs(60, seed=0, side=96, world=SHAPES)
+    captions = [title for _, title in pairs]
+    named = [[name for name in SHAPES.class_names if name in title] for title in captions]
+    assert max(map(len, named)) > 1
+    assert sum(not names for names in named) < 10  # of pictures without objects
+    for image, title in (pairs[i] for i in range(10)):
+        colours = {word for word in SHAPES.colours if word in title}
+        pixels = np.asarray(image).reshape(-1, 3).astype(int)
+        for word in colours:
+            assert (np.abs(pixels - SHAPES.colours[word]).max(axis=1) < 30).any()
+
+
+def test_captions_vary_in_wording_order_and_number():
+    rng = np.random.default_rng(0)
+    names = ["red solid circle", "orange dotted star"]
+    captions = {caption(rng, names) for _ in range(300)}
+    assert len(captions) > 30
+    assert {"a red solid circle", "an orange dotted star"} <= captions
+    orders = {
+        title.find("red") < title.find("orange") for title in captions if "red" in title and "orange" in title
+    }
+    assert orders == {True, False}
+    assert caption(rng, []) in ("nothing", "a grey background")
+
+
+def test_the_table_is_as_open_clips_trainer_reads_it(tmp_path):
+    pairs = ImageCaptionPairs(4, seed=1, world=SHAPES_192)
+    write_pairs(pairs, tmp_path / "pairs")
+    with (tmp_path / "pairs" / "captions.tsv").open(newline="") as file:
+        rows = [*csv.DictReader(file, delimiter="\t")]
+    assert [row["title"] for row in rows] == [title for _, title in pairs]
+    for row, (image, _) in zip(rows, pairs, strict=True):
+        assert np.array_equal(Image.open(tmp_path / "pairs" / row["filepath"]), image)
+    with pytest.raises(FileExistsError, match="delete it"):
+        write_pairs(pairs, tmp_path / "pairs")
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
+
+
+@pytest.mark.parametrize("kwargs", [{"num_pairs": 0}, {"seed": -1}, {"side": 32}])
+def test_impossible_pairs_are_refused(kwargs):
+    with pytest.raises(ValueError, match="at least 1 pair"):
+        ImageCaptionPairs(**{"num_pairs": 1, "seed": 0, **kwargs})
