@@ -69,3 +69,13 @@ def test_a_score_map_has_a_scale_and_a_plain_picture_none(image):
 
 def test_rows_need_not_be_equally_long(image):
     assert grid([{"a": Panel(image), "b": Panel(image)}, {"c": Panel(image)}]).shape[2] == 3
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 100), (100, 300)])
+def test_titles_and_scales_are_whole_whatever_the_shape_of_the_picture(size):
+    """Nothing but the paper touches the edge of the page."""
+    panel = Panel(np.zeros((*size, 3), np.uint8), scale="sigmoid")
+    page = grid([{"a title": panel, "another": panel}, {"a third": panel}])
+    for edge in (page[:4], page[-4:], page[:, :4], page[:, -4:]):
+        assert (edge == 255).all()
+    assert (page[:30] < 128).any()  # the title

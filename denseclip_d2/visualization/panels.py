@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image
@@ -22,6 +23,9 @@ from .drawing import (
     rendered,
 )
 
+# Inches: of a panel, between panels, and of the title above and the scale below.
+WIDTH, GAP, ABOVE, BELOW = 3.2, 0.15, 0.4, 0.65
+
 
 class Panel(NamedTuple):
     """One picture.
@@ -33,6 +37,11 @@ class Panel(NamedTuple):
 
     picture: np.ndarray
     scale: str = ""
+
+    @property
+    def aspect(self) -> float:
+        """Height over width."""
+        return self.picture.shape[0] / self.picture.shape[1]
 
 
 def image_panels(
@@ -66,20 +75,29 @@ def image_panels(
 
 def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
     """One picture (H, W, 3), RGB, of rows of panels, each under its title. Rows need not be equally long."""
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(3.2 * columns, 3.7 * len(rows)), dpi=100, layout="tight")
-    for all_axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
-        for axes in all_axes:
+    heights = [max(WIDTH * panel.aspect for panel in row.values()) + ABOVE + BELOW for row in rows]
+    size = GAP + (WIDTH + GAP) * max(map(len, rows)), sum(heights)
+    figure, top = Figure(figsize=size, dpi=100), size[1]
+    for row, height in zip(rows, heights, strict=True):
+        for column, (title, panel) in enumerate(row.items()):
+            left, bottom = GAP + column * (WIDTH + GAP), top - ABOVE - WIDTH * panel.aspect
+            axes = _add_axes(figure, left, bottom, WIDTH, WIDTH * panel.aspect)
             axes.axis("off")
-        for axes, (title, panel) in zip(all_axes, row.items(), strict=False):
-            axes.imshow(panel.picture)
+            axes.imshow(panel.picture, aspect="auto")
             axes.set_title(title, fontsize=10)
             if panel.scale:
-                below = axes.inset_axes((0.1, -0.08, 0.8, 0.04))
+                below = _add_axes(figure, left + 0.1 * WIDTH, bottom - 0.2, 0.8 * WIDTH, 0.1)
                 bar = figure.colorbar(ScalarMappable(cmap=HEAT), cax=below, orientation="horizontal")
                 bar.ax.tick_params(labelsize=7)
                 bar.set_label(panel.scale, fontsize=8)
+        top -= height
     return rendered(figure)
+
+
+def _add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / down, width / across, height / down))
 
 
 def _classes_in(record: dict, truth: np.ndarray | None, num_classes: int) -> list[int]:
