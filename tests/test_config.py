@@ -69,6 +69,8 @@ BAD = [
     ("MODEL.META_ARCHITECTURE", "x", " is 'x', which is not registered. Near it: none. There are: "),
     ("MODEL.META_ARCHITECTURE", None, " is None; it needs a value"),
     ("MODEL.META_ARCHITECTURE", "DenseCLIPRetinanet", " is 'DenseCLIPRetinanet', which is not registered. Near it: Dense"),
+    ("MODEL.META_ARCHITECTURE", "", " is '', which is not registered."),
+    ("MODEL.ROI_HEADS.NAME", "PrecomputedProposals", " is 'PrecomputedProposals', which is not registered."),
     ("MODEL.BACKBONE.NAME", "nan", " is 'nan', which is not registered."),
     ("MODEL.ROI_HEADS.NAME", "StandardHeads", " is 'StandardHeads', which is not registered. Near it: StandardROIHeads"),
     ("MODEL.SEM_SEG_HEAD.NAME", None, " is None; it needs a value"),

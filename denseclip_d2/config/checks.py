@@ -32,6 +32,9 @@ REGISTRIES = {
 }
 """Where Detectron2 looks the names up that these keys hold."""
 
+NOTHING = {"MODEL.ROI_BOX_HEAD.NAME": "", "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals"}
+"""What Detectron2 takes for "nothing to build" at these keys."""
+
 
 def check_config(cfg: CfgNode) -> None:
     """See that a config can be built from and trained with, as far as its values tell.
@@ -69,8 +72,7 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _check_registered(key: str, name: object, registered: list[str]) -> None:
-    # Detectron2 has two names for "nothing to build": this one, and the empty default of the box head.
-    if name in registered or name in ("", "PrecomputedProposals"):
+    if name in registered or name == NOTHING.get(key):
         return
     near = difflib.get_close_matches(str(name), registered, n=3, cutoff=0.4)
     raise ValueError(
