@@ -1,8 +1,6 @@
 """Pictures of shapes with captions, to pre-train a CLIP on."""
 
 import csv
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from torch.utils.data import Dataset
 
 from .shapes_scene import render, sample_background, sample_instances
 from .shapes_worlds import SHAPES_192, World
+from .whole_folder import written_whole
 
 _SENTENCES = ("{}", "{}.", "a picture of {}", "an image of {}", "there is {} here", "{} on a grey background")
 _JOINTS = (" and ", ", ", " with ", " beside ", " next to ")
@@ -79,16 +78,11 @@ def write_pairs(pairs: ImageCaptionPairs, root: Path) -> None:
     root = root.resolve()
     if root.exists():
         raise FileExistsError(f"{root} exists: delete it or choose another directory")
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    try:
-        (partial / "images").mkdir(parents=True)
-        with (partial / "captions.tsv").open("w", newline="") as file:
-            table = csv.writer(file, delimiter="\t")
-            table.writerow(["filepath", "title"])
-            for index in range(len(pairs)):
-                (image, title), path = pairs[index], f"images/{index:08d}.png"
-                image.save(partial / path)
-                table.writerow([path, title])
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # a no-op after the rename
+    with written_whole(root) as partial, (partial / "captions.tsv").open("w", newline="") as file:
+        (partial / "images").mkdir()
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["filepath", "title"])
+        for index in range(len(pairs)):
+            (image, title), path = pairs[index], f"images/{index:08d}.png"
+            image.save(partial / path)
+            table.writerow([path, title])

@@ -12,8 +12,6 @@ other rather than ignored, so that what a model sees where nothing is counts aga
 
 import json
 import logging
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +24,7 @@ from pycocotools import mask as run_lengths
 from .semantic import register_semantic_folder
 from .shapes_scene import IMAGE_SIDES, Instance, render, sample_background, sample_instances
 from .shapes_worlds import SHAPES, World
+from .whole_folder import written_whole
 
 __all__ = [
     "CLASS_NAMES",
@@ -86,19 +85,14 @@ def generate_shapes(
         raise FileExistsError(f"{root} exists and is not empty: delete it or choose another directory")
 
     info = shapes_info(num_train=num_train, num_val=num_val, seed=seed, world=world)
-    # The process id keeps two runs that started together from writing into each other's directory.
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    try:
-        (partial / "annotations").mkdir(parents=True)
+    with written_whole(root) as partial:
+        (partial / "annotations").mkdir()
         for split, num_images in zip(_SPLITS, (num_train, num_val), strict=True):
             (partial / split).mkdir()
             coco = _generate_split(partial / split, num_images, (seed, _SPLITS.index(split)), world)
             path = partial / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps({"info": info, **coco}))
         add_labels(partial)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # a no-op after the rename
     logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
 
 
@@ -112,8 +106,7 @@ def add_labels(root: Path) -> bool:
     labels = root / "labels"
     if labels.is_dir():
         return False
-    partial = root / f".labels.{os.getpid()}.partial"
-    try:
+    with written_whole(labels) as partial:
         for split in _SPLITS:
             (partial / split).mkdir(parents=True)
             coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
@@ -124,9 +117,6 @@ def add_labels(root: Path) -> bool:
                 size = image["height"], image["width"]
                 label = _label(annotations[image["id"]], *size, background=len(coco["categories"]))
                 Image.fromarray(label).save(partial / split / image["file_name"])
-        partial.rename(labels)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return True
 
 
