@@ -21,8 +21,11 @@ class CLIPArchitecture:
     text: CLIPTextCfg
 
 
-def get_clip_architecture(name: str) -> CLIPArchitecture:
+def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") -> CLIPArchitecture:
     """Look an architecture up by open_clip's name. More can be added by ``open_clip.add_model_config``.
+
+    Args:
+        key: what errors call the name.
 
     Raises:
         ValueError: open_clip has no such architecture, or its text encoder is not CLIP's own.
@@ -31,13 +34,13 @@ def get_clip_architecture(name: str) -> CLIPArchitecture:
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
         raise ValueError(
-            f"MODEL.DENSECLIP.CLIP_MODEL = {name!r} is not an architecture open_clip knows. "
+            f"{key} = {name!r} is not an architecture open_clip knows. "
             f"Near it: {', '.join(near) or 'none'}. `open_clip.list_models()` has all."
         )
     text = config["text_cfg"]
     if text.get("hf_model_name") or text.get("hf_tokenizer_name") or text.get("no_causal_mask"):
         raise ValueError(
-            f"MODEL.DENSECLIP.CLIP_MODEL = {name!r} has a text encoder other than CLIP's causal transformer, "
+            f"{key} = {name!r} has a text encoder other than CLIP's causal transformer, "
             "into which contexts cannot be put. Choose one such as 'RN50-quickgelu'."
         )
     return CLIPArchitecture(

@@ -1,0 +1,7 @@
+"""Contrastive pre-training of CLIP on images with captions, and what a CLIP knows before it sees a label."""
+
+from .evaluation import evaluate
+from .loss import SharedCaptionLoss
+from .trainer import Recipe, pretrain
+
+__all__ = ["Recipe", "SharedCaptionLoss", "evaluate", "pretrain"]

@@ -1,0 +1,232 @@
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..checkpoint.whole_files import written_whole
+from ..clip_models import get_clip_architecture
+from ..data.caption_table import CaptionTable
+from ..random_state import get_random_state, seeded_random, set_random_state
+from .evaluation import evaluate
+from .loss import SharedCaptionLoss
+
+CHECKPOINT, WEIGHTS, METRICS = "last.pt", "clip.pt", "metrics.json"
+_LOGIT_SCALE_MAX = math.log(100)  # as CLIP was trained (Radford et al., 2021, section 2.5)
+_EVALUATED_SEED = 10**6  # added to the run's, so that evaluation has pictures of its own
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW, with a linear warm-up and a cosine decay to zero.
+
+    Attributes:
+        model: an architecture, by open_clip's name.
+        steps, batch_size: how long, and how many pairs a step.
+        learning_rate, weight_decay: at the peak; the decay is of matrices alone, not of norms and biases.
+        warmup: steps of it.
+        seed: of weights, order and crops.
+        period: steps between checkpoints, and between evaluations.
+        num_evaluated: pictures of an evaluation.
+    """
+
+    model: str
+    steps: int = 4000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    warmup: int = 100
+    seed: int = 0
+    period: int = 250
+    num_evaluated: int = 100
+
+    def check(self, num_pairs: int) -> None:
+        """
+        Raises:
+            ValueError: an unknown architecture, a number out of range, or fewer pairs than a batch has.
+        """
+        get_clip_architecture(self.model, "--model")
+        for name, least in {"steps": 1, "batch_size": 2, "warmup": 1, "seed": 0, "period": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least {least} is needed.")
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}: "
+                "the first must be above 0, the second not below."
+            )
+        if num_pairs < self.batch_size:
+            raise ValueError(
+                f"{num_pairs} pairs are fewer than a batch of {self.batch_size}: lower the batch."
+            )
+
+    def rate(self, step: int) -> float:
+        """Part of the learning rate at a step."""
+        return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def pretrain(
+    recipe: Recipe, table: CaptionTable, output: Path, *, resume: bool = False, workers: int = 0
+) -> Path:
+    """Trains a CLIP on pairs; goes on where a killed run was, as if it had not been, with ``resume``.
+
+    Writes to ``output``: ``metrics.json`` (a line a period), ``last.pt`` to resume from, and at the end
+    ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and ``MODEL.WEIGHTS``.
+
+    Returns: the path of ``clip.pt``.
+    Raises:
+        ValueError: see :meth:`Recipe.check`; resumed with another recipe.
+        FileExistsError: ``output`` has a run, and is not to be resumed.
+        FloatingPointError: the loss is not finite.
+    """
+    recipe.check(len(table))
+    last = output / CHECKPOINT
+    if last.exists() and not resume:
+        raise FileExistsError(f"{output} has a run. Go on with it by --resume, or choose another folder.")
+    run = _Run(recipe)
+    if last.exists():
+        run.load(last)
+    output.mkdir(parents=True, exist_ok=True)
+    _forget_metrics_after(output / METRICS, run.step)
+    batches = _batches(recipe, table, run, workers)
+    with tqdm(total=recipe.steps, initial=run.step, unit="step", desc=recipe.model) as progress:
+        for images, texts in batches:
+            loss = run.train_step(images, texts)
+            progress.update()
+            if run.step % recipe.period and run.step < recipe.steps:
+                continue
+            metrics = {"step": run.step, "loss": loss, **run.evaluate()}
+            progress.set_postfix(loss=f"{loss:.3f}", dense=f"{metrics['dense_accuracy']:.3f}")
+            with (output / METRICS).open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+            run.save(last)
+    with written_whole(output / WEIGHTS, "wb") as file:
+        torch.save(run.model.state_dict(), file)
+    return output / WEIGHTS
+
+
+class _Run:
+    """A model in training: what is kept in a checkpoint."""
+
+    def __init__(self, recipe: Recipe):
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.step = recipe, 0
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model, self.augment, self.preprocess = open_clip.create_model_and_transforms(recipe.model)
+        self.model.to(self.device)
+        self.tokenizer = open_clip.get_tokenizer(recipe.model)
+        self.loss = SharedCaptionLoss()
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        )
+        self.schedule = LambdaLR(self.optimizer, recipe.rate)
+
+    def train_step(self, images: Tensor, texts: Tensor) -> float:
+        self.model.train()
+        texts = texts.to(self.device)
+        loss = self.loss(*self.model(images.to(self.device), texts)[:3], texts)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} after step {self.step}. Lower the learning rate, "
+                f"{self.recipe.learning_rate}, and begin again."
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, _LOGIT_SCALE_MAX)
+        self.step += 1
+        return loss.item()
+
+    def evaluate(self) -> dict[str, float]:
+        return evaluate(
+            self.model, self.recipe.model, self.preprocess, self.tokenizer,
+            num_images=self.recipe.num_evaluated, seed=self.recipe.seed + _EVALUATED_SEED,
+        )  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        state = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "schedule": self.schedule.state_dict(), "recipe": asdict(self.recipe),
+            "random": get_random_state(cuda=self.device == "cuda"),
+        }  # fmt: skip
+        with written_whole(path, "wb") as file:
+            torch.save(state, file)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            before = state["recipe"]
+            changed = [f"{n} = {before.get(n)}" for n, v in asdict(self.recipe).items() if before.get(n) != v]
+            raise ValueError(
+                f"{path} is of a run with {', '.join(changed)}. "
+                "Resume it with the same, or choose another folder."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = state["step"]
+        set_random_state(state["random"])
+
+
+class _Augmented(Dataset):
+    """Pairs as a model takes them; each is cropped by random numbers of its own place in the run."""
+
+    def __init__(
+        self,
+        table: CaptionTable,
+        augment: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        seed: int,
+    ):
+        self.table, self.augment, self.tokenizer, self.seed = table, augment, tokenizer, seed
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        image, title = self.table[place[1]]
+        with seeded_random(self.seed, *place):
+            return self.augment(image), self.tokenizer([title])[0]
+
+
+def _batches(recipe: Recipe, table: CaptionTable, run: _Run, workers: int) -> DataLoader:
+    order = [*_order(recipe, len(table), run.step)]
+    augmented = _Augmented(table, run.augment, run.tokenizer, recipe.seed)
+    # A generator of its own: a loader seeds its workers from the global one, which a resume would repeat.
+    return DataLoader(augmented, batch_sampler=order, num_workers=workers, generator=torch.Generator())
+
+
+def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[int, int]]]:
+    """Step and pair for each place of the batches from ``start``; every epoch is shuffled anew."""
+    size = recipe.batch_size
+    for step in range(start, recipe.steps):
+        epoch, position = divmod(step, num_pairs // size)
+        if position == 0 or step == start:
+            shuffled = np.random.default_rng([recipe.seed, epoch]).permutation(num_pairs).tolist()
+        yield [(step, pair) for pair in shuffled[position * size : (position + 1) * size]]
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _forget_metrics_after(path: Path, step: int) -> None:
+    """Leave out what a killed run wrote between its last checkpoint and its end."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    with written_whole(path, "w") as file:
+        file.writelines(f"{line}\n" for line in kept)

@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Trains a small CLIP on images with captions, or says what one knows of the generated shapes.
+
+tools/pretrain_clip.py --output output/clip                        # on generated pictures of 192 classes
+tools/pretrain_clip.py --output output/clip --pairs DIR/captions.tsv --model RN50-quickgelu
+tools/pretrain_clip.py --eval-only --weights output/clip/clip.pt --seed 12345 --json knows.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import open_clip
+from detectron2.utils.file_io import PathManager
+
+import denseclip_d2  # noqa: F401  (registers denseclip:// and the tiny architectures)
+from denseclip_d2.checkpoint.readers import read_weights
+from denseclip_d2.clip_models import get_clip_architecture
+from denseclip_d2.data.caption_table import CaptionTable
+from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
+from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.pretraining import Recipe, evaluate, pretrain
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="RN-tiny-quickgelu", help="open_clip's name of an architecture (%(default)s)")
+    add("--output", type=Path, metavar="DIR", help="for clip.pt, metrics.json and what --resume needs")
+    add("--pairs", type=Path, metavar="TABLE", help="filepath and title, tab-separated; default: generated")
+    add("--num-pairs", type=int, default=10_000, help="how many to generate into DIR/pairs (%(default)s)")
+    add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
+    add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
+    add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
+    add("--period", type=int, default=Recipe.period, help="steps between checkpoints (%(default)s)")
+    add("--images", type=int, default=Recipe.num_evaluated, help="to evaluate on (%(default)s)")
+    add("--workers", type=int, default=1, help="processes that read images (%(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--resume", action="store_true", help="go on where the run in DIR was killed")
+    add("--eval-only", action="store_true", help="measure --weights on pictures generated from --seed")
+    add("--weights", metavar="FILE", help="with --eval-only: clip.pt, or a denseclip:// or openclip:// path")
+    add("--json", type=Path, metavar="OUT", help="with --eval-only: file to write the figures to")
+    args = parser.parse_args(argv)
+    needed = "weights" if args.eval_only else "output"
+    if getattr(args, needed) is None:
+        parser.error(f"--{needed} is needed")
+    return args
+
+
+def measure(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError, OSError: weights of another architecture, or none; a negative seed; nowhere to write.
+    """
+    get_clip_architecture(args.model, "--model")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: at least 0 is needed.")
+    if args.json:
+        check_writable(str(args.json.parent), "the folder of --json")
+    model, _, preprocess = open_clip.create_model_and_transforms(args.model)
+    weights = read_weights(PathManager.get_local_path(args.weights))["model"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{args.weights} has not the weights of {args.model}: {reason}") from error
+    tokenizer = open_clip.get_tokenizer(args.model)
+    figures = evaluate(model, args.model, preprocess, tokenizer, num_images=args.images, seed=args.seed)
+    text = json.dumps({"weights": args.weights, "model": args.model, "seed": args.seed, **figures}, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+def train(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError, OSError: see :class:`CaptionTable` and :func:`pretrain`.
+    """
+    get_clip_architecture(args.model, "--model")
+    check_writable(str(args.output), "--output")
+    table = args.pairs or args.output / "pairs" / "captions.tsv"
+    if not args.pairs and not table.exists():
+        print(f"Generating {args.num_pairs} pictures with captions into {table.parent} ...", flush=True)
+        write_pairs(ImageCaptionPairs(args.num_pairs, seed=args.seed), table.parent)
+    recipe = Recipe(
+        model=args.model, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate,
+        seed=args.seed, period=args.period, num_evaluated=args.images,
+    )  # fmt: skip
+    path = pretrain(recipe, CaptionTable(table), args.output, resume=args.resume, workers=args.workers)
+    print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    try:
+        (measure if arguments.eval_only else train)(arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
