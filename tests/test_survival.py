@@ -81,6 +81,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config):
     assert_same(whole, checkpoint(config, "model_final.pth"))
 
 
+def test_a_run_killed_between_its_last_two_checkpoints_still_gets_the_final_one(config):
+    run(config)
+    whole = checkpoint(config, "model_final.pth")
+    Path(config.OUTPUT_DIR, "model_final.pth").unlink()
+    Path(config.OUTPUT_DIR, "last_checkpoint").write_text("model_0000005.pth")
+    run(config, resume=True)
+    final = checkpoint(config, "model_final.pth")
+    assert final.keys() == whole.keys()
+    assert_same(whole["model"], final["model"])
+    assert final["iteration"] == whole["iteration"] == 5
+
+
 def fake_loader(num_workers: int, grouping: bool = True, batch: int = 3, length: int = 11) -> TrainLoader:
     records = [{"id": i, "width": 4 + i % 3, "height": 5} for i in range(length)]
 

@@ -125,8 +125,16 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
     def before_train(self) -> None:
         super().before_train()
-        if self.max_to_keep is None or self.trainer.start_iter == 0:
-            return
+        if self.max_to_keep is not None and self.trainer.start_iter > 0:
+            self._forget_old()
+        final = Path(self.checkpointer.save_dir, f"{self.file_prefix}_final.pth")
+        if self.trainer.start_iter >= self.trainer.max_iter and not final.exists():
+            # A kill came between the last iteration's checkpoint and this one: as it would have been written.
+            self.trainer.iter = self.trainer._trainer.iter = self.trainer.max_iter - 1
+            self.checkpointer.save(final.stem, iteration=self.trainer.iter)
+            self.trainer.iter = self.trainer.start_iter
+
+    def _forget_old(self) -> None:
         # A checkpoint is noted after it is saved, and a kill can come before an old one is deleted.
         name = f"{self.file_prefix}_{self.trainer.start_iter - 1:07d}.pth"
         resumed = Path(self.checkpointer.save_dir, name)
