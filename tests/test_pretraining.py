@@ -134,6 +134,7 @@ def test_a_bad_table_is_refused_by_name(content, message, tmp_path):
     ("options", "message"),
     [
         (["--model", "RN-huge"], "--model = 'RN-huge' is not an architecture"),
+        (["--model", "EVA01-g-14"], "not a ViT as CLIP has it"),
         (["--pairs", "nowhere.tsv"], "no such table"),
         (["--steps", "0"], "steps = 0"),
         (["--learning-rate", "nan"], "learning_rate = nan"),

@@ -16,11 +16,10 @@ from detectron2.utils.file_io import PathManager
 
 import denseclip_d2  # noqa: F401  (registers denseclip:// and the tiny architectures)
 from denseclip_d2.checkpoint.readers import read_weights
-from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.pretraining import Recipe, evaluate, pretrain
+from denseclip_d2.pretraining import Recipe, ZeroShotEvaluator, check_architecture, pretrain
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +54,7 @@ def measure(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: weights of another architecture, or none; a negative seed; nowhere to write.
     """
-    get_clip_architecture(args.model, "--model")
+    check_architecture(args.model)
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed}: at least 0 is needed.")
     if args.json:
@@ -68,7 +67,8 @@ def measure(args: argparse.Namespace) -> None:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{args.weights} has not the weights of {args.model}: {reason}") from error
     tokenizer = open_clip.get_tokenizer(args.model)
-    figures = evaluate(model, args.model, preprocess, tokenizer, num_images=args.images, seed=args.seed)
+    evaluate = ZeroShotEvaluator(args.model, preprocess, tokenizer, num_images=args.images, seed=args.seed)
+    figures = evaluate(model)
     text = json.dumps({"weights": args.weights, "model": args.model, "seed": args.seed, **figures}, indent=2)
     print(text)
     if args.json:
@@ -78,18 +78,17 @@ def measure(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError, OSError: see :class:`CaptionTable` and :func:`pretrain`.
+        ValueError, OSError: see :class:`Recipe`, :class:`CaptionTable` and :func:`pretrain`.
     """
-    get_clip_architecture(args.model, "--model")
+    recipe = Recipe(
+        model=args.model, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate,
+        seed=args.seed, period=args.period, num_evaluated=args.images,
+    )  # fmt: skip
     check_writable(str(args.output), "--output")
     table = args.pairs or args.output / "pairs" / "captions.tsv"
     if not args.pairs and not table.exists():
         print(f"Generating {args.num_pairs} pictures with captions into {table.parent} ...", flush=True)
         write_pairs(ImageCaptionPairs(args.num_pairs, seed=args.seed), table.parent)
-    recipe = Recipe(
-        model=args.model, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate,
-        seed=args.seed, period=args.period, num_evaluated=args.images,
-    )  # fmt: skip
     path = pretrain(recipe, CaptionTable(table), args.output, resume=args.resume, workers=args.workers)
     print(f"Wrote {path}")
 

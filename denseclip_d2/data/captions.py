@@ -59,11 +59,16 @@ def caption(rng: np.random.Generator, names: Sequence[str]) -> str:
     if not names:
         return str(rng.choice(_NOTHING))
     named = rng.permutation(list(names))[: rng.integers(1, len(names), endpoint=True)]
-    words = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in named]
+    words = [with_article(name) for name in named]
     sentence = words[0]
     for word in words[1:]:
         sentence += str(rng.choice(_JOINTS)) + word
     return str(rng.choice(_SENTENCES)).format(sentence)
+
+
+def with_article(name: str) -> str:
+    """Such as "an orange solid star"."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def write_pairs(pairs: ImageCaptionPairs, root: Path) -> None:

@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..checkpoint.whole_files import written_whole
-from ..clip_models import get_clip_architecture
 from ..data.caption_table import CaptionTable
 from ..random_state import get_random_state, seeded_random, set_random_state
-from .evaluation import evaluate
+from .evaluation import ZeroShotEvaluator, check_architecture
 from .loss import SharedCaptionLoss
 
 CHECKPOINT, WEIGHTS, METRICS = "last.pt", "clip.pt", "metrics.json"
@@ -37,6 +36,9 @@ class Recipe:
         seed: of weights, order and crops.
         period: steps between checkpoints, and between evaluations.
         num_evaluated: pictures of an evaluation.
+
+    Raises:
+        ValueError: an architecture that :func:`check_architecture` refuses, a number out of range.
     """
 
     model: str
@@ -49,12 +51,8 @@ class Recipe:
     period: int = 250
     num_evaluated: int = 100
 
-    def check(self, num_pairs: int) -> None:
-        """
-        Raises:
-            ValueError: an unknown architecture, a number out of range, or fewer pairs than a batch has.
-        """
-        get_clip_architecture(self.model, "--model")
+    def __post_init__(self):
+        check_architecture(self.model)
         for name, least in {"steps": 1, "batch_size": 2, "warmup": 1, "seed": 0, "period": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least {least} is needed.")
@@ -62,10 +60,6 @@ class Recipe:
             raise ValueError(
                 f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}: "
                 "the first must be above 0, the second not below."
-            )
-        if num_pairs < self.batch_size:
-            raise ValueError(
-                f"{num_pairs} pairs are fewer than a batch of {self.batch_size}: lower the batch."
             )
 
     def rate(self, step: int) -> float:
@@ -83,11 +77,14 @@ def pretrain(
 
     Returns: the path of ``clip.pt``.
     Raises:
-        ValueError: see :meth:`Recipe.check`; resumed with another recipe.
+        ValueError: fewer pairs than a batch has; resumed with another recipe.
         FileExistsError: ``output`` has a run, and is not to be resumed.
         FloatingPointError: the loss is not finite.
     """
-    recipe.check(len(table))
+    if len(table) < recipe.batch_size:
+        raise ValueError(
+            f"{len(table)} pairs are fewer than a batch of {recipe.batch_size}: lower the batch."
+        )
     last = output / CHECKPOINT
     if last.exists() and not resume:
         raise FileExistsError(f"{output} has a run. Go on with it by --resume, or choose another folder.")
@@ -103,7 +100,7 @@ def pretrain(
             progress.update()
             if run.step % recipe.period and run.step < recipe.steps:
                 continue
-            metrics = {"step": run.step, "loss": loss, **run.evaluate()}
+            metrics = {"step": run.step, "loss": loss, **run.evaluate(run.model)}
             progress.set_postfix(loss=f"{loss:.3f}", dense=f"{metrics['dense_accuracy']:.3f}")
             with (output / METRICS).open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -120,9 +117,13 @@ class _Run:
         torch.manual_seed(recipe.seed)
         self.recipe, self.step = recipe, 0
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.augment, self.preprocess = open_clip.create_model_and_transforms(recipe.model)
+        self.model, self.augment, preprocess = open_clip.create_model_and_transforms(recipe.model)
         self.model.to(self.device)
         self.tokenizer = open_clip.get_tokenizer(recipe.model)
+        self.evaluate = ZeroShotEvaluator(
+            recipe.model, preprocess, self.tokenizer,
+            num_images=recipe.num_evaluated, seed=recipe.seed + _EVALUATED_SEED,
+        )  # fmt: skip
         self.loss = SharedCaptionLoss()
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
@@ -146,12 +147,6 @@ class _Run:
             self.model.logit_scale.clamp_(0, _LOGIT_SCALE_MAX)
         self.step += 1
         return loss.item()
-
-    def evaluate(self) -> dict[str, float]:
-        return evaluate(
-            self.model, self.recipe.model, self.preprocess, self.tokenizer,
-            num_images=self.recipe.num_evaluated, seed=self.recipe.seed + _EVALUATED_SEED,
-        )  # fmt: skip
 
     def save(self, path: Path) -> None:
         state = {
@@ -190,9 +185,6 @@ class _Augmented(Dataset):
     ):
         self.table, self.augment, self.tokenizer, self.seed = table, augment, tokenizer, seed
 
-    def __len__(self) -> int:
-        return len(self.table)
-
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         image, title = self.table[place[1]]
         with seeded_random(self.seed, *place):
@@ -200,7 +192,7 @@ class _Augmented(Dataset):
 
 
 def _batches(recipe: Recipe, table: CaptionTable, run: _Run, workers: int) -> DataLoader:
-    order = [*_order(recipe, len(table), run.step)]
+    order = _order(recipe, len(table), run.step)
     augmented = _Augmented(table, run.augment, run.tokenizer, recipe.seed)
     # A generator of its own: a loader seeds its workers from the global one, which a resume would repeat.
     return DataLoader(augmented, batch_sampler=order, num_workers=workers, generator=torch.Generator())

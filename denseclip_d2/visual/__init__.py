@@ -1,4 +1,4 @@
-from .build import VisualEncoder, build_visual_encoder
+from .build import VisualEncoder, build_visual_encoder, encoder_class
 from .clip_resnet import CLIPResNet, build_clip_resnet_backbone
 from .clip_vit import CLIPViT, build_clip_vit_backbone
 
@@ -9,4 +9,5 @@ __all__ = [
     "build_clip_resnet_backbone",
     "build_clip_vit_backbone",
     "build_visual_encoder",
+    "encoder_class",
 ]

@@ -1,4 +1,4 @@
-from ..clip_models import get_clip_architecture
+from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .clip_resnet import CLIPResNet
 from .clip_vit import CLIPViT
 
@@ -11,6 +11,9 @@ def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
     Args:
         with_embeddings: False leaves out what makes the dense and global embedding.
     """
-    layers = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).vision.layers
-    kind = CLIPViT if isinstance(layers, int) else CLIPResNet
-    return kind(cfg, with_embeddings)
+    return encoder_class(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))(cfg, with_embeddings)
+
+
+def encoder_class(architecture: CLIPArchitecture) -> type[CLIPResNet] | type[CLIPViT]:
+    """The kind of an architecture's visual encoder."""
+    return CLIPViT if isinstance(architecture.vision.layers, int) else CLIPResNet

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..clip_models import get_clip_architecture
+from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .attention_pool import DenseAttentionPool
 from .pixels import warn_of_other_pixels
 
@@ -79,26 +79,39 @@ class CLIPResNet(ModifiedResNet, Backbone):
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-        vision = architecture.vision
-        if vision.timm_model_name or isinstance(vision.layers, int):
-            raise ValueError(
-                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a CLIP ResNet. "
-                "Choose one such as 'RN50-quickgelu', or another MODEL.BACKBONE.NAME."
-            )
+        arguments = cls.arguments_of(architecture)
         warn_of_other_pixels(cfg)
         visual = cfg.MODEL.DENSECLIP.VISUAL
         return {
-            "layers": vision.layers,
-            "width": vision.width,
-            "head_width": vision.head_width,
-            "embed_dim": architecture.embed_dim,
-            "resolution": visual.RESOLUTION or vision.image_size,
+            **arguments,
+            "resolution": visual.RESOLUTION or arguments["resolution"],
             "position": visual.POSITION,
             "dense": visual.DENSE,
             "norm": visual.NORM,
             "freeze_at": visual.FREEZE_AT,
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
             "with_embeddings": with_embeddings,
+        }
+
+    @staticmethod
+    def arguments_of(architecture: CLIPArchitecture) -> dict:
+        """What an architecture alone says of an encoder.
+
+        Raises:
+            ValueError: it is no CLIP ResNet.
+        """
+        vision = architecture.vision
+        if vision.timm_model_name or isinstance(vision.layers, int):
+            raise ValueError(
+                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a CLIP ResNet. "
+                "Choose one such as 'RN50-quickgelu', or another MODEL.BACKBONE.NAME."
+            )
+        return {
+            "layers": vision.layers,
+            "width": vision.width,
+            "head_width": vision.head_width,
+            "embed_dim": architecture.embed_dim,
+            "resolution": vision.image_size,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

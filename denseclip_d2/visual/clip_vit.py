@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from ..clip_models import get_clip_architecture
+from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..layers import QuickGELU, multi_head_attention
 from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
@@ -110,25 +110,13 @@ class CLIPViT(VisionTransformer, Backbone):
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-        vision = architecture.vision
-        plain = CLIPVisionCfg(**{name: getattr(vision, name) for name in FIELDS})
-        if vision != plain or not isinstance(vision.layers, int):
-            raise ValueError(
-                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a ViT as CLIP has it. "
-                "Choose one such as 'ViT-B-16-quickgelu', or another MODEL.BACKBONE.NAME."
-            )
+        arguments = cls.arguments_of(architecture)
         warn_of_other_pixels(cfg)
         visual = cfg.MODEL.DENSECLIP.VISUAL
-        grid_size = visual.RESOLUTION // _token_stride(vision.patch_size)
+        grid_size = visual.RESOLUTION // _token_stride(arguments["patch_size"])
         return {
-            "layers": vision.layers,
-            "width": vision.width,
-            "head_width": vision.head_width,
-            "mlp_ratio": vision.mlp_ratio,
-            "patch_size": vision.patch_size,
-            "embed_dim": architecture.embed_dim,
-            "grid_size": grid_size or vision.image_size // vision.patch_size,
-            "quick_gelu": architecture.quick_gelu,
+            **arguments,
+            "grid_size": grid_size or arguments["grid_size"],
             "position": visual.POSITION,
             "dense": visual.DENSE,
             "norm": visual.NORM,
@@ -139,6 +127,31 @@ class CLIPViT(VisionTransformer, Backbone):
             "with_embeddings": with_embeddings,
             # A level that nothing reads would have weights without gradient, which DDP refuses.
             "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(cls.levels),
+        }
+
+    @staticmethod
+    def arguments_of(architecture: CLIPArchitecture) -> dict:
+        """What an architecture alone says of an encoder.
+
+        Raises:
+            ValueError: it is no ViT as CLIP has it.
+        """
+        vision = architecture.vision
+        plain = CLIPVisionCfg(**{name: getattr(vision, name) for name in FIELDS})
+        if vision != plain or not isinstance(vision.layers, int):
+            raise ValueError(
+                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a ViT as CLIP has it. "
+                "Choose one such as 'ViT-B-16-quickgelu', or another MODEL.BACKBONE.NAME."
+            )
+        return {
+            "layers": vision.layers,
+            "width": vision.width,
+            "head_width": vision.head_width,
+            "mlp_ratio": vision.mlp_ratio,
+            "patch_size": vision.patch_size,
+            "embed_dim": architecture.embed_dim,
+            "grid_size": vision.image_size // vision.patch_size,
+            "quick_gelu": architecture.quick_gelu,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
