@@ -1,0 +1,7 @@
+"""Rows of config overrides, trained for several seeds each, and the table of what they reach."""
+
+from .rows import Ablation, Row, read_ablation
+from .runs import Run, finished, run_all
+from .table import write_table
+
+__all__ = ["Ablation", "Row", "Run", "finished", "read_ablation", "run_all", "write_table"]

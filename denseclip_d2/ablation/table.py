@@ -1,0 +1,93 @@
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from ..checkpoint.whole_files import written_whole
+from .rows import Ablation
+from .runs import Run
+
+TABLE = "table"
+
+
+def write_table(
+    ablation: Ablation, results: Mapping[Run, Mapping[str, Any]], output: Path, note: str = ""
+) -> None:
+    """Writes ``output/table.csv``, a line a run, ``table.md``, a line a row, and ``table.png``.
+
+    Means are over the runs that ended, and how many is said; the spread is the standard deviation of a
+    sample.
+
+    Args:
+        note: put below the Markdown table.
+    """
+    with written_whole(output / f"{TABLE}.csv", "w") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["row", "seed", *ablation.metrics, "seconds"])
+        for run, result in sorted(
+            results.items(), key=lambda item: (_place(ablation, item[0]), item[0].seed)
+        ):
+            table.writerow(
+                [run.row.name, run.seed, *(result[m] for m in ablation.metrics), result["seconds"]]
+            )
+    values = [
+        [[result[metric] for run, result in results.items() if run.row == row] for metric in ablation.metrics]
+        for row in ablation.rows
+    ]
+    with written_whole(output / f"{TABLE}.md", "w") as file:
+        file.write(_markdown(ablation, values) + (f"\n{note}\n" if note else ""))
+    _draw(ablation, values, output / f"{TABLE}.png")
+
+
+def _place(ablation: Ablation, run: Run) -> int:
+    return ablation.rows.index(run.row)
+
+
+def _markdown(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]]) -> str:
+    columns = ["", "seeds", *ablation.metrics]
+    lines = [f"**{ablation.title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row, of_metrics in zip(ablation.rows, values, strict=True):
+        ended, wanted = len(of_metrics[0]), len(row.seeds)
+        count = str(ended) if ended == wanted else f"{ended} of {wanted}"
+        lines.append(f"| {' | '.join([row.name, count, *map(_with_spread, of_metrics)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _draw(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]], path: Path) -> None:
+    """A panel a metric: points for the runs, and a bar from one deviation below their mean to one above."""
+    rows, metrics = len(ablation.rows), len(ablation.metrics)
+    figure, axes = plt.subplots(
+        1,
+        metrics,
+        figsize=(3 + 4 * metrics, 1 + 0.4 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, (metric, panel) in enumerate(zip(ablation.metrics, axes[0], strict=True)):
+        for y, of_metrics in enumerate(values):
+            found = of_metrics[column]
+            panel.plot(found, [y] * len(found), "o", color="0.6", markersize=4)
+            if found:
+                spread = stdev(found) if len(found) > 1 else 0.0
+                panel.errorbar(
+                    mean(found), y, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3
+                )
+        panel.set_xlabel(metric)
+        panel.grid(axis="x", color="0.9")
+        panel.set_axisbelow(True)
+    axes[0][0].set_yticks(range(rows), [row.name for row in ablation.rows])
+    axes[0][0].set_ylim(rows - 0.5, -0.5)
+    figure.suptitle(ablation.title)
+    with written_whole(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)
