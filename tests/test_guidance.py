@@ -205,6 +205,15 @@ def test_the_pyramid_reads_the_score_map_over_tau_or_itself(concat_logits):
     assert_close(seen[0][:, -5:], scores / 0.07 if concat_logits else scores)
 
 
+def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():
+    model = guided_fpn(concat=False).eval()
+    images = torch.rand(1, 3, 64, 64)
+    outputs = model(images)
+    pyramid = model.fpn(model.visual(images))
+    assert all(torch.equal(outputs[name], level) for name, level in pyramid.items())
+    assert outputs["score_map"].shape == (1, 5, 2, 2)
+
+
 def test_gradients_arrive_everywhere_but_in_the_text_encoder():
     model = guided_fpn(
         in_features=["res3", "res4", "res5"],

@@ -74,6 +74,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.SCORE_MAP.LEVEL = ""
     # Temperature that divides the cosine similarity.
     denseclip.SCORE_MAP.TAU = 0.07
+    # Concatenate the score map; False: it has its loss, and the pyramid is that of the twin without language.
+    denseclip.SCORE_MAP.CONCAT = True
     # Concatenate s / tau (released detectors) or s (released segmentors).
     denseclip.SCORE_MAP.CONCAT_LOGITS = True
 

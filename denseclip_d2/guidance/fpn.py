@@ -34,6 +34,7 @@ class LanguageGuidedFPN(Backbone):
         fuse_type: str = "sum",
         level: str = "",
         tau: float = 0.07,
+        concat: bool = True,
         concat_logits: bool = True,
         kernels: bool = True,
     ):
@@ -45,6 +46,7 @@ class LanguageGuidedFPN(Backbone):
             top_block: makes FPN's top block, if any, from the guided features' shapes.
             level: the feature that the score map joins; empty: the one of the dense embedding's stride.
             tau: temperature.
+            concat: False leaves the features as they are, and the score map to the loss alone.
             concat_logits: concatenate s / tau (detection, as released) or s (segmentation, as released).
             kernels: compute the score map by a kernel where there is one; False: by its definition.
 
@@ -64,10 +66,11 @@ class LanguageGuidedFPN(Backbone):
         self.language = language
         self.level = level
         self.tau = tau
+        self.concat = concat
         self.concat_logits = concat_logits
         self.kernels = kernels
         self.score_map_stride = visual.embedding_stride
-        channels = shapes[level].channels + len(language.class_names)
+        channels = shapes[level].channels + concat * len(language.class_names)
         shapes[level] = ShapeSpec(channels=channels, stride=shapes[level].stride)
         self.fpn = FPN(
             _GuidedFeatures(shapes), in_features, out_channels, norm, top_block(shapes), fuse_type=fuse_type
@@ -94,9 +97,10 @@ class LanguageGuidedFPN(Backbone):
         dense = features["dense_embedding"]
         text = self.language(features["global_embedding"], dense)
         scores, logits = pixel_text_scores(dense, text, self.tau, self.kernels)
-        guide = logits if self.concat_logits else scores
-        guided = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
-        return {**self.fpn(guided), "score_map": scores}
+        if self.concat:
+            guide = logits if self.concat_logits else scores
+            features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
+        return {**self.fpn(features), "score_map": scores}
 
 
 def guidance_of(model: nn.Module) -> LanguageGuidedFPN | None:
@@ -152,6 +156,7 @@ def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
         level=score_map.LEVEL,
         tau=score_map.TAU,
+        concat=score_map.CONCAT,
         concat_logits=score_map.CONCAT_LOGITS,
         kernels=cfg.MODEL.DENSECLIP.KERNELS,
     )
