@@ -21,7 +21,7 @@ def test_the_same_seed_gives_the_same_pairs_however_many():
 def test_captions_name_objects_of_the_picture_and_no_others():
     pairs = ImageCaptionPairs(60, seed=0, side=96, world=SHAPES)
     captions = [title for _, title in pairs]
-    named = [[name for name in SHAPES.class_names if name in title] for title in captions]
+    named = [[word for word in SHAPES.outlines if word in title] for title in captions]
     assert max(map(len, named)) > 1
     assert sum(not names for names in named) < 10  # of pictures without objects
     for image, title in (pairs[i] for i in range(10)):
@@ -34,9 +34,15 @@ def test_captions_name_objects_of_the_picture_and_no_others():
 def test_captions_vary_in_wording_order_and_number():
     rng = np.random.default_rng(0)
     names = ["red solid circle", "orange dotted star"]
-    captions = {caption(rng, names) for _ in range(300)}
-    assert len(captions) > 30
-    assert {"a red solid circle", "an orange dotted star"} <= captions
+    captions = {caption(rng, names) for _ in range(3000)}
+    assert len(captions) > 60
+    assert {
+        "a red solid circle",
+        "an orange dotted star",
+        "a circle",
+        "a red circle",
+        "a dotted star",
+    } <= captions
     orders = {
         title.find("red") < title.find("orange") for title in captions if "red" in title and "orange" in title
     }

@@ -82,13 +82,13 @@ class Instance:
 
 
 def sample_instances(
-    rng: np.random.Generator, height: int, width: int, world: World = SHAPES
+    rng: np.random.Generator, height: int, width: int, world: World = SHAPES, max_objects: int = MAX_OBJECTS
 ) -> list[Instance]:
     """The instances of one image, in painting order; those that find no room are left out."""
     kind = rng.random()
     if kind < EMPTY_FRACTION:
         return []
-    samplers = [_sample_object] * int(rng.integers(1, MAX_OBJECTS, endpoint=True))
+    samplers = [_sample_object] * int(rng.integers(1, max_objects, endpoint=True))
     if kind < EMPTY_FRACTION + CROWD_FRACTION:
         samplers.insert(0, _sample_crowd)  # first: the emptier the image, the surer its place
 

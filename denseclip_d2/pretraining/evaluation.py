@@ -15,7 +15,7 @@ from ..data.shapes_scene import render, sample_background, sample_instances
 from ..data.shapes_worlds import SHAPES, World
 from ..visual import CLIPResNet, CLIPViT, encoder_class
 
-SIDE = 128
+SIDE = 64
 _BATCH = 20
 
 

@@ -118,7 +118,7 @@ class _Run:
         self.recipe, self.step = recipe, 0
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.augment, preprocess = open_clip.create_model_and_transforms(recipe.model)
-        self.model.to(self.device)
+        self.model.to(self.device, memory_format=torch.channels_last)
         self.tokenizer = open_clip.get_tokenizer(recipe.model)
         self.evaluate = ZeroShotEvaluator(
             recipe.model, preprocess, self.tokenizer,
