@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs  # noqa: E402
-from denseclip_d2.data.shapes import add_labels, generate_shapes, shapes_info  # noqa: E402
+from denseclip_d2.data.shapes import add_labels, add_seen, generate_shapes, shapes_info  # noqa: E402
 from denseclip_d2.data.shapes_worlds import WORLDS  # noqa: E402
 
 
@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = info_on_disk(root)
     if found == shapes_info(**parameters):
         added = add_labels(root)  # earlier versions made none
+        if world.held_out:
+            added |= add_seen(root, world)
         print(f"{root} already holds this dataset: {'added label images' if added else 'nothing to do'}")
         return
     if found is not None:

@@ -291,3 +291,42 @@ def test_the_larger_world_has_the_same_files_and_its_own_classes(prepare, tmp_pa
     name = "shapes192_sem_seg_val"
     assert MetadataCatalog.get(name).stuff_classes == list(SHAPES_192.semantic_class_names)
     assert "--world shapes192" in MetadataCatalog.get(name).how_to_get
+
+
+def test_classes_held_out_are_in_no_annotation_and_ignored_in_labels(prepare, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    held_out = SHAPES_192.held_out
+    assert len(held_out) == 24
+    for words in (SHAPES_192.colours, SHAPES_192.textures, SHAPES_192.outlines):
+        assert all(any(word in name.split() for name in SHAPES_192.seen_class_names) for word in words)
+    assert SHAPES.held_out == ()
+    arguments = ["--world", "shapes192", "--num-train", "40", "--num-val", "2"]
+    prepare(arguments)
+    root = tmp_path / "shapes192"
+    whole, seen = (
+        COCO(str(folder / "annotations" / "instances_train.json")) for folder in (root, root / "seen")
+    )
+    names = {i: category["name"] for i, category in seen.cats.items()}
+    assert tuple(names.values()) == SHAPES_192.seen_class_names
+    assert 0 < len(seen.anns) < len(whole.anns)
+    for i, annotation in whole.anns.items():
+        name = whole.cats[annotation["category_id"]]["name"]
+        assert (name in held_out) == (i not in seen.anns)
+        if i in seen.anns:
+            assert names[seen.anns[i]["category_id"]] == name
+            assert seen.anns[i]["bbox"] == annotation["bbox"]
+    everything = (*SHAPES_192.class_names, "background")
+    found = set()
+    for path in sorted((root / "labels" / "train").glob("*.png")):
+        old = np.asarray(Image.open(path))
+        new = np.asarray(Image.open(root / "seen" / "labels" / "train" / path.name))
+        for label in np.unique(old):
+            (changed,) = np.unique(new[old == label])
+            name = everything[label]
+            assert changed == 255 if name in held_out else (*names.values(), "background")[changed] == name
+            found.add(name in held_out)
+    assert found == {True, False}
+    shutil.rmtree(root / "seen")
+    prepare(arguments)
+    assert "added label images" in capsys.readouterr().out
+    assert (root / "seen" / "annotations" / "instances_val.json").is_file()

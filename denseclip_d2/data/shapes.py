@@ -10,6 +10,7 @@ there, under the detector's class id, and the last class, "background", where th
 other rather than ignored, so that what a model sees where nothing is counts against it.
 """
 
+import itertools
 import json
 import logging
 from collections import defaultdict
@@ -23,13 +24,14 @@ from pycocotools import mask as run_lengths
 
 from .semantic import register_semantic_folder
 from .shapes_scene import IMAGE_SIDES, Instance, render, sample_background, sample_instances
-from .shapes_worlds import SHAPES, World
+from .shapes_worlds import BACKGROUND, SHAPES, World
 from .whole_folder import written_whole
 
 __all__ = [
     "CLASS_NAMES",
     "SEMANTIC_CLASS_NAMES",
     "add_labels",
+    "add_seen",
     "generate_shapes",
     "register_shapes",
     "shapes_info",
@@ -42,6 +44,8 @@ CLASS_NAMES, SEMANTIC_CLASS_NAMES = SHAPES.class_names, SHAPES.semantic_class_na
 
 # Part of what is stored with the dataset: raise it when the same parameters give other images.
 VERSION = "1.0"
+
+IGNORED = 255  # the label of pixels that no one is asked about
 
 # Entropy that keeps the random numbers of the splits apart; hence the order must not change.
 _SPLITS = ("train", "val")
@@ -93,6 +97,8 @@ def generate_shapes(
             path = partial / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps({"info": info, **coco}))
         add_labels(partial)
+        if world.held_out:
+            add_seen(partial, world)
     logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
 
 
@@ -120,10 +126,43 @@ def add_labels(root: Path) -> bool:
     return True
 
 
+def add_seen(root: Path, world: World) -> bool:
+    """Writes ``root/seen``: annotations and label images without the classes that the world holds out.
+
+    Their objects are not annotated, and their pixels are 255, which is ignored. The ids of the others are
+    those of ``world.seen_class_names``. ``root/seen`` appears when all is written.
+
+    Returns: whether it had to be written.
+    """
+    if (root / "seen").is_dir():
+        return False
+    new_ids = {world.class_names.index(name): i for i, name in enumerate(world.seen_class_names)}
+    new_labels = np.full(256, IGNORED, dtype=np.uint8)
+    for old, new in {**new_ids, len(world.class_names): len(new_ids)}.items():
+        new_labels[old] = new
+    with written_whole(root / "seen") as partial:
+        (partial / "annotations").mkdir(parents=True)
+        for split in _SPLITS:
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            coco["categories"] = [{"id": i, "name": n} for i, n in enumerate(world.seen_class_names, start=1)]
+            coco["annotations"] = [
+                {**annotation, "category_id": new_ids[annotation["category_id"] - 1] + 1}
+                for annotation in coco["annotations"]
+                if annotation["category_id"] - 1 in new_ids
+            ]
+            (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
+            (partial / "labels" / split).mkdir(parents=True)
+            for path in sorted((root / "labels" / split).glob("*.png")):
+                label = new_labels[np.asarray(Image.open(path))]
+                Image.fromarray(label).save(partial / "labels" / split / path.name)
+    return True
+
+
 def register_shapes(root: str | Path, world: World = SHAPES) -> None:
     """Registers "shapes_{train,val}", for detection, and "shapes_sem_seg_{train,val}" with Detectron2.
 
-    Those of another world begin with its name.
+    Those of another world begin with its name. Where it holds classes out, "<name>_seen_{train,val}" and
+    "<name>_seen_sem_seg_{train,val}" have the others alone.
 
     The files need not exist yet.
 
@@ -137,16 +176,20 @@ def register_shapes(root: str | Path, world: World = SHAPES) -> None:
     root = Path(root)
     script = "python datasets/prepare_shapes.py"
     how_to_get = f"Run `{script}`." if world is SHAPES else f"Run `{script} --world {world.name}`."
-    for split in _SPLITS:
-        metadata = {"thing_classes": list(world.class_names), "how_to_get": how_to_get}
-        annotations = root / "annotations" / f"instances_{split}.json"
-        register_coco_instances(f"{world.name}_{split}", metadata, str(annotations), str(root / split))
+    sources = {world.name: (root, world.class_names)}
+    if world.held_out:
+        sources[f"{world.name}_seen"] = root / "seen", world.seen_class_names
+    for split, (name, (folder, class_names)) in itertools.product(_SPLITS, sources.items()):
+        metadata = {"thing_classes": list(class_names), "how_to_get": how_to_get}
+        annotations = folder / "annotations" / f"instances_{split}.json"
+        register_coco_instances(f"{name}_{split}", metadata, str(annotations), str(root / split))
         register_semantic_folder(
-            f"{world.name}_sem_seg_{split}",
+            f"{name}_sem_seg_{split}",
             root / split,
-            root / "labels" / split,
-            world.semantic_class_names,
+            folder / "labels" / split,
+            (*class_names, BACKGROUND),
             how_to_get=how_to_get,
+            ignore_label=IGNORED,
         )
 
 

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+BACKGROUND = "background"  # the class of pixels without objects
+
 
 @dataclass(frozen=True, eq=False)
 class World:
@@ -17,6 +19,7 @@ class World:
         colours: RGB by name.
         textures: of ``shapes_scene.TEXTURES``.
         outlines: vertices by name, (n, 2): angle, and distance from the middle in radii of the object.
+        num_held_out: how many classes the datasets "<name>_seen_train" and so on have no labels of.
         tail: 0 for classes that are equally frequent; s for frequencies of 1, 2^-s, 3^-s, ...
     """
 
@@ -25,6 +28,7 @@ class World:
     textures: tuple[str, ...]
     outlines: Mapping[str, np.ndarray]
     tail: float = field(default=0.0)
+    num_held_out: int = 0
 
     @cached_property
     def classes(self) -> tuple[tuple[str, str, str], ...]:
@@ -39,7 +43,7 @@ class World:
     @cached_property
     def semantic_class_names(self) -> tuple[str, ...]:
         """The classes of the label images."""
-        return (*self.class_names, "background")
+        return (*self.class_names, BACKGROUND)
 
     @cached_property
     def frequencies(self) -> np.ndarray:
@@ -47,6 +51,17 @@ class World:
         weights = np.arange(1, len(self.classes) + 1) ** -self.tail
         ranks = np.random.default_rng(len(self.classes)).permutation(len(self.classes))
         return weights[ranks] / weights.sum()
+
+    @cached_property
+    def held_out(self) -> tuple[str, ...]:
+        """Classes drawn by lot to be described by captions and never labelled."""
+        chosen = np.random.default_rng([len(self.classes), 1]).permutation(len(self.classes))
+        return tuple(self.class_names[i] for i in sorted(chosen[: self.num_held_out]))
+
+    @cached_property
+    def seen_class_names(self) -> tuple[str, ...]:
+        """The classes but for those held out."""
+        return tuple(name for name in self.class_names if name not in self.held_out)
 
     def sample_class(self, rng: np.random.Generator) -> int:
         """The position of a random class."""
@@ -93,7 +108,11 @@ SHAPES_192 = World(
     textures=(*SHAPES.textures, "checked", "dotted"),
     outlines={**SHAPES.outlines, "star": _STAR, "cross": _CROSS, "bar": _BAR},
     tail=0.7,
+    num_held_out=24,
 )
-"""192 classes, the 18 of :data:`SHAPES` among them; the commonest is 40 times as frequent as the rarest."""
+"""192 classes, the 18 of :data:`SHAPES` among them; the commonest is 40 times as frequent as the rarest.
+
+Of 24 the datasets "shapes192_seen_*" have no labels; each of their words is in others.
+"""
 
 WORLDS = {world.name: world for world in (SHAPES, SHAPES_192)}
