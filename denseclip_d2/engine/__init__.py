@@ -4,6 +4,7 @@ from .predictor import Predictor
 from .setup import setup
 from .test_time_augmentation import RetinaNetWithTTA, SemanticSegmentorWithTTA, with_tta
 from .trainer import Trainer
+from .words import evaluate_words
 
 __all__ = [
     "Predictor",
@@ -11,6 +12,7 @@ __all__ = [
     "SemanticSegmentorWithTTA",
     "Trainer",
     "build_optimizer",
+    "evaluate_words",
     "run",
     "setup",
     "with_tta",
