@@ -98,6 +98,8 @@ def test_open_clip_and_a_detector_take_what_is_written(table, tmp_path, monkeypa
     state = visual.state_dict()
     for name, tensor in clip.visual.state_dict().items():
         assert torch.equal(state[name], tensor), name
+    rounded = open_clip.create_model(TINY.model, pretrained=str(tmp_path / "clip.safetensors"))
+    torch.testing.assert_close(rounded.state_dict(), clip.state_dict(), atol=1e-3, rtol=1e-3)
     run_tool(
         monkeypatch, "--eval-only", "--weights", path, "--seed", 5, "--images", 3,
         "--json", tmp_path / "knows.json",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ def export(
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
-        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
+        tensors = halved(tensors)
     with written_whole(Path(output), "wb") as file:
         file.write(save(tensors, header))
 
@@ -100,13 +100,19 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def _halved(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    halved = tensor.half()
-    if not torch.isfinite(halved).all():
-        raise ValueError(f"{name} has values up to {tensor.abs().max():.3g}, too large for float16.")
-    return halved
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by name, floating-point ones rounded to float16.
+
+    Raises:
+        ValueError: one is too large for float16.
+    """
+    rounded = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    for name, tensor in rounded.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{name} has values up to {tensors[name].abs().max():.3g}, too large for float16."
+            )
+    return rounded
 
 
 def _guidance(model: nn.Module) -> dict[str, str]:

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """Trained weights of a config.
+    """Trained weights of a config, or of a CLIP to begin from.
 
     Attributes:
         file: name of the file, in this package's ``weights/`` or in the cache.
@@ -33,7 +33,7 @@ class ZooEntry:
 
 
 def zoo_index() -> dict[str, ZooEntry]:
-    """Trained weights by the name of their config."""
+    """Trained weights by the name of their config; those of a CLIP, by a name that is no config's."""
     entries = json.loads((_ROOT / "index.json").read_text())
     return {name: ZooEntry(**entry) for name, entry in entries.items()}
 
@@ -67,10 +67,10 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """What to set ``MODEL.WEIGHTS`` to for a config's trained weights: ``denseclip://<name>``.
+    """What to set ``MODEL.WEIGHTS`` to for trained weights of the zoo: ``denseclip://<name>``.
 
     Raises:
-        ValueError: there are no trained weights for that config.
+        ValueError: there are none of that name.
     """
     if name not in zoo_index():
         get_config_file(name)
@@ -98,10 +98,10 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
 
 
 def local_file(name: str) -> Path:
-    """A config's trained weights as a file: of this package, of the cache or downloaded; sha256 checked.
+    """Trained weights as a file: of this package, of the cache or downloaded; sha256 checked.
 
     Raises:
-        ValueError: no trained weights for that config; the file is not the one that was published.
+        ValueError: no trained weights of that name; the file is not the one that was published.
         FileNotFoundError: the file is not here and cannot be downloaded.
     """
     get_checkpoint_url(name)

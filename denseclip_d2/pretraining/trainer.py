@@ -8,18 +8,20 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..checkpoint.exported import halved
 from ..checkpoint.whole_files import written_whole
 from ..data.caption_table import CaptionTable
 from ..random_state import get_random_state, seeded_random, set_random_state
 from .evaluation import ZeroShotEvaluator, check_architecture
 from .loss import SharedCaptionLoss
 
-CHECKPOINT, WEIGHTS, METRICS = "last.pt", "clip.pt", "metrics.json"
+CHECKPOINT, WEIGHTS, HALF, METRICS = "last.pt", "clip.pt", "clip.safetensors", "metrics.json"
 _LOGIT_SCALE_MAX = math.log(100)  # as CLIP was trained (Radford et al., 2021, section 2.5)
 _EVALUATED_SEED = 10**6  # added to the run's, so that evaluation has pictures of its own
 
@@ -73,7 +75,8 @@ def pretrain(
     """Trains a CLIP on pairs; goes on where a killed run was, as if it had not been, with ``resume``.
 
     Writes to ``output``: ``metrics.json`` (a line a period), ``last.pt`` to resume from, and at the end
-    ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and ``MODEL.WEIGHTS``.
+    ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and ``MODEL.WEIGHTS``, and
+    ``clip.safetensors``, the same rounded to float16.
 
     Returns: the path of ``clip.pt``.
     Raises:
@@ -107,6 +110,9 @@ def pretrain(
             run.save(last)
     with written_whole(output / WEIGHTS, "wb") as file:
         torch.save(run.model.state_dict(), file)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in run.model.state_dict().items()}
+    with written_whole(output / HALF, "wb") as file:
+        file.write(save(halved(weights)))
     return output / WEIGHTS
 
 
