@@ -63,15 +63,16 @@ def test_positions_are_resized_as_released(reference):
     assert_close(resize_positional_embedding(before, 320 // 16), after, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("pool", ["tok", "avg"])
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize("patch, size", [(16, 64), (32, 128), (14, 64)])
-def test_embeddings_at_clips_resolution_are_open_clips(patch, size, quick_gelu):
+def test_embeddings_at_clips_resolution_are_open_clips(patch, size, quick_gelu, pool):
     """Of 14-pixel patches too, on the image resized to as many patches."""
     clip = VisionTransformer(
         4 * patch, patch, 32, 4, 4, 4.0, output_dim=24, output_tokens=True,
-        act_layer=QuickGELU if quick_gelu else nn.GELU,
+        act_layer=QuickGELU if quick_gelu else nn.GELU, pool_type=pool,
     ).eval()  # fmt: skip
-    model = tiny_vit(patch_size=patch, quick_gelu=quick_gelu).eval()
+    model = tiny_vit(patch_size=patch, quick_gelu=quick_gelu, pool_type=pool).eval()
     incompatible = model.load_state_dict(clip.state_dict(), strict=False)
     assert not incompatible.unexpected_keys
     assert all(name.startswith("fpn") for name in incompatible.missing_keys)

@@ -18,7 +18,8 @@ from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
 
 # What is read of open_clip's vision config; an architecture that sets anything else is refused.
-FIELDS = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
+FIELDS = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type")
+POOLS = ("tok", "avg")
 
 
 class CLIPViT(VisionTransformer, Backbone):
@@ -51,6 +52,7 @@ class CLIPViT(VisionTransformer, Backbone):
         grid_size: int,
         mlp_ratio: float = 4.0,
         quick_gelu: bool = False,
+        pool_type: str = "tok",
         position: str = "interpolate",
         dense: str = "attention",
         norm: str = "SyncBN",
@@ -67,6 +69,7 @@ class CLIPViT(VisionTransformer, Backbone):
             embed_dim: C, the joint embedding's width.
             grid_size: side of the grid of positional embeddings, in cells.
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
+            pool_type: what is the global embedding: "tok", the class token, or "avg", the mean of the others.
             position: "interpolate" the grid to each image, or "crop" its top left corner.
             dense: what becomes of a cell: "attention", the last block's token, as released; or "value", the
                 same without the last block's attention, as MaskCLIP has it (Zhou et al., ECCV 2022).
@@ -83,7 +86,16 @@ class CLIPViT(VisionTransformer, Backbone):
             ValueError: an unknown position or level.
         """
         side = grid_size * patch_size
-        super().__init__(side, patch_size, width, layers=0, heads=1, mlp_ratio=4.0, output_dim=embed_dim)
+        super().__init__(
+            side,
+            patch_size,
+            width,
+            layers=0,
+            heads=1,
+            mlp_ratio=4.0,
+            output_dim=embed_dim,
+            pool_type=pool_type,
+        )
         activation = QuickGELU if quick_gelu else nn.GELU
         for i in range(layers):
             rate = drop_path_rate * i / max(layers - 1, 1)
@@ -138,7 +150,7 @@ class CLIPViT(VisionTransformer, Backbone):
         """
         vision = architecture.vision
         plain = CLIPVisionCfg(**{name: getattr(vision, name) for name in FIELDS})
-        if vision != plain or not isinstance(vision.layers, int):
+        if vision != plain or not isinstance(vision.layers, int) or vision.pool_type not in POOLS:
             raise ValueError(
                 f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a ViT as CLIP has it. "
                 "Choose one such as 'ViT-B-16-quickgelu', or another MODEL.BACKBONE.NAME."
@@ -152,6 +164,7 @@ class CLIPViT(VisionTransformer, Backbone):
             "embed_dim": architecture.embed_dim,
             "grid_size": vision.image_size // vision.patch_size,
             "quick_gelu": architecture.quick_gelu,
+            "pool_type": vision.pool_type,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -169,13 +182,14 @@ class CLIPViT(VisionTransformer, Backbone):
             before, tokens = tokens, self._run(block, tokens)
             for name in self._out_features:
                 if self.taps[name] == depth:
-                    features[name] = getattr(self, self.levels[name])(_as_map(tokens, size))
+                    features[name] = getattr(self, self.levels[name])(_as_map(tokens[:, 1:], size))
         if self.proj is not None:
+            pooled, cells = self._global_pool(self.ln_post(tokens))
             if self.dense == "value":
-                values = self.transformer.resblocks[-1].without_attention(before)
-                tokens = torch.cat([tokens[:, :1], values[:, 1:]], dim=1)
-            tokens = self.ln_post(tokens) @ self.proj  # (B, 1 + HW, C)
-            features["global_embedding"], features["dense_embedding"] = tokens[:, 0], _as_map(tokens, size)
+                values = self.transformer.resblocks[-1].without_attention(before[:, 1:])
+                cells = self.ln_post(values)
+            features["global_embedding"] = pooled @ self.proj  # (B, C)
+            features["dense_embedding"] = _as_map(cells @ self.proj, size)
         return features
 
     def _embed(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -252,9 +266,9 @@ def _token_stride(patch_size: int) -> int:
     return 2 ** round(log2(patch_size))
 
 
-def _as_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, 1 + HW, D) tokens to (B, D, H, W), without the class token."""
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, HW, D) tokens of cells to (B, D, H, W)."""
+    return cells.transpose(1, 2).unflatten(2, size)
 
 
 def _resampling(width: int, factor: float, norm: str) -> nn.Module:
