@@ -19,7 +19,14 @@ from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.pretraining import Recipe, ZeroShotEvaluator, check_architecture, pretrain
+from denseclip_d2.pretraining import (
+    PRECISIONS,
+    Recipe,
+    ZeroShotEvaluator,
+    check_architecture,
+    preprocess_of,
+    pretrain,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,13 +37,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", default="RN-tiny-quickgelu", help="open_clip's name of an architecture (%(default)s)")
     add("--output", type=Path, metavar="DIR", help="for clip.pt, metrics.json and what --resume needs")
     add("--pairs", type=Path, metavar="TABLE", help="filepath and title, tab-separated; default: generated")
-    add("--num-pairs", type=int, default=10_000, help="how many to generate into DIR/pairs (%(default)s)")
+    add("--num-pairs", type=int, default=40_000, help="how many to generate into DIR/pairs (%(default)s)")
     add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
     add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
     add("--period", type=int, default=Recipe.period, help="steps between checkpoints (%(default)s)")
     add("--images", type=int, default=Recipe.num_evaluated, help="to evaluate on (%(default)s)")
     add("--workers", type=int, default=1, help="processes that read images (%(default)s)")
+    add("--precision", choices=PRECISIONS, default=Recipe.precision, help="default: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on where the run in DIR was killed")
     add("--eval-only", action="store_true", help="measure --weights on pictures generated from --seed")
@@ -59,7 +67,7 @@ def measure(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed {args.seed}: at least 0 is needed.")
     if args.json:
         check_writable(str(args.json.parent), "the folder of --json")
-    model, _, preprocess = open_clip.create_model_and_transforms(args.model)
+    model = open_clip.create_model(args.model)
     weights = read_weights(PathManager.get_local_path(args.weights))["model"]
     try:
         model.load_state_dict(weights)
@@ -67,7 +75,9 @@ def measure(args: argparse.Namespace) -> None:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{args.weights} has not the weights of {args.model}: {reason}") from error
     tokenizer = open_clip.get_tokenizer(args.model)
-    evaluate = ZeroShotEvaluator(args.model, preprocess, tokenizer, num_images=args.images, seed=args.seed)
+    evaluate = ZeroShotEvaluator(
+        args.model, preprocess_of(model), tokenizer, num_images=args.images, seed=args.seed
+    )
     figures = evaluate(model)
     text = json.dumps({"weights": args.weights, "model": args.model, "seed": args.seed, **figures}, indent=2)
     print(text)
@@ -82,7 +92,7 @@ def train(args: argparse.Namespace) -> None:
     """
     recipe = Recipe(
         model=args.model, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate,
-        seed=args.seed, period=args.period, num_evaluated=args.images,
+        seed=args.seed, period=args.period, num_evaluated=args.images, precision=args.precision,
     )  # fmt: skip
     check_writable(str(args.output), "--output")
     table = args.pairs or args.output / "pairs" / "captions.tsv"

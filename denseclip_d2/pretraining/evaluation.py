@@ -1,35 +1,42 @@
 """What a CLIP knows of the generated shapes, none of which it was given a label for."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip import CLIP
+from open_clip import CLIP, get_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
 from ..clip_models import get_clip_architecture
 from ..data.captions import with_article
-from ..data.shapes_scene import render, sample_background, sample_instances
+from ..data.shapes_scene import MAX_OBJECTS, Instance, render, sample_background, sample_instances
 from ..data.shapes_worlds import SHAPES, World
 from ..visual import CLIPResNet, CLIPViT, encoder_class
 
-SIDE = 64
+# Pixels: of the pictures that images and captions are matched on, as large as those of pre-training, and of
+# those whose pixels are named, as large as a dataset's. Objects are of the same size in both.
+SIDE, LABELLED_SIDE = 64, 128
+_MAX_OBJECTS = 2  # of the former
 _BATCH = 20
 
 
 class ZeroShotEvaluator:
     """Retrieval and zero-shot dense accuracy of a CLIP on pictures generated once, from a seed.
 
-    A picture's caption names all of its objects. Embeddings of cells are values, without the last attention
-    (MaskCLIP, Zhou et al., ECCV 2022), brought to the picture's size.
+    Images and captions are matched on small pictures of one or two objects, all of which the caption names.
+    Pixels are named on pictures as a dataset of shapes has them, enlarged as much as the small ones, by the
+    cosines of cells, brought to the picture's size. Cells are values, without the last attention (MaskCLIP,
+    Zhou et al., ECCV 2022).
     """
 
     def __init__(
         self,
         architecture: str,
-        preprocess: Callable[[Image.Image], Tensor],
+        preprocess: PreprocessCfg,
         tokenizer: Callable[[Sequence[str]], Tensor],
         *,
         num_images: int,
@@ -39,7 +46,8 @@ class ZeroShotEvaluator:
         """
         Args:
             architecture: open_clip's name of the models that will come.
-            preprocess, tokenizer: open_clip's for it.
+            preprocess, tokenizer: open_clip's for it; the former's size is a number of pixels.
+            num_images: how many pictures of either kind.
 
         Raises:
             ValueError: no images; see :func:`check_architecture`.
@@ -49,11 +57,21 @@ class ZeroShotEvaluator:
         kind, arguments = check_architecture(architecture)
         pyramid = {"out_features": ()} if kind is CLIPViT else {}
         self._visual = kind(**arguments, **pyramid, dense="value", norm="BN").eval()
-        pictures = [_labelled_picture(np.random.default_rng([seed, i]), world) for i in range(num_images)]
-        self._images, self._labels, self._captions = zip(*pictures, strict=True)
-        self._names = tokenizer([with_article(name) for name in world.class_names])
+        names = [with_article(name) for name in world.class_names]
+        small, labelled = [], []
+        for i in range(num_images):
+            instances, image = _picture(np.random.default_rng([seed, i, 0]), SIDE, world, _MAX_OBJECTS)
+            small.append((image, " and ".join(names[x.category] for x in instances) or "nothing"))
+            instances, image = _picture(
+                np.random.default_rng([seed, i, 1]), LABELLED_SIDE, world, MAX_OBJECTS
+            )
+            labelled.append((image, _labels(instances)))
+        self._names = tokenizer(names)
+        self._captions = [caption for _, caption in small]
         self._texts = tokenizer(self._captions)
-        self._preprocess = preprocess
+        self._images = _pixels([image for image, _ in small], preprocess, 1)
+        self._labels = torch.stack([labels for _, labels in labelled])
+        self._labelled = _pixels([image for image, _ in labelled], preprocess, LABELLED_SIDE // SIDE)
 
     def __call__(self, model: CLIP) -> dict[str, float]:
         """
@@ -67,30 +85,27 @@ class ZeroShotEvaluator:
         was_training, device = model.training, next(model.parameters()).device
         model.eval()
         self._visual.to(device).load_state_dict(model.visual.state_dict())
-        images, right, total = [], 0, 0
         with torch.no_grad():
             names, texts = (
                 model.encode_text(ids.to(device), normalize=True) for ids in (self._names, self._texts)
             )
-            for start in range(0, len(self._images), _BATCH):
-                batch = slice(start, start + _BATCH)
-                pixels = torch.stack([self._preprocess(image) for image in self._images[batch]]).to(device)
-                images.append(model.encode_image(pixels, normalize=True))
-                labels = torch.stack(self._labels[batch])
-                right += int((self._classes(pixels, names) == labels).sum())
-                total += int((labels >= 0).sum())
+            images = torch.cat(
+                [model.encode_image(x.to(device), normalize=True) for x in self._images.split(_BATCH)]
+            )
+            found = torch.cat([self._classes(x.to(device), names) for x in self._labelled.split(_BATCH)])
         model.train(was_training)
+        objects = self._labels >= 0
         return {
             "images": len(self._images),
-            "dense_accuracy": right / max(total, 1),
-            **retrieval_at_1(torch.cat(images), texts, self._captions),
+            "dense_accuracy": (found == self._labels)[objects].float().mean().item(),
+            **retrieval_at_1(images, texts, self._captions),
         }
 
     def _classes(self, pixels: Tensor, names: Tensor) -> Tensor:
-        """The class of each of the picture's pixels, (B, SIDE, SIDE), on the CPU."""
+        """The class of each of the pictures' pixels, (B, LABELLED_SIDE, LABELLED_SIDE), on the CPU."""
         cells = F.normalize(self._visual(pixels)["dense_embedding"], dim=1)
         scores = torch.einsum("bchw,kc->bkhw", cells, names)
-        return F.interpolate(scores, (SIDE, SIDE), mode="bilinear").argmax(dim=1).cpu()
+        return F.interpolate(scores, (LABELLED_SIDE, LABELLED_SIDE), mode="bilinear").argmax(dim=1).cpu()
 
 
 def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT], dict]:
@@ -102,6 +117,13 @@ def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT], dic
     architecture = get_clip_architecture(name, "--model")
     kind = encoder_class(architecture)
     return kind, kind.arguments_of(architecture)
+
+
+def preprocess_of(model: CLIP) -> PreprocessCfg:
+    """How a model takes its images: always square."""
+    settings = get_model_preprocess_cfg(model)
+    size = settings["size"]
+    return PreprocessCfg(**{**settings, "size": size if isinstance(size, int) else size[0]})
 
 
 def retrieval_at_1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, float]:
@@ -119,12 +141,22 @@ def retrieval_at_1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> di
     }
 
 
-def _labelled_picture(rng: np.random.Generator, world: World) -> tuple[Image.Image, Tensor, str]:
-    """A picture, the class of each pixel, (SIDE, SIDE), -1 where there is no object, and its caption."""
-    instances = sample_instances(rng, SIDE, SIDE, world)
-    labels = torch.full((SIDE, SIDE), -1)
+def _picture(
+    rng: np.random.Generator, side: int, world: World, max_objects: int
+) -> tuple[list[Instance], Image.Image]:
+    instances = sample_instances(rng, side, side, world, max_objects)
+    return instances, render(sample_background(rng, side, side), instances)
+
+
+def _labels(instances: Sequence[Instance]) -> Tensor:
+    """The class of each pixel, (LABELLED_SIDE, LABELLED_SIDE), -1 where there is no object."""
+    labels = torch.full((LABELLED_SIDE, LABELLED_SIDE), -1)
     for instance in instances:
         labels[torch.from_numpy(instance.mask)] = instance.category
-    image = render(sample_background(rng, SIDE, SIDE), instances)
-    names = [with_article(world.class_names[instance.category]) for instance in instances]
-    return image, labels, " and ".join(names) or "nothing"
+    return labels
+
+
+def _pixels(images: Sequence[Image.Image], preprocess: PreprocessCfg, factor: int) -> Tensor:
+    """Pictures as a model takes them, ``factor`` times as large as it has them: (N, 3, H, W)."""
+    transform = image_transform_v2(replace(preprocess, size=factor * preprocess.size), is_train=False)
+    return torch.stack([transform(image) for image in images])

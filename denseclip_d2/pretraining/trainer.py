@@ -18,10 +18,11 @@ from ..checkpoint.exported import halved
 from ..checkpoint.whole_files import written_whole
 from ..data.caption_table import CaptionTable
 from ..random_state import get_random_state, seeded_random, set_random_state
-from .evaluation import ZeroShotEvaluator, check_architecture
+from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss
 
 CHECKPOINT, WEIGHTS, HALF, METRICS = "last.pt", "clip.pt", "clip.safetensors", "metrics.json"
+PRECISIONS = ("bfloat16", "float32")
 _LOGIT_SCALE_MAX = math.log(100)  # as CLIP was trained (Radford et al., 2021, section 2.5)
 _EVALUATED_SEED = 10**6  # added to the run's, so that evaluation has pictures of its own
 
@@ -36,6 +37,7 @@ class Recipe:
         learning_rate, weight_decay: at the peak; the decay is of matrices alone, not of norms and biases.
         warmup: steps of it.
         seed: of weights, order and crops.
+        precision: "bfloat16", to which both encoders are cast automatically, or "float32".
         period: steps between checkpoints, and between evaluations.
         num_evaluated: pictures of an evaluation.
 
@@ -50,6 +52,7 @@ class Recipe:
     weight_decay: float = 0.1
     warmup: int = 100
     seed: int = 0
+    precision: str = "bfloat16"
     period: int = 250
     num_evaluated: int = 100
 
@@ -63,6 +66,8 @@ class Recipe:
                 f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}: "
                 "the first must be above 0, the second not below."
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision = {self.precision!r}; it can be {' or '.join(PRECISIONS)}.")
 
     def rate(self, step: int) -> float:
         """Part of the learning rate at a step."""
@@ -123,11 +128,11 @@ class _Run:
         torch.manual_seed(recipe.seed)
         self.recipe, self.step = recipe, 0
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.augment, preprocess = open_clip.create_model_and_transforms(recipe.model)
+        self.model, self.augment, _ = open_clip.create_model_and_transforms(recipe.model)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.tokenizer = open_clip.get_tokenizer(recipe.model)
         self.evaluate = ZeroShotEvaluator(
-            recipe.model, preprocess, self.tokenizer,
+            recipe.model, preprocess_of(self.model), self.tokenizer,
             num_images=recipe.num_evaluated, seed=recipe.seed + _EVALUATED_SEED,
         )  # fmt: skip
         self.loss = SharedCaptionLoss()
@@ -139,7 +144,9 @@ class _Run:
     def train_step(self, images: Tensor, texts: Tensor) -> float:
         self.model.train()
         texts = texts.to(self.device)
-        loss = self.loss(*self.model(images.to(self.device), texts)[:3], texts)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            image_features, text_features, scale = self.model(images.to(self.device), texts)[:3]
+        loss = self.loss(image_features.float(), text_features.float(), scale, texts)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} after step {self.step}. Lower the learning rate, "
