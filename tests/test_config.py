@@ -35,6 +35,7 @@ BAD = [
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", -1, " is -1; it has to be a whole number of at least 0."),
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.VISUAL.DENSE", "query", " is 'query'; it has to be one of 'attention', 'value'."),
+    ("MODEL.DENSECLIP.VISUAL.RES5_DILATION", 4, " is 4; it has to be a whole number of at least 1 and at most 2."),
     ("MODEL.DENSECLIP.PROMPT.CONTEXT_STD", 0.0, " is 0.0; it has to be a number above 0."),
     ("MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE", 1.0, " is 1.0; it has to be a number of at least 0 and below 1."),
     ("MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", None, " is None; it needs a value"),

@@ -112,6 +112,36 @@ def test_any_size_goes_in_and_shapes_are_as_declared(size):
     assert features["dense_embedding"].shape == (2, 32, *features["res5"].shape[-2:])
 
 
+@pytest.mark.parametrize("size", [(64, 96), (33, 70), (40, 112)])
+def test_dilation_halves_the_stride_of_the_embedding_alone(size):
+    plain, dilated = (CLIPResNet(**TINY, res5_dilation=dilation).eval() for dilation in (1, 2))
+    assert (plain.embedding_stride, dilated.embedding_stride) == (32, 16)
+    dilated.load_state_dict(plain.state_dict())
+    assert dilated.output_shape() == plain.output_shape()
+    image = torch.rand(2, 3, *size)
+    expected, features = plain(image), dilated(image)
+    assert features["dense_embedding"].shape[-2:] == features["res4"].shape[-2:]
+    for name in LEVELS[:3]:
+        assert_close(features[name], expected[name])
+    assert features["res5"].shape == expected["res5"].shape
+
+
+def test_a_dilated_res5_sees_as_far_as_clips():
+    """Where pooling has nothing to average, for 2 x 2 cells are alike, the maps are the same but for size."""
+    plain, dilated = (
+        CLIPResNet(**{**TINY, "layers": (1, 1, 1, 3)}, res5_dilation=dilation).eval() for dilation in (1, 2)
+    )
+    for name, parameter in plain.layer4.named_parameters():
+        nn.init.normal_(parameter, 0.2 if name.endswith("weight") else 0.0, 0.1)
+    kernel = plain.layer4[0].conv2.weight.detach()
+    kernel[..., [0, 2], :] = kernel[..., [0, 2]] = 0  # this one stands before the pooling
+    dilated.load_state_dict(plain.state_dict())
+    cells = torch.randn(1, 256, 4, 6).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    expected = plain.layer4(cells)
+    assert expected.std() > 0.1
+    assert_close(dilated.layer4(cells), expected.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
 def test_without_embeddings_there_is_no_attention_pool():
     model = CLIPResNet(**TINY, with_embeddings=False).eval()
     assert not [name for name in model.state_dict() if name.startswith("attnpool")]
@@ -189,3 +219,8 @@ def test_values_are_local_and_the_global_embedding_is_clips():
 def test_an_unknown_dense_embedding_is_refused():
     with pytest.raises(ValueError, match="VISUAL.DENSE is 'query'"):
         CLIPResNet(**TINY, dense="query")
+
+
+def test_an_unknown_dilation_is_refused():
+    with pytest.raises(ValueError, match="VISUAL.RES5_DILATION is 3"):
+        CLIPResNet(**TINY, res5_dilation=3)

@@ -24,9 +24,10 @@ def settings_of(model: nn.Module) -> dict:
     positions = getattr(visual, "attnpool", None) or visual
     if hasattr(positions, "position"):
         settings[f"{PREFIX}.VISUAL.POSITION"] = positions.position
+    if hasattr(visual, "res5_dilation"):
+        settings[f"{PREFIX}.VISUAL.RES5_DILATION"] = visual.res5_dilation
     if guided:
         settings[f"{PREFIX}.VISUAL.DENSE"] = positions.dense
-    if guided:
         language = guided.language
         settings[f"{PREFIX}.SCORE_MAP.TAU"] = guided.tau
         settings[f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS"] = guided.concat_logits

@@ -36,6 +36,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # What a cell of the dense embedding is: "attention", the answer to its query, as released; or "value",
     # its own value without the attention (MaskCLIP, ECCV 2022), which is local before anything is trained.
     denseclip.VISUAL.DENSE = "attention"
+    # Of a ResNet: 2 leaves out the pooling of res5, and dilates the convolutions after it, so that the dense
+    # embedding and the score map have stride 16. The pyramid gets res5 averaged over 2 x 2 cells.
+    denseclip.VISUAL.RES5_DILATION = 1
     # Of a ViT: rate of stochastic depth in the last block, rising from 0 in the first.
     denseclip.VISUAL.DROP_PATH_RATE = 0.0
     # Of a ViT: add the class embedding twice, as the released weights need; CLIP's own must not have it.

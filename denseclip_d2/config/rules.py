@@ -95,6 +95,7 @@ _DENSECLIP = {
     "VISUAL.POSITION": one_of("interpolate", "crop"),
     "VISUAL.RESOLUTION": whole(0),
     "VISUAL.DENSE": one_of("attention", "value"),
+    "VISUAL.RES5_DILATION": whole(1, 2),
     "VISUAL.DROP_PATH_RATE": RATE,
     "VISUAL.DOUBLE_CLASS_EMBEDDING": FLAG,
     "VISUAL.ACTIVATION_CHECKPOINTING": FLAG,

@@ -1,5 +1,6 @@
 from contextlib import contextmanager, nullcontext
 
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -21,7 +22,6 @@ class CLIPResNet(ModifiedResNet, Backbone):
     """
 
     stages = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
-    embedding_stride = 32
 
     @configurable
     def __init__(
@@ -34,6 +34,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
         resolution: int,
         position: str = "interpolate",
         dense: str = "attention",
+        res5_dilation: int = 1,
         norm: str = "SyncBN",
         freeze_at: int = 0,
         activation_checkpointing: bool = False,
@@ -45,6 +46,9 @@ class CLIPResNet(ModifiedResNet, Backbone):
             embed_dim: C, the joint embedding's width.
             resolution: side, in pixels, of the image whose grid of positional embeddings is kept.
             position, dense: see :class:`DenseAttentionPool`.
+            res5_dilation: 2 leaves out the pooling of res5, and dilates the convolutions after it, as
+                Detectron2's key of this name does: the dense embedding has stride 16, and res5 is the mean of
+                2 x 2 cells. 1 is CLIP's own.
             norm: the name of a norm, as ``detectron2.layers.get_norm`` takes it.
             freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
             activation_checkpointing: recompute each block in the backward pass.
@@ -58,6 +62,12 @@ class CLIPResNet(ModifiedResNet, Backbone):
                 resolution // 32, channels, num_heads, embed_dim, position, dense
             )
             self.init_parameters()
+        if res5_dilation not in (1, 2):
+            raise ValueError(f"MODEL.DENSECLIP.VISUAL.RES5_DILATION is {res5_dilation}; it can be 1 or 2.")
+        if res5_dilation == 2:
+            _dilate(self.layer4)
+        self.res5_dilation = res5_dilation
+        self.embedding_stride = 32 // res5_dilation
         _replace_norm(self, norm)
         self.embed_dim = embed_dim
         self.activation_checkpointing = activation_checkpointing
@@ -87,6 +97,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             "resolution": visual.RESOLUTION or arguments["resolution"],
             "position": visual.POSITION,
             "dense": visual.DENSE,
+            "res5_dilation": visual.RES5_DILATION,
             "norm": visual.NORM,
             "freeze_at": visual.FREEZE_AT,
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
@@ -119,7 +130,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
         Args:
             x: (B, 3, H, W), RGB, normalised with CLIP's mean and std.
         Returns: ``res2``..``res5`` and, with embeddings, ``global_embedding`` (B, C) and
-            ``dense_embedding`` (B, C, H // 32, W // 32).
+            ``dense_embedding`` (B, C, H // s, W // s), s being ``embedding_stride``.
         """
         features = {}
         x = self.stem(x)
@@ -129,6 +140,8 @@ class CLIPResNet(ModifiedResNet, Backbone):
             features[name] = x
         if self.attnpool is not None:
             features["global_embedding"], features["dense_embedding"] = self.attnpool(x)
+        if self.res5_dilation > 1:
+            features["res5"] = F.avg_pool2d(x, self.res5_dilation)
         return features
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -162,6 +175,14 @@ def _running_statistics_kept(block: nn.Module):
             norm.momentum = momentum
         for count, before in zip(counts, kept, strict=True):
             count.copy_(before)
+
+
+def _dilate(stage: nn.Sequential) -> None:
+    """Leave out a stage's pooling by 2; what comes after it sees as far as before."""
+    first, *others = stage
+    first.avgpool = first.downsample[0] = nn.Identity()
+    for block in others:
+        block.conv2.dilation = block.conv2.padding = (2, 2)
 
 
 def _replace_norm(module: nn.Module, norm: str) -> None:
