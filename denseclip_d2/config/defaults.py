@@ -106,6 +106,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Factor of the visual encoder's learning rate. The text encoder is frozen.
     cfg.SOLVER.VISUAL_MULTIPLIER = 0.1
+    # Factor of the contexts' learning rate. Where they begin from words (PROMPT.CONTEXT_INIT), a rate that
+    # suits new layers rewrites them within some tens of iterations.
+    cfg.SOLVER.CONTEXT_MULTIPLIER = 1.0
     # Power of SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR", which goes from each rate down to SOLVER.BASE_LR_END.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     # Parameters without weight decay, by shell patterns on their names. As released, the norms inside the

@@ -128,6 +128,7 @@ OWN = {
     "SOLVER.AMP.PRECISION": one_of("float16", "bfloat16"),
     "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
     "SOLVER.VISUAL_MULTIPLIER": number(0),
+    "SOLVER.CONTEXT_MULTIPLIER": number(0),
     "SOLVER.POLY_LR_POWER": number(0),
     "SOLVER.NO_WEIGHT_DECAY": each(TEXT),
     "SOLVER.KEEP_CHECKPOINTS": whole(0),

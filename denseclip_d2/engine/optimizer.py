@@ -17,8 +17,9 @@ from ..visual import VisualEncoder
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD by the recipe: a slower visual encoder, the gradient's norm clipped over the whole model.
 
-    Frozen parameters, such as the text encoder's, are left out. ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``
-    "full_model" clips the global norm; "norm" and "value" are Detectron2's, by parameter.
+    Contexts have a factor of their own. Frozen parameters, such as the text encoder's, are left out.
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the global norm; "norm" and "value" are
+    Detectron2's, by parameter.
 
     Raises:
         ValueError: an unknown ``SOLVER.OPTIMIZER``.
@@ -45,6 +46,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     solver = cfg.SOLVER
     visual = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, VisualEncoder))
+
+    def factor(name: str) -> float:
+        if name.endswith("language.contexts"):
+            return solver.CONTEXT_MULTIPLIER
+        return solver.VISUAL_MULTIPLIER if name.startswith(visual) else 1.0
+
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -52,7 +59,7 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: solver.VISUAL_MULTIPLIER if name.startswith(visual) else 1.0,
+        lr_factor_func=factor,
     )
     undecayed = [
         {"params": [parameter], "weight_decay": 0.0}
