@@ -125,6 +125,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True
 
+    # Part of the training images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" draws, by SEED, and trains
+    # on. Detectron2 reads the key, and has no default for it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     # Segment test images window by window, and average the logits where windows overlap; False: whole.
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
