@@ -1,10 +1,11 @@
 import csv
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from denseclip_d2.data.captions import ImageCaptionPairs, caption, write_pairs
+from denseclip_d2.data.captions import ALIKE, ImageCaptionPairs, caption, write_pairs
 from denseclip_d2.data.shapes_worlds import SHAPES, SHAPES_192
 
 
@@ -29,6 +30,20 @@ def test_captions_name_objects_of_the_picture_and_no_others():
         pixels = np.asarray(image).reshape(-1, 3).astype(int)
         for word in colours:
             assert (np.abs(pixels - SHAPES.colours[word]).max(axis=1) < 30).any()
+
+
+def test_neighbours_have_colour_and_texture_in_common():
+    pairs = ImageCaptionPairs(2 * ALIKE, seed=0)
+    commonest = []
+    for start in (0, ALIKE):
+        titles = [pairs[start + i][1] for i in range(ALIKE)]
+        words = Counter(word for title in titles for word in set(title.split()))
+        colour = max(SHAPES_192.colours, key=lambda word: words[word])
+        texture = max(SHAPES_192.textures, key=lambda word: words[word])
+        assert min(words[colour], words[texture]) > ALIKE / 2
+        assert max(words[outline] for outline in SHAPES_192.outlines) < words[texture]
+        commonest.append((colour, texture))
+    assert commonest[0] != commonest[1]
 
 
 def test_captions_vary_in_wording_order_and_number():

@@ -40,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num-pairs", type=int, default=40_000, help="how many to generate into DIR/pairs (%(default)s)")
     add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
+    add("--alike", type=int, default=Recipe.alike, help="neighbours that stay together (%(default)s)")
     add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
     add("--period", type=int, default=Recipe.period, help="steps between checkpoints (%(default)s)")
     add("--images", type=int, default=Recipe.num_evaluated, help="to evaluate on (%(default)s)")
@@ -91,8 +92,9 @@ def train(args: argparse.Namespace) -> None:
         ValueError, OSError: see :class:`Recipe`, :class:`CaptionTable` and :func:`pretrain`.
     """
     recipe = Recipe(
-        model=args.model, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate,
-        seed=args.seed, period=args.period, num_evaluated=args.images, precision=args.precision,
+        model=args.model, steps=args.steps, batch_size=args.batch_size, alike=args.alike,
+        learning_rate=args.learning_rate, seed=args.seed, period=args.period, num_evaluated=args.images,
+        precision=args.precision,
     )  # fmt: skip
     check_writable(str(args.output), "--output")
     table = args.pairs or args.output / "pairs" / "captions.tsv"

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -68,6 +68,36 @@ class World:
         if self.tail == 0:
             return int(rng.integers(len(self.classes)))
         return int(rng.choice(len(self.classes), p=self.frequencies))
+
+
+@dataclass(frozen=True, eq=False)
+class LeaningWorld(World):
+    """A world most of whose objects are of some classes, all equally frequent.
+
+    Attributes:
+        favoured: positions of these classes.
+        part: of the objects that they have, beside what they would have.
+    """
+
+    favoured: tuple[int, ...] = ()
+    part: float = 0.8
+
+    @cached_property
+    def frequencies(self) -> np.ndarray:
+        usual = super().frequencies
+        favour = np.isin(np.arange(len(usual)), self.favoured) / len(self.favoured)
+        return self.part * favour + (1 - self.part) * usual
+
+    def sample_class(self, rng: np.random.Generator) -> int:
+        return int(rng.choice(len(self.classes), p=self.frequencies))
+
+
+def leaning(world: World, rng: np.random.Generator) -> LeaningWorld:
+    """The world with a colour and a texture, drawn by lot, that most objects have."""
+    colour, texture = rng.choice(list(world.colours)), rng.choice(world.textures)
+    favoured = tuple(i for i, (c, t, _) in enumerate(world.classes) if (c, t) == (colour, texture))
+    values = {f.name: getattr(world, f.name) for f in fields(world)}
+    return LeaningWorld(**values, favoured=favoured)
 
 
 def _regular(corners: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss
 
 CHECKPOINT, WEIGHTS, HALF, METRICS = "last.pt", "clip.pt", "clip.safetensors", "metrics.json"
+_LEAST = {"steps": 1, "batch_size": 2, "alike": 1, "warmup": 1, "seed": 0, "period": 1}
 PRECISIONS = ("bfloat16", "float32")
 _LOGIT_SCALE_MAX = math.log(100)  # as CLIP was trained (Radford et al., 2021, section 2.5)
 _EVALUATED_SEED = 10**6  # added to the run's, so that evaluation has pictures of its own
@@ -34,6 +35,8 @@ class Recipe:
     Attributes:
         model: an architecture, by open_clip's name.
         steps, batch_size: how long, and how many pairs a step.
+        alike: how many neighbours of the table stay together: where those have captions alike, words must be
+            learnt that make little difference. 1 draws every pair by itself.
         learning_rate, weight_decay: at the peak; the decay is of matrices alone, not of norms and biases.
         warmup: steps of it.
         seed: of weights, order and crops.
@@ -48,6 +51,7 @@ class Recipe:
     model: str
     steps: int = 4000
     batch_size: int = 64
+    alike: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     warmup: int = 100
@@ -58,9 +62,11 @@ class Recipe:
 
     def __post_init__(self):
         check_architecture(self.model)
-        for name, least in {"steps": 1, "batch_size": 2, "warmup": 1, "seed": 0, "period": 1}.items():
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least {least} is needed.")
+        if self.batch_size % self.alike:
+            raise ValueError(f"batch_size = {self.batch_size} is no multiple of alike = {self.alike}.")
         if not self.learning_rate > 0 or self.weight_decay < 0:
             raise ValueError(
                 f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}: "
@@ -212,13 +218,14 @@ def _batches(recipe: Recipe, table: CaptionTable, run: _Run, workers: int) -> Da
 
 
 def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[int, int]]]:
-    """Step and pair for each place of the batches from ``start``; every epoch is shuffled anew."""
-    size = recipe.batch_size
+    """Step and pair for each place of the batches from ``start``; every epoch is shuffled anew, by rows."""
+    rows = np.arange(num_pairs // recipe.alike * recipe.alike).reshape(-1, recipe.alike)
+    batches = len(rows) * recipe.alike // recipe.batch_size
     for step in range(start, recipe.steps):
-        epoch, position = divmod(step, num_pairs // size)
+        epoch, position = divmod(step, batches)
         if position == 0 or step == start:
-            shuffled = np.random.default_rng([recipe.seed, epoch]).permutation(num_pairs).tolist()
-        yield [(step, pair) for pair in shuffled[position * size : (position + 1) * size]]
+            shuffled = np.random.default_rng([recipe.seed, epoch]).permutation(rows).flatten().tolist()
+        yield [(step, pair) for pair in shuffled[position * recipe.batch_size :][: recipe.batch_size]]
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
