@@ -2,6 +2,7 @@ import json
 import runpy
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import open_clip
@@ -16,9 +17,10 @@ from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.pretraining import Recipe, SharedCaptionLoss, pretrain
 from denseclip_d2.pretraining.evaluation import retrieval_at_1
+from denseclip_d2.pretraining.trainer import _order
 
 ROOT = Path(__file__).parents[1]
-TINY = Recipe(model="RN-tiny-quickgelu", steps=4, batch_size=4, warmup=1, period=2, num_evaluated=2)
+TINY = Recipe(model="RN-tiny-quickgelu", steps=4, batch_size=4, alike=2, warmup=1, period=2, num_evaluated=2)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,18 @@ def test_training_learns_its_pairs(table, tmp_path):
     assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
 
 
+def test_neighbours_stay_together_and_every_epoch_has_another_order():
+    recipe = replace(TINY, steps=20, batch_size=8, alike=4)
+    batches = [[pair for _, pair in batch] for batch in _order(recipe, 42, 0)]
+    for epoch in (batches[:5], batches[5:10]):
+        assert sorted(sum(epoch, [])) == list(range(40))
+    assert batches[:5] != batches[5:10]
+    assert all(batch[i] + 3 == batch[i + 3] and batch[i] % 4 == 0 for batch in batches for i in (0, 4))
+    single = [pair for _, pair in next(_order(replace(recipe, alike=1), 42, 0))]
+    assert any(a + 1 != b for a, b in pairwise(single[:4]))
+    assert [*_order(recipe, 42, 7)] == [*_order(recipe, 42, 0)][7:]  # as a resumed run begins
+
+
 def test_a_resumed_run_ends_as_one_that_was_not_killed(table, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = torch.load(pretrain(TINY, table, whole), weights_only=True)
@@ -101,7 +115,7 @@ def test_open_clip_and_a_detector_take_what_is_written(table, tmp_path, monkeypa
     rounded = open_clip.create_model(TINY.model, pretrained=str(tmp_path / "clip.safetensors"))
     torch.testing.assert_close(rounded.state_dict(), clip.state_dict(), atol=1e-3, rtol=1e-3)
     run_tool(
-        monkeypatch, "--eval-only", "--weights", path, "--seed", 5, "--images", 3,
+        monkeypatch, "--eval-only", "--model", TINY.model, "--weights", path, "--seed", 5, "--images", 3,
         "--json", tmp_path / "knows.json",
     )  # fmt: skip
     figures = json.loads((tmp_path / "knows.json").read_text())
@@ -139,6 +153,8 @@ def test_a_bad_table_is_refused_by_name(content, message, tmp_path):
         (["--model", "EVA01-g-14"], "not a ViT as CLIP has it"),
         (["--pairs", "nowhere.tsv"], "no such table"),
         (["--steps", "0"], "steps = 0"),
+        (["--alike", "3"], "batch_size = 4 is no multiple of alike = 3"),
+        (["--images", "0"], "0 images to evaluate on"),
         (["--learning-rate", "nan"], "learning_rate = nan"),
         (["--batch-size", "64"], "8 pairs are fewer than a batch of 64"),
     ],
@@ -146,5 +162,5 @@ def test_a_bad_table_is_refused_by_name(content, message, tmp_path):
 def test_a_bad_command_ends_before_the_first_step(options, message, table, tmp_path, monkeypatch):
     pairs = ["--pairs", table.rows[0][0].parents[1] / "captions.tsv"]
     with pytest.raises(SystemExit, match=message):
-        run_tool(monkeypatch, "--output", tmp_path / "out", *pairs, "--batch-size", 4, *options)
+        run_tool(monkeypatch, "--output", tmp_path / "out", *pairs, "--batch-size", 4, "--alike", 2, *options)
     assert not [*(tmp_path / "out").glob("*")]

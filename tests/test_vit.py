@@ -244,9 +244,17 @@ def test_what_it_does_not_know_is_refused(kwargs, message):
         tiny_vit(**kwargs)
 
 
-@pytest.mark.parametrize("model, level", [("ViT-tiny-quickgelu", "res4"), ("RN-tiny-quickgelu", "res5")])
-def test_the_score_map_joins_the_level_of_its_stride(model, level):
+@pytest.mark.parametrize(
+    "model, dilation, level",
+    [
+        ("ViT-tiny-quickgelu", 1, "res4"),
+        ("RN-tiny-quickgelu", 1, "res5"),
+        ("RN-tiny-quickgelu", 2, "res4"),
+    ],
+)
+def test_the_score_map_joins_the_level_of_its_stride(model, dilation, level):
     cfg = load_config(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", model])
+    cfg.MODEL.DENSECLIP.VISUAL.RES5_DILATION = dilation
     cfg.DATASETS.TRAIN = ()
     cfg.MODEL.DENSECLIP.CLASS_NAMES = [f"class {i}" for i in range(18)]
     backbone = build_model(cfg).backbone
@@ -283,8 +291,10 @@ def training_input(height: int, width: int) -> dict:
     ids=["DenseCLIP RetinaNet", "DenseCLIP Mask R-CNN", "CLIP RetinaNet", "CLIP Mask R-CNN"],
 )
 def test_detectors_train_and_test_on_a_vit(config, plain):
-    """Every trainable parameter has a gradient: DDP refuses others. The ViT learns at its own rate."""
-    cfg = load_config(config, [*VIT, "SOLVER.VISUAL_MULTIPLIER", "0.1"])
+    """Every trainable parameter has a gradient: DDP refuses others. The ViT learns at its own rate, and so
+    do the contexts."""
+    multipliers = ["SOLVER.VISUAL_MULTIPLIER", "0.1", "SOLVER.CONTEXT_MULTIPLIER", "0.3"]
+    cfg = load_config(config, [*VIT, *multipliers])
     if plain:
         cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = plain
     model = build_model(cfg)
@@ -293,7 +303,8 @@ def test_detectors_train_and_test_on_a_vit(config, plain):
     visual = "backbone.bottom_up." if plain else "backbone.visual."
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            factor = 0.1 if names[parameter].startswith(visual) else 1.0
+            name = names[parameter]
+            factor = 0.1 if name.startswith(visual) else 0.3 if name.endswith(".contexts") else 1.0
             assert group["lr"] == pytest.approx(cfg.SOLVER.BASE_LR * factor)
     inputs = [training_input(90, 150), training_input(96, 100)]
     with EventStorage():

@@ -34,10 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="RN-tiny-quickgelu", help="open_clip's name of an architecture (%(default)s)")
+    add("--model", default="RN-shapes-quickgelu", help="open_clip's name of an architecture (%(default)s)")
     add("--output", type=Path, metavar="DIR", help="for clip.pt, metrics.json and what --resume needs")
     add("--pairs", type=Path, metavar="TABLE", help="filepath and title, tab-separated; default: generated")
-    add("--num-pairs", type=int, default=40_000, help="how many to generate into DIR/pairs (%(default)s)")
+    add("--num-pairs", type=int, default=24_000, help="how many to generate into DIR/pairs (%(default)s)")
     add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
     add("--alike", type=int, default=Recipe.alike, help="neighbours that stay together (%(default)s)")

@@ -17,7 +17,7 @@ _JOINTS = (" and ", ", ", " with ", " beside ", " next to ")
 _NOTHING = ("nothing", "a grey background")
 ALIKE = 16
 _WHOLE_FRACTION = 0.8  # of the captions, that say all there is to say of an object
-_MAX_OBJECTS = 2
+_MAX_OBJECTS = 3
 
 
 class ImageCaptionPairs(Dataset):
@@ -29,7 +29,7 @@ class ImageCaptionPairs(Dataset):
     seed gives the same pairs, however many there are; another seed gives others.
     """
 
-    def __init__(self, num_pairs: int, *, seed: int, side: int = 64, world: World = SHAPES_192):
+    def __init__(self, num_pairs: int, *, seed: int, side: int = 96, world: World = SHAPES_192):
         """
         Args:
             num_pairs: how many.

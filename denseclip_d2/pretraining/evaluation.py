@@ -19,15 +19,15 @@ from ..visual import CLIPResNet, CLIPViT, encoder_class
 
 # Pixels: of the pictures that images and captions are matched on, as large as those of pre-training, and of
 # those whose pixels are named, as large as a dataset's. Objects are of the same size in both.
-SIDE, LABELLED_SIDE = 64, 128
-_MAX_OBJECTS = 2  # of the former
+SIDE, LABELLED_SIDE = 96, 128
+_MAX_OBJECTS = 3  # of the former
 _BATCH = 20
 
 
 class ZeroShotEvaluator:
     """Retrieval and zero-shot dense accuracy of a CLIP on pictures generated once, from a seed.
 
-    Images and captions are matched on small pictures of one or two objects, all of which the caption names.
+    Images and captions are matched on small pictures of up to three objects, all of which the caption names.
     Pixels are named on pictures as a dataset of shapes has them, enlarged as much as the small ones, by the
     cosines of cells, brought to the picture's size. Cells are values, without the last attention (MaskCLIP,
     Zhou et al., ECCV 2022), a ResNet's of stride 16.
@@ -69,9 +69,9 @@ class ZeroShotEvaluator:
         self._names = tokenizer(names)
         self._captions = [caption for _, caption in small]
         self._texts = tokenizer(self._captions)
-        self._images = _pixels([image for image, _ in small], preprocess, 1)
+        self._images = _pixels([image for image, _ in small], preprocess)
         self._labels = torch.stack([labels for _, labels in labelled])
-        self._labelled = _pixels([image for image, _ in labelled], preprocess, LABELLED_SIDE // SIDE)
+        self._labelled = _pixels([image for image, _ in labelled], preprocess)
 
     def __call__(self, model: CLIP) -> dict[str, float]:
         """
@@ -156,7 +156,8 @@ def _labels(instances: Sequence[Instance]) -> Tensor:
     return labels
 
 
-def _pixels(images: Sequence[Image.Image], preprocess: PreprocessCfg, factor: int) -> Tensor:
-    """Pictures as a model takes them, ``factor`` times as large as it has them: (N, 3, H, W)."""
-    transform = image_transform_v2(replace(preprocess, size=factor * preprocess.size), is_train=False)
+def _pixels(images: Sequence[Image.Image], preprocess: PreprocessCfg) -> Tensor:
+    """Square pictures, those of SIDE pixels at the size a model takes, others likewise: (N, 3, H, W)."""
+    size = round(preprocess.size * images[0].width / SIDE)
+    transform = image_transform_v2(replace(preprocess, size=size), is_train=False)
     return torch.stack([transform(image) for image in images])
