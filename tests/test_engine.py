@@ -95,6 +95,7 @@ def test_training_writes_finite_losses_results_and_a_checkpoint_that_resumes(con
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
 def test_every_prompt_mode_trains(config, mode):
     config.MODEL.DENSECLIP.PROMPT.MODE = mode
+    config.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = ""
     config.SOLVER.MAX_ITER = 1
     trainer = Trainer(config)
     trainer.train()
@@ -185,10 +186,14 @@ def test_every_config_key_has_a_reader():
     }
     assert len(keys) > 20
     readers = [path for path in package.rglob("*.py") if path.parent.name != "config"]
-    assert keys - set().union(*map(config_keys, readers)) == set()
+    of_detectron2 = {("DATALOADER", "RANDOM_SUBSET_RATIO")}
+    assert keys - set().union(*map(config_keys, readers)) == of_detectron2
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+CONFIGS = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.parent.name != "ablations")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_config_loads(path):
     assert "!!python" not in path.read_text()
     assert load_config(str(path), []).INPUT.FORMAT == "RGB"
