@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Say how well a model's score maps point at what is named, for its classes and for names it has no class of.
 
-tools/evaluate_words.py --config-file configs/Shapes/denseclip_semantic_fpn_tiny_192_seen.yaml \\
-    --dataset shapes192_val --json words.json MODEL.WEIGHTS output/seen/model_final.pth
+tools/evaluate_words.py --config-file configs/Shapes192/denseclip_semantic_fpn_tiny_seen.yaml \\
+    --dataset shapes192_val --json words.json MODEL.WEIGHTS output/shapes192_semantic_fpn_seen/model_final.pth
 """
 
 import argparse
