@@ -180,9 +180,12 @@ def _running_statistics_kept(block: nn.Module):
 def _dilate(stage: nn.Sequential) -> None:
     """Leave out a stage's pooling by 2; what comes after it sees as far as before."""
     first, *others = stage
-    first.avgpool = first.downsample[0] = nn.Identity()
+    for pooling in ("avgpool", "downsample.-1"):
+        first.set_submodule(pooling, nn.Identity())
     for block in others:
-        block.conv2.dilation = block.conv2.padding = (2, 2)
+        convolution = block.get_submodule("conv2")
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.dilation = convolution.padding = (2, 2)
 
 
 def _replace_norm(module: nn.Module, norm: str) -> None:
