@@ -95,7 +95,6 @@ def test_training_writes_finite_losses_results_and_a_checkpoint_that_resumes(con
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
 def test_every_prompt_mode_trains(config, mode):
     config.MODEL.DENSECLIP.PROMPT.MODE = mode
-    config.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = ""
     config.SOLVER.MAX_ITER = 1
     trainer = Trainer(config)
     trainer.train()
