@@ -49,8 +49,10 @@ def test_neighbours_have_colour_and_texture_in_common():
 def test_captions_vary_in_wording_order_and_number():
     rng = np.random.default_rng(0)
     names = ["red solid circle", "orange dotted star"]
-    captions = {caption(rng, names) for _ in range(3000)}
+    captions = {caption(rng, names, "there is {}") for _ in range(3000)}
     assert len(captions) > 60
+    assert all(title.startswith("there is ") for title in captions)
+    captions = {title.removeprefix("there is ") for title in captions}
     assert {
         "a red solid circle",
         "an orange dotted star",
@@ -62,7 +64,7 @@ def test_captions_vary_in_wording_order_and_number():
         title.find("red") < title.find("orange") for title in captions if "red" in title and "orange" in title
     }
     assert orders == {True, False}
-    assert caption(rng, []) in ("nothing", "a grey background")
+    assert caption(rng, [], "{}") in ("nothing", "a grey background")
 
 
 def test_the_table_is_as_open_clips_trainer_reads_it(tmp_path):

@@ -16,17 +16,18 @@ _SENTENCES = ("{}", "{}.", "a picture of {}", "an image of {}", "there is {} her
 _JOINTS = (" and ", ", ", " with ", " beside ", " next to ")
 _NOTHING = ("nothing", "a grey background")
 ALIKE = 16
-_WHOLE_FRACTION = 0.8  # of the captions, that say all there is to say of an object
+_WHOLE_FRACTION = 0.9  # of the captions, that say all there is to say of an object
 _MAX_OBJECTS = 3
 
 
 class ImageCaptionPairs(Dataset):
     """Generated pictures with captions that vary in wording and in order, and name some or all objects.
 
-    Some captions leave out colours or textures. In every :data:`ALIKE` neighbours most objects have the same
-    colour and texture, so that outlines tell them apart: where all differ, colour and texture tell nearly
-    every picture of a batch from the others, and a text encoder comes to take outlines for the same. The same
-    seed gives the same pairs, however many there are; another seed gives others.
+    Some captions leave out colours or textures. :data:`ALIKE` neighbours are one kind of picture: of single
+    objects or of several, said in the same sentence, and most objects have the same colour and texture, so
+    that outlines tell them apart. Where all differ, colour and texture tell nearly every picture of a batch
+    from the others, and a text encoder comes to take outlines for the same. The same seed gives the same
+    pairs, however many there are; another seed gives others.
     """
 
     def __init__(self, num_pairs: int, *, seed: int, side: int = 96, world: World = SHAPES_192):
@@ -55,24 +56,27 @@ class ImageCaptionPairs(Dataset):
         if not 0 <= index < self.num_pairs:
             raise IndexError(index)  # which ends a loop over the pairs
         rng = np.random.default_rng([self.seed, index])
-        world = leaning(self.world, np.random.default_rng([self.seed, index // ALIKE, 0]))
-        instances = sample_instances(rng, self.side, self.side, world, _MAX_OBJECTS)
+        shared = np.random.default_rng([self.seed, index // ALIKE, 0])
+        world = leaning(self.world, shared)
+        sentence, max_objects = str(shared.choice(_SENTENCES)), int(shared.choice([1, _MAX_OBJECTS]))
+        instances = sample_instances(rng, self.side, self.side, world, max_objects)
         image = render(sample_background(rng, self.side, self.side), instances)
-        return image, caption(rng, [self.world.class_names[instance.category] for instance in instances])
+        names = [self.world.class_names[instance.category] for instance in instances]
+        return image, caption(rng, names, sentence)
 
 
-def caption(rng: np.random.Generator, names: Sequence[str]) -> str:
-    """A sentence about some or all of the objects of these names, in any order."""
+def caption(rng: np.random.Generator, names: Sequence[str], sentence: str) -> str:
+    """Some or all of the objects of these names, in any order, in a sentence that has ``{}`` for them."""
     if not names:
         return str(rng.choice(_NOTHING))
     named = rng.permutation(list(names))[: rng.integers(1, len(names), endpoint=True)].tolist()
     if rng.random() >= _WHOLE_FRACTION:
         named = [_with_fewer_words(rng, name) for name in named]
     words = [with_article(name) for name in named]
-    sentence = words[0]
+    listed = words[0]
     for word in words[1:]:
-        sentence += str(rng.choice(_JOINTS)) + word
-    return str(rng.choice(_SENTENCES)).format(sentence)
+        listed += str(rng.choice(_JOINTS)) + word
+    return sentence.format(listed)
 
 
 def _with_fewer_words(rng: np.random.Generator, name: str) -> str:
