@@ -42,6 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
     add("--alike", type=int, default=Recipe.alike, help="neighbours that stay together (%(default)s)")
     add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
+    add("--muon", type=float, default=Recipe.muon, help="its learning rate; 0: AdamW alone (%(default)s)")
+    add("--apart", type=float, default=Recipe.apart, help="weight of keeping captions apart (%(default)s)")
     add("--period", type=int, default=Recipe.period, help="steps between checkpoints (%(default)s)")
     add("--images", type=int, default=Recipe.num_evaluated, help="to evaluate on (%(default)s)")
     add("--workers", type=int, default=1, help="processes that read images (%(default)s)")
@@ -93,8 +95,8 @@ def train(args: argparse.Namespace) -> None:
     """
     recipe = Recipe(
         model=args.model, steps=args.steps, batch_size=args.batch_size, alike=args.alike,
-        learning_rate=args.learning_rate, seed=args.seed, period=args.period, num_evaluated=args.images,
-        precision=args.precision,
+        learning_rate=args.learning_rate, muon=args.muon, apart=args.apart, seed=args.seed,
+        period=args.period, num_evaluated=args.images, precision=args.precision,
     )  # fmt: skip
     check_writable(str(args.output), "--output")
     table = args.pairs or args.output / "pairs" / "captions.tsv"

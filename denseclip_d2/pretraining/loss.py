@@ -6,8 +6,19 @@ from torch import Tensor
 class SharedCaptionLoss(ClipLoss):
     """open_clip's contrastive loss, for batches in which captions recur: equal ones are all right answers.
 
-    Where every caption is there once, this is open_clip's loss.
+    To it the same loss of the texts among themselves can be added, which keeps captions that differ apart
+    (the uniformity of Wang & Isola, ICML 2020). Without it, words whose difference no image shows yet are
+    brought together, and then no image is asked to show it. Where every caption is there once and nothing is
+    added, this is open_clip's loss.
     """
+
+    def __init__(self, apart: float = 0.0):
+        """
+        Args:
+            apart: weight of what is added.
+        """
+        super().__init__()
+        self.apart = apart
 
     def forward(
         self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, captions: Tensor
@@ -17,9 +28,13 @@ class SharedCaptionLoss(ClipLoss):
             image_features, text_features: (B, C), of unit length.
             logit_scale: factor of their products.
             captions: (B, L) token ids.
-        Returns: a scalar, the mean of both directions.
+        Returns: a scalar, the mean of both directions, and what is added.
         """
         same = (captions[:, None] == captions[None]).all(dim=-1).float()
         targets = same / same.sum(dim=1, keepdim=True)  # (B, B), symmetric
         by_image, by_text = self.get_logits(image_features, text_features, logit_scale)
-        return (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
+        loss = (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
+        if self.apart:
+            among_texts = logit_scale.detach() * text_features @ text_features.T
+            loss = loss + self.apart * F.cross_entropy(among_texts, targets)
+        return loss

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from ..data.caption_table import CaptionTable
 from ..random_state import get_random_state, seeded_random, set_random_state
 from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss
+from .muon import Muon
 
 CHECKPOINT, WEIGHTS, HALF, METRICS = "last.pt", "clip.pt", "clip.safetensors", "metrics.json"
 _LEAST = {"steps": 1, "batch_size": 2, "alike": 1, "warmup": 1, "seed": 0, "period": 1}
@@ -30,7 +32,7 @@ _EVALUATED_SEED = 10**6  # added to the run's, so that evaluation has pictures o
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, with a linear warm-up and a cosine decay to zero.
+    """AdamW, and Muon for kernels and transformers' matrices; a linear warm-up and a cosine decay to zero.
 
     Attributes:
         model: an architecture, by open_clip's name.
@@ -38,6 +40,8 @@ class Recipe:
         alike: how many neighbours of the table stay together: where those have captions alike, words must be
             learnt that make little difference. 1 draws every pair by itself.
         learning_rate, weight_decay: at the peak; the decay is of matrices alone, not of norms and biases.
+        muon: learning rate of Muon, at the peak; matrices decay as much a step as AdamW's. 0: AdamW alone.
+        apart: weight of the loss that keeps different captions apart, see :class:`SharedCaptionLoss`.
         warmup: steps of it.
         seed: of weights, order and crops.
         precision: "bfloat16", to which both encoders are cast automatically, or "float32".
@@ -49,11 +53,13 @@ class Recipe:
     """
 
     model: str
-    steps: int = 4000
+    steps: int = 2500
     batch_size: int = 64
     alike: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.1
+    muon: float = 0.02
+    apart: float = 1.0
     warmup: int = 100
     seed: int = 0
     precision: str = "bfloat16"
@@ -72,6 +78,8 @@ class Recipe:
                 f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}: "
                 "the first must be above 0, the second not below."
             )
+        if not self.muon >= 0 or not self.apart >= 0:
+            raise ValueError(f"muon = {self.muon}, apart = {self.apart}: neither can be below 0.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}; it can be {' or '.join(PRECISIONS)}.")
 
@@ -135,33 +143,33 @@ class _Run:
         self.recipe, self.step = recipe, 0
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.augment, _ = open_clip.create_model_and_transforms(recipe.model)
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model.to(self.device)
         self.tokenizer = open_clip.get_tokenizer(recipe.model)
         self.evaluate = ZeroShotEvaluator(
             recipe.model, preprocess_of(self.model), self.tokenizer,
             num_images=recipe.num_evaluated, seed=recipe.seed + _EVALUATED_SEED,
         )  # fmt: skip
-        self.loss = SharedCaptionLoss()
-        self.optimizer = torch.optim.AdamW(
-            _groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
-        )
-        self.schedule = LambdaLR(self.optimizer, recipe.rate)
+        self.loss = SharedCaptionLoss(recipe.apart)
+        self.optimizers = _optimizers(self.model, recipe)
+        self.schedules = [LambdaLR(optimizer, recipe.rate) for optimizer in self.optimizers]
 
     def train_step(self, images: Tensor, texts: Tensor) -> float:
         self.model.train()
+        images = images.to(self.device, memory_format=torch.channels_last)
         texts = texts.to(self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            image_features, text_features, scale = self.model(images.to(self.device), texts)[:3]
+            image_features, text_features, scale = self.model(images, texts)[:3]
         loss = self.loss(image_features.float(), text_features.float(), scale, texts)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} after step {self.step}. Lower the learning rate, "
                 f"{self.recipe.learning_rate}, and begin again."
             )
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, _LOGIT_SCALE_MAX)
         self.step += 1
@@ -169,8 +177,9 @@ class _Run:
 
     def save(self, path: Path) -> None:
         state = {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-            "schedule": self.schedule.state_dict(), "recipe": asdict(self.recipe),
+            "model": self.model.state_dict(), "step": self.step, "recipe": asdict(self.recipe),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
             "random": get_random_state(cuda=self.device == "cuda"),
         }  # fmt: skip
         with written_whole(path, "wb") as file:
@@ -186,8 +195,9 @@ class _Run:
                 "Resume it with the same, or choose another folder."
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name in ("optimizers", "schedules"):
+            for mine, kept in zip(getattr(self, name), state[name], strict=True):
+                mine.load_state_dict(kept)
         self.step = state["step"]
         set_random_state(state["random"])
 
@@ -228,12 +238,21 @@ def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[in
         yield [(step, pair) for pair in shuffled[position * recipe.batch_size :][: recipe.batch_size]]
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # Not the attention pool's, which are as large as all the rest: too slow on a processor.
+    hidden = [p for name, p in trained.items() if p.ndim == 4 or (p.ndim == 2 and "resblocks" in name)]
+    by_muon = {id(p) for p in hidden} if recipe.muon else set()
+    others = [p for p in trained.values() if id(p) not in by_muon]
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))]
+    if recipe.muon:
+        decay = recipe.weight_decay * recipe.learning_rate / recipe.muon
+        optimizers.append(Muon(hidden, lr=recipe.muon, weight_decay=decay))
+    return optimizers
 
 
 def _forget_metrics_after(path: Path, step: int) -> None:
