@@ -11,7 +11,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.visual.attention_pool import resize_positional_embedding
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
-CLIP = "RN-tiny-quickgelu"
+CLIP = "RN-shapes-quickgelu"
 
 
 def tiny_model(*opts) -> nn.Module:

@@ -54,7 +54,7 @@ def config(small_shapes, tmp_path):
 
 def test_training_moves_what_it_should_and_the_text_encoder_not_at_all(config, tmp_path):
     """Every tensor of the text encoder stays bit for bit as it was in the file of CLIP's weights."""
-    clip = open_clip.create_model("RN-tiny-quickgelu")
+    clip = open_clip.create_model("RN-shapes-quickgelu")
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     config.MODEL.WEIGHTS = str(tmp_path / "clip.pt")
     trainer = Trainer(config)
@@ -94,7 +94,7 @@ def test_training_writes_finite_losses_results_and_a_checkpoint_that_resumes(con
 
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
 def test_every_prompt_mode_trains(config, mode):
-    config.MODEL.DENSECLIP.PROMPT.MODE = mode
+    config.MODEL.DENSECLIP.PROMPT.MODE, config.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = mode, ""
     config.SOLVER.MAX_ITER = 1
     trainer = Trainer(config)
     trainer.train()

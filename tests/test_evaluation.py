@@ -64,7 +64,7 @@ def decisive(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
     with torch.no_grad():
-        model.head.cls_score.weight *= 15
+        model.head.cls_score.weight *= 5
     return model.eval()
 
 

@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.mark.parametrize("name", zoo_index())
+@pytest.mark.parametrize("name", [name for name in zoo_index() if name.endswith(".yaml")])
 def test_every_entry_has_its_config_and_its_weights(name):
     model = model_zoo.get(name, trained=True)  # every tensor of it, or an error
     assert model.training

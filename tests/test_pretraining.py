@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.utils.file_io import PathManager
 from open_clip.loss import ClipLoss
 
 from denseclip_d2.builder import build_model_with_weights
@@ -17,10 +18,14 @@ from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.pretraining import Recipe, SharedCaptionLoss, pretrain
 from denseclip_d2.pretraining.evaluation import retrieval_at_1
+from denseclip_d2.pretraining.muon import Muon
 from denseclip_d2.pretraining.trainer import _order
 
 ROOT = Path(__file__).parents[1]
-TINY = Recipe(model="RN-tiny-quickgelu", steps=4, batch_size=4, alike=2, warmup=1, period=2, num_evaluated=2)
+SHIPPED = "denseclip://Shapes/clip_tiny"
+TINY = Recipe(
+    model="RN-shapes-quickgelu", steps=4, batch_size=4, alike=2, warmup=1, period=2, num_evaluated=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,27 @@ def test_the_loss_is_open_clips_where_captions_differ_and_forgives_equal_ones():
     ids[1] = ids[0]
     least = SharedCaptionLoss()(twins, twins, torch.tensor(100.0), ids)
     torch.testing.assert_close(least, torch.tensor(2 * 2**-1 * 2 / 5 * 0.6931472))  # ln 2 for two of five
+
+
+def test_captions_that_differ_can_be_kept_apart():
+    """By open_clip's loss of the texts among themselves, in which equal captions are right answers."""
+    images, texts = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
+    scale, ids = torch.tensor(10.0, requires_grad=True), torch.arange(4)[:, None]
+    added = SharedCaptionLoss(0.5)(images, texts, scale, ids) - SharedCaptionLoss()(images, texts, scale, ids)
+    torch.testing.assert_close(added, 0.5 * ClipLoss()(texts, texts, scale.detach()))
+    assert torch.autograd.grad(added, scale)[0].abs() < 1e-6  # which is for pictures to set
+
+
+def test_muon_takes_a_kernel_as_a_matrix():
+    kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 3))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(6, 4, 3, 3)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    idle = torch.nn.Parameter(torch.ones(2, 2))
+    Muon([kernel, idle], lr=0.1).step()
+    torch.optim.Muon([matrix], lr=0.1).step()
+    assert torch.equal(kernel.flatten(1), matrix)
+    assert torch.equal(idle, torch.ones(2, 2))
 
 
 def test_retrieval_counts_equal_captions_as_right():
@@ -106,7 +132,7 @@ def test_open_clip_and_a_detector_take_what_is_written(table, tmp_path, monkeypa
     clip = open_clip.create_model(TINY.model, pretrained=str(path))
     cfg = load_config(
         str(ROOT / "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"),
-        ["MODEL.WEIGHTS", str(path), "MODEL.DEVICE", "cpu"],
+        ["MODEL.WEIGHTS", str(path), "MODEL.DEVICE", "cpu", "MODEL.DENSECLIP.CLIP_MODEL", TINY.model],
     )
     visual = build_model_with_weights(cfg, fresh_start=True).backbone.visual
     state = visual.state_dict()
@@ -121,6 +147,28 @@ def test_open_clip_and_a_detector_take_what_is_written(table, tmp_path, monkeypa
     figures = json.loads((tmp_path / "knows.json").read_text())
     assert figures["images"] == 3
     assert all(0 <= figures[k] <= 1 for k in ("dense_accuracy", "image_to_text_r1", "text_to_image_r1"))
+
+
+def test_the_shipped_clip_knows_its_words(tmp_path, monkeypatch):
+    """Of ten pictures that it has not seen, and none of which it was given a label for."""
+    run_tool(
+        monkeypatch, "--eval-only", "--weights", SHIPPED, "--seed", 12345, "--images", 10,
+        "--json", tmp_path / "knows.json",
+    )  # fmt: skip
+    figures = json.loads((tmp_path / "knows.json").read_text())
+    assert figures["images"] == 10
+    assert figures["dense_accuracy"] > 0.7
+    assert figures["image_to_text_r1"] > 0.7
+    assert figures["text_to_image_r1"] > 0.7
+
+
+def test_models_begin_from_the_shipped_clip():
+    clip = open_clip.create_model("RN-shapes-quickgelu", pretrained=PathManager.get_local_path(SHIPPED))
+    cfg = load_config(str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.WEIGHTS == SHIPPED
+    state = build_model_with_weights(cfg, fresh_start=True).backbone.visual.state_dict()
+    for name, tensor in clip.visual.state_dict().items():
+        assert torch.equal(state[name], tensor), name
 
 
 def test_a_vit_is_evaluated_as_well(table, tmp_path):
@@ -156,6 +204,8 @@ def test_a_bad_table_is_refused_by_name(content, message, tmp_path):
         (["--alike", "3"], "batch_size = 4 is no multiple of alike = 3"),
         (["--images", "0"], "0 images to evaluate on"),
         (["--learning-rate", "nan"], "learning_rate = nan"),
+        (["--muon", "-1"], "muon = -1.0"),
+        (["--apart", "nan"], "apart = nan"),
         (["--batch-size", "64"], "8 pairs are fewer than a batch of 64"),
     ],
 )

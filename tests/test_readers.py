@@ -224,9 +224,9 @@ def test_openais_state_dict_is_refused_where_the_model_has_plain_gelu(tmp_path):
     numbers = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
     torch.save({**state, **numbers}, tmp_path / "openai.pt")
     config = {**open_clip.get_model_config(CLIP), "quick_gelu": False}
-    (tmp_path / "RN-tiny-gelu.json").write_text(json.dumps(config))
+    (tmp_path / "RN-shapes-gelu.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path)
-    model = tiny_model("MODEL.DENSECLIP.CLIP_MODEL", "RN-tiny-gelu")
+    model = tiny_model("MODEL.DENSECLIP.CLIP_MODEL", "RN-shapes-gelu")
     with pytest.raises(ValueError, match="trained with QuickGELU, and the model has GELU"):
         DenseCLIPCheckpointer(model).load(str(tmp_path / "openai.pt"))
 
@@ -253,7 +253,7 @@ def test_the_table_says_what_became_of_every_tensor(tmp_path, caplog):
     assert rows["backbone.visual"] == [str(len(visual) - 1), "1"]
     assert rows["backbone.language"] == [str(text), str(len(language) - text)]
     assert rows["all"][0] == str(len(visual) - 1 + text)
-    assert "attnpool.positional_embedding: from 16 to 100 positions" in table
+    assert "attnpool.positional_embedding: from 9 to 100 positions" in table
 
 
 def test_weights_left_over_are_refused_by_name(tmp_path):

@@ -139,7 +139,8 @@ def test_two_processes_evaluate_as_one(one_and_two):
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
 def test_every_parameter_has_a_gradient_even_without_objects(square_shapes, tmp_path, mode):
     """Else DDP would wait for it for ever: the first images have no objects."""
-    cfg = config_for(square_shapes, tmp_path, **EQUAL_WHEREVER, **{"MODEL.DENSECLIP.PROMPT.MODE": mode})
+    opts = {"MODEL.DENSECLIP.PROMPT.MODE": mode, "MODEL.DENSECLIP.PROMPT.CONTEXT_INIT": ""}
+    cfg = config_for(square_shapes, tmp_path, **EQUAL_WHEREVER, **opts)
     model = Trainer.build_model(cfg)
     images = [x for x in DatasetCatalog.get("scale_train") if not x["annotations"]][:2]
     batch = [DatasetMapper(cfg)(image) for image in images]

@@ -219,7 +219,7 @@ def test_norm_of_the_pyramid_is_the_one_asked_for(norm, kind, patch, places):
     assert [i for i, layer in enumerate(model.fpn1) if isinstance(layer, kind)] == places
 
 
-@pytest.mark.parametrize("name, kind", [("ViT-tiny-quickgelu", CLIPViT), ("RN-tiny-quickgelu", CLIPResNet)])
+@pytest.mark.parametrize("name, kind", [("ViT-tiny-quickgelu", CLIPViT), ("RN-shapes-quickgelu", CLIPResNet)])
 def test_the_architecture_chooses_the_encoder(name, kind):
     cfg = load_config(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", name])
     assert type(build_visual_encoder(cfg)) is kind
@@ -248,8 +248,8 @@ def test_what_it_does_not_know_is_refused(kwargs, message):
     "model, dilation, level",
     [
         ("ViT-tiny-quickgelu", 1, "res4"),
-        ("RN-tiny-quickgelu", 1, "res5"),
-        ("RN-tiny-quickgelu", 2, "res4"),
+        ("RN-shapes-quickgelu", 1, "res5"),
+        ("RN-shapes-quickgelu", 2, "res4"),
     ],
 )
 def test_the_score_map_joins_the_level_of_its_stride(model, dilation, level):
