@@ -66,6 +66,7 @@ def train_and_evaluate(args: Namespace) -> None:
     cfg = config_for(args.root, args.output, **EQUAL_WHEREVER, **args.opts)
     seed_all_rng(1)
     trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
     recorder = Recorder()
     trainer.register_hooks([recorder])
     trainer.train()
