@@ -1,4 +1,5 @@
 import csv
+import re
 from collections import Counter
 
 import numpy as np
@@ -44,6 +45,20 @@ def test_neighbours_have_colour_and_texture_in_common():
         assert max(words[outline] for outline in SHAPES_192.outlines) < words[texture]
         commonest.append((colour, texture))
     assert commonest[0] != commonest[1]
+
+
+def test_neighbours_are_of_one_kind_in_one_sentence():
+    pairs = ImageCaptionPairs(12 * ALIKE, seed=0)
+    titles = [title for _, title in pairs]
+    beginnings, several = [], []
+    for start in range(0, len(titles), ALIKE):
+        named = [x for x in titles[start : start + ALIKE] if any(word in x for word in SHAPES_192.outlines)]
+        beginnings.append({re.split(r"\ban? (?!picture|image)", title)[0] for title in named})
+        several.append(sum(len(re.findall("|".join(SHAPES_192.outlines), title)) > 1 for title in named))
+    assert all(len(found) == 1 for found in beginnings)
+    assert len(set.union(*beginnings)) > 2
+    assert min(several) <= 2  # a crowd may stand beside a single object
+    assert max(several) >= ALIKE / 3
 
 
 def test_captions_vary_in_wording_order_and_number():
