@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,18 @@ class ImageCaptionPairs(Dataset):
         if not 0 <= index < self.num_pairs:
             raise IndexError(index)  # which ends a loop over the pairs
         rng = np.random.default_rng([self.seed, index])
-        shared = np.random.default_rng([self.seed, index // ALIKE, 0])
-        world = leaning(self.world, shared)
-        sentence, max_objects = str(shared.choice(_SENTENCES)), int(shared.choice([1, _MAX_OBJECTS]))
+        world, sentence, max_objects = _shared_by_neighbours(self.world, self.seed, index // ALIKE)
         instances = sample_instances(rng, self.side, self.side, world, max_objects)
         image = render(sample_background(rng, self.side, self.side), instances)
         names = [self.world.class_names[instance.category] for instance in instances]
         return image, caption(rng, names, sentence)
+
+
+@lru_cache(maxsize=1)  # of pictures in order, all but the first have it
+def _shared_by_neighbours(world: World, seed: int, group: int) -> tuple[World, str, int]:
+    """The world that pictures are of, the sentence about them, and how many objects at most."""
+    rng = np.random.default_rng([seed, group, 0])
+    return leaning(world, rng), str(rng.choice(_SENTENCES)), int(rng.choice([1, _MAX_OBJECTS]))
 
 
 def caption(rng: np.random.Generator, names: Sequence[str], sentence: str) -> str:
