@@ -124,6 +124,7 @@ def test_two_do_not_write_one_folder(ablation, train, tmp_path):
     [
         ("SCORE_MAP.TAU: 0.5", "SCORE_MAP.TAO: 0.5", r"row 'hot': .*SCORE_MAP\.TAO"),
         ("TAU: 0.5", "TAU: -1.0", r"row 'hot': .*TAU"),
+        ("SCORE_MAP.TAU: 0.5", "PROMPT.MODE: pre", "row 'hot': .*learns no contexts"),
         ("set: {MODEL", "sat: {MODEL", "row 'hot' has 'sat'"),
         ("INPUT.MIN_SIZE_TRAIN: [96]", "SEED: 4", "sets SEED, which is each run's own"),
         ("name: hot", "name: Warm, as it is", "another row has the name"),

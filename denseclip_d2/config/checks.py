@@ -40,7 +40,8 @@ def check_config(cfg: CfgNode) -> None:
     """See that a config can be built from and trained with, as far as its values tell.
 
     Raises:
-        ValueError: a key has no value, one that its rule refuses, or a name that is not registered.
+        ValueError: a key has no value, one that its rule refuses, a name that is not registered, or a value
+            that does not go with another's.
     """
     values = dict(_leaves(cfg))
     defaults = get_cfg()
@@ -54,6 +55,12 @@ def check_config(cfg: CfgNode) -> None:
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+    prompt = cfg.MODEL.DENSECLIP.PROMPT
+    if prompt.CONTEXT_INIT and prompt.MODE in ("pre", "template"):
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, and MODE {prompt.MODE!r} "
+            "learns no contexts: set the former to ''."
+        )
     decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(
