@@ -240,18 +240,20 @@ def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[in
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    # Not the attention pool's, which are as large as all the rest: too slow on a processor.
-    hidden = [p for name, p in trained.items() if p.ndim == 4 or (p.ndim == 2 and "resblocks" in name)]
-    by_muon = {id(p) for p in hidden} if recipe.muon else set()
-    others = [p for p in trained.values() if id(p) not in by_muon]
+    by_muon = {  # not the attention pool's, which are as large as all the rest: too slow on a processor
+        name: p
+        for name, p in trained.items()
+        if recipe.muon and (p.ndim == 4 or (p.ndim == 2 and "resblocks" in name))
+    }
+    others = [p for name, p in trained.items() if name not in by_muon]
     groups = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))]
-    if recipe.muon:
+    if by_muon:
         decay = recipe.weight_decay * recipe.learning_rate / recipe.muon
-        optimizers.append(Muon(hidden, lr=recipe.muon, weight_decay=decay))
+        optimizers.append(Muon(by_muon.values(), lr=recipe.muon, weight_decay=decay))
     return optimizers
 
 
