@@ -1,7 +1,7 @@
 """Every key of this project with its default and what it may be, and the loading of configs."""
 
-from .checks import check_config
+from .checks import check_config, check_context_init
 from .defaults import add_denseclip_config
 from .loading import load_config
 
-__all__ = ["add_denseclip_config", "check_config", "load_config"]
+__all__ = ["add_denseclip_config", "check_config", "check_context_init", "load_config"]

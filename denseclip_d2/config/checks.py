@@ -55,17 +55,25 @@ def check_config(cfg: CfgNode) -> None:
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-    prompt = cfg.MODEL.DENSECLIP.PROMPT
-    if prompt.CONTEXT_INIT and prompt.MODE in ("pre", "template"):
-        raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, and MODE {prompt.MODE!r} "
-            "learns no contexts: set the former to ''."
-        )
+    check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
     decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
             "cannot share equally: make WIDTH a multiple of HEADS."
+        )
+
+
+def check_context_init(mode: str, context_init: str) -> None:
+    """See that there are contexts to begin from these words.
+
+    Raises:
+        ValueError: there are words, and the mode learns no contexts.
+    """
+    if context_init and mode not in ("post", "context"):
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {mode!r} learns no "
+            "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
         )
 
 

@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
+from ..config import check_context_init
 from .context_decoder import ContextDecoder
 from .memo import TensorMemo
 from .prompts import check_class_names, tokenize_names
@@ -253,12 +254,8 @@ class PromptedTextEncoder(nn.Module):
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
     def _tokens_of(self, context_init: str) -> list[int]:
+        check_context_init(self.mode, context_init)
         tokens = tokenize_names([context_init])[0, 1:-1].tolist() if context_init else []
-        if tokens and self.mode not in ("post", "context"):
-            raise ValueError(
-                f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {self.mode!r} learns no "
-                "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
-            )
         if tokens and len(tokens) != self.num_contexts:
             raise ValueError(
                 f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = {context_init!r} has {len(tokens)} tokens, and "
