@@ -15,12 +15,16 @@ from denseclip_d2.guidance import pixel_text_loss
 from denseclip_d2.kernels import (
     KERNELS,
     bce_blocks,
+    label_map,
+    label_map_cross_entropy,
+    label_map_cross_entropy_definition,
     pixel_text_bce,
     pixel_text_bce_definition,
     pixel_text_scores,
 )
 from denseclip_d2.kernels.available import HAS_TRITON
 from denseclip_d2.kernels.bce import pixel_text_bce_op
+from denseclip_d2.kernels.label_map import label_map_cross_entropy_op
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -190,3 +194,65 @@ def test_triton_kernels_compile_for_gpus(name, precision):
     compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= 99 * 1024
+
+
+LABEL_MAPS = {  # (B, K, h, w), (H, W)
+    "four times": ((2, 5, 6, 9), (24, 36)),
+    "not by an integer": ((1, 3, 5, 7), (33, 50)),
+    "one cell": ((2, 4, 1, 1), (16, 8)),
+    "one class": ((1, 1, 3, 3), (12, 12)),
+    "not enlarged": ((2, 3, 4, 5), (4, 5)),
+    "smaller": ((1, 3, 8, 8), (5, 4)),
+}
+
+
+def label_map_case(name: str, dtype=torch.float32):
+    """Logits, and a label map a third of which is ignored."""
+    shape, size = LABEL_MAPS[name]
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 1 / 3] = 255
+    return (4 * torch.randn(shape, generator=generator)).to(dtype), labels
+
+
+def sum_and_gradient(function, logits, labels):
+    logits = logits.detach().requires_grad_()
+    (total,) = function(logits, labels, 255)
+    (3 * total).backward()
+    return total.detach(), logits.grad
+
+
+@pytest.mark.parametrize("name", LABEL_MAPS)
+def test_the_cross_entropy_in_bands_equals_its_definition(name, monkeypatch):
+    for chunk in (label_map.CHUNK, 1):  # all at once, and row by row
+        monkeypatch.setattr(label_map, "CHUNK", chunk)
+        expected = sum_and_gradient(label_map_cross_entropy_definition, *label_map_case(name))
+        assert_close(sum_and_gradient(label_map_cross_entropy, *label_map_case(name)), expected)
+
+
+def test_the_cross_entropy_of_half_precision_logits_is_computed_in_float32():
+    logits, labels = label_map_case("four times", torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, grad = sum_and_gradient(label_map_cross_entropy, logits, labels)
+    expected, expected_grad = sum_and_gradient(label_map_cross_entropy_definition, logits.float(), labels)
+    assert_close((total, grad), (expected, expected_grad.bfloat16()))
+
+
+def test_a_label_map_without_labels_costs_nothing():
+    logits, labels = label_map_case("four times")
+    total, grad = sum_and_gradient(label_map_cross_entropy, logits, labels.fill_(255))
+    assert total == 0 and not grad.any()
+
+
+def test_nothing_of_the_enlarged_logits_size_is_allocated(monkeypatch):
+    monkeypatch.setattr(label_map, "CHUNK", 1 << 14)
+    logits, labels = torch.randn(2, 30, 16, 16), torch.randint(0, 30, (2, 128, 128))
+    for function in (label_map_cross_entropy, label_map_cross_entropy_definition):
+        with LargestAllocation() as largest:
+            sum_and_gradient(function, logits, labels)
+        assert (largest.numbers < 30 * labels.numel() / 4) == (function is label_map_cross_entropy)
+
+
+def test_the_cross_entropy_is_a_proper_operator():
+    logits, labels = label_map_case("not by an integer")
+    torch.library.opcheck(label_map_cross_entropy_op, (logits.requires_grad_(), labels, 255))

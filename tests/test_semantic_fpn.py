@@ -121,6 +121,23 @@ def test_images_without_labels_add_nothing_to_the_loss(config, sizes):
         assert output["sem_seg"].shape == (19, *size)
 
 
+def test_kernels_of_both_losses_can_be_switched_off():
+    """The definition gives the same losses, and no custom operator runs."""
+    inputs = [labelled(64, 96, label=3)] * 2
+    losses, operators = {}, {}
+    for kernels in (True, False):
+        torch.manual_seed(0)
+        model = tiny_model(**{"MODEL.DENSECLIP.KERNELS": kernels}).train()
+        with torch.profiler.profile() as profile:
+            losses[kernels] = model(inputs)
+        operators[kernels] = {
+            x.key: x.count for x in profile.key_averages() if x.key.startswith("denseclip_d2::")
+        }
+    assert operators[True]["denseclip_d2::label_map_cross_entropy"] == 2
+    assert not operators[False]
+    assert_close(losses[True], losses[False], rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_takes_whole_channels_in_training_alone():
     model = tiny_model(**{"MODEL.SEM_SEG_HEAD.DROPOUT": 0.5})
     seen = []

@@ -14,8 +14,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.LOSS_WEIGHT = 1.0
     # What that loss takes a class's pixels from: "box", as released, or "mask" (needs MODEL.MASK_ON).
     denseclip.LOSS_TARGET = "box"
-    # Compute the score map and that loss by kernels: Triton's on GPUs; on CPUs, work only where objects are.
-    # False: by their plain definitions. The same numbers either way.
+    # Compute the score map and the losses of maps by kernels: Triton's on GPUs; on CPUs, work only where
+    # objects are, and bands of a label map. False: by their plain definitions. The same numbers either way.
     denseclip.KERNELS = True
     # P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
     denseclip.FPN_P7_RELU = True

@@ -1,6 +1,7 @@
 """What is worth computing in another way than its definition: each by one function that chooses."""
 
 from .bce import pixel_text_bce, pixel_text_bce_definition
+from .label_map import label_map_cross_entropy, label_map_cross_entropy_definition
 from .regions import dense_target
 from .registry import KERNELS, Kernel
 from .score_map import pixel_text_scores, pixel_text_scores_definition
@@ -9,6 +10,8 @@ __all__ = [
     "KERNELS",
     "Kernel",
     "dense_target",
+    "label_map_cross_entropy",
+    "label_map_cross_entropy_definition",
     "pixel_text_bce",
     "pixel_text_bce_definition",
     "pixel_text_scores",

@@ -3,6 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .available import triton_runs_on
+from .own_gradient import register_own_gradient
 from .regions import dense_target
 
 
@@ -54,11 +55,7 @@ def pixel_text_bce(
 def pixel_text_bce_op(
     scores: Tensor, shapes: Tensor, image: Tensor, label: Tensor, factor: int, tau: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`pixel_text_bce` with the sum's gradient to ``scores``, (B, K, h, w) float32.
-
-    The loss and its gradient share all expensive work: one pass computes both, and the backward pass only
-    scales.
-    """
+    """:func:`pixel_text_bce` with the sum's gradient to ``scores``, (B, K, h, w) float32."""
     from .bce_blocks import pixel_text_bce_in_blocks
 
     return pixel_text_bce_in_blocks(scores, shapes, image, label, factor, tau)
@@ -82,14 +79,4 @@ def _(scores: Tensor, shapes: Tensor, image: Tensor, label: Tensor, factor: int,
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(output[2])
-
-
-def _backward(ctx, grad_sum, grad_count, grad_grad):
-    (grad,) = ctx.saved_tensors
-    return (grad * grad_sum).to(ctx.dtype), None, None, None, None, None
-
-
-pixel_text_bce_op.register_autograd(_backward, setup_context=_setup_context)
+register_own_gradient(pixel_text_bce_op)

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor
 
 from .bce import pixel_text_bce, pixel_text_bce_definition
+from .label_map import label_map_cross_entropy, label_map_cross_entropy_definition
 from .score_map import pixel_text_scores, pixel_text_scores_definition
 
 STRIDE, FACTOR, TAU = 32, 8, 0.07  # of the score map, from it to the loss's pixels, and its temperature
+IGNORE_VALUE = 255
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,22 @@ def _bce_backward_bytes(scores: Tensor, *others) -> int:
     return _bce_forward_bytes(scores, *others) + scores.nbytes
 
 
+def _label_map_inputs(batch, num_classes, image_size, device, dtype=torch.float32, seed=0, stride=4) -> tuple:
+    generator = torch.Generator().manual_seed(seed)
+    size = [side // stride for side in image_size]
+    logits = torch.randn(batch, num_classes, *size, generator=generator).to(device, dtype)
+    labels = torch.randint(0, num_classes, (batch, *image_size), generator=generator)
+    return logits.requires_grad_(), labels.to(device), IGNORE_VALUE
+
+
+def _label_map_forward_bytes(logits: Tensor, labels: Tensor, ignore_value: int) -> int:
+    return logits.nbytes + labels.nbytes
+
+
+def _label_map_backward_bytes(logits: Tensor, labels: Tensor, ignore_value: int) -> int:
+    return _label_map_forward_bytes(logits, labels, ignore_value) + logits.nbytes
+
+
 KERNELS = (
     Kernel(
         "pixel-text scores",
@@ -91,5 +109,13 @@ KERNELS = (
         _bce_inputs,
         _bce_forward_bytes,
         _bce_backward_bytes,
+    ),
+    Kernel(
+        "label map cross-entropy",
+        label_map_cross_entropy,
+        label_map_cross_entropy_definition,
+        _label_map_inputs,
+        _label_map_forward_bytes,
+        _label_map_backward_bytes,
     ),
 )

@@ -1,9 +1,10 @@
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
+
+from ..kernels import label_map_cross_entropy
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -15,29 +16,38 @@ class CLIPSemSegFPNHead(SemSegFPNHead):
     """
 
     @configurable
-    def __init__(self, input_shape: dict[str, ShapeSpec], *, dropout: float = 0.1, **kwargs):
+    def __init__(
+        self, input_shape: dict[str, ShapeSpec], *, dropout: float = 0.1, kernels: bool = True, **kwargs
+    ):
         """
         Args:
             dropout: probability that a channel is dropped in training.
+            kernels: compute the loss on CPUs in little memory; False: by its plain definition.
             input_shape, kwargs: as for ``SemSegFPNHead``.
         """
         super().__init__(input_shape, **kwargs)
         self.dropout = nn.Dropout2d(dropout)
+        self.kernels = kernels
         nn.init.normal_(self.predictor.weight, std=0.01)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
-        return {**super().from_config(cfg, input_shape), "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT}
+        return {
+            **super().from_config(cfg, input_shape),
+            "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT,
+            "kernels": cfg.MODEL.DENSECLIP.KERNELS,
+        }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         towers = zip(self.scale_heads, self.in_features, strict=True)
         return self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"loss_sem_seg": self.loss_weight * label_map_loss(predictions, targets, self.ignore_value)}
+        loss = label_map_loss(predictions, targets, self.ignore_value, self.kernels)
+        return {"loss_sem_seg": self.loss_weight * loss}
 
 
-def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Tensor:
+def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int, kernels: bool = True) -> Tensor:
     """Cross-entropy with a label map, summed over labelled pixels and divided by *all* pixels (as released).
 
     In float32 whatever the precision of ``logits``; 0 where every pixel is ignored.
@@ -46,7 +56,8 @@ def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int) -> Tensor:
         logits: (B, K, h, w), enlarged to the label map's size.
         labels: (B, H, W) class ids.
         ignore_value: the id that stands for no class.
+        kernels: False for the plain definition.
     Returns: scalar.
     """
-    logits = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(logits, labels, ignore_index=ignore_value, reduction="sum") / labels.numel()
+    (total,) = label_map_cross_entropy(logits, labels, ignore_value, kernels)
+    return total / labels.numel()

@@ -91,7 +91,7 @@ class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
             ignore_value,
             self.backbone.padding_constraints,
         ).tensor
-        return label_map_loss(scores / self.backbone.tau, labels, ignore_value)
+        return label_map_loss(scores / self.backbone.tau, labels, ignore_value, self.kernels)
 
 
 @contextmanager
