@@ -189,7 +189,10 @@ def test_every_config_key_has_a_reader():
     assert keys - set().union(*map(config_keys, readers)) == of_detectron2
 
 
-CONFIGS = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.parent.name != "ablations")
+PARTS = ("Shapes/Base-tiny.yaml",)  # of configs, beside another base
+CONFIGS = sorted(
+    p for p in ROOT.glob("configs/**/*.yaml") if p.parent.name != "ablations" and not str(p).endswith(PARTS)
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
