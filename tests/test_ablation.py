@@ -53,6 +53,7 @@ rows:
   - name: warm (as it is)
   - name: hot
     seeds: [0, 1, 2]
+    against: warm (as it is)
     set: {MODEL.DENSECLIP.SCORE_MAP.TAU: 0.5, INPUT.MIN_SIZE_TRAIN: [96]}
 """
 
@@ -95,7 +96,7 @@ def test_the_table_has_means_spreads_and_what_is_missing(ablation, train, tmp_pa
     write_table(ablation, finished(ablation, output), output, note="By hand.")
     text = (output / "table.md").read_text()
     assert "| warm (as it is) | 1 of 2 | 1.0 |" in text
-    assert "| hot | 2 of 3 | 6.0 ± 1.4 |" in text
+    assert "| hot | 2 of 3 | 6.0 ± 1.4 (+4.0) |" in text  # of seed 0, which both have
     assert text.endswith("\nBy hand.\n")
     with (output / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -123,6 +124,7 @@ def test_two_do_not_write_one_folder(ablation, train, tmp_path):
     ("before", "after", "message"),
     [
         ("SCORE_MAP.TAU: 0.5", "SCORE_MAP.TAO: 0.5", r"row 'hot': .*SCORE_MAP\.TAO"),
+        ("against: warm (as it is)", "against: hot", r"row 'hot' is against 'hot', which is no other row"),
         ("TAU: 0.5", "TAU: -1.0", r"row 'hot': .*TAU"),
         ("SCORE_MAP.TAU: 0.5", "PROMPT.MODE: pre", "row 'hot': .*learns no contexts"),
         ("set: {MODEL", "sat: {MODEL", "row 'hot' has 'sat'"),

@@ -10,7 +10,7 @@ from ..config import load_config
 
 _OURS = ("OUTPUT_DIR", "SEED")
 _FILE_KEYS = ("title", "config", "metrics", "seeds", "set", "rows")
-_ROW_KEYS = ("name", "config", "seeds", "set")
+_ROW_KEYS = ("name", "config", "seeds", "set", "against")
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Row:
         config: path of the config file.
         options: keys and values over it, in turn, as a command line has them.
         seeds: a run for each.
+        against: the name of the row that this one is compared with, seed by seed; empty: none.
     """
 
     name: str
     config: Path
     options: tuple[str, ...]
     seeds: tuple[int, ...]
+    against: str = ""
 
     @property
     def folder(self) -> str:
@@ -54,7 +56,7 @@ def read_ablation(path: Path) -> Ablation:
 
     The file has ``title``, ``metrics``, ``rows`` and, for all rows, ``config`` (relative to the file),
     ``seeds`` (how many, or a list) and ``set`` (values by config key). A row has a ``name`` and may have its
-    own ``config``, ``seeds`` and ``set``, which goes over the file's.
+    own ``config``, ``seeds`` and ``set``, which goes over the file's, and be ``against`` another by name.
 
     Raises:
         ValueError: not such a file; two rows of one name; a config key or a value that cannot be.
@@ -74,6 +76,8 @@ def read_ablation(path: Path) -> Ablation:
     for row in rows:
         if folders.count(row.folder) > 1:
             raise ValueError(f"{path}: another row has the name of {row.name!r}, but for signs and case.")
+        if row.against and row.against not in {other.name for other in rows if other != row}:
+            raise ValueError(f"{path}: row {row.name!r} is against {row.against!r}, which is no other row.")
     return Ablation(str(content["title"]), tuple(content["metrics"]), rows)
 
 
@@ -93,6 +97,7 @@ def _row(row: dict, common: dict, path: Path) -> Row:
         path.parent / config,
         tuple(options),
         _seeds(row.get("seeds", common.get("seeds", 1)), where),
+        str(row.get("against", "")),
     )
     if not made.folder:
         raise ValueError(f"{where}: a name needs a letter or a digit.")

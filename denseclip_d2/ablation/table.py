@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from ..checkpoint.whole_files import written_whole
-from .rows import Ablation
+from .rows import Ablation, Row
 from .runs import Run
 
 TABLE = "table"
@@ -19,7 +19,8 @@ def write_table(
     """Writes ``output/table.csv``, a line a run, ``table.md``, a line a row, and ``table.png``.
 
     Means are over the runs that ended, and how many is said; the spread is the standard deviation of a
-    sample.
+    sample. Of a row that is against another, brackets have the mean and the spread of the differences between
+    runs of one seed, which share what the seed draws: the images of a subset, say.
 
     Args:
         note: put below the Markdown table.
@@ -38,7 +39,7 @@ def write_table(
         for row in ablation.rows
     ]
     with written_whole(output / f"{TABLE}.md", "w") as file:
-        file.write(_markdown(ablation, values) + (f"\n{note}\n" if note else ""))
+        file.write(_markdown(ablation, values, results) + (f"\n{note}\n" if note else ""))
     _draw(ablation, values, output / f"{TABLE}.png")
 
 
@@ -46,20 +47,39 @@ def _place(ablation: Ablation, run: Run) -> int:
     return ablation.rows.index(run.row)
 
 
-def _markdown(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]]) -> str:
+def _markdown(
+    ablation: Ablation,
+    values: Sequence[Sequence[Sequence[float]]],
+    results: Mapping[Run, Mapping[str, Any]],
+) -> str:
     columns = ["", "seeds", *ablation.metrics]
     lines = [f"**{ablation.title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row, of_metrics in zip(ablation.rows, values, strict=True):
         ended, wanted = len(of_metrics[0]), len(row.seeds)
         count = str(ended) if ended == wanted else f"{ended} of {wanted}"
-        lines.append(f"| {' | '.join([row.name, count, *map(_with_spread, of_metrics)])} |")
+        cells = [
+            _with_spread(found) + _difference(row, metric, results)
+            for metric, found in zip(ablation.metrics, of_metrics, strict=True)
+        ]
+        lines.append(f"| {' | '.join([row.name, count, *cells])} |")
     return "\n".join(lines) + "\n"
 
 
-def _with_spread(values: Sequence[float]) -> str:
+def _with_spread(values: Sequence[float], sign: str = "") -> str:
     if not values:
         return "–"
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{mean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _difference(row: Row, metric: str, results: Mapping[Run, Mapping[str, Any]]) -> str:
+    """The differences from the row that this one is against, in brackets; empty where there are none."""
+    by_seed: dict[str, dict[int, float]] = {row.name: {}, row.against: {}}
+    for run, result in results.items():
+        if run.row.name in by_seed:
+            by_seed[run.row.name][run.seed] = result[metric]
+    own, other = by_seed[row.name], by_seed[row.against]
+    differences = [own[seed] - other[seed] for seed in own if seed in other]
+    return f" ({_with_spread(differences, '+')})" if row.against and differences else ""
 
 
 def _draw(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]], path: Path) -> None:
