@@ -16,7 +16,7 @@ def settings_of(model: nn.Module) -> dict:
         if not (values := model.get_buffer(name)).is_meta:
             settings[key] = [round(x, 4) for x in values.flatten().tolist()]
     backbone, guided = model.get_submodule("backbone"), guidance_of(model)
-    fpn = guided.fpn if guided else backbone
+    fpn = getattr(guided, "fpn", backbone)
     top_block = getattr(fpn, "top_block", None)
     if isinstance(top_block, LastLevelP6P7):
         settings[f"{PREFIX}.FPN_P7_RELU"] = not isinstance(top_block, LastLevelP6P7WithoutReLU)

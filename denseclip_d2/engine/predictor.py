@@ -15,7 +15,7 @@ from .. import model_zoo
 from ..builder import build_model_with_weights
 from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
-from ..guidance import LanguageGuidedFPN, guidance_of, pixel_text_scores
+from ..guidance import LanguageGuidedFeatures, guidance_of, pixel_text_scores
 from ..meta_arch import CLIPSemanticFPN
 from ..meta_arch.pixel_text import captured_features
 
@@ -84,11 +84,11 @@ class Predictor(DefaultPredictor):
         return {**predictions, "score_maps": scores[0]}
 
     @property
-    def guidance(self) -> LanguageGuidedFPN | None:
+    def guidance(self) -> LanguageGuidedFeatures | None:
         """The model's language-guided backbone; None where it has no score map."""
         return guidance_of(self.model)
 
-    def _guided_by(self, names: Sequence[str]) -> LanguageGuidedFPN:
+    def _guided_by(self, names: Sequence[str]) -> LanguageGuidedFeatures:
         if self.guidance is None:
             raise ValueError("This model has no score map: its backbone is not language-guided.")
         language = self.guidance.language
@@ -103,7 +103,7 @@ class Predictor(DefaultPredictor):
 
 @torch.no_grad()
 def _score_maps_of(
-    names: Sequence[str], guided: LanguageGuidedFPN, score_map: Tensor, seen: dict[str, Tensor]
+    names: Sequence[str], guided: LanguageGuidedFeatures, score_map: Tensor, seen: dict[str, Tensor]
 ) -> Tensor:
     """(1, n, h, w) score maps of n names; those of classes are the model's own."""
     class_names = guided.language.class_names

@@ -1,22 +1,28 @@
 from ..kernels import pixel_text_scores
-from .fpn import (
-    LanguageGuidedFPN,
+from .build import (
+    build_clip_backbone,
     build_clip_fpn_backbone,
     build_clip_retinanet_fpn_backbone,
     build_clip_semantic_fpn_backbone,
+    build_denseclip_backbone,
     build_denseclip_fpn_backbone,
     build_denseclip_retinanet_fpn_backbone,
     build_denseclip_semantic_fpn_backbone,
-    guidance_of,
 )
+from .features import LanguageGuidedFeatures, guidance_of
+from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
 from .losses import box_targets, mask_targets, pixel_text_loss
 
 __all__ = [
     "LanguageGuidedFPN",
+    "LanguageGuidedFeatures",
+    "LanguageGuidedNeck",
     "box_targets",
+    "build_clip_backbone",
     "build_clip_fpn_backbone",
     "build_clip_retinanet_fpn_backbone",
     "build_clip_semantic_fpn_backbone",
+    "build_denseclip_backbone",
     "build_denseclip_fpn_backbone",
     "build_denseclip_retinanet_fpn_backbone",
     "build_denseclip_semantic_fpn_backbone",

@@ -6,7 +6,7 @@ from .pixel_text import PixelTextSupervision
 
 @META_ARCH_REGISTRY.register()
 class DenseCLIPPanopticFPN(PixelTextSupervision, PanopticFPN):
-    """Detectron2's Panoptic FPN on a ``LanguageGuidedFPN``, with the pixel-text loss of the detectors.
+    """Detectron2's Panoptic FPN on a ``LanguageGuidedFeatures``, with the pixel-text loss of the detectors.
 
     The score map speaks of the things; both heads read the pyramid that it guides.
     """

@@ -6,7 +6,7 @@ from detectron2.config import configurable
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from ..guidance import LanguageGuidedFPN, pixel_text_loss
+from ..guidance import LanguageGuidedFeatures, pixel_text_loss
 
 
 @contextmanager
@@ -25,11 +25,11 @@ def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 class PixelTextSupervision(nn.Module):
-    """Mixin: ``loss_pixel_text`` for a Detectron2 detector on a ``LanguageGuidedFPN`` (paper, sec. 3.4)."""
+    """Mixin: ``loss_pixel_text`` for a Detectron2 detector on a ``LanguageGuidedFeatures`` (paper, sec. 3.4)."""
 
     section: str
     """Where in ``cfg.MODEL`` the detector's NUM_CLASSES is."""
-    backbone: LanguageGuidedFPN
+    backbone: LanguageGuidedFeatures
     device: torch.device
 
     @configurable

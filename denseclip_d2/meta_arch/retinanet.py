@@ -35,6 +35,6 @@ class CLIPRetinaNet(RetinaNet):
 
 @META_ARCH_REGISTRY.register()
 class DenseCLIPRetinaNet(PixelTextSupervision, CLIPRetinaNet):
-    """RetinaNet on a ``LanguageGuidedFPN``, with the pixel-text loss."""
+    """RetinaNet on a ``LanguageGuidedFeatures``, with the pixel-text loss."""
 
     section = "RETINANET"

@@ -75,7 +75,7 @@ class CLIPSemanticFPN(SemanticSegmentor):
 
 @META_ARCH_REGISTRY.register()
 class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
-    """Semantic FPN on a ``LanguageGuidedFPN``, with the pixel-text loss (paper, sec. 3.4).
+    """Semantic FPN on a ``LanguageGuidedFeatures``, with the pixel-text loss (paper, sec. 3.4).
 
     Pixels have labels here, and so the loss is the cross-entropy of s / tau with the label map.
     """

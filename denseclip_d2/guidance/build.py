@@ -1,0 +1,108 @@
+"""Backbones by the names that a config gives them."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+from ..data.class_names import get_class_names
+from ..language import PromptedTextEncoder
+from ..visual import VisualEncoder, build_visual_encoder
+from .features import LanguageGuidedFeatures
+from .fpn import LanguageGuidedFPN, LastLevelP6P7WithoutReLU, TopBlockBuilder
+
+
+def _p6_p7(cfg) -> TopBlockBuilder:
+    cls = LastLevelP6P7 if cfg.MODEL.DENSECLIP.FPN_P7_RELU else LastLevelP6P7WithoutReLU
+    return lambda shapes: cls(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
+
+
+def _max_pool(cfg) -> TopBlockBuilder:
+    return lambda shapes: LastLevelMaxPool()
+
+
+def _none(cfg) -> TopBlockBuilder:
+    return lambda shapes: None
+
+
+def _guidance(cfg) -> dict:
+    score_map = cfg.MODEL.DENSECLIP.SCORE_MAP
+    return {
+        "visual": build_visual_encoder(cfg),
+        "language": PromptedTextEncoder(cfg, get_class_names(cfg)),
+        "level": score_map.LEVEL,
+        "tau": score_map.TAU,
+        "concat": score_map.CONCAT,
+        "concat_logits": score_map.CONCAT_LOGITS,
+        "kernels": cfg.MODEL.DENSECLIP.KERNELS,
+    }
+
+
+def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
+    return LanguageGuidedFPN(
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        top_block=top_block,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        **_guidance(cfg),
+    )
+
+
+def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
+    visual = build_visual_encoder(cfg, with_embeddings=False)
+    return FPN(
+        visual,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        cfg.MODEL.FPN.NORM,
+        top_block(visual.output_shape()),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_denseclip_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
+    """CLIP's visual encoder and language-guided pyramid, P2 to P6."""
+    return _build_guided(cfg, _max_pool(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
+    """CLIP's visual encoder and language-guided pyramid, P3 to P7; P6 reads the guided res5."""
+    return _build_guided(cfg, _p6_p7(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
+    """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
+    return _build_guided(cfg, _none(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
+    return _build_plain(cfg, _max_pool(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
+    return _build_plain(cfg, _p6_p7(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
+    return _build_plain(cfg, _none(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
+    """CLIP's visual encoder and the score map in one of its features, without a pyramid."""
+    return LanguageGuidedFeatures(**_guidance(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_backbone(cfg, input_shape: ShapeSpec) -> VisualEncoder:
+    """CLIP's visual encoder alone, without language and without a pyramid."""
+    return build_visual_encoder(cfg, with_embeddings=False)
