@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from torch import Tensor, nn
 
-from ..guidance import LanguageGuidedFeatures, guidance_of
+from ..guidance import guidance_of
 from .clip import check_gelu
 from .settings import PREFIX, differing
 
@@ -89,7 +89,7 @@ def convert_released(
 
 def _check_architecture(weights: dict[str, Tensor], model: nn.Module, path: str, plain: bool) -> None:
     name, kind = next((a for key, a in ARCHITECTURES.items() if key in weights), ("model", ()))
-    if isinstance(model, kind) and isinstance(model.backbone, LanguageGuidedFeatures) != plain:
+    if isinstance(model, kind) and bool(guidance_of(model)) != plain:
         return
     raise ValueError(
         f"{path!r} is a released {name} on {'CLIP without language' if plain else 'DenseCLIP'}, and the "
@@ -150,7 +150,7 @@ def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str
 
 def _add_class_embedding(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
     """The released ViT adds its class embedding twice: as the token, and to the token's position."""
-    prefix = "backbone.visual." if isinstance(model.backbone, LanguageGuidedFeatures) else "backbone.bottom_up."
+    prefix = "backbone.visual." if guidance_of(model) else "backbone.bottom_up."
     name, embedding = f"{prefix}positional_embedding", f"{prefix}class_embedding"
     visual = model.get_submodule(prefix.removesuffix("."))
     if embedding not in weights or getattr(visual, "double_class_embedding", False):

@@ -82,6 +82,24 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Concatenate s / tau (released detectors) or s (released segmentors).
     denseclip.SCORE_MAP.CONCAT_LOGITS = True
 
+    # Detectron2's FCOS, with the values of its own config (model_zoo/configs/common/models/fcos.py).
+    cfg.MODEL.FCOS = CfgNode()
+    cfg.MODEL.FCOS.NUM_CLASSES = 80
+    cfg.MODEL.FCOS.IN_FEATURES = ("p3", "p4", "p5", "p6", "p7")
+    # Convolutions before the predictors, and their norm.
+    cfg.MODEL.FCOS.NUM_CONVS = 4
+    cfg.MODEL.FCOS.NORM = "GN"
+    # Probability of every class at the beginning.
+    cfg.MODEL.FCOS.PRIOR_PROB = 0.01
+    # Points within so many strides of a box's centre are positive.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
+    cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
+    # Of the square root of a class's probability and the centerness.
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.2
+    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+
     # Keep convolutions' weights and maps channels-last in memory: the same numbers, often faster.
     cfg.MODEL.CHANNELS_LAST = False
     # Compile the visual encoder by torch.compile when it first runs, and again at the second image size it

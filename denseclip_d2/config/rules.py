@@ -116,8 +116,23 @@ _DENSECLIP = {
     "SCORE_MAP.CONCAT_LOGITS": FLAG,
 }
 
+_FCOS = {
+    "NUM_CLASSES": whole(1),
+    "IN_FEATURES": each(TEXT),
+    "NUM_CONVS": whole(1),
+    "NORM": NORM_OR_NONE,
+    "PRIOR_PROB": number(0, 1, above=True, below=True),
+    "CENTER_SAMPLING_RADIUS": number(0),
+    "FOCAL_LOSS_ALPHA": PROBABILITY,
+    "FOCAL_LOSS_GAMMA": number(0),
+    "SCORE_THRESH_TEST": PROBABILITY,
+    "TOPK_CANDIDATES_TEST": whole(1),
+    "NMS_THRESH_TEST": PROBABILITY,
+}
+
 OWN = {
     **{f"MODEL.DENSECLIP.{key}": rule for key, rule in _DENSECLIP.items()},
+    **{f"MODEL.FCOS.{key}": rule for key, rule in _FCOS.items()},
     "MODEL.CHANNELS_LAST": FLAG,
     "MODEL.COMPILE": FLAG,
     "MODEL.SEM_SEG_HEAD.DROPOUT": RATE,

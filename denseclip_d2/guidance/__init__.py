@@ -11,7 +11,7 @@ from .build import (
 )
 from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
-from .losses import box_targets, mask_targets, pixel_text_loss
+from .losses import box_targets, label_map_loss, mask_targets, pixel_text_loss
 
 __all__ = [
     "LanguageGuidedFPN",
@@ -27,6 +27,7 @@ __all__ = [
     "build_denseclip_retinanet_fpn_backbone",
     "build_denseclip_semantic_fpn_backbone",
     "guidance_of",
+    "label_map_loss",
     "mask_targets",
     "pixel_text_loss",
     "pixel_text_scores",

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..distributed import sum_over_processes
-from ..kernels import dense_target, pixel_text_bce
+from ..kernels import dense_target, label_map_cross_entropy, pixel_text_bce
 
 TARGET_STRIDE = 4
 """Pixels a side of one cell of the target (released behaviour)."""
@@ -115,3 +115,19 @@ def pixel_text_loss(
         covering = _shrunk(shapes, size, label.device)
     total, count = pixel_text_bce(scores, covering, image, label, factor, tau, kernels)
     return total / (sum_over_processes(count).clamp(min=1) / comm.get_world_size())
+
+
+def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int, kernels: bool = True) -> Tensor:
+    """Cross-entropy with a label map, summed over labelled pixels and divided by *all* pixels (as released).
+
+    In float32 whatever the precision of ``logits``; 0 where every pixel is ignored.
+
+    Args:
+        logits: (B, K, h, w), enlarged to the label map's size.
+        labels: (B, H, W) class ids.
+        ignore_value: the id that stands for no class.
+        kernels: False for the plain definition.
+    Returns: scalar.
+    """
+    (total,) = label_map_cross_entropy(logits, labels, ignore_value, kernels)
+    return total / labels.numel()

@@ -2,11 +2,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from detectron2.config import configurable
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from ..guidance import LanguageGuidedFeatures, pixel_text_loss
+from ..guidance import LanguageGuidedFeatures, label_map_loss, pixel_text_loss
 
 
 @contextmanager
@@ -25,17 +25,20 @@ def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 class PixelTextSupervision(nn.Module):
-    """Mixin: ``loss_pixel_text`` for a Detectron2 detector on a ``LanguageGuidedFeatures`` (paper, sec. 3.4)."""
+    """Mixin: ``loss_pixel_text`` for a Detectron2 system on language-guided features (paper, sec. 3.4).
+
+    What is labelled where comes from the same ground truth as the system's own losses: from ``instances``
+    by :func:`pixel_text_loss`, or from a label map ``sem_seg`` by :func:`label_map_loss`.
+    """
 
     section: str
-    """Where in ``cfg.MODEL`` the detector's NUM_CLASSES is."""
+    """Where in ``cfg.MODEL`` the score map's NUM_CLASSES is; of "SEM_SEG_HEAD", pixels have labels."""
     backbone: LanguageGuidedFeatures
     device: torch.device
 
-    @configurable
     def __init__(
         self,
-        *,
+        *args,
         pixel_text_weight: float = 1.0,
         pixel_text_target: str = "box",
         kernels: bool = True,
@@ -43,15 +46,21 @@ class PixelTextSupervision(nn.Module):
     ):
         """
         Args:
+            args, kwargs: as for the system: a config, whose MODEL.DENSECLIP says all the following, or more.
             pixel_text_weight: factor of ``loss_pixel_text``.
-            pixel_text_target: "box", as released, or "mask": what the classes' pixels are taken from.
+            pixel_text_target: "box", as released, or "mask": what the pixels of ``instances`` are taken from.
             kernels: compute the loss where objects are, in little memory; False: by its plain definition.
-            kwargs: as for the detector.
 
         Raises:
-            ValueError: an unknown target; from a config, other than NUM_CLASSES class names.
+            ValueError: an unknown target; a backbone without a score map; from a config, other than
+                NUM_CLASSES class names.
         """
-        super().__init__(**kwargs)
+        super().__init__(*args, **kwargs)
+        if args and isinstance(args[0], CfgNode):
+            denseclip = args[0].MODEL.DENSECLIP
+            pixel_text_weight, pixel_text_target = denseclip.LOSS_WEIGHT, denseclip.LOSS_TARGET
+            kernels = denseclip.KERNELS
+            self._check(args[0])
         if pixel_text_target not in ("box", "mask"):
             raise ValueError(
                 f"MODEL.DENSECLIP.LOSS_TARGET is {pixel_text_target!r}; it can be 'box' or 'mask'."
@@ -60,24 +69,20 @@ class PixelTextSupervision(nn.Module):
         self.pixel_text_target = pixel_text_target
         self.kernels = kernels
 
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        arguments = super().from_config(cfg)  # type: ignore[misc]  # the detector's, next in line
-        count, num_classes = (
-            len(arguments["backbone"].language.class_names),
-            cfg.MODEL[cls.section].NUM_CLASSES,
-        )
+    def _check(self, cfg: CfgNode) -> None:
+        if not isinstance(self.backbone, LanguageGuidedFeatures):
+            raise ValueError(
+                f"MODEL.BACKBONE.NAME = {cfg.MODEL.BACKBONE.NAME!r} has no score map, which "
+                f"{type(self).__name__} needs. Take one that begins with 'build_denseclip'."
+            )
+        count, num_classes = len(self.backbone.language.class_names), cfg.MODEL[self.section].NUM_CLASSES
         if count != num_classes:
             raise ValueError(
-                f"{count} class names for MODEL.{cls.section}.NUM_CLASSES = {num_classes}. Set "
+                f"{count} class names for MODEL.{self.section}.NUM_CLASSES = {num_classes}. Set "
                 f"MODEL.DENSECLIP.CLASS_NAMES to the {num_classes} names, or NUM_CLASSES to {count}."
             )
         if cfg.MODEL.DENSECLIP.LOSS_TARGET == "mask" and not cfg.MODEL.MASK_ON:
             raise ValueError("MODEL.DENSECLIP.LOSS_TARGET = 'mask' needs masks: set MODEL.MASK_ON True.")
-        arguments["pixel_text_weight"] = cfg.MODEL.DENSECLIP.LOSS_WEIGHT
-        arguments["pixel_text_target"] = cfg.MODEL.DENSECLIP.LOSS_TARGET
-        arguments["kernels"] = cfg.MODEL.DENSECLIP.KERNELS
-        return arguments
 
     def forward(self, batched_inputs: list[dict]):
         if not self.training:
@@ -86,10 +91,12 @@ class PixelTextSupervision(nn.Module):
         batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
-        loss = self._pixel_text_loss(features["score_map"], batched_inputs)
+        by_label = self.section == "SEM_SEG_HEAD"
+        pixel_text = self._label_map_loss if by_label else self._instances_loss
+        loss = pixel_text(features["score_map"], batched_inputs)
         return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
 
-    def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
+    def _instances_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         instances = [x["instances"] for x in batched_inputs]
         return pixel_text_loss(
             scores,
@@ -102,6 +109,33 @@ class PixelTextSupervision(nn.Module):
 
     def _shapes(self, instances: Instances) -> Boxes | PolygonMasks | BitMasks:
         return _masks(instances) if self.pixel_text_target == "mask" else instances.gt_boxes
+
+    def _label_map_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
+        ignore_value: int = self.get_submodule("sem_seg_head").ignore_value  # type: ignore[assignment]
+        labels = ImageList.from_tensors(
+            [x["sem_seg"] for x in batched_inputs],
+            self.backbone.size_divisibility,
+            ignore_value,
+            self.backbone.padding_constraints,
+        ).tensor
+        return label_map_loss(scores / self.backbone.tau, labels, ignore_value, self.kernels)
+
+
+def language_guided(meta_arch: type[nn.Module], section: str, name: str = "") -> type[PixelTextSupervision]:
+    """The language-guided twin of a meta-architecture: the same system, with the pixel-text loss.
+
+    Nothing else of the system changes, since language guidance is a backbone.
+    ``META_ARCH_REGISTRY.register(language_guided(MySystem, "MY_SYSTEM"))`` lets a config name it.
+
+    Args:
+        meta_arch: built from a config, with a ``backbone``; in training it takes Detectron2's list of dicts
+            and returns losses by name.
+        section: see :attr:`PixelTextSupervision.section`.
+        name: of the twin; empty: "DenseCLIP" and the system's.
+    """
+    name = name or f"DenseCLIP{meta_arch.__name__}"
+    about = f"Detectron2's {meta_arch.__name__} on language-guided features, with the pixel-text loss."
+    return type(name, (PixelTextSupervision, meta_arch), {"section": section, "__doc__": about})
 
 
 def _ground_truth_on(device: torch.device, x: dict) -> dict:

@@ -5,7 +5,6 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..distributed import sum_over_processes
-from .pixel_text import PixelTextSupervision
 
 
 @META_ARCH_REGISTRY.register()
@@ -31,10 +30,3 @@ class CLIPRetinaNet(RetinaNet):
         predictions = super()._decode_multi_level_predictions(*args)
         predictions.pred_boxes.clip(predictions.image_size)
         return predictions
-
-
-@META_ARCH_REGISTRY.register()
-class DenseCLIPRetinaNet(PixelTextSupervision, CLIPRetinaNet):
-    """RetinaNet on a ``LanguageGuidedFeatures``, with the pixel-text loss."""
-
-    section = "RETINANET"

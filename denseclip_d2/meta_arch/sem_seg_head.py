@@ -4,7 +4,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
-from ..kernels import label_map_cross_entropy
+from ..guidance import label_map_loss
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -45,19 +45,3 @@ class CLIPSemSegFPNHead(SemSegFPNHead):
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         loss = label_map_loss(predictions, targets, self.ignore_value, self.kernels)
         return {"loss_sem_seg": self.loss_weight * loss}
-
-
-def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int, kernels: bool = True) -> Tensor:
-    """Cross-entropy with a label map, summed over labelled pixels and divided by *all* pixels (as released).
-
-    In float32 whatever the precision of ``logits``; 0 where every pixel is ignored.
-
-    Args:
-        logits: (B, K, h, w), enlarged to the label map's size.
-        labels: (B, H, W) class ids.
-        ignore_value: the id that stands for no class.
-        kernels: False for the plain definition.
-    Returns: scalar.
-    """
-    (total,) = label_map_cross_entropy(logits, labels, ignore_value, kernels)
-    return total / labels.numel()

@@ -5,13 +5,9 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import SemanticSegmentor
-from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor
 
-from .pixel_text import PixelTextSupervision
-from .sem_seg_head import label_map_loss
 from .sliding_window import SlidingWindow
 
 
@@ -71,27 +67,6 @@ class CLIPSemanticFPN(SemanticSegmentor):
         segment_images, size = super().forward, x["image"].shape[1:]
         logits = window.average(segment, x["image"])
         return sem_seg_postprocess(logits, size, x.get("height", size[0]), x.get("width", size[1]))
-
-
-@META_ARCH_REGISTRY.register()
-class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
-    """Semantic FPN on a ``LanguageGuidedFeatures``, with the pixel-text loss (paper, sec. 3.4).
-
-    Pixels have labels here, and so the loss is the cross-entropy of s / tau with the label map.
-    """
-
-    section = "SEM_SEG_HEAD"
-    sem_seg_head: SemSegFPNHead
-
-    def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
-        ignore_value = self.sem_seg_head.ignore_value
-        labels = ImageList.from_tensors(
-            [x["sem_seg"] for x in batched_inputs],
-            self.backbone.size_divisibility,
-            ignore_value,
-            self.backbone.padding_constraints,
-        ).tensor
-        return label_map_loss(scores / self.backbone.tau, labels, ignore_value, self.kernels)
 
 
 @contextmanager

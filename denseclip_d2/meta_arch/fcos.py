@@ -1,0 +1,44 @@
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.meta_arch import FCOS
+from detectron2.modeling.meta_arch.fcos import FCOSHead
+
+
+@META_ARCH_REGISTRY.register()
+class CLIPFCOS(FCOS):
+    """Detectron2's FCOS, which itself can be built from a LazyConfig alone, from ``MODEL.FCOS``."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        """
+        Args:
+            kwargs: as for ``FCOS``.
+        """
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        fcos, backbone = cfg.MODEL.FCOS, build_backbone(cfg)
+        shapes = [backbone.output_shape()[name] for name in fcos.IN_FEATURES]
+        head = FCOSHead(
+            input_shape=shapes,
+            num_classes=fcos.NUM_CLASSES,
+            conv_dims=[shapes[0].channels] * fcos.NUM_CONVS,
+            prior_prob=fcos.PRIOR_PROB,
+            norm=fcos.NORM,
+        )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "head_in_features": fcos.IN_FEATURES,
+            "num_classes": fcos.NUM_CLASSES,
+            "center_sampling_radius": fcos.CENTER_SAMPLING_RADIUS,
+            "focal_loss_alpha": fcos.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": fcos.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": fcos.SCORE_THRESH_TEST,
+            "test_topk_candidates": fcos.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": fcos.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
