@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -16,7 +16,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
-from .defaults import add_denseclip_config
+from .projects import default_config
 from .rules import DETECTRON2, OWN
 
 REGISTRIES = {
@@ -44,9 +44,7 @@ def check_config(cfg: CfgNode) -> None:
             that does not go with another's.
     """
     values = dict(_leaves(cfg))
-    defaults = get_cfg()
-    add_denseclip_config(defaults)
-    for key, default in _leaves(defaults):
+    for key, default in _leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS)):
         if default is not None and values.get(key, default) is None:
             raise ValueError(f"{key} is None; it needs a value, such as its default, {default!r}.")
     for key, rule in {**OWN, **DETECTRON2}.items():

@@ -20,6 +20,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
     denseclip.FPN_P7_RELU = True
 
+    # Projects of Detectron2's whose heads and config keys the model needs: "point_rend", "deeplab",
+    # "panoptic_deeplab". Their keys exist only where they are named, in the config file.
+    denseclip.PROJECTS = ()
+
     denseclip.VISUAL = CfgNode()
     # Norm of the visual encoder: any that Detectron2's `get_norm` knows. The recipe trains it (SyncBN). A ViT
     # has it in its pyramid alone; its blocks have CLIP's layer norms.

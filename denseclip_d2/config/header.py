@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from safetensors import SafetensorError, safe_open
 
 from ..version import __version__
-from .defaults import add_denseclip_config
+from .projects import default_config
 
 
 def is_safetensors(path: str) -> bool:
@@ -34,12 +34,12 @@ def read_header(path: str) -> dict[str, str]:
     return header if "denseclip_d2_version" in header else {}
 
 
-def merge_header_config(cfg: CfgNode, path: str) -> None:
-    """Merge the config in the header of exported weights into ``cfg``, and set ``MODEL.WEIGHTS`` to the file.
+def header_config(path: str) -> dict:
+    """The config in the header of exported weights, as YAML has it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or has no such header, or its config is not one of this version's.
+        ValueError: the file is damaged or has no such header, or its config is none.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path!r}: there is no such file.")
@@ -49,24 +49,39 @@ def merge_header_config(cfg: CfgNode, path: str) -> None:
             f"{path!r} says nothing about its config: it was not written by tools/convert_checkpoint.py. "
             "Give a config file, and the weights as MODEL.WEIGHTS."
         )
-    local = _local(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(header["config"])))
+        return dict(CfgNode(yaml.safe_load(header["config"])))
     except Exception as error:  # yaml and yacs raise anything of what was not written here
-        raise ValueError(
-            f"{path!r} was written by denseclip_d2 {header['denseclip_d2_version']}, and its config is not "
-            f"one that this version, {__version__}, can take: {error}."
-        ) from error
+        raise _of_another_version(path, header, error) from error
+
+
+def merge_header_config(cfg: CfgNode, path: str) -> None:
+    """Merge the config in the header of exported weights into ``cfg``, and set ``MODEL.WEIGHTS`` to the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see :func:`header_config`; or its config is not one of this version's.
+    """
+    content, local = CfgNode(header_config(path)), _local(cfg)
+    try:
+        cfg.merge_from_other_cfg(content)
+    except Exception as error:  # yacs raises anything of what was not written here
+        raise _of_another_version(path, read_header(path), error) from error
     cfg.merge_from_list([*local, "MODEL.WEIGHTS", path])
+
+
+def _of_another_version(path: str, header: dict[str, str], error: Exception) -> ValueError:
+    return ValueError(
+        f"{path!r} was written by denseclip_d2 {header['denseclip_d2_version']}, and its config is not "
+        f"one that this version, {__version__}, can take: {error}."
+    )
 
 
 def portable(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
     """A config as a header has it: with the names of its classes, and nothing of this machine."""
-    defaults = get_cfg()
-    add_denseclip_config(defaults)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.merge_from_list([*_local(defaults), "MODEL.WEIGHTS", ""])
+    cfg.merge_from_list([*_local(default_config()), "MODEL.WEIGHTS", ""])
     cfg.MODEL.DENSECLIP.CLASS_NAMES = tuple(class_names)
     return cfg
 

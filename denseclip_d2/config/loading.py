@@ -1,12 +1,12 @@
 import logging
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from ..data.semantic import register_semantic_folders
 from .checks import check_config
-from .defaults import add_denseclip_config
-from .header import merge_header_config
+from .header import header_config, merge_header_config
+from .projects import default_config, projects_of
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
@@ -20,10 +20,11 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config.
         FileNotFoundError: there is no such file.
     """
-    cfg = get_cfg()
-    add_denseclip_config(cfg)
+    exported = config_file.endswith(".safetensors")
+    content = header_config(config_file) if exported else CfgNode.load_yaml_with_base(config_file)
+    cfg = default_config(projects_of(content))
     try:
-        if config_file.endswith(".safetensors"):
+        if exported:
             merge_header_config(cfg, config_file)
         else:
             cfg.merge_from_file(config_file)

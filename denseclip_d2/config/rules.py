@@ -90,6 +90,7 @@ _DENSECLIP = {
     "LOSS_TARGET": one_of("box", "mask"),
     "KERNELS": FLAG,
     "FPN_P7_RELU": FLAG,
+    "PROJECTS": each(TEXT),
     "VISUAL.NORM": one_of(*NORMS),
     "VISUAL.FREEZE_AT": whole(0, 5),
     "VISUAL.POSITION": one_of("interpolate", "crop"),

@@ -15,7 +15,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tqdm import tqdm
 
-from .semantic import check_label_mode, check_label_size, check_labels, is_semantic, read_labels
+from .semantic import check_label_mode, check_label_size, check_labels, read_labels
+from .tasks import is_semantic, section_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +58,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         ValueError: as many classes as NUM_CLASSES, under the same names in the same order, are needed, and
             for semantic segmentation the same label of what is ignored.
     """
-    if is_semantic(cfg):
-        section, kind = "SEM_SEG_HEAD", "stuff_classes"
-    else:
-        section = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-        kind = "thing_classes"
+    section, kind = section_of(cfg), "stuff_classes" if is_semantic(cfg) else "thing_classes"
     num_classes = cfg.MODEL[section].NUM_CLASSES
     classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():

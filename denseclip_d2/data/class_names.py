@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import check_class_names, check_registered, explained_annotation_errors
-from .semantic import is_semantic
+from .tasks import is_semantic
 
 
 def get_class_names(cfg: CfgNode) -> Sequence[str]:

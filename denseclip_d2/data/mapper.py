@@ -9,7 +9,8 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from .semantic import check_label_size, check_labels, is_semantic, read_labels
+from .semantic import check_label_size, check_labels, read_labels
+from .tasks import is_semantic
 from .transforms import PadToSize, RandomScaleShortestEdge, ResizeShortestEdge
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,6 @@ from PIL import Image
 logger = logging.getLogger(__name__)
 
 
-def is_semantic(cfg: CfgNode) -> bool:
-    """Whether the model labels pixels alone, so that its classes are a dataset's ``stuff_classes``.
-
-    Those of systems that find instances, Panoptic FPN among them, are its ``thing_classes``.
-    """
-    return "Semantic" in cfg.MODEL.META_ARCHITECTURE
-
-
 def register_semantic_folder(
     name: str,
     image_root: str | Path,

@@ -17,7 +17,8 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..config import check_config
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
-from ..data.semantic import is_semantic, read_labels
+from ..data.semantic import read_labels
+from ..data.tasks import is_semantic, labels_pixels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
 from .hooks import check_survival, with_survival
@@ -140,13 +141,11 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluators:
         output_dir = str(Path(cfg.OUTPUT_DIR, folder, dataset_name))
         evaluator_type, evaluators = MetadataCatalog.get(dataset_name).evaluator_type, []
-        finds_instances = not is_semantic(cfg)
-        labels_pixels = is_semantic(cfg) or "Panoptic" in cfg.MODEL.META_ARCHITECTURE
-        if evaluator_type in INSTANCES and finds_instances:
+        if evaluator_type in INSTANCES and not is_semantic(cfg):
             # The evaluator would otherwise read the tasks off the predictions, and there may be none.
             tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
             evaluators.append(COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir))
-        if evaluator_type in LABELS and labels_pixels:
+        if evaluator_type in LABELS and labels_pixels(cfg):
 
             def read(file_name: str, dtype: type) -> np.ndarray:  # Detectron2's asks numpy 2 for too much
                 return read_labels(file_name).astype(dtype)

@@ -1,0 +1,48 @@
+"""Detectron2's own projects, whose config keys a config asks for by ``MODEL.DENSECLIP.PROJECTS``."""
+
+from collections.abc import Iterable
+from importlib import import_module
+
+from detectron2.config import CfgNode, get_cfg
+
+from .defaults import add_denseclip_config
+
+PROJECTS = {
+    "point_rend": "add_pointrend_config",
+    "deeplab": "add_deeplab_config",
+    "panoptic_deeplab": "add_panoptic_deeplab_config",  # deeplab's among them
+}
+"""The packages in ``detectron2.projects``, and what adds their keys."""
+
+
+def default_config(projects: Iterable[str] = ()) -> CfgNode:
+    """Every key of Detectron2, of its projects that are named, and of this project, with its default.
+
+    A project's heads are registered with it.
+
+    Raises:
+        ValueError: there is no such project, or it needs a package that is not installed.
+    """
+    cfg = get_cfg()
+    for project in projects:
+        if project not in PROJECTS:
+            raise ValueError(
+                f"MODEL.DENSECLIP.PROJECTS has {project!r}; Detectron2's are {', '.join(PROJECTS)}."
+            )
+        try:
+            package = import_module(f"detectron2.projects.{project}")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"MODEL.DENSECLIP.PROJECTS: Detectron2's {project} needs the package {error.name}, which is "
+                "not installed."
+            ) from error
+        getattr(package, PROJECTS[project])(cfg)
+    add_denseclip_config(cfg)  # last, for some of its defaults are other ones
+    return cfg
+
+
+def projects_of(content: dict) -> tuple[str, ...]:
+    """What ``MODEL.DENSECLIP.PROJECTS`` is in a config file's content."""
+    for key in ("MODEL", "DENSECLIP", "PROJECTS"):
+        content = content.get(key) or {} if isinstance(content, dict) else {}
+    return tuple(content)

@@ -1,0 +1,34 @@
+"""What kind of labels a config's system needs, told by the system itself."""
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import FCOS, PanopticFPN, RetinaNet, SemanticSegmentor
+
+SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS", SemanticSegmentor: "SEM_SEG_HEAD"}
+
+
+def section_of(cfg: CfgNode) -> str:
+    """Where in ``cfg.MODEL`` the NUM_CLASSES of the system's classes is.
+
+    A system's own ``section``, if it has one; else that of the kind of Detectron2's that it is.
+    """
+    system = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    kinds = [section for kind, section in SECTIONS.items() if _is_a(system, kind)]
+    return getattr(system, "section", [*kinds, "ROI_HEADS"][0])
+
+
+def is_semantic(cfg: CfgNode) -> bool:
+    """Whether the model labels pixels alone, so that its classes are a dataset's ``stuff_classes``.
+
+    Those of systems that find instances, Panoptic FPN among them, are its ``thing_classes``.
+    """
+    return section_of(cfg) == "SEM_SEG_HEAD"
+
+
+def labels_pixels(cfg: CfgNode) -> bool:
+    """Whether the model labels pixels, beside instances or alone."""
+    return is_semantic(cfg) or _is_a(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), PanopticFPN)
+
+
+def _is_a(system: object, kind: type) -> bool:
+    return isinstance(system, type) and issubclass(system, kind)

@@ -1,0 +1,105 @@
+"""Language guidance under systems of Detectron2 that this project has no code for."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from test_engine import final_metrics
+
+from denseclip_d2.config import load_config
+from denseclip_d2.data import register_semantic_folder
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
+from denseclip_d2.engine import Trainer
+from denseclip_d2.meta_arch import language_guided
+from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
+
+SYSTEMS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
+
+
+@pytest.fixture
+def options(small_shapes, tmp_path):
+    """``KEY VALUE`` pairs that train a system for two iterations on a few images, by its kind of labels."""
+    root, train, val = small_shapes
+    labels = {name: f"{name}_sem_seg" for name in (train, val)}
+    for split, name in zip(("train", "val"), labels.values(), strict=True):
+        register_semantic_folder(name, root / split, root / "labels" / split, SEMANTIC_CLASS_NAMES)
+
+    def of(path: Path) -> list[str]:
+        segments = "segmentor" if "semantic" in path.read_text() else "detector"
+        names = list(labels.values()) if segments == "segmentor" else [train, val]
+        opts = {
+            "DATASETS.TRAIN": f"('{names[0]}',)", "DATASETS.TEST": f"('{names[1]}',)",
+            "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
+            "OUTPUT_DIR": tmp_path / "output",
+        }  # fmt: skip
+        return [str(x) for pair in opts.items() for x in pair]
+
+    yield of
+    for name in labels.values():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.stem)
+def test_a_system_trains_and_is_evaluated_from_a_short_config(path, options):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("_BASE_")]
+    assert len(lines) <= 15
+    cfg = load_config(str(path), options(path))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    language = trainer.model.backbone.language
+    learnt = {
+        "contexts": language.contexts,
+        "gamma": language.gamma,
+        "decoder": language.context_decoder.out_proj[1].weight,
+    }
+    before = {name: parameter.detach().clone() for name, parameter in learnt.items()}
+    trainer.train()
+    for name, parameter in learnt.items():
+        assert parameter.grad.any() and not torch.equal(parameter, before[name]), name
+    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
+    assert metrics["loss_pixel_text"] > 0
+    assert any(math.isfinite(metrics.get(name, math.nan)) for name in ("bbox/AP", "sem_seg/mIoU")), metrics
+
+
+def test_a_system_of_ones_own_is_guided_by_one_line():
+    class HalvedSegmentor(CLIPSemanticFPN):
+        """A system that this project has never heard of."""
+
+        def forward(self, batched_inputs):
+            outputs = super().forward(batched_inputs)
+            return {name: x / 2 for name, x in outputs.items()} if self.training else outputs
+
+    guided = META_ARCH_REGISTRY.register(language_guided(HalvedSegmentor, "SEM_SEG_HEAD")) or (
+        META_ARCH_REGISTRY.get("DenseCLIPHalvedSegmentor")
+    )
+    try:
+        opts = ["MODEL.META_ARCHITECTURE", "DenseCLIPHalvedSegmentor"]
+        cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", opts)
+        inputs = [{"image": torch.zeros(3, 64, 64), "sem_seg": torch.zeros(64, 64, dtype=torch.long)}]
+        losses = guided(cfg)(inputs)
+        assert set(losses) == {"loss_sem_seg", "loss_pixel_text"}
+        assert issubclass(guided, SemanticSegmentor) and guided.__name__ == "DenseCLIPHalvedSegmentor"
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("DenseCLIPHalvedSegmentor")
+
+
+def test_a_backbone_without_a_score_map_is_refused():
+    opts = ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
+    cfg = load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
+    with pytest.raises(ValueError, match="has no score map, which DenseCLIPRetinaNet needs. Take one that"):
+        META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+
+def test_projects_keys_are_there_only_where_they_are_named(tmp_path):
+    plain = load_config("configs/Shapes/denseclip_mask_rcnn_tiny.yaml", [])
+    assert "POINT_HEAD" not in plain.MODEL
+    assert isinstance(load_config("configs/Shapes/systems/point_rend.yaml", []).MODEL.POINT_HEAD, CfgNode)
+    config = tmp_path / "config.yaml"
+    config.write_text("MODEL: {DENSECLIP: {PROJECTS: ['deeplab2']}}")
+    with pytest.raises(ValueError, match="has 'deeplab2'; Detectron2's are point_rend, deeplab, panoptic"):
+        load_config(str(config), [])
