@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import partial
 
@@ -24,7 +25,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         ValueError: an unknown ``SOLVER.OPTIMIZER``.
     """
-    solver, groups = cfg.SOLVER, _parameter_groups(cfg, model)
+    solver = cfg.SOLVER
+    groups = parameter_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        visual_multiplier=solver.VISUAL_MULTIPLIER,
+        context_multiplier=solver.CONTEXT_MULTIPLIER,
+        no_weight_decay=solver.NO_WEIGHT_DECAY,
+    )
     rates = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "ADAMW":
@@ -36,34 +48,46 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)
-    clipper = partial(nn.utils.clip_grad_norm_, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+    return clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+
+def clip_full_model(
+    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
+) -> torch.optim.Optimizer:
+    """Let an optimiser clip the gradient's norm over all its parameters before each step."""
+    clipper = partial(nn.utils.clip_grad_norm_, max_norm=max_norm, norm_type=norm_type)
     optimizer.__class__ = _generate_optimizer_class_with_gradient_clipping(
         type(optimizer), global_clipper=clipper
     )
     return optimizer
 
 
-def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    solver = cfg.SOLVER
+def parameter_groups(
+    model: nn.Module,
+    *,
+    visual_multiplier: float = 0.1,
+    context_multiplier: float = 1.0,
+    no_weight_decay: Sequence[str] = (),
+    **rates,
+) -> list[dict]:
+    """What trains, by rate and decay.
+
+    Args:
+        visual_multiplier, context_multiplier: factors of the visual encoder's and the contexts' rates.
+        no_weight_decay: shell patterns on the names of parameters that do not decay.
+        rates: as for Detectron2's ``get_default_optimizer_params``: ``base_lr``, ``weight_decay`` and so on.
+    """
     visual = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, VisualEncoder))
 
     def factor(name: str) -> float:
         if name.endswith("language.contexts"):
-            return solver.CONTEXT_MULTIPLIER
-        return solver.VISUAL_MULTIPLIER if name.startswith(visual) else 1.0
+            return context_multiplier
+        return visual_multiplier if name.startswith(visual) else 1.0
 
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=factor,
-    )
+    groups = get_default_optimizer_params(model, lr_factor_func=factor, **rates)
     undecayed = [
         {"params": [parameter], "weight_decay": 0.0}
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and any(fnmatch(name, pattern) for pattern in solver.NO_WEIGHT_DECAY)
+        if parameter.requires_grad and any(fnmatch(name, pattern) for pattern in no_weight_decay)
     ]
     return reduce_param_groups(groups + undecayed)

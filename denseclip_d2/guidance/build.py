@@ -2,26 +2,16 @@
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from ..data.class_names import get_class_names
 from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from .features import LanguageGuidedFeatures
-from .fpn import LanguageGuidedFPN, LastLevelP6P7WithoutReLU, TopBlockBuilder
+from .fpn import LanguageGuidedFPN, TopBlockBuilder, max_pool, no_top_block, p6_p7
 
 
 def _p6_p7(cfg) -> TopBlockBuilder:
-    cls = LastLevelP6P7 if cfg.MODEL.DENSECLIP.FPN_P7_RELU else LastLevelP6P7WithoutReLU
-    return lambda shapes: cls(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
-
-
-def _max_pool(cfg) -> TopBlockBuilder:
-    return lambda shapes: LastLevelMaxPool()
-
-
-def _none(cfg) -> TopBlockBuilder:
-    return lambda shapes: None
+    return p6_p7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.DENSECLIP.FPN_P7_RELU)
 
 
 def _guidance(cfg) -> dict:
@@ -63,7 +53,7 @@ def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
 @BACKBONE_REGISTRY.register()
 def build_denseclip_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """CLIP's visual encoder and language-guided pyramid, P2 to P6."""
-    return _build_guided(cfg, _max_pool(cfg))
+    return _build_guided(cfg, max_pool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -75,13 +65,13 @@ def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Langu
 @BACKBONE_REGISTRY.register()
 def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
-    return _build_guided(cfg, _none(cfg))
+    return _build_guided(cfg, no_top_block())
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
-    return _build_plain(cfg, _max_pool(cfg))
+    return _build_plain(cfg, max_pool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -93,7 +83,7 @@ def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 @BACKBONE_REGISTRY.register()
 def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
-    return _build_plain(cfg, _none(cfg))
+    return _build_plain(cfg, no_top_block())
 
 
 @BACKBONE_REGISTRY.register()

@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from .features import LanguageGuidedFeatures
@@ -90,3 +90,23 @@ class LastLevelP6P7WithoutReLU(LastLevelP6P7):
     def forward(self, c5: Tensor) -> list[Tensor]:
         p6 = self.p6(c5)
         return [p6, self.p7(p6)]
+
+
+def p6_p7(out_channels: int, relu: bool = True) -> TopBlockBuilder:
+    """P6 of the guided res5 and P7 of P6, for RetinaNet.
+
+    Args:
+        relu: P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
+    """
+    cls = LastLevelP6P7 if relu else LastLevelP6P7WithoutReLU
+    return lambda shapes: cls(shapes["res5"].channels, out_channels)
+
+
+def max_pool() -> TopBlockBuilder:
+    """P6 of P5, for RPNs."""
+    return lambda shapes: LastLevelMaxPool()
+
+
+def no_top_block() -> TopBlockBuilder:
+    """P5 is the last level."""
+    return lambda shapes: None

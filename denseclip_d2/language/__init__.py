@@ -1,3 +1,4 @@
 from .prompting import PromptedTextEncoder
+from .text_encoder import CLIPTextEncoder
 
-__all__ = ["PromptedTextEncoder"]
+__all__ = ["CLIPTextEncoder", "PromptedTextEncoder"]

@@ -65,4 +65,5 @@ def tokenize_names(names: Sequence[str], length: int = 0, vocab_size: int = 4940
             f"Set it to {longest}, or to 0 to fit the longest, or shorten the names (of a list of synonyms "
             "keep the first)."
         )
-    return torch.tensor([i + [0] * (length - len(i)) for i in ids])
+    # Numbers to be looked at, also where a model is built without memory, on the meta device.
+    return torch.tensor([i + [0] * (length - len(i)) for i in ids], device="cpu")

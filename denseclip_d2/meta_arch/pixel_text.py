@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -135,7 +136,9 @@ def language_guided(meta_arch: type[nn.Module], section: str, name: str = "") ->
     """
     name = name or f"DenseCLIP{meta_arch.__name__}"
     about = f"Detectron2's {meta_arch.__name__} on language-guided features, with the pixel-text loss."
-    return type(name, (PixelTextSupervision, meta_arch), {"section": section, "__doc__": about})
+    module = sys._getframe(1).f_globals["__name__"]  # as of a class that stands where this is called
+    body = {"section": section, "__doc__": about, "__module__": module}
+    return type(name, (PixelTextSupervision, meta_arch), body)
 
 
 def _ground_truth_on(device: torch.device, x: dict) -> dict:

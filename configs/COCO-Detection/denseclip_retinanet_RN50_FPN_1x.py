@@ -1,0 +1,18 @@
+"""The twin of denseclip_retinanet_RN50_FPN_1x.yaml by Detectron2's LazyConfig."""
+
+from detectron2.config import LazyCall as L
+from detectron2.model_zoo import get_config
+
+from denseclip_d2.guidance.fpn import p6_p7
+from denseclip_d2.meta_arch import DenseCLIPRetinaNet
+
+from ..common.coco_1x import dataloader, train
+from ..common.denseclip import backbone, init_checkpoint, pixels
+
+backbone.update(in_features=["res3", "res4", "res5"], top_block=L(p6_p7)(out_channels=256, relu=False))
+model = get_config("common/models/retinanet.py").model
+model.update(_target_=DenseCLIPRetinaNet, backbone=backbone, **pixels)
+
+dataloader.train.mapper.use_instance_mask = False
+train.init_checkpoint = init_checkpoint
+train.output_dir = "output/denseclip_retinanet_RN50_FPN_1x"

@@ -1,0 +1,18 @@
+"""The twin of denseclip_mask_rcnn_RN50_FPN_1x.yaml by Detectron2's LazyConfig."""
+
+from detectron2.config import LazyCall as L
+from detectron2.model_zoo import get_config
+
+from denseclip_d2.guidance.fpn import max_pool
+from denseclip_d2.meta_arch import DenseCLIPMaskRCNN
+
+from ..common.coco_1x import optimizer, train
+from ..common.denseclip import backbone, init_checkpoint, pixels
+
+backbone.top_block = L(max_pool)()
+model = get_config("common/models/mask_rcnn_fpn.py").model
+model.update(_target_=DenseCLIPMaskRCNN, backbone=backbone, **pixels)
+
+optimizer.optimizer.lr = 2e-4
+train.init_checkpoint = init_checkpoint
+train.output_dir = "output/denseclip_mask_rcnn_RN50_FPN_1x"

@@ -1,0 +1,98 @@
+"""Training and evaluation from Detectron2's LazyConfigs."""
+
+import logging
+import weakref
+from collections.abc import Callable, MutableMapping, MutableSequence
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from ..checkpoint import DenseCLIPCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+def build_lazy_model(cfg: DictConfig) -> nn.Module:
+    """``cfg.model`` on ``cfg.train.device``, or on the CPU where there is no GPU, with norms that fit.
+
+    SyncBN becomes BN on a single process and on CPUs, as from a YAML config: the same weights and outputs.
+    """
+    if cfg.train.device == "cuda" and not torch.cuda.is_available():
+        logger.warning("No GPU: train.device is set to 'cpu'.")
+        cfg.train.device = "cpu"
+    if comm.get_world_size() == 1 or torch.device(cfg.train.device).type == "cpu":
+        _replace_sync_bn(cfg.model)
+    return instantiate(cfg.model).to(cfg.train.device)
+
+
+def evaluate_lazily(cfg: DictConfig, model: nn.Module) -> dict:
+    """``cfg.dataloader.evaluator`` on ``cfg.dataloader.test``; empty where there is no evaluator."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    print_csv_format(results)
+    return results
+
+
+def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
+    """Train ``cfg.model`` as ``cfg.train`` says, from ``cfg.train.init_checkpoint``.
+
+    Args:
+        resume: go on where a run in ``cfg.train.output_dir`` stopped.
+
+    Raises:
+        ValueError, FileNotFoundError: weights that are not the model's, see :class:`DenseCLIPCheckpointer`.
+    """
+    model = build_lazy_model(cfg)
+    logger.info("Model:\n%s", model)
+    _groups_of(cfg.optimizer).params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    parallel = create_ddp_model(model, **cfg.train.ddp)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(parallel, loader, optimizer)
+    checkpointer = DenseCLIPCheckpointer(model, cfg.train.output_dir, trainer=weakref.proxy(trainer))
+    evaluate = hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazily(cfg, parallel))
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            *_on_main(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
+            evaluate,
+            *_on_main(
+                lambda: hooks.PeriodicWriter(
+                    default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period
+                )
+            ),
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start, cfg.train.max_iter)
+
+
+def _on_main(make: Callable[[], hooks.HookBase]) -> list[hooks.HookBase]:
+    """A hook for the main process alone."""
+    return [make()] if comm.is_main_process() else []
+
+
+def _groups_of(optimizer: DictConfig) -> DictConfig:
+    """The part of an optimiser's config that has the parameters, in whatever it is wrapped."""
+    return optimizer if "params" in optimizer else _groups_of(optimizer.optimizer)
+
+
+def _replace_sync_bn(node: Any) -> None:
+    if isinstance(node, MutableMapping):
+        if node.get("norm") == "SyncBN":
+            node["norm"] = "BN"
+        for value in node.values():
+            _replace_sync_bn(value)
+    elif isinstance(node, MutableSequence):
+        for value in node:
+            _replace_sync_bn(value)

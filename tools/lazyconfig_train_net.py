@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Train or evaluate a model of one of Detectron2's LazyConfigs.
+
+tools/lazyconfig_train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.py
+tools/lazyconfig_train_net.py --config-file F.py --num-gpus 8
+tools/lazyconfig_train_net.py --config-file F.py --resume                          # go on in train.output_dir
+tools/lazyconfig_train_net.py --config-file F.py train.max_iter=100 optimizer.optimizer.lr=1e-5
+tools/lazyconfig_train_net.py --config-file F.py --eval-only train.init_checkpoint=W
+"""
+
+import argparse
+import sys
+
+from detectron2.config import LazyConfig
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
+from denseclip_d2.engine import run
+from denseclip_d2.engine.lazy import build_lazy_model, evaluate_lazily, train_lazily
+from denseclip_d2.engine.setup import check_writable
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = LazyConfig.load(args.config_file)
+    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    check_writable(cfg.train.output_dir, "train.output_dir")
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="denseclip_d2")
+    if args.eval_only:
+        model = build_lazy_model(cfg)
+        DenseCLIPCheckpointer(model, fresh_start=False).load(cfg.train.init_checkpoint)
+        evaluate_lazily(cfg, model)
+    else:
+        train_lazily(cfg, resume=args.resume)
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(epilog=__doc__)
+    args = parser.parse_args()
+    if not args.config_file.endswith(".py"):
+        parser.error("--config-file F.py is needed; YAML is for tools/train_net.py")
+    try:
+        run(main, args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
