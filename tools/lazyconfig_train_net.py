@@ -11,20 +11,18 @@ tools/lazyconfig_train_net.py --config-file F.py --eval-only train.init_checkpoi
 import argparse
 import sys
 
-from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.engine import run
-from denseclip_d2.engine.lazy import build_lazy_model, evaluate_lazily, train_lazily
+from denseclip_d2.engine.lazy import build_lazy_model, evaluate_lazily, load_lazy_config, train_lazily
 from denseclip_d2.engine.setup import check_writable
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = LazyConfig.load(args.config_file)
-    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    cfg = load_lazy_config(args.config_file, args.opts)
     check_writable(cfg.train.output_dir, "train.output_dir")
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="denseclip_d2")

@@ -6,7 +6,7 @@ from detectron2.model_zoo import get_config
 from denseclip_d2.guidance.fpn import p6_p7
 from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
-from ..common.coco_1x import dataloader, train
+from ..common.coco_1x import dataloader, lr_multiplier, optimizer, train
 from ..common.denseclip import backbone, init_checkpoint, pixels
 
 backbone.update(in_features=["res3", "res4", "res5"], top_block=L(p6_p7)(out_channels=256, relu=False))

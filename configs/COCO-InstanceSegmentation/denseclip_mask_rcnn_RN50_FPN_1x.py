@@ -6,7 +6,7 @@ from detectron2.model_zoo import get_config
 from denseclip_d2.guidance.fpn import max_pool
 from denseclip_d2.meta_arch import DenseCLIPMaskRCNN
 
-from ..common.coco_1x import optimizer, train
+from ..common.coco_1x import dataloader, lr_multiplier, optimizer, train
 from ..common.denseclip import backbone, init_checkpoint, pixels
 
 backbone.top_block = L(max_pool)()

@@ -2,20 +2,39 @@
 
 import logging
 import weakref
-from collections.abc import Callable, MutableMapping, MutableSequence
+from collections.abc import Callable, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+import yaml
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import DenseCLIPCheckpointer
 
 logger = logging.getLogger(__name__)
+
+
+def load_lazy_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A LazyConfig with ``KEY=VALUE`` pairs over it, values as YAML has them.
+
+    Raises:
+        ValueError: a pair without "=", or a key that the config has not.
+        FileNotFoundError: there is no such file.
+    """
+    cfg = LazyConfig.load(path)
+    for pair in overrides:
+        key, equals, value = pair.partition("=")
+        if not equals or OmegaConf.select(cfg, key, default=cfg) is cfg:
+            raise ValueError(
+                f"{pair!r}: {path} has no {key!r}; KEY=VALUE is needed, such as train.max_iter=9."
+            )
+        OmegaConf.update(cfg, key, yaml.safe_load(value))
+    return cfg
 
 
 def build_lazy_model(cfg: DictConfig) -> nn.Module:

@@ -1,0 +1,111 @@
+"""Detectron2's LazyConfigs: the twins of YAML configs, and training from them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from test_engine import final_metrics
+from torch.testing import assert_close
+
+from denseclip_d2.builder import build_model
+from denseclip_d2.config import load_config
+from denseclip_d2.data.shapes import generate_shapes
+from denseclip_d2.engine.lazy import build_lazy_model
+from denseclip_d2.engine.optimizer import build_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
+TWINS = sorted(path.with_suffix("") for path in ROOT.glob("configs/COCO-*/*.py"))
+
+# The RetinaNet of configs/, with the zoo's small CLIP, on shapes.
+SMALL = """
+from detectron2.config import LazyConfig, instantiate
+from denseclip_d2.clip_models import get_clip_architecture
+from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.visual import CLIPResNet
+
+_cfg = LazyConfig.load("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.py")
+model, train, dataloader, optimizer, lr_multiplier = (
+    _cfg.model, _cfg.train, _cfg.dataloader, _cfg.optimizer, _cfg.lr_multiplier
+)
+_small = CLIPResNet.arguments_of(get_clip_architecture("RN-shapes-quickgelu"))
+model.backbone.visual.update(**{**_small, "resolution": 128})
+model.backbone.language.text_encoder.architecture.name = "RN-shapes-quickgelu"
+model.backbone.language.class_names = list(CLASS_NAMES)
+model.num_classes = 18
+dataloader.train.dataset.names, dataloader.test.dataset.names = "shapes_train", "shapes_val"
+dataloader.train.total_batch_size, dataloader.train.num_workers, dataloader.test.num_workers = 2, 0, 0
+for _mapper in (dataloader.train.mapper, dataloader.test.mapper):
+    _mapper.augmentations[0].short_edge_length = 96
+train.init_checkpoint, train.eval_period = "denseclip://Shapes/clip_tiny", 0
+"""
+
+
+def an_image() -> dict:
+    instances = Instances((96, 128))
+    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10, 80, 90], [30, 5, 60, 70]]))
+    instances.gt_classes = torch.tensor([3, 5])
+    masks = torch.zeros(2, 96, 128, dtype=torch.bool)
+    masks[0, 10:90, 10:80] = masks[1, 5:70, 30:60] = True
+    instances.gt_masks = BitMasks(masks)
+    return {"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8), "instances": instances}
+
+
+@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.name)
+def test_a_lazy_config_has_the_parameters_rates_and_first_loss_of_its_yaml_twin(path):
+    lazy, cfg = LazyConfig.load(f"{path}.py"), load_config(f"{path}.yaml", ["INPUT.MASK_FORMAT", "bitmask"])
+    twin, model = build_model(cfg), build_lazy_model(lazy)
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in twin.named_parameters()
+    }
+    model.load_state_dict(twin.state_dict())
+    losses = []
+    for each in (twin, model):
+        torch.manual_seed(0)
+        with EventStorage():
+            losses.append(each([an_image()]))
+    assert_close(losses[0], losses[1])
+
+    def rates(optimizer, of) -> dict[str, tuple[float, float]]:
+        names = {parameter: name for name, parameter in of.named_parameters()}
+        return {
+            names[p]: (group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+
+    lazy.optimizer.optimizer.params.model = model
+
+    assert rates(instantiate(lazy.optimizer), model) == rates(build_optimizer(cfg, twin), twin)
+
+
+def test_the_tool_trains_goes_on_and_evaluates(tmp_path):
+    generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
+    config, output = tmp_path / "small.py", tmp_path / "output"
+    config.write_text(SMALL)
+
+    def run(*args) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-W", "ignore", "tools/lazyconfig_train_net.py", "--config-file", config]
+        return subprocess.run(
+            [*command, *args, f"train.output_dir={output}"], cwd=ROOT, capture_output=True, text=True,
+            check=False, env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+        )  # fmt: skip
+
+    first = run("train.max_iter=2")
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "bbox/AP" in final_metrics(output)
+    again = run("--resume", "train.max_iter=3")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "Starting training from iteration 2" in again.stdout + again.stderr
+    weights = f"train.init_checkpoint={output / 'model_final.pth'}"
+    evaluated = run("--eval-only", weights)
+    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
+    unknown = run("train.max_itr=2")
+    assert unknown.returncode == 1 and "has no 'train.max_itr'" in unknown.stderr.splitlines()[-1]
+    refused = run("--eval-only", "train.init_checkpoint=denseclip://Shapes/clip_tiny")
+    assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("error: MODEL.WEIGHTS")
