@@ -19,7 +19,9 @@ setup(
     packages=find_packages(include=["denseclip_d2", "denseclip_d2.*"]),
     package_data={
         "denseclip_d2": ["clip_models/*.json", "model_zoo/*.json", "model_zoo/weights/*.safetensors"],
-        "denseclip_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml"],  # a link to configs/
+        "denseclip_d2.model_zoo": [
+            f"configs/{files}" for files in ("*.yaml", "*/*.yaml", "*/*/*.yaml", "*/*.py")
+        ],
     },
     python_requires=">=3.11,<3.13",
     # Detectron2 is not on PyPI under its own name: `import denseclip_d2` says how to get it.

@@ -15,6 +15,7 @@ from denseclip_d2.guidance import (
     mask_targets,
     pixel_text_loss,
     pixel_text_scores,
+    pixel_text_softmax_loss,
 )
 from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
 from denseclip_d2.language import PromptedTextEncoder
@@ -250,3 +251,31 @@ def test_shape_declared_for_the_guided_level_has_the_classes_added():
     guided = guided_fpn().fpn.bottom_up.output_shape()
     assert guided["res5"] == ShapeSpec(channels=8 * 32 + len(NAMES), stride=32)
     assert guided["res4"].channels == 8 * 16
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "definition"])
+def test_the_softmax_loss_gives_a_pixel_to_the_smallest_object(kernels):
+    """As written out: cross-entropy at stride 4 where any box is. A constant added changes nothing."""
+    boxes = [torch.tensor([[0.0, 0, 40, 40], [8, 8, 24, 24], [36, 0, 64, 16]]), torch.zeros(0, 4)]
+    classes = [torch.tensor([1, 3, 0]), torch.zeros(0, dtype=torch.int64)]
+    scores = (2 * torch.rand(2, 5, 3, 4) - 1).requires_grad_()
+    labels = torch.full((2, 12, 16), -1)
+    for box, label in ((boxes[0][0], 1), (boxes[0][2], 0), (boxes[0][1], 3)):  # the largest first
+        x1, y1, x2, y2 = (box / 4).long().tolist()
+        labels[0, y1 : min(y2, 11), x1 : min(x2, 15)] = label
+    logits = F.interpolate(scores / 0.07, (12, 16), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(logits, labels, ignore_index=-1)
+    shapes = [Boxes(b) for b in boxes]
+    loss = pixel_text_softmax_loss(scores, shapes, classes, 16, 0.07, kernels)
+    assert_close(loss, expected)
+    assert_close(*(torch.autograd.grad(x, scores)[0] for x in (loss, expected)), atol=1e-6, rtol=1e-5)
+    assert_close(pixel_text_softmax_loss(scores + 0.3, shapes, classes, 16, 0.07, kernels), expected)
+
+
+def test_the_softmax_loss_reads_masks_and_is_zero_without_objects():
+    square = [np.array([8, 12, 40, 12, 40, 28, 8, 28], dtype=np.float64)]
+    scores, classes = 2 * torch.rand(1, 3, 4, 8) - 1, [torch.tensor([1])]
+    of_box = pixel_text_softmax_loss(scores, [Boxes(torch.tensor([[8.0, 12, 40, 28]]))], classes, 16)
+    assert_close(pixel_text_softmax_loss(scores, [PolygonMasks([square])], classes, 16), of_box)
+    nothing = pixel_text_softmax_loss(scores, [Boxes(torch.zeros(0, 4))], [classes[0][:0]], 16)
+    assert nothing == 0

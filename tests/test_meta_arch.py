@@ -233,6 +233,18 @@ def test_parameters_are_as_many_as_published(config, millions):
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
+def test_the_softmax_loss_is_a_key():
+    inputs = [random_input(96, 128, [[10, 10, 80, 90], [30, 5, 60, 70]], [3, 5])]
+    losses = {}
+    for kind in ("binary", "softmax"):
+        torch.manual_seed(0)
+        model = shapes_model(**{"MODEL.DENSECLIP.LOSS_KIND": kind})
+        with EventStorage():
+            losses[kind] = model(inputs * 2)
+    assert losses["binary"]["loss_cls"] == losses["softmax"]["loss_cls"]
+    assert losses["softmax"]["loss_pixel_text"] > 2 * losses["binary"]["loss_pixel_text"]
+
+
 def test_kernels_can_be_switched_off():
     """The definition gives the same losses, and no custom operator runs."""
     inputs = [random_input(96, 128, [[10, 10, 80, 90], [30, 5, 60, 70]], [3, 5])]

@@ -14,6 +14,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.LOSS_WEIGHT = 1.0
     # What that loss takes a class's pixels from: "box", as released, or "mask" (needs MODEL.MASK_ON).
     denseclip.LOSS_TARGET = "box"
+    # Of objects: "binary", as released, each class for itself; or "softmax", between the classes, for many of
+    # them: the mean over 192 classes of the binary loss is nearly all of those that are not there.
+    denseclip.LOSS_KIND = "binary"
     # Compute the score map and the losses of maps by kernels: Triton's on GPUs; on CPUs, work only where
     # objects are, and bands of a label map. False: by their plain definitions. The same numbers either way.
     denseclip.KERNELS = True

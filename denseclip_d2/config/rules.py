@@ -88,6 +88,7 @@ _DENSECLIP = {
     "CLASS_NAMES": each(TEXT),
     "LOSS_WEIGHT": number(0),
     "LOSS_TARGET": one_of("box", "mask"),
+    "LOSS_KIND": one_of("binary", "softmax"),
     "KERNELS": FLAG,
     "FPN_P7_RELU": FLAG,
     "PROJECTS": each(TEXT),

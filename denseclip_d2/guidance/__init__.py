@@ -11,7 +11,13 @@ from .build import (
 )
 from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
-from .losses import box_targets, label_map_loss, mask_targets, pixel_text_loss
+from .losses import (
+    box_targets,
+    label_map_loss,
+    mask_targets,
+    pixel_text_loss,
+    pixel_text_softmax_loss,
+)
 
 __all__ = [
     "LanguageGuidedFPN",
@@ -31,4 +37,5 @@ __all__ = [
     "mask_targets",
     "pixel_text_loss",
     "pixel_text_scores",
+    "pixel_text_softmax_loss",
 ]

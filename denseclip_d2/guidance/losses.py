@@ -14,6 +14,9 @@ from ..kernels import dense_target, label_map_cross_entropy, pixel_text_bce
 TARGET_STRIDE = 4
 """Pixels a side of one cell of the target (released behaviour)."""
 
+UNCOVERED = -1
+"""In a label map made from objects: no object's."""
+
 
 def box_targets(
     boxes: Sequence[Tensor], classes: Sequence[Tensor], num_classes: int, size: tuple[int, int]
@@ -106,14 +109,61 @@ def pixel_text_loss(
             (:func:`~denseclip_d2.kernels.pixel_text_bce`).
     Returns: scalar; 0 where no pixel is covered.
     """
+    factor, size, covering, image, label = _covering(scores, shapes, classes, stride)
+    total, count = pixel_text_bce(scores, covering, image, label, factor, tau, kernels)
+    return _mean_over_processes(total, count)
+
+
+def pixel_text_softmax_loss(
+    scores: Tensor,
+    shapes: Sequence[Boxes | PolygonMasks | BitMasks],
+    classes: Sequence[Tensor],
+    stride: int,
+    tau: float = 1.0,
+    kernels: bool = True,
+) -> Tensor:
+    """The pixel-text loss of detection as a choice between the classes, for many of them.
+
+    The mean over K classes of the binary loss is nearly all of the K - 1 that are not there: of 192 classes
+    it takes every score below zero, the right one too; segmentation's cross-entropy has no such rest point
+    (docs/evidence.md). A pixel has the class of the smallest object that covers it; the others are ignored.
+
+    Args, Returns: see :func:`pixel_text_loss`.
+    """
+    _, size, covering, image, label = _covering(scores, shapes, classes, stride)
+    labels = torch.stack(
+        [_class_of_smallest(covering[image == i], label[image == i], size) for i in range(len(scores))]
+    )
+    (total,) = label_map_cross_entropy(scores / tau, labels, UNCOVERED, kernels)
+    return _mean_over_processes(total, (labels != UNCOVERED).sum())
+
+
+def _covering(
+    scores: Tensor, shapes: Sequence[Boxes | PolygonMasks | BitMasks], classes: Sequence[Tensor], stride: int
+) -> tuple[int, tuple[int, int], Tensor, Tensor, Tensor]:
+    """The factor from score map to target, the target's size, what covers it, and its image and class."""
     factor = stride // TARGET_STRIDE
     size = (factor * scores.shape[2], factor * scores.shape[3])
     image, label = _joined(classes)
     if isinstance(shapes[0], Boxes):
-        covering = _cells([boxes.tensor for boxes in shapes], size)
-    else:
-        covering = _shrunk(shapes, size, label.device)
-    total, count = pixel_text_bce(scores, covering, image, label, factor, tau, kernels)
+        return factor, size, _cells([boxes.tensor for boxes in shapes], size), image, label
+    return factor, size, _shrunk(shapes, size, label.device), image, label
+
+
+def _class_of_smallest(covering: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) class ids of one image, from boxes (M, 4) or masks (M, H, W)."""
+    if not len(label):
+        return torch.full(size, UNCOVERED, device=label.device)
+    if covering.dim() == 2:
+        x1, y1, x2, y2 = covering.t()[..., None, None]
+        y, x = (torch.arange(side, device=label.device) for side in size)
+        covering = (y[:, None] >= y1) & (y[:, None] < y2) & (x >= x1) & (x < x2)
+    area = covering.flatten(1).sum(1)[:, None, None].expand_as(covering)
+    smallest = area.where(covering, covering[0].numel() + 1).argmin(dim=0)
+    return label[smallest].where(covering.any(dim=0), UNCOVERED)
+
+
+def _mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
     return total / (sum_over_processes(count).clamp(min=1) / comm.get_world_size())
 
 

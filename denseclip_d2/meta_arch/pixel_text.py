@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from ..guidance import LanguageGuidedFeatures, label_map_loss, pixel_text_loss
+from ..guidance import LanguageGuidedFeatures, label_map_loss, pixel_text_loss, pixel_text_softmax_loss
 
 
 @contextmanager
@@ -42,6 +42,7 @@ class PixelTextSupervision(nn.Module):
         *args,
         pixel_text_weight: float = 1.0,
         pixel_text_target: str = "box",
+        pixel_text_kind: str = "binary",
         kernels: bool = True,
         **kwargs,
     ):
@@ -50,6 +51,7 @@ class PixelTextSupervision(nn.Module):
             args, kwargs: as for the system: a config, whose MODEL.DENSECLIP says all the following, or more.
             pixel_text_weight: factor of ``loss_pixel_text``.
             pixel_text_target: "box", as released, or "mask": what the pixels of ``instances`` are taken from.
+            pixel_text_kind: of ``instances``: "binary", as released, or "softmax", between the classes.
             kernels: compute the loss where objects are, in little memory; False: by its plain definition.
 
         Raises:
@@ -60,7 +62,7 @@ class PixelTextSupervision(nn.Module):
         if args and isinstance(args[0], CfgNode):
             denseclip = args[0].MODEL.DENSECLIP
             pixel_text_weight, pixel_text_target = denseclip.LOSS_WEIGHT, denseclip.LOSS_TARGET
-            kernels = denseclip.KERNELS
+            pixel_text_kind, kernels = denseclip.LOSS_KIND, denseclip.KERNELS
             self._check(args[0])
         if pixel_text_target not in ("box", "mask"):
             raise ValueError(
@@ -68,6 +70,7 @@ class PixelTextSupervision(nn.Module):
             )
         self.pixel_text_weight = pixel_text_weight
         self.pixel_text_target = pixel_text_target
+        self.pixel_text_kind = pixel_text_kind
         self.kernels = kernels
 
     def _check(self, cfg: CfgNode) -> None:
@@ -99,7 +102,8 @@ class PixelTextSupervision(nn.Module):
 
     def _instances_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         instances = [x["instances"] for x in batched_inputs]
-        return pixel_text_loss(
+        loss = pixel_text_softmax_loss if self.pixel_text_kind == "softmax" else pixel_text_loss
+        return loss(
             scores,
             [self._shapes(x) for x in instances],
             [x.gt_classes for x in instances],
