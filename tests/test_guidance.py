@@ -4,13 +4,16 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
+from detectron2.modeling.backbone import SimpleFeaturePyramid
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from released import released_language
 from torch.testing import assert_close
 
 from denseclip_d2.guidance import (
+    LanguageGuidedFeatures,
     LanguageGuidedFPN,
+    LanguageGuidedNeck,
     box_targets,
     mask_targets,
     pixel_text_loss,
@@ -279,3 +282,22 @@ def test_the_softmax_loss_reads_masks_and_is_zero_without_objects():
     assert_close(pixel_text_softmax_loss(scores, [PolygonMasks([square])], classes, 16), of_box)
     nothing = pixel_text_softmax_loss(scores, [Boxes(torch.zeros(0, 4))], [classes[0][:0]], 16)
     assert nothing == 0
+
+
+@pytest.mark.parametrize("neck", [SimpleFeaturePyramid, None], ids=["SimpleFeaturePyramid", "none"])
+def test_any_neck_or_none_follows_the_guided_features(neck):
+    parts = guided_fpn()
+    guidance = {"visual": parts.visual, "language": parts.language}
+    if neck is None:
+        model = LanguageGuidedFeatures(**guidance)
+    else:
+        model = LanguageGuidedNeck(neck=lambda x: neck(x, "res5", 16, (4.0, 2.0, 1.0)), **guidance)
+    assert model.size_divisibility == 32
+    features = model(torch.randn(2, 3, 64, 96))
+    assert features["score_map"].shape == (2, len(NAMES), 2, 3)
+    for name, shape in model.output_shape().items():
+        expected = (2, shape.channels, 64 // shape.stride, 96 // shape.stride)
+        assert features[name].shape == expected, name
+    guided = "p5" if neck else "res5"
+    features[guided].sum().backward()
+    assert model.language.contexts.grad.any()

@@ -110,7 +110,11 @@ def test_the_tool_trains_goes_on_and_evaluates(tmp_path):
 
 def test_values_over_a_lazy_config_are_yaml_and_their_keys_known():
     path = f"{TWINS[0]}.py"
-    cfg = load_lazy_config(path, ["train.max_iter=7", "train.output_dir=a/b", "train.amp.enabled=true"])
+    cfg = load_lazy_config(
+        path,
+        ["train.max_iter=7", "train.output_dir=a/b", "train.amp.enabled=true", "optimizer.optimizer.lr=1e-5"],
+    )
+    assert cfg.optimizer.optimizer.lr == 1e-5
     assert (cfg.train.max_iter, cfg.train.output_dir, cfg.train.amp.enabled) == (7, "a/b", True)
     for pair in ("train.max_itr=7", "train.max_iter"):
         with pytest.raises(ValueError, match="KEY=VALUE is needed"):

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -10,10 +11,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from test_engine import final_metrics
 
+from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
-from denseclip_d2.engine import Trainer
+from denseclip_d2.engine import Predictor, Trainer
 from denseclip_d2.meta_arch import language_guided
 from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
 
@@ -91,7 +93,7 @@ def test_a_system_of_ones_own_is_guided_by_one_line():
 def test_a_backbone_without_a_score_map_is_refused():
     opts = ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
     cfg = load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
-    with pytest.raises(ValueError, match="has no score map, which DenseCLIPRetinaNet needs. Take one that"):
+    with pytest.raises(ValueError, match="has no score map, which DenseCLIPRetinaNet needs. Take a MODEL"):
         META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
@@ -99,7 +101,25 @@ def test_projects_keys_are_there_only_where_they_are_named(tmp_path):
     plain = load_config("configs/Shapes/denseclip_mask_rcnn_tiny.yaml", [])
     assert "POINT_HEAD" not in plain.MODEL
     assert isinstance(load_config("configs/Shapes/systems/point_rend.yaml", []).MODEL.POINT_HEAD, CfgNode)
+    with pytest.raises(ValueError, match="set it in the config file"):
+        load_config(
+            "configs/Shapes/denseclip_mask_rcnn_tiny.yaml", ["MODEL.DENSECLIP.PROJECTS", "['deeplab']"]
+        )
     config = tmp_path / "config.yaml"
-    config.write_text("MODEL: {DENSECLIP: {PROJECTS: ['deeplab2']}}")
-    with pytest.raises(ValueError, match="has 'deeplab2'; Detectron2's are point_rend, deeplab, panoptic"):
+    config.write_text("MODEL: {DENSECLIP: {PROJECTS: '(\"point_rend\",)'}}")
+    assert "POINT_HEAD" in load_config(str(config), []).MODEL
+    config.write_text("MODEL: {DENSECLIP: {PROJECTS: 3}}")
+    with pytest.raises(ValueError, match="PROJECTS is 3; it has to be a list"):
         load_config(str(config), [])
+    config.write_text("MODEL: {DENSECLIP: {PROJECTS: ['deeplab2']}}")
+    with pytest.raises(ValueError, match="has 'deeplab2'; Detectron2's are point_rend, deeplab"):
+        load_config(str(config), [])
+
+
+def test_score_maps_are_given_out_where_a_head_takes_windows_of_one_size(tmp_path):
+    cfg = load_config("configs/Shapes/systems/deeplab_v3_plus.yaml", [])
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    outputs = Predictor(cfg)(np.zeros((128, 170, 3), np.uint8), SEMANTIC_CLASS_NAMES[:2])
+    assert outputs["score_maps"].shape == (2, 128, 170)
+    assert outputs["sem_seg"].shape == (19, 128, 170)

@@ -40,6 +40,7 @@ if __name__ == "__main__":
     if not args.config_file.endswith(".py"):
         parser.error("--config-file F.py is needed; YAML is for tools/train_net.py")
     try:
-        run(main, args)
+        load_lazy_config(args.config_file, args.opts)  # what is wrong with it is said once
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    run(main, args)

@@ -7,11 +7,11 @@ from denseclip_d2.guidance.fpn import p6_p7
 from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
 from ..common.coco_1x import dataloader, lr_multiplier, optimizer, train
-from ..common.denseclip import backbone, init_checkpoint, pixels
+from ..common.denseclip import backbone, init_checkpoint, pixel_text, pixels
 
 backbone.update(in_features=["res3", "res4", "res5"], top_block=L(p6_p7)(out_channels=256, relu=False))
 model = get_config("common/models/retinanet.py").model
-model.update(_target_=DenseCLIPRetinaNet, backbone=backbone, **pixels)
+model.update(_target_=DenseCLIPRetinaNet, backbone=backbone, **pixels, **pixel_text)
 
 dataloader.train.mapper.use_instance_mask = False
 train.init_checkpoint = init_checkpoint

@@ -7,11 +7,11 @@ from denseclip_d2.guidance.fpn import max_pool
 from denseclip_d2.meta_arch import DenseCLIPMaskRCNN
 
 from ..common.coco_1x import dataloader, lr_multiplier, optimizer, train
-from ..common.denseclip import backbone, init_checkpoint, pixels
+from ..common.denseclip import backbone, init_checkpoint, pixel_text, pixels
 
 backbone.top_block = L(max_pool)()
 model = get_config("common/models/mask_rcnn_fpn.py").model
-model.update(_target_=DenseCLIPMaskRCNN, backbone=backbone, **pixels)
+model.update(_target_=DenseCLIPMaskRCNN, backbone=backbone, **pixels, **pixel_text)
 
 optimizer.optimizer.lr = 2e-4
 train.init_checkpoint = init_checkpoint

@@ -15,6 +15,7 @@ pixels = {
     "pixel_std": [68.5005327, 66.6321579, 70.32316305],
     "input_format": "RGB",
 }
+pixel_text = {"pixel_text_weight": 1.0, "pixel_text_target": "box", "pixel_text_kind": "binary"}
 
 visual = L(CLIPResNet)(**CLIPResNet.arguments_of(get_clip_architecture(architecture)))
 visual.update(resolution=1344, position="crop", norm="SyncBN")

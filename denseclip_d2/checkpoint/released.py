@@ -151,6 +151,8 @@ def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str
 def _add_class_embedding(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
     """The released ViT adds its class embedding twice: as the token, and to the token's position."""
     prefix = "backbone.visual." if guidance_of(model) else "backbone.bottom_up."
+    if not guidance_of(model) and not hasattr(model.backbone, "bottom_up"):
+        return {}
     name, embedding = f"{prefix}positional_embedding", f"{prefix}class_embedding"
     visual = model.get_submodule(prefix.removesuffix("."))
     if embedding not in weights or getattr(visual, "double_class_embedding", False):

@@ -44,7 +44,7 @@ def check_config(cfg: CfgNode) -> None:
             that does not go with another's.
     """
     values = dict(_leaves(cfg))
-    for key, default in _leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS)):
+    for key, default in _leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS or ())):
         if default is not None and values.get(key, default) is None:
             raise ValueError(f"{key} is None; it needs a value, such as its default, {default!r}.")
     for key, rule in {**OWN, **DETECTRON2}.items():

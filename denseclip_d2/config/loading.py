@@ -2,6 +2,7 @@ import logging
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 
 from ..data.semantic import register_semantic_folders
 from .checks import check_config
@@ -20,17 +21,21 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config.
         FileNotFoundError: there is no such file.
     """
-    exported = config_file.endswith(".safetensors")
-    content = header_config(config_file) if exported else CfgNode.load_yaml_with_base(config_file)
-    cfg = default_config(projects_of(content))
     try:
-        if exported:
+        if config_file.endswith(".safetensors"):
+            projects = projects_of(header_config(config_file))
+            cfg = default_config(projects)
             merge_header_config(cfg, config_file)
         else:
+            assert PathManager.isfile(config_file), f"Config file {config_file!r} does not exist!"
+            projects = projects_of(CfgNode.load_yaml_with_base(config_file, allow_unsafe=True))
+            cfg = default_config(projects)
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError) as error:  # how yacs refuses a key, or a file
         raise ValueError(error.args[0] if error.args else str(error)) from error
+    if tuple(cfg.MODEL.DENSECLIP.PROJECTS or ()) != projects:
+        raise ValueError("MODEL.DENSECLIP.PROJECTS decides which keys there are: set it in the config file.")
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"

@@ -7,11 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from .defaults import add_denseclip_config
 
-PROJECTS = {
-    "point_rend": "add_pointrend_config",
-    "deeplab": "add_deeplab_config",
-    "panoptic_deeplab": "add_panoptic_deeplab_config",  # deeplab's among them
-}
+PROJECTS = {"point_rend": "add_pointrend_config", "deeplab": "add_deeplab_config"}
 """The packages in ``detectron2.projects``, and what adds their keys."""
 
 
@@ -21,7 +17,7 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
     A project's heads are registered with it.
 
     Raises:
-        ValueError: there is no such project, or it needs a package that is not installed.
+        ValueError: there is no such project.
     """
     cfg = get_cfg()
     for project in projects:
@@ -29,20 +25,21 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
             raise ValueError(
                 f"MODEL.DENSECLIP.PROJECTS has {project!r}; Detectron2's are {', '.join(PROJECTS)}."
             )
-        try:
-            package = import_module(f"detectron2.projects.{project}")
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"MODEL.DENSECLIP.PROJECTS: Detectron2's {project} needs the package {error.name}, which is "
-                "not installed."
-            ) from error
+        package = import_module(f"detectron2.projects.{project}")
         getattr(package, PROJECTS[project])(cfg)
     add_denseclip_config(cfg)  # last, for some of its defaults are other ones
     return cfg
 
 
-def projects_of(content: dict) -> tuple[str, ...]:
-    """What ``MODEL.DENSECLIP.PROJECTS`` is in a config file's content."""
+def projects_of(content: object) -> tuple[str, ...]:
+    """What ``MODEL.DENSECLIP.PROJECTS`` is in a config file's content.
+
+    Raises:
+        ValueError: it is no list of names.
+    """
     for key in ("MODEL", "DENSECLIP", "PROJECTS"):
-        content = content.get(key) or {} if isinstance(content, dict) else {}
-    return tuple(content)
+        content = content.get(key) if isinstance(content, dict) else None
+    projects = CfgNode._decode_cfg_value(content) or ()  # a tuple is a string in YAML
+    if not isinstance(projects, list | tuple) or not all(isinstance(project, str) for project in projects):
+        raise ValueError(f"MODEL.DENSECLIP.PROJECTS is {content!r}; it has to be a list, each a string.")
+    return tuple(projects)

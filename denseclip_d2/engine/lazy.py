@@ -2,11 +2,10 @@
 
 import logging
 import weakref
-from collections.abc import Callable, MutableMapping, MutableSequence, Sequence
+from collections.abc import MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -33,7 +32,7 @@ def load_lazy_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
             raise ValueError(
                 f"{pair!r}: {path} has no {key!r}; KEY=VALUE is needed, such as train.max_iter=9."
             )
-        OmegaConf.update(cfg, key, yaml.safe_load(value))
+        OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"value={value}"]).value)  # 1e-5 is a number here
     return cfg
 
 
@@ -74,31 +73,24 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
     _groups_of(cfg.optimizer).params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    parallel = create_ddp_model(model, **cfg.train.ddp)
+    # Detectron2 names a GPU for each process, which DDP refuses for a model on a CPU.
+    on_cpu = {"device_ids": None} if torch.device(cfg.train.device).type == "cpu" else {}
+    parallel = create_ddp_model(model, **cfg.train.ddp, **on_cpu)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(parallel, loader, optimizer)
     checkpointer = DenseCLIPCheckpointer(model, cfg.train.output_dir, trainer=weakref.proxy(trainer))
-    evaluate = hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazily(cfg, parallel))
+    main, written = comm.is_main_process(), (cfg.train.output_dir, cfg.train.max_iter)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            *_on_main(lambda: hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)),
-            evaluate,
-            *_on_main(
-                lambda: hooks.PeriodicWriter(
-                    default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period
-                )
-            ),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazily(cfg, parallel)),
+            hooks.PeriodicWriter(default_writers(*written), cfg.train.log_period) if main else None,
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
-
-
-def _on_main(make: Callable[[], hooks.HookBase]) -> list[hooks.HookBase]:
-    """A hook for the main process alone."""
-    return [make()] if comm.is_main_process() else []
 
 
 def _groups_of(optimizer: DictConfig) -> DictConfig:
@@ -107,11 +99,10 @@ def _groups_of(optimizer: DictConfig) -> DictConfig:
 
 
 def _replace_sync_bn(node: Any) -> None:
-    if isinstance(node, MutableMapping):
-        if node.get("norm") == "SyncBN":
-            node["norm"] = "BN"
-        for value in node.values():
-            _replace_sync_bn(value)
-    elif isinstance(node, MutableSequence):
-        for value in node:
-            _replace_sync_bn(value)
+    """Whatever the key: Detectron2 has ``norm`` and ``conv_norm``."""
+    keys = list(node) if isinstance(node, MutableMapping) else range(len(node))
+    for key in keys:
+        if isinstance(node[key], MutableMapping | MutableSequence):
+            _replace_sync_bn(node[key])
+        elif node[key] == "SyncBN":
+            node[key] = "BN"

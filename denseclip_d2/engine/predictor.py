@@ -74,7 +74,7 @@ class Predictor(DefaultPredictor):
         with captured_features(guided) as features, captured_features(guided.visual) as seen:
             predictions = super().__call__(image)
             if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
-                with self.model.whole_image():  # so far, features are those of the last windows
+                with self.model.backbone_alone():  # so far, features are those of the last windows
                     super().__call__(image)
         scores = _score_maps_of(score_maps_of, guided, features["score_map"], seen)
         # The score map covers the padded image: enlarge it to that, cut the padding off, go back to (H, W).

@@ -88,7 +88,10 @@ def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
-    """CLIP's visual encoder and the score map in one of its features, without a pyramid."""
+    """CLIP's visual encoder and the score map in one of its features, without a pyramid.
+
+    Of a ViT, ``MODEL.FPN.IN_FEATURES`` has to be what the head reads: it builds no other levels.
+    """
     return LanguageGuidedFeatures(**_guidance(cfg))
 
 

@@ -24,7 +24,7 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
 
     @property
     def size_divisibility(self) -> int:
-        return self.fpn.size_divisibility
+        return max(super().size_divisibility, self.fpn.size_divisibility)
 
     @property
     def padding_constraints(self) -> dict[str, int]:

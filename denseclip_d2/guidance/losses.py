@@ -134,7 +134,7 @@ def pixel_text_softmax_loss(
     labels = torch.stack(
         [_class_of_smallest(covering[image == i], label[image == i], size) for i in range(len(scores))]
     )
-    (total,) = label_map_cross_entropy(scores / tau, labels, UNCOVERED, kernels)
+    (total,) = label_map_cross_entropy(scores.float() / tau, labels, UNCOVERED, kernels)
     return _mean_over_processes(total, (labels != UNCOVERED).sum())
 
 

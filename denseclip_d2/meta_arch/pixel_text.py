@@ -48,25 +48,36 @@ class PixelTextSupervision(nn.Module):
     ):
         """
         Args:
-            args, kwargs: as for the system: a config, whose MODEL.DENSECLIP says all the following, or more.
+            args, kwargs: as for the system. Of a config, MODEL.DENSECLIP has all that follows, and the
+                arguments do not count.
             pixel_text_weight: factor of ``loss_pixel_text``.
             pixel_text_target: "box", as released, or "mask": what the pixels of ``instances`` are taken from.
             pixel_text_kind: of ``instances``: "binary", as released, or "softmax", between the classes.
             kernels: compute the loss where objects are, in little memory; False: by its plain definition.
 
         Raises:
-            ValueError: an unknown target; a backbone without a score map; from a config, other than
+            ValueError: an unknown target or kind; a backbone without a score map; from a config, other than
                 NUM_CLASSES class names.
         """
         super().__init__(*args, **kwargs)
-        if args and isinstance(args[0], CfgNode):
-            denseclip = args[0].MODEL.DENSECLIP
+        if not isinstance(self.backbone, LanguageGuidedFeatures):
+            raise ValueError(
+                f"A {type(self.backbone).__name__} has no score map, which {type(self).__name__} needs. "
+                "Take a MODEL.BACKBONE.NAME that begins with 'build_denseclip'."
+            )
+        cfg = args[0] if args else kwargs.get("cfg")
+        if isinstance(cfg, CfgNode):
+            denseclip = cfg.MODEL.DENSECLIP
             pixel_text_weight, pixel_text_target = denseclip.LOSS_WEIGHT, denseclip.LOSS_TARGET
             pixel_text_kind, kernels = denseclip.LOSS_KIND, denseclip.KERNELS
-            self._check(args[0])
+            self._check(cfg)
         if pixel_text_target not in ("box", "mask"):
             raise ValueError(
                 f"MODEL.DENSECLIP.LOSS_TARGET is {pixel_text_target!r}; it can be 'box' or 'mask'."
+            )
+        if pixel_text_kind not in ("binary", "softmax"):
+            raise ValueError(
+                f"MODEL.DENSECLIP.LOSS_KIND is {pixel_text_kind!r}; it can be 'binary' or 'softmax'."
             )
         self.pixel_text_weight = pixel_text_weight
         self.pixel_text_target = pixel_text_target
@@ -74,11 +85,6 @@ class PixelTextSupervision(nn.Module):
         self.kernels = kernels
 
     def _check(self, cfg: CfgNode) -> None:
-        if not isinstance(self.backbone, LanguageGuidedFeatures):
-            raise ValueError(
-                f"MODEL.BACKBONE.NAME = {cfg.MODEL.BACKBONE.NAME!r} has no score map, which "
-                f"{type(self).__name__} needs. Take one that begins with 'build_denseclip'."
-            )
         count, num_classes = len(self.backbone.language.class_names), cfg.MODEL[self.section].NUM_CLASSES
         if count != num_classes:
             raise ValueError(
@@ -123,7 +129,7 @@ class PixelTextSupervision(nn.Module):
             ignore_value,
             self.backbone.padding_constraints,
         ).tensor
-        return label_map_loss(scores / self.backbone.tau, labels, ignore_value, self.kernels)
+        return label_map_loss(scores.float() / self.backbone.tau, labels, ignore_value, self.kernels)
 
 
 def language_guided(meta_arch: type[nn.Module], section: str, name: str = "") -> type[PixelTextSupervision]:
@@ -139,7 +145,7 @@ def language_guided(meta_arch: type[nn.Module], section: str, name: str = "") ->
         name: of the twin; empty: "DenseCLIP" and the system's.
     """
     name = name or f"DenseCLIP{meta_arch.__name__}"
-    about = f"Detectron2's {meta_arch.__name__} on language-guided features, with the pixel-text loss."
+    about = f"{meta_arch.__name__} on language-guided features, with the pixel-text loss."
     module = sys._getframe(1).f_globals["__name__"]  # as of a class that stands where this is called
     body = {"section": section, "__doc__": about, "__module__": module}
     return type(name, (PixelTextSupervision, meta_arch), body)

@@ -6,6 +6,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import SemanticSegmentor
 from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
 from torch import Tensor
 
 from .sliding_window import SlidingWindow
@@ -24,6 +25,7 @@ class CLIPSemanticFPN(SemanticSegmentor):
         """
         super().__init__(**kwargs)
         self.sliding_window = sliding_window
+        self._backbone_alone = False
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -44,6 +46,9 @@ class CLIPSemanticFPN(SemanticSegmentor):
         """
         if self.training:
             return super().forward(batched_inputs)
+        if self._backbone_alone:
+            self.backbone(self.preprocess_image(batched_inputs))
+            return [{} for _ in batched_inputs]
         window = self.sliding_window
         with _explained_out_of_memory(window):
             if window is None:
@@ -51,13 +56,24 @@ class CLIPSemanticFPN(SemanticSegmentor):
             return [{"sem_seg": self._slide(window, x)} for x in batched_inputs]
 
     @contextmanager
-    def whole_image(self) -> Iterator[None]:
-        """See test images whole for a while, also where they are gone over window by window."""
-        window, self.sliding_window = self.sliding_window, None
+    def backbone_alone(self) -> Iterator[None]:
+        """Show test images whole, and to the backbone alone, for a while: the outputs are empty.
+
+        Some heads take windows of one size only.
+        """
+        self._backbone_alone = True
         try:
             yield
         finally:
-            self.sliding_window = window
+            self._backbone_alone = False
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> Tensor:
+        """What the backbone sees, normalised and padded: (B, 3, H, W)."""
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        backbone = self.backbone
+        return ImageList.from_tensors(
+            images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+        ).tensor
 
     def _slide(self, window: SlidingWindow, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:

@@ -44,7 +44,9 @@ def get_config_file(name: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    known = sorted("/".join(path.parts[-2:]) for path in (_ROOT / "configs").glob("[A-Z]*/[!B]*.yaml"))
+    known = sorted(
+        str(path.relative_to(_ROOT / "configs")) for path in (_ROOT / "configs").glob("[A-Z]*/**/[!B]*.yaml")
+    )
     if name not in known:
         raise ValueError(f"No config {name!r}. There are: {', '.join(known)}.")
     return str(_ROOT / "configs" / name)
