@@ -16,13 +16,14 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from .language.text_encoder import CLIPTextEncoder
+from .meta_arch.semantic_fpn import seen_by_backbone
 
 # As mmdet counts, and so the paper: the box head on 1000 proposals, the mask head on 100.
 NUM_PROPOSALS, NUM_DETECTIONS = 1000, 100
@@ -196,7 +197,7 @@ def _run_layers(model: GeneralizedRCNN | DenseDetector | SemanticSegmentor, imag
         image: (3, H, W).
     """
     if isinstance(model, SemanticSegmentor):
-        features = model.backbone(_preprocess_for_segmentor(model, image))
+        features = model.backbone(seen_by_backbone(model, [{"image": image}]))
         return [features, model.sem_seg_head(features)[0]]
     features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
     if isinstance(model, DenseDetector):
@@ -211,12 +212,3 @@ def _run_layers(model: GeneralizedRCNN | DenseDetector | SemanticSegmentor, imag
     detections.pred_classes = boxes.tensor[:NUM_DETECTIONS, 0].long()
     masks = heads.forward_with_given_boxes(features, [detections])
     return [features, proposed, heads.box_predictor(heads.box_head(pooled)), masks]
-
-
-def _preprocess_for_segmentor(model: SemanticSegmentor, image: Tensor) -> Tensor:
-    # Detectron2 has this inside SemanticSegmentor.forward alone.
-    image = (image - model.pixel_mean) / model.pixel_std
-    backbone = model.backbone
-    return ImageList.from_tensors(
-        [image], backbone.size_divisibility, padding_constraints=backbone.padding_constraints
-    ).tensor

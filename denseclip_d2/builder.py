@@ -1,6 +1,7 @@
 """A config's model, made ready to run on the device and the processes at hand."""
 
 import logging
+from collections.abc import MutableMapping, MutableSequence
 
 import torch
 from detectron2 import modeling
@@ -58,11 +59,11 @@ def with_fitting_norms(cfg: CfgNode) -> CfgNode:
 
     Weights have the same names and shapes under both, and on one process the outputs are the same too.
     """
-    if comm.get_world_size() > 1 and torch.device(cfg.MODEL.DEVICE).type != "cpu":
+    if sync_bn_fits(cfg.MODEL.DEVICE):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    _replace_sync_bn(cfg)
+    replace_sync_bn(cfg)
     return cfg
 
 
@@ -71,11 +72,17 @@ def lost_sync_bn(cfg: CfgNode) -> str:
     return SYNC_BN_ON_CPUS if comm.get_world_size() > 1 and with_fitting_norms(cfg) != cfg else ""
 
 
-def _replace_sync_bn(node: CfgNode) -> None:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            _replace_sync_bn(value)
-        elif key == "NORM" and value == "SyncBN":
+def sync_bn_fits(device: str) -> bool:
+    """Whether there are several processes, each on a GPU: elsewhere BN is the same, or all there is."""
+    return comm.get_world_size() > 1 and torch.device(device).type != "cpu"
+
+
+def replace_sync_bn(node: MutableMapping | MutableSequence) -> None:
+    """Make "SyncBN" "BN" under every key that ends in "norm": a config's NORM, a LazyConfig's conv_norm."""
+    for key, value in list(node.items() if isinstance(node, MutableMapping) else enumerate(node)):
+        if isinstance(value, MutableMapping | MutableSequence):
+            replace_sync_bn(value)
+        elif value == "SyncBN" and str(key).lower().endswith("norm"):
             node[key] = "BN"
 
 

@@ -31,8 +31,7 @@ def options(small_shapes, tmp_path):
         register_semantic_folder(name, root / split, root / "labels" / split, SEMANTIC_CLASS_NAMES)
 
     def of(path: Path) -> list[str]:
-        segments = "segmentor" if "semantic" in path.read_text() else "detector"
-        names = list(labels.values()) if segments == "segmentor" else [train, val]
+        names = list(labels.values()) if "semantic" in path.read_text() else [train, val]
         opts = {
             "DATASETS.TRAIN": f"('{names[0]}',)", "DATASETS.TEST": f"('{names[1]}',)",
             "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
@@ -76,9 +75,8 @@ def test_a_system_of_ones_own_is_guided_by_one_line():
             outputs = super().forward(batched_inputs)
             return {name: x / 2 for name, x in outputs.items()} if self.training else outputs
 
-    guided = META_ARCH_REGISTRY.register(language_guided(HalvedSegmentor, "SEM_SEG_HEAD")) or (
-        META_ARCH_REGISTRY.get("DenseCLIPHalvedSegmentor")
-    )
+    META_ARCH_REGISTRY.register(language_guided(HalvedSegmentor, "SEM_SEG_HEAD"))
+    guided = META_ARCH_REGISTRY.get("DenseCLIPHalvedSegmentor")
     try:
         opts = ["MODEL.META_ARCHITECTURE", "DenseCLIPHalvedSegmentor"]
         cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", opts)

@@ -8,7 +8,8 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from torch import Tensor, nn
 
 from ..guidance import guidance_of
-from .clip import check_gelu
+from ..visual import CLIPViT
+from .clip import check_gelu, prefix_of
 from .settings import PREFIX, differing
 
 ARCHITECTURES = {
@@ -150,12 +151,11 @@ def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str
 
 def _add_class_embedding(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
     """The released ViT adds its class embedding twice: as the token, and to the token's position."""
-    prefix = "backbone.visual." if guidance_of(model) else "backbone.bottom_up."
-    if not guidance_of(model) and not hasattr(model.backbone, "bottom_up"):
-        return {}
+    prefix = prefix_of(model, CLIPViT)
     name, embedding = f"{prefix}positional_embedding", f"{prefix}class_embedding"
-    visual = model.get_submodule(prefix.removesuffix("."))
-    if embedding not in weights or getattr(visual, "double_class_embedding", False):
+    if prefix is None or embedding not in weights:
+        return {}
+    if model.get_submodule(prefix.removesuffix(".")).double_class_embedding:
         return {}
     weights[name] = weights[name].clone()
     weights[name][0] += weights[embedding]

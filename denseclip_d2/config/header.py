@@ -55,16 +55,18 @@ def header_config(path: str) -> dict:
         raise _of_another_version(path, header, error) from error
 
 
-def merge_header_config(cfg: CfgNode, path: str) -> None:
+def merge_header_config(cfg: CfgNode, path: str, content: dict) -> None:
     """Merge the config in the header of exported weights into ``cfg``, and set ``MODEL.WEIGHTS`` to the file.
 
+    Args:
+        content: of :func:`header_config`.
+
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: see :func:`header_config`; or its config is not one of this version's.
+        ValueError: its config is not one of this version's.
     """
-    content, local = CfgNode(header_config(path)), _local(cfg)
+    local = _local(cfg)
     try:
-        cfg.merge_from_other_cfg(content)
+        cfg.merge_from_other_cfg(CfgNode(content))
     except Exception as error:  # yacs raises anything of what was not written here
         raise _of_another_version(path, read_header(path), error) from error
     cfg.merge_from_list([*local, "MODEL.WEIGHTS", path])

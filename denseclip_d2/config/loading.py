@@ -23,9 +23,10 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """
     try:
         if config_file.endswith(".safetensors"):
-            projects = projects_of(header_config(config_file))
+            content = header_config(config_file)
+            projects = projects_of(content)
             cfg = default_config(projects)
-            merge_header_config(cfg, config_file)
+            merge_header_config(cfg, config_file, content)
         else:
             assert PathManager.isfile(config_file), f"Config file {config_file!r} does not exist!"
             projects = projects_of(CfgNode.load_yaml_with_base(config_file, allow_unsafe=True))

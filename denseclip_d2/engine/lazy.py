@@ -2,8 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import MutableMapping, MutableSequence, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -13,6 +12,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..builder import replace_sync_bn, sync_bn_fits
 from ..checkpoint import DenseCLIPCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
     if cfg.train.device == "cuda" and not torch.cuda.is_available():
         logger.warning("No GPU: train.device is set to 'cpu'.")
         cfg.train.device = "cpu"
-    if comm.get_world_size() == 1 or torch.device(cfg.train.device).type == "cpu":
-        _replace_sync_bn(cfg.model)
+    if not sync_bn_fits(cfg.train.device):
+        replace_sync_bn(cfg.model)
     return instantiate(cfg.model).to(cfg.train.device)
 
 
@@ -96,13 +96,3 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
 def _groups_of(optimizer: DictConfig) -> DictConfig:
     """The part of an optimiser's config that has the parameters, in whatever it is wrapped."""
     return optimizer if "params" in optimizer else _groups_of(optimizer.optimizer)
-
-
-def _replace_sync_bn(node: Any) -> None:
-    """Whatever the key: Detectron2 has ``norm`` and ``conv_norm``."""
-    keys = list(node) if isinstance(node, MutableMapping) else range(len(node))
-    for key in keys:
-        if isinstance(node[key], MutableMapping | MutableSequence):
-            _replace_sync_bn(node[key])
-        elif node[key] == "SyncBN":
-            node[key] = "BN"

@@ -47,7 +47,7 @@ class CLIPSemanticFPN(SemanticSegmentor):
         if self.training:
             return super().forward(batched_inputs)
         if self._backbone_alone:
-            self.backbone(self.preprocess_image(batched_inputs))
+            self.backbone(seen_by_backbone(self, batched_inputs))
             return [{} for _ in batched_inputs]
         window = self.sliding_window
         with _explained_out_of_memory(window):
@@ -67,14 +67,6 @@ class CLIPSemanticFPN(SemanticSegmentor):
         finally:
             self._backbone_alone = False
 
-    def preprocess_image(self, batched_inputs: list[dict]) -> Tensor:
-        """What the backbone sees, normalised and padded: (B, 3, H, W)."""
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        backbone = self.backbone
-        return ImageList.from_tensors(
-            images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
-        ).tensor
-
     def _slide(self, window: SlidingWindow, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:
             # To the segmentor, a window is an image.
@@ -83,6 +75,15 @@ class CLIPSemanticFPN(SemanticSegmentor):
         segment_images, size = super().forward, x["image"].shape[1:]
         logits = window.average(segment, x["image"])
         return sem_seg_postprocess(logits, size, x.get("height", size[0]), x.get("width", size[1]))
+
+
+def seen_by_backbone(model: SemanticSegmentor, batched_inputs: list[dict]) -> Tensor:
+    """Images normalised and padded, (B, 3, H, W): Detectron2 has this inside ``forward`` alone."""
+    images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
+    backbone = model.backbone
+    return ImageList.from_tensors(
+        images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+    ).tensor
 
 
 @contextmanager
