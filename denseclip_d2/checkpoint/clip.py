@@ -7,19 +7,20 @@ from torch import Tensor, nn
 
 from ..language import PromptedTextEncoder
 from ..language.text_encoder import CLIPTextEncoder
-from ..visual import CLIPViT, VisualEncoder
+from ..visual import VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
+from ..visual.vit_pyramid import LEVELS
 
 # Of a CLIP model, but of no use to dense prediction.
 _OPENAI_ONLY = {"input_resolution", "context_length", "vocab_size"}
-_CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask"}
+_CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask", "text.attn_mask"}
 # What makes embeddings of features, which a model without language has not.
-_EMBEDDING = ("visual.attnpool.", "visual.ln_post.", "visual.proj")
+_EMBEDDING = ("visual.attnpool.", "visual.ln_post.", "visual.proj", "visual.head.")
 
 
 def is_clip(weights: dict[str, Tensor]) -> bool:
     """Whether weights carry the names of a CLIP model."""
-    return "visual.conv1.weight" in weights
+    return any(name == "visual.conv1.weight" or name.startswith("visual.trunk.") for name in weights)
 
 
 def is_openai_clip(weights: dict[str, Tensor]) -> bool:
@@ -33,23 +34,30 @@ def prefix_of(model: nn.Module, kind: type | UnionType) -> str | None:
     return (f"{names[0]}." if names[0] else "") if names else None
 
 
+def _visual_encoder(model: nn.Module) -> VisualEncoder | None:
+    return next((module for module in model.modules() if isinstance(module, VisualEncoder)), None)
+
+
 def names_in_clip(model: nn.Module) -> list[str]:
     """The model's tensors that CLIP's weights have: those of its encoders, less a ViT's pyramid."""
     visual, text = prefix_of(model, VisualEncoder), prefix_of(model, CLIPTextEncoder)
     encoders = tuple(prefix for prefix in (visual, text) if prefix is not None)
-    pyramid = tuple(f"{visual}{level}." for level in CLIPViT.levels.values())
+    pyramid = tuple(f"{visual}{level}." for level in LEVELS.values())
     return [n for n in model.state_dict() if n.startswith(encoders) and not n.startswith(pyramid)]
 
 
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """CLIP's weights under the names they have in ``model``, less what it has no use for."""
     visual, text = prefix_of(model, VisualEncoder), prefix_of(model, CLIPTextEncoder)
+    encoder = _visual_encoder(model)
+    left_out = {f"visual.{name}" for name in getattr(encoder, "left_out", ())}
     renamed = {}
     for name, tensor in weights.items():
         prefix = visual if name.startswith("visual.") else text
-        unused = name in _CLIP_ONLY or (text is None and name.startswith(_EMBEDDING))
+        unused = name in _CLIP_ONLY or name in left_out or (text is None and name.startswith(_EMBEDDING))
         if prefix is not None and not unused:
-            renamed[prefix + name.removeprefix("visual.")] = tensor
+            # open_clip's newer models keep the text encoder as ``text``, OpenAI's at the top.
+            renamed[prefix + name.removeprefix("visual.").removeprefix("text.")] = tensor
     return renamed
 
 
@@ -58,9 +66,8 @@ def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, 
 
     Returns: what was done, by name.
     """
-    prefix = prefix_of(model, VisualEncoder)
-    visual = None if prefix is None else model.get_submodule(prefix.removesuffix("."))
-    if not isinstance(visual, VisualEncoder):
+    prefix, visual = prefix_of(model, VisualEncoder), _visual_encoder(model)
+    if visual is None:
         return {}
     name, side = f"{prefix}{visual.position_key}", visual.grid_size
     if name not in weights or weights[name].dim() != 2 or len(weights[name]) == 1 + side * side:

@@ -3,5 +3,6 @@
 from .checks import check_config, check_context_init
 from .defaults import add_denseclip_config
 from .loading import load_config
+from .pixels import set_pixels
 
-__all__ = ["add_denseclip_config", "check_config", "check_context_init", "load_config"]
+__all__ = ["add_denseclip_config", "check_config", "check_context_init", "load_config", "set_pixels"]

@@ -53,6 +53,11 @@ def check_config(cfg: CfgNode) -> None:
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+    if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
+        raise ValueError(
+            "MODEL.PIXEL_MEAN or PIXEL_STD is empty: `denseclip_d2.config.set_pixels(cfg)` fills in what "
+            "MODEL.DENSECLIP.CLIP_MODEL takes, as `load_config` does."
+        )
     check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
     decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
     if decoder.WIDTH % decoder.HEADS:

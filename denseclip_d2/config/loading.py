@@ -7,6 +7,7 @@ from detectron2.utils.file_io import PathManager
 from ..data.semantic import register_semantic_folders
 from .checks import check_config
 from .header import header_config, merge_header_config
+from .pixels import set_pixels
 from .projects import default_config, projects_of
 
 
@@ -14,8 +15,8 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
 
     For exported weights in place of a config file, their header is the config, and they are its weights.
-    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are
-    registered.
+    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". Pixel means and deviations that are empty become
+    the architecture's. The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are registered.
 
     Raises:
         ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config.
@@ -40,6 +41,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
+    set_pixels(cfg)
     check_config(cfg)
     register_semantic_folders(cfg)
     return cfg

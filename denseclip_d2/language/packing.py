@@ -16,7 +16,7 @@ class PackedPrompts:
     beginnings have equal states. By ``mask``, a token sees only the tokens before it in its own prompts.
 
     Attributes:
-        ids: (T,) token ids; the contexts' places, below zero, come directly after the start token.
+        ids: (T,) token ids; the contexts' places, below zero, come directly after the start token, if any.
         positions: (T,) of each token in its prompts.
         mask: (T, T), added to attention's logits: 0 or -inf.
         ends: (k,) where the end token of each of k prompts is.
@@ -28,16 +28,23 @@ class PackedPrompts:
     ends: Tensor
 
 
-def pack_prompts(ids: Tensor, num_contexts: int, max_tokens: int) -> list[PackedPrompts]:
+def pack_prompts(
+    ids: Tensor, num_contexts: int, max_tokens: int, *, ends: Tensor | None = None, start: int = 1
+) -> list[PackedPrompts]:
     """Pack prompts, in their order, into sequences of at most ``max_tokens`` (or of one prompt, if longer).
 
     Args:
-        ids: (K, L) token ids, ``[sot] name [eot]`` and padding; the end token has the highest id.
+        ids: (K, L) token ids, ``[sot] name [eot]`` and padding.
         num_contexts: context vectors to go after the start token.
+        ends: (K,) where the end tokens are; None: where ids are highest, as CLIP's are.
+        start: number of start tokens, 1 or 0.
     """
+    ends = ids.argmax(dim=1) if ends is None else ends
     contexts = list(range(CONTEXT, CONTEXT - num_contexts, -1))
-    ends = ids.argmax(dim=1).tolist()
-    prompts = [row[:1] + contexts + row[1 : end + 1] for row, end in zip(ids.tolist(), ends, strict=True)]
+    prompts = [
+        row[:start] + contexts + row[start : end + 1]
+        for row, end in zip(ids.tolist(), ends.tolist(), strict=True)
+    ]
     return [_pack(group, ids.device) for group in _groups(prompts, max_tokens)]
 
 

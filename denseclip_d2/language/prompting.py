@@ -10,6 +10,7 @@ from .context_decoder import ContextDecoder
 from .memo import TensorMemo
 from .prompts import check_class_names, tokenize_names
 from .text_encoder import CLIPTextEncoder
+from .tokenizers import Tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template")
 
@@ -42,6 +43,7 @@ class PromptedTextEncoder(nn.Module):
         *,
         class_names: Sequence[str],
         text_encoder: CLIPTextEncoder | None,
+        tokenizer: Tokenizer | None = None,
         embed_dim: int = 0,
         mode: str = "post",
         num_contexts: int = 8,
@@ -58,6 +60,7 @@ class PromptedTextEncoder(nn.Module):
         Args:
             class_names: K names, in the order of the class ids.
             text_encoder: None builds the folded state, whose ``text_embeddings`` are to be loaded.
+            tokenizer: the text encoder's; None: CLIP's.
             embed_dim: C, needed where there is no text encoder to tell it.
             name_length: ids a name may take, start and end included; 0 fits the longest.
             context_init: words that the contexts begin from, of ``num_contexts`` tokens; empty: at random.
@@ -77,6 +80,7 @@ class PromptedTextEncoder(nn.Module):
         self.name_length = name_length
         self.template = template
         self.text_encoder = text_encoder
+        self._tokenizer = tokenizer
         self._kept = TensorMemo[Tensor]()
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
@@ -105,9 +109,14 @@ class PromptedTextEncoder(nn.Module):
     def from_config(cls, cfg, class_names: Sequence[str]):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
         prompt, context_decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
+        text_encoder = tokenizer = None
+        if not prompt.FOLDED:
+            tokenizer = get_tokenizer(architecture)
+            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
         return {
             "class_names": class_names,
-            "text_encoder": None if prompt.FOLDED else CLIPTextEncoder.from_architecture(architecture),
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
             "embed_dim": architecture.embed_dim,
             "mode": prompt.MODE,
             "num_contexts": prompt.NUM_CONTEXTS,
@@ -255,8 +264,11 @@ class PromptedTextEncoder(nn.Module):
 
     def _tokens_of(self, context_init: str) -> list[int]:
         check_context_init(self.mode, context_init)
-        tokens = tokenize_names([context_init])[0, 1:-1].tolist() if context_init else []
-        if tokens and len(tokens) != self.num_contexts:
+        if not context_init or self.text_encoder is None:
+            return []
+        words = tokenize_names([context_init], tokenizer=self._tokenizer)
+        tokens = words[0, self.text_encoder.start : -1].tolist()
+        if len(tokens) != self.num_contexts:
             raise ValueError(
                 f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = {context_init!r} has {len(tokens)} tokens, and "
                 f"PROMPT.NUM_CONTEXTS is {self.num_contexts}. Set it to {len(tokens)}, or take other words."
@@ -277,11 +289,15 @@ class PromptedTextEncoder(nn.Module):
         num_contexts, name_length = self.num_contexts, 0 if any_length else self.name_length
         if self.mode == "template":
             names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
-        prompts = tokenize_names(names, name_length, text_encoder.vocab_size)
+        prompts = tokenize_names(names, name_length, self._tokenizer)
         if len(prompts.unique(dim=0)) < len(prompts):
             raise ValueError(
                 "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
                 f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
+            )
+        if prompts.max() >= text_encoder.vocab_size:
+            raise ValueError(
+                f"The tokenizer gives id {prompts.max()}, and the text encoder has {text_encoder.vocab_size}."
             )
         available = text_encoder.context_length
         if prompts.shape[1] + num_contexts > available:

@@ -1,7 +1,10 @@
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from open_clip.transformer import TextTransformer
+import torch.nn.functional as F
+from open_clip.transformer import LayerNorm, TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -9,6 +12,7 @@ from ..clip_models import CLIPArchitecture
 from ..layers import QuickGELU
 from .memo import TensorMemo
 from .packing import PackedPrompts, pack_prompts
+from .tokenizers import Tokenizer, clip_tokenizer
 
 PACK_TOKENS = 256
 """Tokens encoded as one sequence: enough to fill a processor, few enough for attention to cost little."""
@@ -16,38 +20,58 @@ PACK_TOKENS = 256
 STORED_PACKS = 8
 """Sequences whose activations are stored, at CLIP's width 63 MB each; those of others are computed again."""
 
+# What open_clip's text encoder and its config call by the same name.
+_FIELDS = (
+    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value",
+    "no_causal_mask", "eos_id", "pool_type", "proj_type", "proj_bias",
+)  # fmt: skip
+
 
 class CLIPTextEncoder(TextTransformer):
-    """CLIP's text transformer, frozen, with room for context vectors between start token and name.
+    """A CLIP's text transformer, frozen, with room for context vectors between start token and name.
 
     Gradients flow through it to the contexts; its own parameters have ``requires_grad=False`` and carry the
-    names they have in CLIP. Beginnings that prompts share are computed once (:class:`PackedPrompts`).
+    names they have in CLIP. Where attention is causal, beginnings that prompts share are computed once
+    (:class:`PackedPrompts`); where it is not, SigLIP's say, every prompt is, with the padding that it sees.
     """
 
-    def __init__(self, *, quick_gelu: bool = False, **kwargs):
+    def __init__(self, *, quick_gelu: bool = False, start: int = 1, **kwargs):
         """
         Args:
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
+            start: number of start tokens, 1 or 0, as the tokenizer has it.
             kwargs: as for open_clip's ``TextTransformer``.
         """
-        super().__init__(act_layer=QuickGELU if quick_gelu else nn.GELU, **kwargs)
+        super().__init__(**{"act_layer": QuickGELU if quick_gelu else nn.GELU, **kwargs})
         self.quick_gelu = quick_gelu
+        self.start = start
         self._packs = TensorMemo[list[PackedPrompts]]()
         self.requires_grad_(False)
 
     @classmethod
-    def from_architecture(cls, architecture: CLIPArchitecture) -> "CLIPTextEncoder":
-        text = architecture.text
+    def from_architecture(
+        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None
+    ) -> "CLIPTextEncoder":
+        """
+        Args:
+            tokenizer: whose start and padding it has to know; None: CLIP's.
+        """
+        text, tokenizer = architecture.text, tokenizer or clip_tokenizer()
+        activation = QuickGELU if architecture.quick_gelu else nn.GELU
         return cls(
             quick_gelu=architecture.quick_gelu,
-            context_length=text.context_length,
-            vocab_size=text.vocab_size,
-            width=text.width,
-            heads=text.heads,
-            layers=text.layers,
-            mlp_ratio=text.mlp_ratio,
+            start=tokenizer.start,
+            pad_id=tokenizer.pad_id,
             output_dim=architecture.embed_dim,
+            act_layer=partial(activation, **(text.act_kwargs or {})),
+            norm_layer=partial(LayerNorm, **(text.norm_kwargs or {})),
+            **{name: getattr(text, name) for name in _FIELDS},
         )
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether what stands behind the end of a prompt counts: then prompts are of ``context_length``."""
+        return self.attn_mask is None or self.pool_type == "last"
 
     def forward(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
         """
@@ -56,36 +80,61 @@ class CLIPTextEncoder(TextTransformer):
             contexts: (B, N, D) vectors put after the start token of every name; None: none.
         Returns: (B, K, C) text embeddings, B = 1 without contexts.
         """
-        num_contexts = 0 if contexts is None else contexts.shape[1]
-        packs = self._packs(lambda: pack_prompts(ids, num_contexts, PACK_TOKENS), [ids], num_contexts)
-        again = partial(checkpoint, self._encode, use_reentrant=False, preserve_rng_state=False)
-        embeddings = [self._encode(pack, contexts) for pack in packs[:STORED_PACKS]]
-        embeddings += [again(pack, contexts) for pack in packs[STORED_PACKS:]]
+        parts: Any  # ids or packs, as ``encode`` takes them
+        encode: Callable[..., Tensor]
+        if self.reads_padding:
+            parts = ids.split(max(1, PACK_TOKENS // self.context_length))
+            encode = self.encode_unpacked
+        else:
+            num_contexts = 0 if contexts is None else contexts.shape[1]
+            parts = self._packs(lambda: self._pack(ids, num_contexts), [ids], num_contexts)
+            encode = self._encode
+        again = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
+        embeddings = [encode(part, contexts) for part in parts[:STORED_PACKS]]
+        embeddings += [again(part, contexts) for part in parts[STORED_PACKS:]]
         return torch.cat(embeddings, dim=1)
+
+    def _pack(self, ids: Tensor, num_contexts: int) -> list[PackedPrompts]:
+        return pack_prompts(ids, num_contexts, PACK_TOKENS, ends=self._ends(ids), start=self.start)
 
     def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
         x = self.token_embedding(pack.ids.clamp(min=0))[None]  # (1, T, D)
         if contexts is not None:
             batch, num_contexts, _ = contexts.shape
             x = x.expand(batch, -1, -1)
-            x = torch.cat([x[:, :1], contexts, x[:, 1 + num_contexts :]], dim=1)  # (B, T, D)
+            x = torch.cat(
+                [x[:, : self.start], contexts, x[:, self.start + num_contexts :]], dim=1
+            )  # (B, T, D)
         x = self.transformer(x + self.positional_embedding[pack.positions], attn_mask=pack.mask)
-        return self.ln_final(x[:, pack.ends]) @ self.text_projection
+        return self._project(x[:, pack.ends])
 
     def encode_unpacked(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
-        """What :meth:`forward` computes, by its definition: every prompt whole and alone, and padded.
-
-        For tests and benchmarks.
-        """
-        num_classes, x = len(ids), self.token_embedding(ids)[None]  # (1, K, L, D)
-        end = ids.argmax(dim=-1)
+        """What :meth:`forward` computes, by its definition: every prompt whole and alone, and padded."""
+        num_classes, num_contexts = len(ids), 0 if contexts is None else contexts.shape[1]
+        if self.reads_padding and (missing := self.context_length - num_contexts - ids.shape[1]) > 0:
+            ids = F.pad(ids, (0, missing), value=self.pad_id)
+        x, end = self.token_embedding(ids)[None], self._ends(ids)  # (1, K, L, D)
         if contexts is not None:
             contexts = contexts[:, None].expand(-1, num_classes, -1, -1)
             x = x.expand(len(contexts), -1, -1, -1)
-            x = torch.cat([x[:, :, :1], contexts, x[:, :, 1:]], dim=2)  # (B, K, N + L, D)
-            end = end + contexts.shape[2]
+            x = torch.cat([x[:, :, : self.start], contexts, x[:, :, self.start :]], dim=2)  # (B, K, N + L, D)
+            end = end + num_contexts
         length = x.shape[2]
         x = (x + self.positional_embedding[:length]).flatten(0, 1)
-        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
-        x = x.unflatten(0, (-1, num_classes))[:, torch.arange(num_classes, device=ids.device), end]
-        return self.ln_final(x) @ self.text_projection
+        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+        x = self.transformer(x, attn_mask=mask).unflatten(0, (-1, num_classes))
+        return self._project(x[:, torch.arange(num_classes, device=ids.device), end])
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """(K,) the place of the token whose state is the prompt's, contexts not counted."""
+        if self.pool_type == "last":
+            return torch.full_like(ids[:, 0], ids.shape[1] - 1)
+        if self.pool_type == "eos":
+            return (ids == self.eos_id).int().argmax(dim=1)
+        return ids.argmax(dim=1)  # CLIP's end token has the highest id
+
+    def _project(self, x: Tensor) -> Tensor:
+        x, projection = self.ln_final(x), self.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection

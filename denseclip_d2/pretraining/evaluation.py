@@ -15,7 +15,7 @@ from ..clip_models import get_clip_architecture
 from ..data.captions import with_article
 from ..data.shapes_scene import MAX_OBJECTS, Instance, render, sample_background, sample_instances
 from ..data.shapes_worlds import SHAPES, World
-from ..visual import CLIPResNet, CLIPViT, encoder_class
+from ..visual import CLIPResNet, CLIPTimm, CLIPViT, encoder_class
 
 # Pixels: of the pictures that images and captions are matched on, as large as those of pre-training, and of
 # those whose pixels are named, as large as a dataset's. Objects are of the same size in both.
@@ -55,8 +55,7 @@ class ZeroShotEvaluator:
         if num_images < 1:
             raise ValueError(f"{num_images} images to evaluate on: at least one is needed.")
         kind, arguments = check_architecture(architecture)
-        cells = {"out_features": ()} if kind is CLIPViT else {"res5_dilation": 2}
-        self._visual = kind(**arguments, **cells, dense="value", norm="BN").eval()
+        self._visual = kind(**arguments, **kind.local_cells, norm="BN").eval()
         names = [with_article(name) for name in world.class_names]
         small, labelled = [], []
         for i in range(num_images):
@@ -108,7 +107,7 @@ class ZeroShotEvaluator:
         return F.interpolate(scores, (LABELLED_SIDE, LABELLED_SIDE), mode="bilinear").argmax(dim=1).cpu()
 
 
-def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT], dict]:
+def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm], dict]:
     """The class of an architecture's visual encoder, and what it is made by.
 
     Raises:

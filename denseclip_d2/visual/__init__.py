@@ -1,9 +1,11 @@
 from .build import VisualEncoder, build_visual_encoder, encoder_class
 from .clip_resnet import CLIPResNet, build_clip_resnet_backbone
+from .clip_timm import CLIPTimm
 from .clip_vit import CLIPViT, build_clip_vit_backbone
 
 __all__ = [
     "CLIPResNet",
+    "CLIPTimm",
     "CLIPViT",
     "VisualEncoder",
     "build_clip_resnet_backbone",

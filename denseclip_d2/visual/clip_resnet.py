@@ -23,6 +23,9 @@ class CLIPResNet(ModifiedResNet, Backbone):
 
     stages = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
+    local_cells = {"res5_dilation": 2, "dense": "value"}
+    """By what arguments cells are as local as they can be."""
+
     @configurable
     def __init__(
         self,

@@ -1,10 +1,9 @@
 from collections.abc import Sequence
-from math import log2
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.model import CLIPVisionCfg
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -16,9 +15,13 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..layers import QuickGELU, multi_head_attention
 from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
+from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
 
 # What is read of open_clip's vision config; an architecture that sets anything else is refused.
-FIELDS = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type")
+FIELDS = (
+    "layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type",
+    "ls_init_value", "no_ln_pre", "final_ln_after_pool",
+)  # fmt: skip
 POOLS = ("tok", "avg")
 
 
@@ -35,10 +38,9 @@ class CLIPViT(VisionTransformer, Backbone):
     Parameters carry the names of CLIP's ``visual``, and the pyramid's the released ones.
     """
 
-    levels = {"res2": "fpn1", "res3": "fpn2", "res4": "fpn3", "res5": "fpn4"}
-    strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-    depths = {"res2": 1 / 3, "res3": 1 / 2, "res4": 2 / 3, "res5": 1}
     position_key = "positional_embedding"
+    local_cells = {"out_features": (), "dense": "value"}
+    """By what arguments cells are as local as they can be, without a level."""
 
     @configurable
     def __init__(
@@ -53,6 +55,9 @@ class CLIPViT(VisionTransformer, Backbone):
         mlp_ratio: float = 4.0,
         quick_gelu: bool = False,
         pool_type: str = "tok",
+        ls_init_value: float | None = None,
+        no_ln_pre: bool = False,
+        final_ln_after_pool: bool = False,
         position: str = "interpolate",
         dense: str = "attention",
         norm: str = "SyncBN",
@@ -61,7 +66,7 @@ class CLIPViT(VisionTransformer, Backbone):
         double_class_embedding: bool = False,
         activation_checkpointing: bool = False,
         with_embeddings: bool = True,
-        out_features: Sequence[str] = tuple(levels),
+        out_features: Sequence[str] = tuple(STRIDES),
     ):
         """
         Args:
@@ -70,6 +75,9 @@ class CLIPViT(VisionTransformer, Backbone):
             grid_size: side of the grid of positional embeddings, in cells.
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
             pool_type: what is the global embedding: "tok", the class token, or "avg", the mean of the others.
+            ls_init_value: what the blocks' layer scales begin from; None for none.
+            no_ln_pre: leave out the norm before the blocks.
+            final_ln_after_pool: pool, then norm, instead of the other way round.
             position: "interpolate" the grid to each image, or "crop" its top left corner.
             dense: what becomes of a cell: "attention", the last block's token, as released; or "value", the
                 same without the last block's attention, as MaskCLIP has it (Zhou et al., ECCV 2022).
@@ -95,12 +103,14 @@ class CLIPViT(VisionTransformer, Backbone):
             mlp_ratio=4.0,
             output_dim=embed_dim,
             pool_type=pool_type,
+            no_ln_pre=no_ln_pre,
+            final_ln_after_pool=final_ln_after_pool,
         )
         activation = QuickGELU if quick_gelu else nn.GELU
         for i in range(layers):
             rate = drop_path_rate * i / max(layers - 1, 1)
             block = VisualBlock(
-                width, width // head_width, mlp_ratio, act_layer=activation, drop_path_rate=rate
+                width, width // head_width, mlp_ratio, ls_init_value, activation, drop_path_rate=rate
             )
             self.transformer.resblocks.append(block)
         if not with_embeddings:
@@ -112,10 +122,10 @@ class CLIPViT(VisionTransformer, Backbone):
         self.quick_gelu = quick_gelu
         self.grid_size = grid_size
         self.embed_dim = embed_dim
-        self.embedding_stride = _token_stride(patch_size)
+        self.embedding_stride = token_stride(patch_size)
         self.double_class_embedding = double_class_embedding
         self.activation_checkpointing = activation_checkpointing
-        self.taps = {name: max(1, round(layers * depth)) for name, depth in self.depths.items()}
+        self.taps = taps_of(layers)
         self._add_pyramid(out_features, width, norm)
         self._freeze(freeze_at)
 
@@ -125,7 +135,7 @@ class CLIPViT(VisionTransformer, Backbone):
         arguments = cls.arguments_of(architecture)
         warn_of_other_pixels(cfg)
         visual = cfg.MODEL.DENSECLIP.VISUAL
-        grid_size = visual.RESOLUTION // _token_stride(arguments["patch_size"])
+        grid_size = visual.RESOLUTION // token_stride(arguments["patch_size"])
         return {
             **arguments,
             "grid_size": grid_size or arguments["grid_size"],
@@ -138,7 +148,7 @@ class CLIPViT(VisionTransformer, Backbone):
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
             "with_embeddings": with_embeddings,
             # A level that nothing reads would have weights without gradient, which DDP refuses.
-            "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(cls.levels),
+            "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(STRIDES),
         }
 
     @staticmethod
@@ -165,6 +175,9 @@ class CLIPViT(VisionTransformer, Backbone):
             "grid_size": vision.image_size // vision.patch_size,
             "quick_gelu": architecture.quick_gelu,
             "pool_type": vision.pool_type,
+            "ls_init_value": vision.ls_init_value,
+            "no_ln_pre": vision.no_ln_pre,
+            "final_ln_after_pool": vision.final_ln_after_pool,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -174,7 +187,7 @@ class CLIPViT(VisionTransformer, Backbone):
         Returns: ``out_features``, (B, D, H / stride, W / stride), H and W as padded; and, with embeddings,
             ``global_embedding`` (B, C) and ``dense_embedding`` (B, C, h, w) of stride ``embedding_stride``.
         """
-        largest = max(self.strides.values())
+        largest = max(STRIDES.values())
         x = F.pad(x, (0, -x.shape[-1] % largest, 0, -x.shape[-2] % largest))
         size = [side // self.embedding_stride for side in x.shape[-2:]]
         tokens, features = self._embed(x, *size), {}
@@ -182,9 +195,12 @@ class CLIPViT(VisionTransformer, Backbone):
             before, tokens = tokens, self._run(block, tokens)
             for name in self._out_features:
                 if self.taps[name] == depth:
-                    features[name] = getattr(self, self.levels[name])(_as_map(tokens[:, 1:], size))
+                    features[name] = getattr(self, LEVELS[name])(_as_map(tokens[:, 1:], size))
         if self.proj is not None:
-            pooled, cells = self._global_pool(self.ln_post(tokens))
+            tokens = tokens if self.final_ln_after_pool else self.ln_post(tokens)
+            pooled, cells = self._global_pool(tokens)
+            if self.final_ln_after_pool:
+                pooled, cells = self.ln_post(pooled), self.ln_post(cells)
             if self.dense == "value":
                 values = self.transformer.resblocks[-1].without_attention(before[:, 1:])
                 cells = self.ln_post(values)
@@ -210,17 +226,12 @@ class CLIPViT(VisionTransformer, Backbone):
         return checkpoint(block, x, use_reentrant=False)
 
     def _add_pyramid(self, out_features: Sequence[str], width: int, norm: str) -> None:
-        if unknown := set(out_features) - set(self.levels):
-            raise ValueError(
-                f"MODEL.FPN.IN_FEATURES names {', '.join(sorted(unknown))}; "
-                f"a CLIP ViT has {', '.join(self.levels)}."
-            )
-        self._out_features = [name for name in self.levels if name in out_features]
+        check_levels(out_features, self.taps)
+        self._out_features = [name for name in self.taps if name in out_features]
         self._out_feature_channels = dict.fromkeys(self._out_features, width)
-        self._out_feature_strides = {name: self.strides[name] for name in self._out_features}
+        self._out_feature_strides = {name: STRIDES[name] for name in self._out_features}
         for name in self._out_features:
-            factor = self.embedding_stride / self.strides[name]
-            self.add_module(self.levels[name], _resampling(width, factor, norm))
+            self.add_module(LEVELS[name], resampling(width, self.embedding_stride / STRIDES[name], norm))
 
     def _freeze(self, freeze_at: int) -> None:
         if freeze_at > 0:
@@ -245,15 +256,15 @@ class VisualBlock(ResidualAttentionBlock):
             x: (B, N, D).
         Returns: the same shape.
         """
-        x = x + self.drop_path(self.attention(self.ln_1(x)))
-        return x + self.drop_path(self.mlp(self.ln_2(x)))
+        x = x + self.drop_path(self.ls_1(self.attention(self.ln_1(x))))
+        return x + self.drop_path(self.ls_2(self.mlp(self.ln_2(x))))
 
     def without_attention(self, x: Tensor) -> Tensor:
         """The block with every token attending to itself alone: (B, N, D), as ``x``."""
         width = x.shape[-1]
         weight, bias = self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]
-        x = x + self.attn.out_proj(F.linear(self.ln_1(x), weight, bias))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.ls_1(self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
     def attention(self, x: Tensor) -> Tensor:
         # nn.MultiheadAttention would hold all N * N weights at inference.
@@ -262,25 +273,9 @@ class VisualBlock(ResidualAttentionBlock):
         return self.attn.out_proj(multi_head_attention(query, key, value, self.attn.num_heads))
 
 
-def _token_stride(patch_size: int) -> int:
-    return 2 ** round(log2(patch_size))
-
-
 def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
     """(B, HW, D) tokens of cells to (B, D, H, W)."""
     return cells.transpose(1, 2).unflatten(2, size)
-
-
-def _resampling(width: int, factor: float, norm: str) -> nn.Module:
-    """A map ``factor`` times as large, a power of two; for patches of 16 pixels as released."""
-    layers: list[nn.Module] = [nn.GroupNorm(1, width)]
-    for i in range(round(log2(factor))):
-        if i > 0:
-            layers += [get_norm(norm, width) or nn.Identity(), nn.GELU()]
-        layers.append(nn.ConvTranspose2d(width, width, kernel_size=2, stride=2))
-    if factor < 1:
-        layers.append(nn.MaxPool2d(round(1 / factor)))
-    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
 
 
 @BACKBONE_REGISTRY.register()

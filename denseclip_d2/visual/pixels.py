@@ -1,13 +1,21 @@
 import logging
 
+from ..clip_models import pixels_of
+
 logger = logging.getLogger(__name__)
+
+OPENCLIP = "openclip://"
 
 
 def warn_of_other_pixels(cfg) -> None:
-    """Warn where a config's pixels are not as CLIP takes them: Detectron2's defaults are not."""
-    if cfg.INPUT.FORMAT != "RGB" or cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]:
+    """Warn where a config's pixels are not as its CLIP takes them: Detectron2's defaults are not."""
+    architecture, weights = cfg.MODEL.DENSECLIP.CLIP_MODEL, cfg.MODEL.WEIGHTS
+    tag = weights.rpartition("/")[2] if weights.startswith(f"{OPENCLIP}{architecture}/") else ""
+    mean, std = pixels_of(architecture, tag)
+    has = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
+    if cfg.INPUT.FORMAT != "RGB" or any(abs(a - b) > 0.01 for a, b in zip(has, [*mean, *std], strict=True)):
         logger.warning(
-            "CLIP takes RGB, normalised by its own mean and standard deviation; this config has "
-            f"INPUT.FORMAT {cfg.INPUT.FORMAT} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}, at a loss of "
-            "accuracy. configs/Base-DenseCLIP.yaml has the right ones."
+            f"{architecture} takes RGB of mean {mean} and standard deviation {std}; this config has "
+            f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and PIXEL_STD "
+            f"{cfg.MODEL.PIXEL_STD}, at a loss of accuracy. Set the latter two to [] to have the former."
         )

@@ -1,0 +1,160 @@
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from detectron2.config import configurable
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from ..clip_models import CLIPArchitecture, get_clip_architecture
+from .pixels import warn_of_other_pixels
+from .timm_backbone import TimmBackbone, create_trunk
+from .vit_pyramid import STRIDES
+
+PROJECTIONS = ("linear", "mlp", "none", "", None)
+
+
+class CLIPTimm(TimmBackbone):
+    """A CLIP's visual encoder that is a model of timm's: ConvNeXt, EVA, SigLIP's ViT, FastViT and others.
+
+    The dense embedding of a cell is what the model's head makes of a map of that cell alone. So it is norm
+    and projection where the head averages, and the pool's values where it pools by attention (as MaskCLIP,
+    Zhou et al., ECCV 2022, has them); and where all cells are alike, it is the global embedding. Where cells
+    have stride 64, as MobileCLIP2-S3's have, it is enlarged to stride 32, bilinearly.
+
+    Parameters carry the names of CLIP's ``visual``, in open_clip.
+    """
+
+    position_key, grid_size = None, 0  # timm fits positions to the image itself
+    local_cells = {"out_features": ()}
+    """By what arguments cells are as local as they can be, without a level."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        embed_dim: int,
+        pool: str = "avg",
+        proj: str | None = "linear",
+        proj_bias: bool = False,
+        dense: str = "attention",
+        drop_path_rate: float = 0.0,
+        norm: str = "SyncBN",
+        freeze_at: int = 0,
+        activation_checkpointing: bool = False,
+        with_embeddings: bool = True,
+        out_features: Sequence[str] = tuple(STRIDES),
+    ):
+        """
+        Args:
+            model_name: timm's.
+            embed_dim: C, the joint embedding's width.
+            pool: timm's ``global_pool``; empty: the model's own.
+            proj: what follows the pool: "linear" or "mlp"; None: the model's classifier; "none": nothing.
+            dense: "attention" alone; see :class:`CLIPViT` for what else there is.
+            drop_path_rate: of stochastic depth in the last block; rises from 0 in the first.
+            with_embeddings: False leaves out what comes after the last map.
+            norm, freeze_at, activation_checkpointing, out_features: as for :class:`TimmBackbone`.
+
+        Raises:
+            ValueError: timm has no such model, or it cannot be a backbone; another ``dense``.
+        """
+        if dense != "attention":
+            raise ValueError(
+                f"MODEL.DENSECLIP.VISUAL.DENSE is {dense!r}; timm's models have one dense embedding, "
+                "'attention'."
+            )
+        classes = 0 if proj in ("linear", "mlp", "none") else embed_dim
+        pooling = {} if proj in ("linear", "mlp") and not pool else {"global_pool": pool}
+        trunk = create_trunk(model_name, num_classes=classes, drop_path_rate=drop_path_rate, **pooling)
+        width = trunk.num_features
+        super().__init__(
+            trunk,
+            norm=norm,
+            freeze_at=freeze_at,
+            activation_checkpointing=activation_checkpointing,
+            features_only=not with_embeddings,
+            out_features=out_features,
+        )
+        head: OrderedDict[str, nn.Module] = OrderedDict()
+        if with_embeddings and proj == "linear":
+            head["proj"] = nn.Linear(width, embed_dim, bias=proj_bias)
+        elif with_embeddings and proj == "mlp":
+            head["mlp"] = Mlp(width, 2 * embed_dim, embed_dim, bias=(True, proj_bias))
+        self.head = nn.Sequential(head)
+        self.embed_dim = embed_dim
+        self.dense = dense
+
+    @classmethod
+    def from_config(cls, cfg, with_embeddings: bool = True):
+        architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+        warn_of_other_pixels(cfg)
+        visual = cfg.MODEL.DENSECLIP.VISUAL
+        return {
+            **cls.arguments_of(architecture),
+            "dense": visual.DENSE,
+            "drop_path_rate": visual.DROP_PATH_RATE,
+            "norm": visual.NORM,
+            "freeze_at": visual.FREEZE_AT,
+            "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
+            "with_embeddings": with_embeddings,
+            # A level that nothing reads would have weights without gradient, which DDP refuses.
+            "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(STRIDES),
+        }
+
+    @staticmethod
+    def arguments_of(architecture: CLIPArchitecture) -> dict:
+        """What an architecture alone says of an encoder.
+
+        Raises:
+            ValueError: its pool is one that timm's models do not have themselves.
+        """
+        vision = architecture.vision
+        if vision.timm_pool in ("abs_attn", "rot_attn") or vision.timm_proj not in PROJECTIONS:
+            raise ValueError(
+                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} pools by {vision.timm_pool!r} and "
+                f"projects by {vision.timm_proj!r}, of which no dense embedding is known."
+            )
+        return {
+            "model_name": vision.timm_model_name,
+            "embed_dim": architecture.embed_dim,
+            "pool": vision.timm_pool,
+            "proj": vision.timm_proj,
+            "proj_bias": vision.timm_proj_bias,
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (B, 3, H, W), RGB, normalised with the CLIP's mean and std.
+        Returns: ``out_features``, (B, D, H / stride, W / stride); and, with embeddings, ``global_embedding``
+            (B, C) and ``dense_embedding`` (B, C, h, w) of stride ``embedding_stride``.
+        """
+        features, last, size = self._features(x)
+        if last is not None:
+            features["global_embedding"] = self._embed(last)
+            dense = self._embed_cells(last, size)
+            if self.stride > self.embedding_stride:
+                fitting = [-(-side // self.embedding_stride) for side in x.shape[-2:]]
+                dense = F.interpolate(dense, fitting, mode="bilinear", align_corners=False)
+            features["dense_embedding"] = dense
+        return features
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk.forward_head(x))  # (B, C)
+
+    def _embed_cells(self, last: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, h, w), each cell embedded as if it were all of the map."""
+        channels_last = last.dim() == 4 and str(getattr(self.trunk, "output_fmt", "NCHW")) == "NHWC"
+        if last.dim() == 3:
+            others = getattr(self.trunk, "num_prefix_tokens", 0)
+            cells = last[:, others:].flatten(0, 1)[:, None]  # (B * h * w, 1, D)
+            # Whatever the head reads, a class token or the mean of the rest, it is this cell.
+            alone = cells.expand(-1, others + 1, -1)
+        else:
+            cells = last if channels_last else last.permute(0, 2, 3, 1)
+            size = (cells.shape[1], cells.shape[2])
+            alone = cells.flatten(0, 2)[:, None, None]  # (B * h * w, 1, 1, D)
+            alone = alone if channels_last else alone.permute(0, 3, 1, 2)
+        return self._embed(alone).unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
