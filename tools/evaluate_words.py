@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from denseclip_d2.config import load_config
+from denseclip_d2.data import readable_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Predictor, evaluate_words
 from denseclip_d2.engine.setup import check_writable
@@ -41,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     names = MetadataCatalog.get(args.dataset).get("thing_classes")
     if not names:
         raise ValueError(f"{args.dataset} has no objects with names: its metadata lacks thing_classes.")
-    figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), names)
+    figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
     text = json.dumps({"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}, indent=2)
     print(text)
     if args.json:

@@ -3,12 +3,12 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from .class_names import get_class_names
+from .class_names import get_class_names, readable_names
 from .semantic import register_semantic_folder
 from .shapes import register_shapes
 from .shapes_worlds import WORLDS
 
-__all__ = ["get_class_names", "register_semantic_folder", "register_shapes"]
+__all__ = ["get_class_names", "readable_names", "register_semantic_folder", "register_shapes"]
 
 # Where Detectron2 looks for its built-in datasets.
 for _world in WORLDS.values():
