@@ -7,6 +7,8 @@ DETECTRON2_SOURCE ?= git+https://github.com/facebookresearch/detectron2.git
 
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(DETECTRON2)
+# Goes in without dependencies: it asks for an OpenCV with windows, which would overwrite the one without.
+LVIS := lvis==0.5.3
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 
@@ -40,6 +42,7 @@ $(INSTALLED): requirements.txt requirements-detectron2.txt setup.py | python
 	@echo "== Installing into .venv (about 6 GB, most of it torch; some minutes) =="
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LVIS)
 	@$(BIN)/python -m pip uninstall --quiet --yes detectron2 sal-detectron2 2>/dev/null
 ifeq ($(DETECTRON2),source)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check wheel

@@ -39,4 +39,5 @@ setup(
         "pillow",
         "tqdm",
     ],
+    extras_require={"lvis": ["lvis"]},
 )

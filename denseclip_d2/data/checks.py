@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import BinaryIO
 
 from detectron2.config import CfgNode
@@ -37,6 +38,7 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
     Raises:
         ValueError: no dataset is named; one is not registered, has malformed annotations or unusable images.
         FileNotFoundError: an annotation file or folder is missing.
+        ImportError: the package that reads one is not installed.
     """
     if not names:
         raise ValueError("No dataset to load: DATASETS.TRAIN is empty.")
@@ -93,9 +95,11 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
     Raises:
         ValueError: a dataset is not registered, or its annotations are malformed.
         FileNotFoundError: an annotation file or folder is missing.
+        ImportError: the package that reads one is not installed.
     """
     for name in names:
         check_registered(name)
+        _check_package(name)
         _check_annotations_exist(name)
     try:
         yield
@@ -104,7 +108,8 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
         for file in filter(None, files):
             _check_category_names(file)
         culprits = ", ".join(file or name for file, name in zip(files, names, strict=True))
-        needed = "A COCO-format file is needed; fetch or make it again."
+        of_lvis = any(map(_is_lvis, names))
+        needed = f"A file in {'LVIS' if of_lvis else 'COCO'}'s format is needed; fetch or make it again."
         raise ValueError(
             f"Malformed annotations in {culprits}: {type(error).__name__}: {error}. "
             + (needed if any(files) else "datasets/README.md says what is needed.")
@@ -154,6 +159,19 @@ def check_registered(name: str) -> None:
         raise ValueError(
             f"DATASETS names {name!r}, which is not registered. Near it: {', '.join(near) or 'none'}. "
             "datasets/README.md says how to register your own."
+        )
+
+
+def _is_lvis(name: str) -> bool:
+    return MetadataCatalog.get(name).get("evaluator_type") == "lvis"
+
+
+def _check_package(name: str) -> None:
+    """Refuse a dataset of LVIS where the package is missing by which Detectron2 reads and evaluates it."""
+    if _is_lvis(name) and find_spec("lvis") is None:
+        raise ImportError(
+            f"Dataset {name!r} needs the package lvis, which is not installed: "
+            "pip install 'denseclip_d2[lvis]', or pip install lvis."
         )
 
 

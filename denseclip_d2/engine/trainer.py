@@ -23,6 +23,7 @@ from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
+from .lvis import LVISEvaluator
 from .optimizer import build_optimizer
 from .precision import check_precision
 from .scale import check_processes, fitting_trainer_parts
@@ -31,9 +32,9 @@ from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
 
-# Evaluator types of datasets with instances, and of those with label maps. Panoptic quality is left out: it
-# needs panopticapi.
-INSTANCES = ("coco", "coco_panoptic_seg")
+# Evaluator types of datasets with instances, with their evaluators, and of those with label maps. Panoptic
+# quality is left out: it needs panopticapi.
+INSTANCES = {"coco": COCOEvaluator, "coco_panoptic_seg": COCOEvaluator, "lvis": LVISEvaluator}
 LABELS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
 
 
@@ -68,6 +69,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError, FileNotFoundError: a dataset cannot be used, or has no evaluator.
+            ImportError: the evaluator's package is not installed.
         """
         check_images = cfg.DATASETS.CHECK_IMAGES and comm.is_main_process()
         for name in cfg.DATASETS.TEST:
@@ -75,9 +77,10 @@ class Trainer(DefaultTrainer):
             evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
             if evaluator_type not in (*INSTANCES, *LABELS):
                 raise ValueError(
-                    f"No evaluator for {name!r}: its evaluator_type is {evaluator_type!r}, not 'coco' or "
-                    "'sem_seg'. Register it with detectron2.data.datasets.register_coco_instances, or, if it "
-                    "has label maps, set its metadata's evaluator_type to 'sem_seg'."
+                    f"No evaluator for {name!r}: its evaluator_type is {evaluator_type!r}, not 'coco', "
+                    "'lvis' or 'sem_seg'. Register it with detectron2.data.datasets.register_coco_instances "
+                    "or register_lvis_instances, or, if it has label maps, set its metadata's evaluator_type "
+                    "to 'sem_seg'."
                 )
         check_classes(cfg, cfg.DATASETS.TEST)
 
@@ -144,7 +147,8 @@ class Trainer(DefaultTrainer):
         if evaluator_type in INSTANCES and not is_semantic(cfg):
             # The evaluator would otherwise read the tasks off the predictions, and there may be none.
             tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-            evaluators.append(COCOEvaluator(dataset_name, tasks=tasks, output_dir=output_dir))
+            evaluator = INSTANCES[evaluator_type]
+            evaluators.append(evaluator(dataset_name, tasks=tasks, output_dir=output_dir))
         if evaluator_type in LABELS and labels_pixels(cfg):
 
             def read(file_name: str, dtype: type) -> np.ndarray:  # Detectron2's asks numpy 2 for too much
