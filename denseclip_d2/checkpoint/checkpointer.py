@@ -1,3 +1,4 @@
+from collections.abc import Sequence, Set
 from pathlib import Path
 from urllib.parse import ParseResult
 
@@ -5,8 +6,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
+from .backbone import names_of_backbone, read_backbone
 from .clip import (
     begin_contexts,
     check_gelu,
@@ -100,6 +102,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             )
         try:
             self._fetch(path)
+            if not path and self.fresh_start and (weights := read_backbone(self.model)):
+                self._take(weights, {}, names_of_backbone(self.model))
             return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set when it fails
@@ -133,16 +137,23 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         if not self.allow_partial:
             check_header(filename, self.model)
         reshaped.update(resize_positions(weights, self.model))
-        report = LoadReport.compare(weights, state, reshaped)
-        self.logger.info(str(report))
-        self._check(report, only_clip=from_clip and self.fresh_start)
-        incompatible = super()._load_model({"model": {name: weights[name] for name in report.matched}})
+        needed = list(state)
+        if from_clip and self.fresh_start:
+            needed = names_in_clip(self.model) + names_of_backbone(self.model)
+            weights = {**weights, **read_backbone(self.model)}
+        incompatible = self._take(weights, reshaped, needed)
         if from_clip:
             begin_contexts(self.model)
         return incompatible
 
-    def _check(self, report: LoadReport, only_clip: bool) -> None:
-        needed = set(names_in_clip(self.model) if only_clip else report.missing)
+    def _take(self, weights: dict[str, Tensor], reshaped: dict[str, str], needed: Sequence[str]):
+        """Load weights under the model's names, of which it must get those that are needed."""
+        report = LoadReport.compare(weights, self.model.state_dict(), reshaped)
+        self.logger.info(str(report))
+        self._check(report, set(needed))
+        return super()._load_model({"model": {name: weights[name] for name in report.matched}})
+
+    def _check(self, report: LoadReport, needed: Set[str]) -> None:
         missing = [k for k in report.missing if k in needed and not k.endswith(_NEGLIGIBLE)]
         left_over = [k for k in report.left_over if not k.endswith(_NEGLIGIBLE)]
         misshapen = [f"{k} is {there}, not {here}" for k, (there, here) in report.misshapen.items()]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..language import PromptedTextEncoder
 from ..language.text_encoder import CLIPTextEncoder
-from ..visual import VisualEncoder
+from ..visual import EmbeddedBackbone, VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
 from ..visual.vit_pyramid import LEVELS
 
@@ -40,7 +40,7 @@ def _visual_encoder(model: nn.Module) -> VisualEncoder | None:
 
 def names_in_clip(model: nn.Module) -> list[str]:
     """The model's tensors that CLIP's weights have: those of its encoders, less a ViT's pyramid."""
-    visual, text = prefix_of(model, VisualEncoder), prefix_of(model, CLIPTextEncoder)
+    visual, text = _prefix_of_clips_visual(model), prefix_of(model, CLIPTextEncoder)
     encoders = tuple(prefix for prefix in (visual, text) if prefix is not None)
     pyramid = tuple(f"{visual}{level}." for level in LEVELS.values())
     return [n for n in model.state_dict() if n.startswith(encoders) and not n.startswith(pyramid)]
@@ -48,9 +48,8 @@ def names_in_clip(model: nn.Module) -> list[str]:
 
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """CLIP's weights under the names they have in ``model``, less what it has no use for."""
-    visual, text = prefix_of(model, VisualEncoder), prefix_of(model, CLIPTextEncoder)
-    encoder = _visual_encoder(model)
-    left_out = {f"visual.{name}" for name in getattr(encoder, "left_out", ())}
+    visual, text = _prefix_of_clips_visual(model), prefix_of(model, CLIPTextEncoder)
+    left_out = {f"visual.{name}" for name in getattr(_visual_encoder(model), "left_out", ())}
     renamed = {}
     for name, tensor in weights.items():
         prefix = visual if name.startswith("visual.") else text
@@ -59,6 +58,12 @@ def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
             # open_clip's newer models keep the text encoder as ``text``, OpenAI's at the top.
             renamed[prefix + name.removeprefix("visual.").removeprefix("text.")] = tensor
     return renamed
+
+
+def _prefix_of_clips_visual(model: nn.Module) -> str | None:
+    """Where the model keeps a CLIP's visual encoder; None where it has another backbone, or none."""
+    other = isinstance(_visual_encoder(model), EmbeddedBackbone)
+    return None if other else prefix_of(model, VisualEncoder)
 
 
 def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:

@@ -52,11 +52,16 @@ def check_config(cfg: CfgNode) -> None:
             raise ValueError(f"{key} is {values[key]!r}; it has to be {rule.words}.")
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
+    backbone = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE
+    if backbone and not backbone.startswith("timm/"):
+        registered = [name for name, _ in BACKBONE_REGISTRY]
+        _check_registered("MODEL.DENSECLIP.VISUAL.BACKBONE", backbone, registered)
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
     if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
         raise ValueError(
             "MODEL.PIXEL_MEAN or PIXEL_STD is empty: `denseclip_d2.config.set_pixels(cfg)` fills in what "
-            "MODEL.DENSECLIP.CLIP_MODEL takes, as `load_config` does."
+            "CLIPs and timm's models take, as `load_config` does. For another backbone, set what its weights "
+            "take."
         )
     check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
     decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER

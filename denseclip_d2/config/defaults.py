@@ -50,6 +50,14 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.VISUAL.DROP_PATH_RATE = 0.0
     # Of a ViT: add the class embedding twice, as the released weights need; CLIP's own must not have it.
     denseclip.VISUAL.DOUBLE_CLASS_EMBEDDING = False
+    # A backbone in place of the CLIP's own visual encoder: "timm/NAME", or a name in Detectron2's registry;
+    # empty: the CLIP's. It gets an embedding into the space of CLIP_MODEL's text, at first at random.
+    denseclip.VISUAL.BACKBONE = ""
+    # That backbone's weights: a file or link, "timm://NAME.TAG" or "torchvision://WEIGHTS". MODEL.WEIGHTS has
+    # the text's.
+    denseclip.VISUAL.WEIGHTS = ""
+    # That embedding: "attention_pool", as CLIP's ResNets have (paper), or "linear".
+    denseclip.VISUAL.EMBEDDING = "attention_pool"
     # Recompute activations in the backward pass instead of storing them: less memory, more time.
     denseclip.VISUAL.ACTIVATION_CHECKPOINTING = False
 

@@ -83,7 +83,9 @@ def portable(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
     """A config as a header has it: with the names of its classes, and nothing of this machine."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.merge_from_list([*_local(default_config()), "MODEL.WEIGHTS", ""])
+    cfg.merge_from_list(
+        [*_local(default_config()), "MODEL.WEIGHTS", "", "MODEL.DENSECLIP.VISUAL.WEIGHTS", ""]
+    )
     cfg.MODEL.DENSECLIP.CLASS_NAMES = tuple(class_names)
     return cfg
 

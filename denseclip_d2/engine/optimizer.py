@@ -12,7 +12,7 @@ from detectron2.solver.build import (
 )
 from torch import nn
 
-from ..visual import VisualEncoder
+from ..visual import EmbeddedBackbone, VisualEncoder
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -77,7 +77,12 @@ def parameter_groups(
         no_weight_decay: shell patterns on the names of parameters that do not decay.
         rates: as for Detectron2's ``get_default_optimizer_params``: ``base_lr``, ``weight_decay`` and so on.
     """
-    visual = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, VisualEncoder))
+    # A backbone without a CLIP is pre-trained; its embedding is new, and learns as new layers do.
+    visual = tuple(
+        f"{name}.backbone." if isinstance(module, EmbeddedBackbone) else f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, VisualEncoder)
+    )
 
     def factor(name: str) -> float:
         if name.endswith("language.contexts"):

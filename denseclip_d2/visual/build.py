@@ -2,16 +2,21 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .clip_resnet import CLIPResNet
 from .clip_timm import CLIPTimm
 from .clip_vit import CLIPViT
+from .embedded import EmbeddedBackbone
 
-VisualEncoder = CLIPResNet | CLIPViT | CLIPTimm
+VisualEncoder = CLIPResNet | CLIPViT | CLIPTimm | EmbeddedBackbone
 
 
 def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
-    """The visual encoder of ``MODEL.DENSECLIP.CLIP_MODEL``; all kinds have the same interface.
+    """The visual encoder of ``MODEL.DENSECLIP.CLIP_MODEL``, or ``VISUAL.BACKBONE`` in its place.
+
+    All kinds have the same interface.
 
     Args:
         with_embeddings: False leaves out what makes the dense and global embedding.
     """
+    if cfg.MODEL.DENSECLIP.VISUAL.BACKBONE:
+        return EmbeddedBackbone(cfg, with_embeddings)
     return encoder_class(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))(cfg, with_embeddings)
 
 

@@ -146,15 +146,15 @@ class CLIPTimm(TimmBackbone):
 
     def _embed_cells(self, last: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, C, h, w), each cell embedded as if it were all of the map."""
-        channels_last = last.dim() == 4 and str(getattr(self.trunk, "output_fmt", "NCHW")) == "NHWC"
+        nhwc = last.dim() == 4 and str(getattr(self.trunk, "output_fmt", "NCHW")) == "NHWC"
         if last.dim() == 3:
             others = getattr(self.trunk, "num_prefix_tokens", 0)
             cells = last[:, others:].flatten(0, 1)[:, None]  # (B * h * w, 1, D)
             # Whatever the head reads, a class token or the mean of the rest, it is this cell.
             alone = cells.expand(-1, others + 1, -1)
         else:
-            cells = last if channels_last else last.permute(0, 2, 3, 1)
+            cells = last if nhwc else last.permute(0, 2, 3, 1)
             size = (cells.shape[1], cells.shape[2])
             alone = cells.flatten(0, 2)[:, None, None]  # (B * h * w, 1, 1, D)
-            alone = alone if channels_last else alone.permute(0, 3, 1, 2)
+            alone = alone if nhwc else alone.permute(0, 3, 1, 2)
         return self._embed(alone).unflatten(0, (-1, *size)).permute(0, 3, 1, 2)

@@ -1,0 +1,138 @@
+"""Weights of a backbone that has no CLIP of its own: ImageNet's, from wherever they are."""
+
+import re
+from collections.abc import Iterator
+
+import timm
+import torchvision
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from ..visual import EmbeddedBackbone, TimmBackbone
+from ..visual.vit_pyramid import LEVELS
+from .readers import read_weights
+
+KEY = "MODEL.DENSECLIP.VISUAL.WEIGHTS"
+TIMM, TORCHVISION = "timm://", "torchvision://"
+
+# EfficientNet's layers, as its first port to PyTorch calls them, in timm's names; of a block, by whether it
+# expands.
+_EFFICIENTNET = {
+    "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
+}  # fmt: skip
+_BLOCK = {
+    True: {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand", "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
+    False: {
+        "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_se_reduce": "se.conv_reduce",
+        "_se_expand": "se.conv_expand", "_project_conv": "conv_pw", "_bn2": "bn2",
+    },
+}  # fmt: skip
+
+
+def embedded_backbone(model: nn.Module) -> tuple[str, EmbeddedBackbone] | None:
+    """A model's backbone without a CLIP, and how its parameters' names begin; None where it has none."""
+    for name, module in model.named_modules():
+        if isinstance(module, EmbeddedBackbone):
+            return f"{name}.backbone." if name else "backbone.", module
+    return None
+
+
+def names_of_backbone(model: nn.Module) -> list[str]:
+    """The model's tensors that :func:`read_backbone` has to give; none where there is nothing to read."""
+    found = embedded_backbone(model)
+    if found is None or not found[1].weights:
+        return []
+    pyramid = tuple(f"{found[0]}{level}." for level in LEVELS.values())
+    return [n for n in model.state_dict() if n.startswith(found[0]) and not n.startswith(pyramid)]
+
+
+def read_backbone(model: nn.Module) -> dict[str, Tensor]:
+    """What the model's backbone begins from, under the model's names; empty where there is no such thing.
+
+    Weights are a file or a link, Detectron2's ``detectron2://ImageNetPretrained/MSRA/R-50.pkl`` say; or
+    ``timm://resnet50.a1_in1k``, timm's for a model and tag; or
+    ``torchvision://ResNet50_Weights.IMAGENET1K_V2``. Files have the backbone's own names, Caffe2's,
+    torchvision's or, for timm's EfficientNets, those of the first port to PyTorch. A classifier is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it cannot be downloaded.
+        ValueError: it is damaged, or holds code, or there are no weights of this name.
+    """
+    found = embedded_backbone(model)
+    if found is None or not found[1].weights:
+        return {}
+    prefix, visual = found
+    backbone, path = visual.backbone, visual.weights
+    checkpoint = {"model": _of_timm(path)} if path.startswith(TIMM) else read_weights(_local(path))
+    weights, state = checkpoint["model"], backbone.state_dict()
+    if "layer1.0.conv1.weight" in weights and "stem.conv1.weight" in state:
+        weights = {_of_torchvision(name): tensor for name, tensor in weights.items()}
+    elif checkpoint.get("matching_heuristics"):
+        caffe2 = checkpoint.get("__author__") == "Caffe2"
+        weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
+    if isinstance(backbone, TimmBackbone):
+        if "_conv_stem.weight" in weights:
+            weights = dict(_of_efficientnet(weights, backbone))
+        weights = {f"trunk.{name}": tensor for name, tensor in weights.items()}
+        weights = {name: tensor for name, tensor in weights.items() if name not in backbone.left_out}
+    return {
+        prefix + name: tensor for name, tensor in weights.items() if not name.startswith(("fc.", "stem.fc."))
+    }
+
+
+def _local(path: str) -> str:
+    try:
+        if path.startswith(TORCHVISION):
+            path = _link_of_torchvision(path)
+        local = PathManager.get_local_path(path)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f"{KEY} = {path!r} could not be downloaded ({error}). {_COPY}") from error
+    if not PathManager.isfile(local):
+        raise FileNotFoundError(f"{KEY} = {path!r}: there is no such file.")
+    return local
+
+
+def _link_of_torchvision(path: str) -> str:
+    try:
+        return torchvision.models.get_weight(path.removeprefix(TORCHVISION)).url
+    except (ValueError, AttributeError, KeyError) as error:  # how it refuses a class, or a name of it
+        raise ValueError(f"{KEY} = {path!r}: torchvision has no such weights.") from error
+
+
+_COPY = "Copy the file here from a machine with a network, and set the key to its path."
+
+
+def _of_timm(path: str) -> dict[str, Tensor]:
+    name = path.removeprefix(TIMM)
+    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+    if name not in tags:
+        raise ValueError(f"{KEY} = {path!r}: timm has no such weights. It has: {', '.join(tags) or 'none'}.")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f"{KEY} = {path!r} could not be downloaded ({error}). {_COPY}") from error
+
+
+def _of_torchvision(name: str) -> str:
+    """A tensor of torchvision's ResNets, as Detectron2 calls it."""
+    name = name if name.startswith("layer") else f"stem.{name}"
+    name = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", name)
+    name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def _of_efficientnet(weights: dict[str, Tensor], backbone: TimmBackbone) -> Iterator[tuple[str, Tensor]]:
+    places = [f"blocks.{i}.{j}" for i, stage in enumerate(backbone.trunk.blocks) for j in range(len(stage))]
+    for name, tensor in weights.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name):
+            number, layer, kind = match.groups()
+            layers = _BLOCK[f"_blocks.{number}._expand_conv.weight" in weights]
+            yield f"{places[int(number)]}.{layers[layer]}.{kind}", tensor
+        else:
+            layer, kind = name.split(".")
+            yield f"{_EFFICIENTNET[layer]}.{kind}", tensor

@@ -1,0 +1,145 @@
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from ..clip_models import get_clip_architecture
+from .attention_pool import DenseAttentionPool
+from .timm_backbone import TimmBackbone, create_trunk
+from .vit_pyramid import STRIDES
+
+TIMM = "timm/"
+HEAD_WIDTH = 64  # of the attention pool, as in CLIP's own
+GRID_SIZE = 7  # of its positions, as CLIP has them for images of 224 pixels
+
+
+class EmbeddedBackbone(Backbone):
+    """Any backbone, with an embedding of its own into the space of a CLIP's text (paper, "DenseCLIP for any
+    backbone").
+
+    The embedding reads the coarsest feature. It begins at random, and the pixel-text loss aligns it with the
+    text. The authors took a pool as CLIP's ResNets have (their issues 7 and 47); a linear layer they thought
+    possible and had not tried.
+    """
+
+    position_key = "embedding.positional_embedding"
+
+    @configurable
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        embed_dim: int,
+        embedding: str = "attention_pool",
+        position: str = "interpolate",
+        dense: str = "attention",
+        grid_size: int = GRID_SIZE,
+        weights: str = "",
+        with_embeddings: bool = True,
+    ):
+        """
+        Args:
+            backbone: Detectron2's, timm's as :class:`TimmBackbone`, or anybody's.
+            embed_dim: C, the width of the text embeddings.
+            embedding: "attention_pool", or "linear": of each cell, and of the mean of all.
+            position, dense: of the attention pool, see :class:`DenseAttentionPool`.
+            grid_size: side of the pool's grid of positional embeddings, in cells.
+            weights: what the backbone begins from: see ``read_backbone`` in ``checkpoint/``.
+            with_embeddings: False leaves the embedding out.
+
+        Raises:
+            ValueError: an unknown ``embedding``.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.weights = weights
+        shapes = backbone.output_shape()
+        self.level = max(shapes, key=lambda name: shapes[name].stride)
+        width, self.embedding_stride = shapes[self.level].channels, shapes[self.level].stride
+        self.embed_dim, self.grid_size = embed_dim, 0
+        self.position, self.dense = position, dense
+        self.embedding: nn.Module | None = None
+        if embedding not in ("attention_pool", "linear"):
+            raise ValueError(
+                f"MODEL.DENSECLIP.VISUAL.EMBEDDING is {embedding!r}; it can be 'attention_pool' or 'linear'."
+            )
+        if with_embeddings and embedding == "linear":
+            self.embedding = nn.Linear(width, embed_dim)
+        elif with_embeddings:
+            self.grid_size = grid_size
+            self.embedding = _attention_pool(grid_size, width, embed_dim, position, dense)
+
+    @classmethod
+    def from_config(cls, cfg, with_embeddings: bool = True):
+        visual = cfg.MODEL.DENSECLIP.VISUAL
+        backbone = build_named_backbone(cfg)
+        coarsest = max(shape.stride for shape in backbone.output_shape().values())
+        return {
+            "backbone": backbone,
+            "embed_dim": get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim,
+            "embedding": visual.EMBEDDING,
+            "position": visual.POSITION,
+            "dense": visual.DENSE,
+            "grid_size": visual.RESOLUTION // coarsest or GRID_SIZE,
+            "weights": visual.WEIGHTS,
+            "with_embeddings": with_embeddings,
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (B, 3, H, W), normalised as the backbone takes it.
+        Returns: the backbone's features and, with embeddings, ``global_embedding`` (B, C) and
+            ``dense_embedding`` (B, C, h, w), of the coarsest feature's stride.
+        """
+        features = self.backbone(x)
+        if self.embedding is None:
+            return features
+        cells = features[self.level]
+        if isinstance(self.embedding, nn.Linear):
+            dense = self.embedding(cells.movedim(1, -1)).movedim(-1, 1)
+            return {**features, "global_embedding": dense.mean(dim=(2, 3)), "dense_embedding": dense}
+        whole, dense = self.embedding(cells)
+        return {**features, "global_embedding": whole, "dense_embedding": dense}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return dict(self.backbone.output_shape())
+
+
+def build_named_backbone(cfg) -> Backbone:
+    """The backbone that ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names: timm's, or of Detectron2's registry.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    visual = cfg.MODEL.DENSECLIP.VISUAL
+    if not visual.BACKBONE.startswith(TIMM):
+        return BACKBONE_REGISTRY.get(visual.BACKBONE)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    # Not every model of timm's knows stochastic depth.
+    dropped = {"drop_path_rate": visual.DROP_PATH_RATE} if visual.DROP_PATH_RATE else {}
+    return TimmBackbone(
+        create_trunk(visual.BACKBONE.removeprefix(TIMM), **dropped),
+        norm=visual.NORM,
+        freeze_at=visual.FREEZE_AT,
+        activation_checkpointing=visual.ACTIVATION_CHECKPOINTING,
+        out_features=_levels(cfg.MODEL.FPN.IN_FEATURES),
+    )
+
+
+def _levels(in_features: Sequence[str]) -> Sequence[str]:
+    """A level that nothing reads would have weights without gradient, which DDP refuses."""
+    return in_features or tuple(STRIDES)
+
+
+def _attention_pool(
+    grid_size: int, width: int, embed_dim: int, position: str, dense: str
+) -> DenseAttentionPool:
+    most = max(1, width // HEAD_WIDTH)
+    num_heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
+    pool = DenseAttentionPool(grid_size, width, num_heads, embed_dim, position, dense)
+    for layer in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+        torch.nn.init.normal_(layer.weight, std=width**-0.5)  # as CLIP's
+    return pool
