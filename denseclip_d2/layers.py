@@ -13,12 +13,15 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None = None
+) -> Tensor:
     """Attention between projected tokens, fused where torch can.
 
     Args:
         query: (B, N, D); key, value: (B, M, D), D a multiple of ``num_heads``.
+        mask: False where a query must not attend to a key; broadcast to (B, num_heads, N, M).
     Returns: (B, N, D), before any output projection.
     """
-    heads = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)

@@ -38,6 +38,8 @@ BAD = [
     ("MODEL.DENSECLIP.VISUAL.RES5_DILATION", 4, " is 4; it has to be a whole number of at least 1 and at most 2."),
     ("MODEL.DENSECLIP.PROMPT.CONTEXT_STD", 0.0, " is 0.0; it has to be a number above 0."),
     ("MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE", 1.0, " is 1.0; it has to be a number of at least 0 and below 1."),
+    ("MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", -1, " is -1; it has to be a whole number of at least 0."),
+    ("MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", (-1,), " is (-1,); it has to be a list, each a whole number of at least 0."),
     ("MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.PROMPT.MODE", "after", " is 'after'; it has to be one of 'post', 'pre'"),

@@ -166,7 +166,7 @@ def test_checkpointed_activations_change_nothing(checkpointing, monkeypatch):
     )
     model.load_state_dict(plain.state_dict())
     runs, forward = [], VisualBlock.forward
-    monkeypatch.setattr(VisualBlock, "forward", lambda self, x: runs.append(self) or forward(self, x))
+    monkeypatch.setattr(VisualBlock, "forward", lambda self, *args: runs.append(self) or forward(self, *args))
     image, gradients = torch.randn(2, 3, 64, 64), []
     for encoder in (plain, model):
         torch.manual_seed(1)

@@ -48,6 +48,12 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.VISUAL.RES5_DILATION = 1
     # Of a ViT: rate of stochastic depth in the last block, rising from 0 in the first.
     denseclip.VISUAL.DROP_PATH_RATE = 0.0
+    # Of CLIP's own ViTs, not timm's: side of the windows, in cells, that blocks attend in, which makes large
+    # images cheaper (ViTDet, ECCV 2022: 14). The class token attends to every window, and every window to it.
+    # 0: no windows.
+    denseclip.VISUAL.WINDOW_SIZE = 0
+    # With windows: the blocks, counted from 0, that attend globally. Empty: the last of every quarter.
+    denseclip.VISUAL.GLOBAL_BLOCKS = ()
     # Of a ViT: add the class embedding twice, as the released weights need; CLIP's own must not have it.
     denseclip.VISUAL.DOUBLE_CLASS_EMBEDDING = False
     # A backbone in place of the CLIP's own visual encoder: "timm/NAME", or a name in Detectron2's registry;

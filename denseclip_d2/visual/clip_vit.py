@@ -6,15 +6,15 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.model import CLIPVisionCfg
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
-from ..layers import QuickGELU, multi_head_attention
+from ..layers import QuickGELU
 from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
+from .vit_block import VisualBlock, choose_global_blocks
 from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
 
 # What is read of open_clip's vision config; an architecture that sets anything else is refused.
@@ -63,6 +63,8 @@ class CLIPViT(VisionTransformer, Backbone):
         norm: str = "SyncBN",
         freeze_at: int = 0,
         drop_path_rate: float = 0.0,
+        window_size: int = 0,
+        global_blocks: Sequence[int] = (),
         double_class_embedding: bool = False,
         activation_checkpointing: bool = False,
         with_embeddings: bool = True,
@@ -85,13 +87,15 @@ class CLIPViT(VisionTransformer, Backbone):
             freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 and the blocks before
                 res2's tap, ... 5 and all blocks. A frozen block is never dropped.
             drop_path_rate: of stochastic depth in the last block; rises from 0 in the first.
+            window_size: side of the windows, in cells, that most blocks attend in; 0 for none.
+            global_blocks: those, from 0, that attend globally all the same; empty for four, evenly spread.
             double_class_embedding: add the class embedding twice, as released.
             activation_checkpointing: recompute each block in the backward pass.
             with_embeddings: False leaves the projection to the joint embedding out.
             out_features: the levels to build, of ``res2``..``res5``.
 
         Raises:
-            ValueError: an unknown position or level.
+            ValueError: an unknown position, level or block.
         """
         side = grid_size * patch_size
         super().__init__(
@@ -107,10 +111,16 @@ class CLIPViT(VisionTransformer, Backbone):
             final_ln_after_pool=final_ln_after_pool,
         )
         activation = QuickGELU if quick_gelu else nn.GELU
+        everywhere = choose_global_blocks(layers, global_blocks)
         for i in range(layers):
-            rate = drop_path_rate * i / max(layers - 1, 1)
             block = VisualBlock(
-                width, width // head_width, mlp_ratio, ls_init_value, activation, drop_path_rate=rate
+                width,
+                width // head_width,
+                mlp_ratio,
+                ls_init_value,
+                activation,
+                drop_path_rate=drop_path_rate * i / max(layers - 1, 1),
+                window_size=0 if i in everywhere else window_size,
             )
             self.transformer.resblocks.append(block)
         if not with_embeddings:
@@ -144,6 +154,8 @@ class CLIPViT(VisionTransformer, Backbone):
             "norm": visual.NORM,
             "freeze_at": visual.FREEZE_AT,
             "drop_path_rate": visual.DROP_PATH_RATE,
+            "window_size": visual.WINDOW_SIZE,
+            "global_blocks": visual.GLOBAL_BLOCKS,
             "double_class_embedding": visual.DOUBLE_CLASS_EMBEDDING,
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
             "with_embeddings": with_embeddings,
@@ -192,7 +204,7 @@ class CLIPViT(VisionTransformer, Backbone):
         size = [side // self.embedding_stride for side in x.shape[-2:]]
         tokens, features = self._embed(x, *size), {}
         for depth, block in enumerate(self.transformer.resblocks, start=1):
-            before, tokens = tokens, self._run(block, tokens)
+            before, tokens = tokens, self._run(block, tokens, size)
             for name in self._out_features:
                 if self.taps[name] == depth:
                     features[name] = getattr(self, LEVELS[name])(_as_map(tokens[:, 1:], size))
@@ -220,10 +232,10 @@ class CLIPViT(VisionTransformer, Backbone):
         positions = fit_positions(self.positional_embedding, self.grid_size, height, width, self.position)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + positions)
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
         if not (self.activation_checkpointing and self.training):
-            return block(x)
-        return checkpoint(block, x, use_reentrant=False)
+            return block(x, size)
+        return checkpoint(block, x, size, use_reentrant=False)
 
     def _add_pyramid(self, out_features: Sequence[str], width: int, norm: str) -> None:
         check_levels(out_features, self.taps)
@@ -241,36 +253,6 @@ class CLIPViT(VisionTransformer, Backbone):
         for block in self.transformer.resblocks[:depth]:
             block.requires_grad_(False)
             block.drop_path.p = 0.0
-
-
-class VisualBlock(ResidualAttentionBlock):
-    """open_clip's transformer block, with fused attention and stochastic depth."""
-
-    def __init__(self, *args, drop_path_rate: float = 0.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.drop_path = StochasticDepth(drop_path_rate, "row")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """
-        Args:
-            x: (B, N, D).
-        Returns: the same shape.
-        """
-        x = x + self.drop_path(self.ls_1(self.attention(self.ln_1(x))))
-        return x + self.drop_path(self.ls_2(self.mlp(self.ln_2(x))))
-
-    def without_attention(self, x: Tensor) -> Tensor:
-        """The block with every token attending to itself alone: (B, N, D), as ``x``."""
-        width = x.shape[-1]
-        weight, bias = self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]
-        x = x + self.ls_1(self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-    def attention(self, x: Tensor) -> Tensor:
-        # nn.MultiheadAttention would hold all N * N weights at inference.
-        projected = F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias)
-        query, key, value = projected.chunk(3, dim=-1)
-        return self.attn.out_proj(multi_head_attention(query, key, value, self.attn.num_heads))
 
 
 def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,0 +1,107 @@
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.backbone.utils import window_partition, window_unpartition
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from ..layers import multi_head_attention
+
+
+class VisualBlock(ResidualAttentionBlock):
+    """open_clip's transformer block, with fused attention, stochastic depth and, maybe, windows."""
+
+    def __init__(self, *args, drop_path_rate: float = 0.0, window_size: int = 0, **kwargs):
+        """
+        Args:
+            window_size: side, in cells, of the windows that attention stays in (:func:`windowed_attention`);
+                0 lets every token attend to all. The parameters are the same.
+        """
+        super().__init__(*args, **kwargs)
+        self.drop_path = StochasticDepth(drop_path_rate, "row")
+        self.window_size = window_size
+
+    def forward(self, x: Tensor, size: Sequence[int] = ()) -> Tensor:
+        """
+        Args:
+            x: (B, N, D).
+            size: height and width of the map of all tokens but the first; only windows need it.
+        Returns: the shape of ``x``.
+        """
+        x = x + self.drop_path(self.ls_1(self.attention(self.ln_1(x), size)))
+        return x + self.drop_path(self.ls_2(self.mlp(self.ln_2(x))))
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """The block with every token attending to itself alone: (B, N, D), as ``x``."""
+        width = x.shape[-1]
+        weight, bias = self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]
+        x = x + self.ls_1(self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+    def attention(self, x: Tensor, size: Sequence[int] = ()) -> Tensor:
+        if self.window_size:
+            return self.attn.out_proj(windowed_attention(self.attn, x, size, self.window_size))
+        query, key, value = _projected(self.attn, x)
+        return self.attn.out_proj(multi_head_attention(query, key, value, self.attn.num_heads))
+
+
+def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[int], window: int) -> Tensor:
+    """Attention within windows of ``window`` x ``window`` cells (ViTDet, Li et al., ECCV 2022).
+
+    ViTDet has no class token, CLIP has. Here a cell attends to its window and to the class token, and the
+    class token to everything, as CLIP trained it to: it stays a summary of the whole image, and costs one
+    query. So one window over the whole map is the block without windows.
+
+    Windows at the right and the bottom are filled up with cells that no token attends to.
+
+    Args:
+        x: (B, 1 + H * W, D), normalised tokens, the class token first.
+        size: H and W.
+    Returns: the shape of ``x``, before the output projection.
+    """
+    window = min(window, max(size))  # beyond the map there is nothing but filling
+    cells, padded = window_partition(x[:, 1:].unflatten(1, size), window)
+    cells = cells.flatten(1, 2)  # (B * windows, window * window, D)
+    windows = len(cells) // len(x)
+    # The class token goes into every window before the projection: afterwards, keys and values would have to
+    # be copied to stand beside it, and copies are kept for the backward pass.
+    class_token = x[:, :1].repeat_interleave(windows, dim=0)
+    query, key, value = _projected(attn, torch.cat([class_token, cells], dim=1))
+
+    real, _ = window_partition(x.new_ones(1, *size, 1), window)
+    real = real.flatten(1) > 0  # (windows, window * window)
+    mask = F.pad(real, (1, 0), value=True).repeat(len(x), 1)[:, None, None]
+    cells = multi_head_attention(query, key, value, attn.num_heads, mask)[:, 1:]
+    cells = window_unpartition(cells, window, padded, size).flatten(1, 2)
+
+    # The class token's own question goes to all windows at once, of whose class tokens one counts.
+    first = torch.arange(windows, device=x.device)[:, None] == 0
+    once = torch.cat([first, real], dim=1).view(1, 1, 1, -1)
+    key, value = (y.unflatten(0, (-1, windows)).flatten(1, 2) for y in (key, value))
+    class_token = multi_head_attention(query[::windows, :1], key, value, attn.num_heads, once)
+    return torch.cat([class_token, cells], dim=1)
+
+
+def choose_global_blocks(layers: int, blocks: Collection[int]) -> Collection[int]:
+    """Which of ``layers`` blocks attend globally where others have windows, counted from 0.
+
+    Args:
+        blocks: those; empty for the last of every quarter, as ViTDet has it.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    if wrong := [i for i in blocks if not 0 <= i < layers]:
+        raise ValueError(
+            f"MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS names {', '.join(map(str, wrong))}; "
+            f"the ViT's blocks are 0 to {layers - 1}."
+        )
+    return blocks or {-(-layers * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
+
+
+def _projected(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, ...]:
+    """Query, key and value of ``x``. By hand: nn.MultiheadAttention would hold all N * N weights at
+    inference."""
+    return F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
