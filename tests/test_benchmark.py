@@ -43,12 +43,15 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
         (section, case, name)
         for section in ("inference", "training") for case in cases
         for name in ("CLIP", "DenseCLIP", "Detectron2 R18")
+    } | {
+        (f"visual encoder, {direction}", case, "without windows")
+        for direction in ("forward", "forward and backward") for case in ("64 x 96", "96 x 128")
     }  # fmt: skip
     assert expected <= set(rows) and len(rows) == len(report["rows"]) == len(expected) + 2 * 2 * 2
     for row in rows.values():
         assert row["milliseconds"] > 0 and row["megabytes"] > 0
         assert row["ratio_range"][0] <= row["ratio"] <= row["ratio_range"][1]
-        if row["name"] in ("CLIP", "every prompt alone", "definition"):
+        if row["name"] in ("CLIP", "every prompt alone", "definition", "without windows"):
             assert row["ratio"] == row["memory_ratio"] == 1
         assert ("bandwidth" in row["note"]) == (row["name"] == "kernel")
     printed = capsys.readouterr().out
@@ -62,6 +65,18 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
         "--classes", 5, "--sizes", "64x96", "--repeats", 1, "--json", out,
     )  # fmt: skip
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
+
+
+def test_a_vit_is_measured_with_its_windows_and_without(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--config-file", RETINANET, "--only", "visual", "--sizes", "64x96", "--repeats", 1,
+        "--json", out, "MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu",
+        "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", 3, "MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", "(3,)",
+    )  # fmt: skip
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["without windows", "windows of 3 x 3"] * 2
+    assert all(row["milliseconds"] > 0 and row["megabytes"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ tools/benchmark.py --json benchmark.json                            # all sectio
 tools/benchmark.py --only text --classes 80 150 1203
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
 
-Sections: the text encoder with every prompt alone and packed; inference and a step of training of DenseCLIP,
-of the same detector on plain CLIP and of Detectron2's own; kernels and their definitions. Contenders take
-turns and are compared within a round; medians over --repeats rounds. Weights, images and objects are random.
+Sections: the text encoder with every prompt alone and packed; the visual encoder without windowed attention
+and, where the config has it, with; inference and a step of training of DenseCLIP, of the same detector on
+plain CLIP and of Detectron2's own; kernels and their definitions. Contenders take turns and are compared
+within a round; medians over --repeats rounds. Weights, images and objects are random.
 """
 
 import argparse

@@ -8,11 +8,15 @@ from itertools import product
 
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
+from ..builder import with_fitting_norms
 from ..clip_models import get_clip_architecture
+from ..engine.precision import PRECISIONS
 from ..kernels import KERNELS
 from ..language.prompts import tokenize_names
 from ..language.text_encoder import CLIPTextEncoder
+from ..visual import build_visual_encoder
 from .detectors import Contender, class_names, contending_configs
 from .measure import Row, bandwidth, compare
 
@@ -68,8 +72,48 @@ def text(settings: Settings) -> Iterator[list[Row]]:
 
         for name, step in (("forward", forward), ("forward and backward", both)):
             steps = {contender: partial(step, encode) for contender, encode in encoders.items()}
-            held = dict.fromkeys(steps, lambda: sum(p.nbytes for p in encoder.parameters()))
+            held = dict.fromkeys(steps, partial(_bytes_of, encoder))
             yield compare(f"text, {name}", case, steps, settings.repeats, device, held=held)
+
+
+def visual(settings: Settings) -> Iterator[list[Row]]:
+    """The visual encoder with attention as the config has it, against the same without windows."""
+    encoders = {}
+    for window in {0: None, settings.cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE: None}:
+        cfg = with_fitting_norms(settings.cfg).clone()
+        cfg.defrost()
+        cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE = window
+        name = f"windows of {window} x {window}" if window else "without windows"
+        encoders[name] = build_visual_encoder(cfg).to(settings.device)
+    amp = settings.cfg.SOLVER.AMP
+    precision = partial(torch.autocast, settings.device.type, PRECISIONS[amp.PRECISION], amp.ENABLED)
+    for size in settings.sizes:
+        images = torch.randn(settings.batch, 3, *size, device=settings.device)
+
+        def forward(encoder: nn.Module, images=images) -> None:
+            with torch.no_grad(), precision():
+                encoder(images)
+
+        def both(encoder: nn.Module, images=images) -> None:
+            with precision():
+                loss = sum(feature.float().square().mean() for feature in encoder(images).values())
+            loss.backward()
+            encoder.zero_grad()
+
+        for direction, step in (("forward", forward), ("forward and backward", both)):
+            yield compare(
+                f"visual encoder, {direction}",
+                f"{size[0]} x {size[1]}",
+                {name: partial(step, encoder) for name, encoder in encoders.items()},
+                settings.repeats,
+                settings.device,
+                held={name: partial(_bytes_of, encoder) for name, encoder in encoders.items()},
+                images=settings.batch,
+            )
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _detectors(settings: Settings, *, training: bool) -> Iterator[list[Row]]:
@@ -134,5 +178,5 @@ def kernels(settings: Settings) -> Iterator[list[Row]]:
             )
 
 
-SECTIONS = {"text": text, "kernels": kernels, "inference": inference, "training": training}
+SECTIONS = {"text": text, "visual": visual, "kernels": kernels, "inference": inference, "training": training}
 """By name; each is given :class:`Settings`."""
