@@ -13,16 +13,13 @@ other rather than ignored, so that what a model sees where nothing is counts aga
 import itertools
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from detectron2.data.datasets import register_coco_instances
-from PIL import Image
-from pycocotools import mask as run_lengths
 
 from .semantic import register_semantic_folder
+from .shapes_labels import IGNORED, SPLITS, add_labels, add_seen
 from .shapes_scene import IMAGE_SIDES, Instance, render, sample_background, sample_instances
 from .shapes_worlds import BACKGROUND, SHAPES, World
 from .whole_folder import written_whole
@@ -30,8 +27,6 @@ from .whole_folder import written_whole
 __all__ = [
     "CLASS_NAMES",
     "SEMANTIC_CLASS_NAMES",
-    "add_labels",
-    "add_seen",
     "generate_shapes",
     "register_shapes",
     "shapes_info",
@@ -44,11 +39,6 @@ CLASS_NAMES, SEMANTIC_CLASS_NAMES = SHAPES.class_names, SHAPES.semantic_class_na
 
 # Part of what is stored with the dataset: raise it when the same parameters give other images.
 VERSION = "1.0"
-
-IGNORED = 255  # the label of pixels that no one is asked about
-
-# Entropy that keeps the random numbers of the splits apart; hence the order must not change.
-_SPLITS = ("train", "val")
 
 
 def shapes_info(*, num_train: int, num_val: int, seed: int, world: World = SHAPES) -> dict:
@@ -91,71 +81,15 @@ def generate_shapes(
     info = shapes_info(num_train=num_train, num_val=num_val, seed=seed, world=world)
     with written_whole(root) as partial:
         (partial / "annotations").mkdir()
-        for split, num_images in zip(_SPLITS, (num_train, num_val), strict=True):
+        for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
             (partial / split).mkdir()
-            coco = _generate_split(partial / split, num_images, (seed, _SPLITS.index(split)), world)
+            coco = _generate_split(partial / split, num_images, (seed, SPLITS.index(split)), world)
             path = partial / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps({"info": info, **coco}))
         add_labels(partial)
         if world.held_out:
             add_seen(partial, world)
     logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
-
-
-def add_labels(root: Path) -> bool:
-    """Writes ``root/labels/{train,val}/*.png``, drawn from the annotations, unless they are there.
-
-    ``root/labels`` appears when all is written.
-
-    Returns: whether they had to be written.
-    """
-    labels = root / "labels"
-    if labels.is_dir():
-        return False
-    with written_whole(labels) as partial:
-        for split in _SPLITS:
-            (partial / split).mkdir(parents=True)
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
-            annotations: defaultdict[int, list[dict]] = defaultdict(list)
-            for annotation in coco["annotations"]:
-                annotations[annotation["image_id"]].append(annotation)
-            for image in coco["images"]:
-                size = image["height"], image["width"]
-                label = _label(annotations[image["id"]], *size, background=len(coco["categories"]))
-                Image.fromarray(label).save(partial / split / image["file_name"])
-    return True
-
-
-def add_seen(root: Path, world: World) -> bool:
-    """Writes ``root/seen``: annotations and label images without the classes that the world holds out.
-
-    Their objects are not annotated, and their pixels are 255, which is ignored. The ids of the others are
-    those of ``world.seen_class_names``. ``root/seen`` appears when all is written.
-
-    Returns: whether it had to be written.
-    """
-    if (root / "seen").is_dir():
-        return False
-    new_ids = {world.class_names.index(name): i for i, name in enumerate(world.seen_class_names)}
-    new_labels = np.full(256, IGNORED, dtype=np.uint8)
-    for old, new in {**new_ids, len(world.class_names): len(new_ids)}.items():
-        new_labels[old] = new
-    with written_whole(root / "seen") as partial:
-        (partial / "annotations").mkdir(parents=True)
-        for split in _SPLITS:
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
-            coco["categories"] = [{"id": i, "name": n} for i, n in enumerate(world.seen_class_names, start=1)]
-            coco["annotations"] = [
-                {**annotation, "category_id": new_ids[annotation["category_id"] - 1] + 1}
-                for annotation in coco["annotations"]
-                if annotation["category_id"] - 1 in new_ids
-            ]
-            (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
-            (partial / "labels" / split).mkdir(parents=True)
-            for path in sorted((root / "labels" / split).glob("*.png")):
-                label = new_labels[np.asarray(Image.open(path))]
-                Image.fromarray(label).save(partial / "labels" / split / path.name)
-    return True
 
 
 def register_shapes(root: str | Path, world: World = SHAPES) -> None:
@@ -179,7 +113,7 @@ def register_shapes(root: str | Path, world: World = SHAPES) -> None:
     sources = {world.name: (root, world.class_names)}
     if world.held_out:
         sources[f"{world.name}_seen"] = root / "seen", world.seen_class_names
-    for split, (name, (folder, class_names)) in itertools.product(_SPLITS, sources.items()):
+    for split, (name, (folder, class_names)) in itertools.product(SPLITS, sources.items()):
         metadata = {"thing_classes": list(class_names), "how_to_get": how_to_get}
         annotations = folder / "annotations" / f"instances_{split}.json"
         register_coco_instances(f"{name}_{split}", metadata, str(annotations), str(root / split))
@@ -231,16 +165,6 @@ def _annotation(instance: Instance) -> dict:
         "segmentation": segmentation,
         "iscrowd": int(instance.is_crowd),
     }
-
-
-def _label(annotations: Iterable[dict], height: int, width: int, background: int) -> np.ndarray:
-    """The label image, (height, width) uint8, of the annotations of an image, in painting order."""
-    label = np.full((height, width), background, dtype=np.uint8)
-    for annotation in annotations:
-        encoded = run_lengths.frPyObjects(annotation["segmentation"], height, width)
-        mask = run_lengths.decode(encoded if annotation["iscrowd"] else run_lengths.merge(encoded))
-        label[mask.astype(bool)] = annotation["category_id"] - 1
-    return label
 
 
 def _polygon_area(polygon: np.ndarray) -> float:

@@ -1,0 +1,84 @@
+"""What is labelled in the "shapes" dataset beside objects, drawn from the objects' annotations."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as run_lengths
+
+from .shapes_worlds import World
+from .whole_folder import written_whole
+
+IGNORED = 255  # the label of pixels that no one is asked about
+
+# Their positions, as entropy, keep the random numbers of the splits apart; hence the order must not change.
+SPLITS = ("train", "val")
+
+
+def add_labels(root: Path) -> bool:
+    """Writes ``root/labels/{train,val}/*.png``, drawn from the annotations, unless they are there.
+
+    ``root/labels`` appears when all is written.
+
+    Returns: whether they had to be written.
+    """
+    labels = root / "labels"
+    if labels.is_dir():
+        return False
+    with written_whole(labels) as partial:
+        for split in SPLITS:
+            (partial / split).mkdir(parents=True)
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            annotations: defaultdict[int, list[dict]] = defaultdict(list)
+            for annotation in coco["annotations"]:
+                annotations[annotation["image_id"]].append(annotation)
+            for image in coco["images"]:
+                size = image["height"], image["width"]
+                label = _label(annotations[image["id"]], *size, background=len(coco["categories"]))
+                Image.fromarray(label).save(partial / split / image["file_name"])
+    return True
+
+
+def add_seen(root: Path, world: World) -> bool:
+    """Writes ``root/seen``: annotations and label images without the classes that the world holds out.
+
+    Their objects are not annotated, and their pixels are 255, which is ignored. The ids of the others are
+    those of ``world.seen_class_names``. ``root/seen`` appears when all is written.
+
+    Returns: whether it had to be written.
+    """
+    if (root / "seen").is_dir():
+        return False
+    new_ids = {world.class_names.index(name): i for i, name in enumerate(world.seen_class_names)}
+    new_labels = np.full(256, IGNORED, dtype=np.uint8)
+    for old, new in {**new_ids, len(world.class_names): len(new_ids)}.items():
+        new_labels[old] = new
+    with written_whole(root / "seen") as partial:
+        (partial / "annotations").mkdir(parents=True)
+        for split in SPLITS:
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            coco["categories"] = [{"id": i, "name": n} for i, n in enumerate(world.seen_class_names, start=1)]
+            coco["annotations"] = [
+                {**annotation, "category_id": new_ids[annotation["category_id"] - 1] + 1}
+                for annotation in coco["annotations"]
+                if annotation["category_id"] - 1 in new_ids
+            ]
+            (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
+            (partial / "labels" / split).mkdir(parents=True)
+            for path in sorted((root / "labels" / split).glob("*.png")):
+                label = new_labels[np.asarray(Image.open(path))]
+                Image.fromarray(label).save(partial / "labels" / split / path.name)
+    return True
+
+
+def _label(annotations: Iterable[dict], height: int, width: int, background: int) -> np.ndarray:
+    """The label image, (height, width) uint8, of the annotations of an image, in painting order."""
+    label = np.full((height, width), background, dtype=np.uint8)
+    for annotation in annotations:
+        encoded = run_lengths.frPyObjects(annotation["segmentation"], height, width)
+        mask = run_lengths.decode(encoded if annotation["iscrowd"] else run_lengths.merge(encoded))
+        label[mask.astype(bool)] = annotation["category_id"] - 1
+    return label
