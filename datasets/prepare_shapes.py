@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs  # noqa: E402
 from denseclip_d2.data.shapes import generate_shapes, shapes_info  # noqa: E402
 from denseclip_d2.data.shapes_labels import add_labels, add_seen  # noqa: E402
+from denseclip_d2.data.shapes_panoptic import add_panoptic  # noqa: E402
 from denseclip_d2.data.shapes_worlds import WORLDS  # noqa: E402
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed, "world": world}
     found = info_on_disk(root)
     if found == shapes_info(**parameters):
-        added = add_labels(root)  # earlier versions made none
+        added = add_labels(root) | add_panoptic(root)  # earlier versions made none
         if world.held_out:
             added |= add_seen(root, world)
         print(f"{root} already holds this dataset: {'added label images' if added else 'nothing to do'}")

@@ -1,6 +1,7 @@
 """What the "shapes" dataset promises to those who train on it."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from denseclip_d2.data import shapes
+from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes, register_shapes
 from denseclip_d2.data.shapes_scene import TEXTURES
 from denseclip_d2.data.shapes_worlds import SHAPES, SHAPES_192
@@ -190,6 +192,29 @@ def test_crowds_are_one_run_length_encoded_annotation(coco):
         assert coco.annToMask(annotation).sum() == annotation["area"]
 
 
+def test_panoptic_segments_are_what_is_seen(root, coco):
+    panoptic = json.loads((root / "panoptic" / "panoptic_train.json").read_text())
+    assert [c["name"] for c in panoptic["categories"] if not c["isthing"]] == ["background"]
+    assert len(panoptic["annotations"]) == NUM_TRAIN
+    for annotation in panoptic["annotations"]:
+        ids = np.asarray(Image.open(root / "panoptic" / "train" / annotation["file_name"]))
+        assert not ids[..., 1:].any()
+        segments = {s["id"]: s for s in annotation["segments_info"]}
+        assert set(np.unique(ids[..., 0])) == set(segments)
+        classes = np.zeros(256, int)
+        for i, segment in segments.items():
+            classes[i] = segment["category_id"] - 1
+            y, x = np.nonzero(ids[..., 0] == i)
+            assert segment["area"] == len(x)
+            assert segment["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+        label = np.asarray(Image.open(root / "labels" / "train" / annotation["file_name"]))
+        assert (classes[ids[..., 0]] == label).all()
+        stuff = np.asarray(Image.open(root / "panoptic" / "stuff_train" / annotation["file_name"]))
+        assert (stuff == (label == len(CLASS_NAMES))).all()
+    crowds = sum(s["iscrowd"] for a in panoptic["annotations"] for s in a["segments_info"])
+    assert crowds == sum(a["iscrowd"] for a in coco.anns.values()) > 0
+
+
 def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -209,7 +234,8 @@ def test_existing_root_is_left_alone(tmp_path):
 
 def test_empty_root_is_used(tmp_path):
     generate_shapes(tmp_path, num_train=1, num_val=1)
-    assert len(read_files(tmp_path)) == 6  # two images, their labels, the annotations of both splits
+    # Two images, their labels, the annotations of both splits, and panoptic ones: segments, stuff and files.
+    assert len(read_files(tmp_path)) == 6 + 6
 
 
 def test_negative_numbers_are_refused(tmp_path):
@@ -229,6 +255,18 @@ def test_registered_dataset_loads_in_detectron2(root, monkeypatch):
     metadata = MetadataCatalog.get("shapes_sem_seg_val")
     assert metadata.stuff_classes == [*CLASS_NAMES, "background"]
     assert metadata.evaluator_type == "sem_seg"
+    for record in DatasetCatalog.get("shapes_panoptic_val"):
+        assert record["segments_info"][-1] == {
+            **record["segments_info"][-1], "category_id": 18, "isthing": False,
+        }  # fmt: skip
+    for record in DatasetCatalog.get("shapes_panoptic_val_separated"):
+        assert {"annotations", "sem_seg_file_name"} <= set(record)
+    shutil.move(root / "panoptic", root / "away")
+    try:
+        with pytest.raises(FileNotFoundError, match="no annotation file .*panoptic_val.json. Run `py"):
+            load_datasets(["shapes_panoptic_val_separated"], filter_empty=False, check_images=True)
+    finally:
+        shutil.move(root / "away", root / "panoptic")
 
 
 def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys):
@@ -244,6 +282,7 @@ def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys
     assert read_files(tmp_path) == written
 
     shutil.rmtree(tmp_path / "shapes" / "labels")
+    shutil.rmtree(tmp_path / "shapes" / "panoptic")
     prepare(arguments)
     assert "added label images" in capsys.readouterr().out
     assert read_files(tmp_path) == written

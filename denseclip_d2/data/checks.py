@@ -177,8 +177,8 @@ def _check_package(name: str) -> None:
 
 def _check_annotations_exist(name: str) -> None:
     metadata = MetadataCatalog.get(name)
-    if file := metadata.get("json_file"):
-        missing = "" if PathManager.isfile(file) else f"annotation file {file}"
+    if files := [*filter(None, map(metadata.get, ("json_file", "panoptic_json")))]:
+        missing = next((f"annotation file {file}" for file in files if not PathManager.isfile(file)), "")
     else:
         folders = (metadata.get(key) for key in ("image_root", "sem_seg_root", "image_dir", "gt_dir"))
         missing = next(
@@ -226,7 +226,7 @@ def _check_some_labels(records: Sequence[dict], name: str) -> None:
 
 
 def _image_fault(record: dict) -> str:
-    """What is wrong with the image of a dataset record, or with its label image; empty if nothing is."""
+    """What is wrong with the image of a dataset record, or with its label images; empty if nothing is."""
     try:
         image, label = record["file_name"], record.get("sem_seg_file_name")
         size, _ = _size_and_mode(image)
@@ -239,6 +239,8 @@ def _image_fault(record: dict) -> str:
             label_size, mode = _size_and_mode(label)
             check_label_mode(mode, label)
             check_label_size(label_size, label, size, image)
+        if segments := record.get("pan_seg_file_name"):
+            check_label_size(_size_and_mode(segments)[0], segments, size, image)
     except ValueError as error:
         return str(error)
     return ""

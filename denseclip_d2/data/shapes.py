@@ -7,7 +7,8 @@ overlaps, and crowd regions (``iscrowd=1`` with a run-length encoding).
 
 For semantic segmentation every image has a label image. A pixel's label is the class of the topmost object
 there, under the detector's class id, and the last class, "background", where there is none: a class as any
-other rather than ignored, so that what a model sees where nothing is counts against it.
+other rather than ignored, so that what a model sees where nothing is counts against it. ``shapes_panoptic``
+has the panoptic annotations.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from .semantic import register_semantic_folder
 from .shapes_labels import IGNORED, SPLITS, add_labels, add_seen
+from .shapes_panoptic import add_panoptic, register_panoptic
 from .shapes_scene import IMAGE_SIDES, Instance, render, sample_background, sample_instances
 from .shapes_worlds import BACKGROUND, SHAPES, World
 from .whole_folder import written_whole
@@ -55,7 +57,8 @@ def shapes_info(*, num_train: int, num_val: int, seed: int, world: World = SHAPE
 def generate_shapes(
     root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0, world: World = SHAPES
 ) -> None:
-    """Writes ``root/annotations/instances_{train,val}.json``, ``root/{train,val}/*.png`` and ``root/labels``.
+    """Writes ``root/annotations/instances_{train,val}.json``, ``root/{train,val}/*.png``, ``root/labels`` and
+    ``root/panoptic``.
 
     An image and its annotations depend only on the seed, the split and the number of the image, not on
     how many images there are; with the same numpy and Pillow they are the same bit for bit.
@@ -87,6 +90,7 @@ def generate_shapes(
             path = partial / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps({"info": info, **coco}))
         add_labels(partial)
+        add_panoptic(partial)
         if world.held_out:
             add_seen(partial, world)
     logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
@@ -95,8 +99,9 @@ def generate_shapes(
 def register_shapes(root: str | Path, world: World = SHAPES) -> None:
     """Registers "shapes_{train,val}", for detection, and "shapes_sem_seg_{train,val}" with Detectron2.
 
-    Those of another world begin with its name. Where it holds classes out, "<name>_seen_{train,val}" and
-    "<name>_seen_sem_seg_{train,val}" have the others alone.
+    "shapes_panoptic_{train,val}" and "shapes_panoptic_{train,val}_separated" are as
+    :func:`register_panoptic` has them. Those of another world begin with its name. Where it holds classes
+    out, "<name>_seen_{train,val}" and "<name>_seen_sem_seg_{train,val}" have the others alone.
 
     The files need not exist yet.
 
@@ -125,6 +130,8 @@ def register_shapes(root: str | Path, world: World = SHAPES) -> None:
             how_to_get=how_to_get,
             ignore_label=IGNORED,
         )
+    for split in SPLITS:
+        register_panoptic(f"{world.name}_panoptic_{split}", root, split, world, how_to_get=how_to_get)
 
 
 def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...], world: World) -> dict:

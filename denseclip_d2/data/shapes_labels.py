@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,9 @@ def add_labels(root: Path) -> bool:
         for split in SPLITS:
             (partial / split).mkdir(parents=True)
             coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
-            annotations: defaultdict[int, list[dict]] = defaultdict(list)
-            for annotation in coco["annotations"]:
-                annotations[annotation["image_id"]].append(annotation)
-            for image in coco["images"]:
-                size = image["height"], image["width"]
-                label = _label(annotations[image["id"]], *size, background=len(coco["categories"]))
+            for image, annotations in annotated_images(coco):
+                classes = [annotation["category_id"] - 1 for annotation in annotations]
+                label = paint(image, annotations, classes, background=len(coco["categories"]))
                 Image.fromarray(label).save(partial / split / image["file_name"])
     return True
 
@@ -74,11 +71,21 @@ def add_seen(root: Path, world: World) -> bool:
     return True
 
 
-def _label(annotations: Iterable[dict], height: int, width: int, background: int) -> np.ndarray:
-    """The label image, (height, width) uint8, of the annotations of an image, in painting order."""
+def annotated_images(coco: dict) -> Iterator[tuple[dict, list[dict]]]:
+    """Each image of a COCO-format file with its annotations, in painting order."""
+    annotations: defaultdict[int, list[dict]] = defaultdict(list)
+    for annotation in coco["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    for image in coco["images"]:
+        yield image, annotations[image["id"]]
+
+
+def paint(image: dict, annotations: Sequence[dict], values: Sequence[int], background: int) -> np.ndarray:
+    """Each object of an image in its value, below 256, later over earlier ones: (height, width) uint8."""
+    height, width = image["height"], image["width"]
     label = np.full((height, width), background, dtype=np.uint8)
-    for annotation in annotations:
+    for annotation, value in zip(annotations, values, strict=True):
         encoded = run_lengths.frPyObjects(annotation["segmentation"], height, width)
         mask = run_lengths.decode(encoded if annotation["iscrowd"] else run_lengths.merge(encoded))
-        label[mask.astype(bool)] = annotation["category_id"] - 1
+        label[mask.astype(bool)] = value
     return label
