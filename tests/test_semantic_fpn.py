@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
 from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import CLASS_NAMES, SEMANTIC_CLASS_NAMES
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
 from denseclip_d2.engine import Predictor, Trainer, with_tta
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
 
@@ -311,55 +311,3 @@ def test_pictures_show_labels_with_a_legend_and_score_maps(small_shapes, tmp_pat
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         assert (tmp_path / f"pictures{i}/000000000001.png").exists()
-
-
-@pytest.fixture
-def panoptic_shapes(small_shapes, tmp_path):
-    """The same few images under one name, with objects, and with labels as stuff."""
-    root, train, _ = small_shapes
-    name = f"{tmp_path.name}_panoptic"
-
-    def records() -> list[dict]:
-        labels = root / "labels/train"
-        return [
-            {**x, "sem_seg_file_name": str(labels / Path(x["file_name"]).name)}
-            for x in DatasetCatalog.get(train)
-        ]
-
-    DatasetCatalog.register(name, records)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(CLASS_NAMES), stuff_classes=list(SEMANTIC_CLASS_NAMES), ignore_label=255,
-        json_file=str(root / "annotations/instances_train.json"), evaluator_type="coco_panoptic_seg",
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASS_NAMES))},
-    )  # fmt: skip
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def test_guidance_carries_over_to_panoptic_fpn(panoptic_shapes, tmp_path):
-    """Detectron2's Panoptic FPN trains from a config, is evaluated on objects and labels, and joins both."""
-    opts = {
-        "MODEL.META_ARCHITECTURE": "DenseCLIPPanopticFPN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "DATASETS.TRAIN": f"('{panoptic_shapes}',)",
-        "DATASETS.TEST": f"('{panoptic_shapes}',)", "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 1,
-        "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": tmp_path / "output",
-    }  # fmt: skip
-    cfg = load_config(
-        "configs/Shapes/denseclip_mask_rcnn_tiny.yaml", [str(x) for pair in opts.items() for x in pair]
-    )
-    trainer = Trainer(cfg)
-    language = trainer.model.backbone.language
-    before = language.contexts.clone()
-    trainer.train()
-    assert not torch.equal(language.contexts, before)
-    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
-    for name in ("loss_sem_seg", "loss_mask", "loss_pixel_text", "bbox/AP", "segm/AP", "sem_seg/mIoU"):
-        assert math.isfinite(metrics[name]), metrics
-    with torch.no_grad():
-        output = trainer.model.eval()([{"image": random_image(96, 128)}])[0]
-    assert output["sem_seg"].shape == (19, 96, 128)
-    assert output["panoptic_seg"][0].shape == (96, 128)
-    cfg.TEST.AUG.ENABLED = True
-    with pytest.raises(ValueError, match="a DenseCLIPPanopticFPN has no test-time augmentation"):
-        with_tta(cfg, trainer.model)

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from PIL import Image
 from test_engine import final_metrics
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
-from denseclip_d2.engine import Predictor, Trainer
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes, register_shapes
+from denseclip_d2.engine import Predictor, Trainer, with_tta
+from denseclip_d2.engine.trainer import has_panopticapi
 from denseclip_d2.meta_arch import language_guided
 from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
 
@@ -23,33 +25,22 @@ SYSTEMS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
 
 
 @pytest.fixture
-def options(small_shapes, tmp_path):
-    """``KEY VALUE`` pairs that train a system for two iterations on a few images, by its kind of labels."""
-    root, train, val = small_shapes
-    labels = {name: f"{name}_sem_seg" for name in (train, val)}
-    for split, name in zip(("train", "val"), labels.values(), strict=True):
-        register_semantic_folder(name, root / split, root / "labels" / split, SEMANTIC_CLASS_NAMES)
-
-    def of(path: Path) -> list[str]:
-        names = list(labels.values()) if "semantic" in path.read_text() else [train, val]
-        opts = {
-            "DATASETS.TRAIN": f"('{names[0]}',)", "DATASETS.TEST": f"('{names[1]}',)",
-            "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
-            "OUTPUT_DIR": tmp_path / "output",
-        }  # fmt: skip
-        return [str(x) for pair in opts.items() for x in pair]
-
-    yield of
-    for name in labels.values():
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+def options(tmp_path, catalogs):
+    """``KEY VALUE`` pairs that train a system for two iterations on a few images, under their usual names."""
+    generate_shapes(tmp_path / "shapes", num_train=8, num_val=4, seed=3)
+    register_shapes(tmp_path / "shapes")
+    opts = {
+        "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
+        "OUTPUT_DIR": tmp_path / "output",
+    }  # fmt: skip
+    return [str(x) for pair in opts.items() for x in pair]
 
 
 @pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.stem)
 def test_a_system_trains_and_is_evaluated_from_a_short_config(path, options):
     lines = [line for line in path.read_text().splitlines() if not line.startswith("_BASE_")]
     assert len(lines) <= 15
-    cfg = load_config(str(path), options(path))
+    cfg = load_config(str(path), options)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     language = trainer.model.backbone.language
@@ -65,6 +56,41 @@ def test_a_system_trains_and_is_evaluated_from_a_short_config(path, options):
     metrics = final_metrics(Path(cfg.OUTPUT_DIR))
     assert metrics["loss_pixel_text"] > 0
     assert any(math.isfinite(metrics.get(name, math.nan)) for name in ("bbox/AP", "sem_seg/mIoU")), metrics
+
+
+def test_panoptic_fpn_is_evaluated_on_objects_and_labels_and_joins_both(options):
+    cfg = load_config(
+        "configs/Shapes/systems/panoptic_fpn.yaml",
+        [*options, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", "1"],
+    )
+    trainer = Trainer(cfg)
+    trainer.train()
+    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
+    for name in ("loss_sem_seg", "loss_mask", "loss_pixel_text", "bbox/AP", "segm/AP", "sem_seg/mIoU"):
+        assert math.isfinite(metrics[name]), metrics
+    assert ("panoptic_seg/PQ" in metrics) == has_panopticapi()
+    with torch.no_grad():
+        output = trainer.model.eval()([{"image": torch.zeros(3, 96, 128)}])[0]
+    assert output["sem_seg"].shape == (2, 96, 128)
+    assert output["panoptic_seg"][0].shape == (96, 128)
+    cfg.TEST.AUG.ENABLED = True
+    with pytest.raises(ValueError, match="a DenseCLIPPanopticFPN has no test-time augmentation"):
+        with_tta(cfg, trainer.model)
+
+
+@pytest.mark.parametrize("name", ["shapes_panoptic_val_separated", "shapes_panoptic_val"])
+def test_the_panoptic_quality_of_the_truth_is_whole(options, name):
+    pytest.importorskip("panopticapi.evaluation")
+    evaluator = COCOPanopticEvaluator(name)
+    evaluator.reset()
+    for record in DatasetCatalog.get("shapes_panoptic_val"):
+        ids = torch.from_numpy(np.array(Image.open(record["pan_seg_file_name"]))[..., 0].astype(np.int32))
+        segments = [
+            {**s, "category_id": s["category_id"] if s["isthing"] or name.endswith("val") else 1}
+            for s in record["segments_info"]
+        ]
+        evaluator.process([record], [{"panoptic_seg": (ids, segments)}])
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(100)
 
 
 def test_a_system_of_ones_own_is_guided_by_one_line():

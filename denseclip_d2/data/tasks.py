@@ -27,7 +27,12 @@ def is_semantic(cfg: CfgNode) -> bool:
 
 def labels_pixels(cfg: CfgNode) -> bool:
     """Whether the model labels pixels, beside instances or alone."""
-    return is_semantic(cfg) or _is_a(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), PanopticFPN)
+    return is_semantic(cfg) or is_panoptic(cfg)
+
+
+def is_panoptic(cfg: CfgNode) -> bool:
+    """Whether the model makes one picture of instances and labels, ``panoptic_seg``."""
+    return _is_a(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), PanopticFPN)
 
 
 def _is_a(system: object, kind: type) -> bool:

@@ -1,5 +1,6 @@
 import logging
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
 from detectron2.utils import comm
 from torch import nn
 
@@ -18,7 +24,7 @@ from ..config import check_config
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
 from ..data.semantic import read_labels
-from ..data.tasks import is_semantic, labels_pixels
+from ..data.tasks import is_panoptic, is_semantic, labels_pixels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
 from .hooks import check_survival, with_survival
@@ -32,8 +38,9 @@ from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
 
-# Evaluator types of datasets with instances, with their evaluators, and of those with label maps. Panoptic
-# quality is left out: it needs panopticapi.
+GET_PANOPTICAPI = "pip install git+https://github.com/cocodataset/panopticapi.git"
+
+# Evaluator types of datasets with instances, with their evaluators, and of those with label maps.
 INSTANCES = {"coco": COCOEvaluator, "coco_panoptic_seg": COCOEvaluator, "lvis": LVISEvaluator}
 LABELS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
 
@@ -143,7 +150,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluators:
         output_dir = str(Path(cfg.OUTPUT_DIR, folder, dataset_name))
-        evaluator_type, evaluators = MetadataCatalog.get(dataset_name).evaluator_type, []
+        metadata, evaluators = MetadataCatalog.get(dataset_name), []
+        evaluator_type = metadata.evaluator_type
         if evaluator_type in INSTANCES and not is_semantic(cfg):
             # The evaluator would otherwise read the tasks off the predictions, and there may be none.
             tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
@@ -155,6 +163,11 @@ class Trainer(DefaultTrainer):
                 return read_labels(file_name).astype(dtype)
 
             evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read))
+        if is_panoptic(cfg) and metadata.get("panoptic_json"):
+            if has_panopticapi():
+                evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+            else:
+                logger.warning("No panoptic quality (PQ), which needs panopticapi: %s.", GET_PANOPTICAPI)
         return DatasetEvaluators(evaluators)
 
     @classmethod
@@ -165,3 +178,11 @@ class Trainer(DefaultTrainer):
         """
         evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
         return {f"{key}_TTA": result for key, result in cls.test(cfg, augmented, evaluators).items()}
+
+
+def has_panopticapi() -> bool:
+    """Whether what computes the panoptic quality is installed."""
+    try:
+        return find_spec("panopticapi.evaluation") is not None
+    except ModuleNotFoundError:  # of the package itself
+        return False
