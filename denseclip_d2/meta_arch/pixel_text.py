@@ -3,8 +3,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from ..guidance import LanguageGuidedFeatures, label_map_loss, pixel_text_loss, pixel_text_softmax_loss
@@ -123,13 +124,13 @@ class PixelTextSupervision(nn.Module):
 
     def _label_map_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         ignore_value: int = self.get_submodule("sem_seg_head").ignore_value  # type: ignore[assignment]
-        labels = ImageList.from_tensors(
-            [x["sem_seg"] for x in batched_inputs],
-            self.backbone.size_divisibility,
-            ignore_value,
-            self.backbone.padding_constraints,
-        ).tensor
-        return label_map_loss(scores.float() / self.backbone.tau, labels, ignore_value, self.kernels)
+        # Padded to what the score map covers: systems have rules of their own for padding images.
+        height, width = (side * self.backbone.score_map_stride for side in scores.shape[2:])
+        labels = [x["sem_seg"] for x in batched_inputs]
+        beyond = [(0, width - y.shape[1], 0, height - y.shape[0]) for y in labels]
+        padded = [F.pad(y, sides, value=ignore_value) for y, sides in zip(labels, beyond, strict=True)]
+        logits = scores.float() / self.backbone.tau
+        return label_map_loss(logits, torch.stack(padded), ignore_value, self.kernels)
 
 
 def language_guided(meta_arch: type[nn.Module], section: str, name: str = "") -> type[PixelTextSupervision]:
