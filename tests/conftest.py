@@ -1,5 +1,8 @@
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -83,6 +86,18 @@ def small_shapes(tmp_path):
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def panopticapi(monkeypatch):
+    """panopticapi; where it is not installed, the one function of it that Detectron2's mapper calls."""
+    if find_spec("panopticapi"):
+        return
+    package, utils = ModuleType("panopticapi"), ModuleType("panopticapi.utils")
+    package.__path__ = []
+    utils.rgb2id = lambda colours: colours.astype(int) @ np.array([1, 256, 256**2])
+    for module in (package, utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ CONFIGS = sorted(
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_config_loads(path):
+def test_every_config_loads(path, panopticapi):
     assert "!!python" not in path.read_text()
     assert load_config(str(path), []).INPUT.FORMAT == "RGB"
 

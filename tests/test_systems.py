@@ -1,31 +1,36 @@
 """Language guidance under systems of Detectron2 that this project has no code for."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from PIL import Image
 from test_engine import final_metrics
+from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes, register_shapes
+from denseclip_d2.data.tasks import section_of
 from denseclip_d2.engine import Predictor, Trainer, with_tta
 from denseclip_d2.engine.trainer import has_panopticapi
 from denseclip_d2.meta_arch import language_guided
+from denseclip_d2.meta_arch.pixel_text import captured_features
 from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
 
 SYSTEMS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
 
 
 @pytest.fixture
-def options(tmp_path, catalogs):
+def options(tmp_path, catalogs, panopticapi):
     """``KEY VALUE`` pairs that train a system for two iterations on a few images, under their usual names."""
     generate_shapes(tmp_path / "shapes", num_train=8, num_val=4, seed=3)
     register_shapes(tmp_path / "shapes")
@@ -76,6 +81,58 @@ def test_panoptic_fpn_is_evaluated_on_objects_and_labels_and_joins_both(options)
     cfg.TEST.AUG.ENABLED = True
     with pytest.raises(ValueError, match="a DenseCLIPPanopticFPN has no test-time augmentation"):
         with_tta(cfg, trainer.model)
+
+
+def test_panoptic_deeplab_is_evaluated_on_labels_and_makes_one_picture(options):
+    cfg = load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [*options, "SOLVER.MAX_ITER", "1"])
+    trainer = Trainer(cfg)
+    trainer.train()
+    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
+    for name in ("loss_sem_seg", "loss_center", "loss_offset", "loss_pixel_text", "sem_seg/mIoU"):
+        assert math.isfinite(metrics[name]), metrics
+    assert ("panoptic_seg/PQ" in metrics) == has_panopticapi()
+    with torch.no_grad():
+        output = trainer.model.eval()([{"image": torch.zeros(3, 96, 128), "height": 96, "width": 128}])[0]
+    assert output["sem_seg"].shape == (19, 96, 128)
+    assert output["panoptic_seg"][0].shape == (96, 128)
+
+
+def test_labels_are_padded_as_a_system_pads_its_images(options):
+    """Panoptic-DeepLab pads images to a size of its own, which the score map then covers."""
+    config = "configs/Shapes/systems/panoptic_deeplab.yaml"
+    cfg = load_config(config, [*options, "INPUT.MIN_SIZE_TRAIN", "(96,)"])
+    model, batch = build_model(cfg), next(iter(Trainer.build_train_loader(cfg)))
+    assert any(x["image"].shape[1:] != (128, 128) for x in batch)
+    with captured_features(model.backbone) as features:
+        loss = model(batch)["loss_pixel_text"]
+    labels = torch.full((2, 128, 128), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    for label, x in zip(labels, batch, strict=True):
+        height, width = x["sem_seg"].shape
+        label[:height, :width] = x["sem_seg"]
+    logits = features["score_map"] / cfg.MODEL.DENSECLIP.SCORE_MAP.TAU
+    logits = F.interpolate(logits, size=(128, 128), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(
+        logits, labels, ignore_index=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE, reduction="sum"
+    )
+    assert_close(loss, cfg.MODEL.DENSECLIP.LOSS_WEIGHT * expected / labels.numel())
+
+
+def test_panoptic_deeplab_without_panopticapi_says_how_to_get_it(monkeypatch):
+    packages = ("panopticapi", "detectron2.projects.panoptic_deeplab")
+    for name in [name for name in sys.modules if name.startswith(packages)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "panopticapi", None)  # what is so cannot be imported
+    with pytest.raises(ValueError, match="needs panopticapi, and that is not installed: pip install git"):
+        load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [])
+
+
+def test_panoptic_deeplab_without_language_has_the_same_labels(panopticapi):
+    cfg = load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [])
+    assert section_of(cfg) == "SEM_SEG_HEAD"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "PanopticDeepLab", "build_clip_backbone"
+    assert section_of(cfg) == "SEM_SEG_HEAD"
+    names = [name for name, _ in build_model(cfg).named_parameters()]
+    assert not [name for name in names if "language" in name]
 
 
 @pytest.mark.parametrize("name", ["shapes_panoptic_val_separated", "shapes_panoptic_val"])
@@ -136,7 +193,7 @@ def test_projects_keys_are_there_only_where_they_are_named(tmp_path):
     with pytest.raises(ValueError, match="PROJECTS is 3; it has to be a list"):
         load_config(str(config), [])
     config.write_text("MODEL: {DENSECLIP: {PROJECTS: ['deeplab2']}}")
-    with pytest.raises(ValueError, match="has 'deeplab2'; Detectron2's are point_rend, deeplab"):
+    with pytest.raises(ValueError, match="has 'deeplab2'; Detectron2's are point_rend, deeplab, panoptic"):
         load_config(str(config), [])
 
 

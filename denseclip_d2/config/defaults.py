@@ -23,8 +23,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
     denseclip.FPN_P7_RELU = True
 
-    # Projects of Detectron2's whose heads and config keys the model needs, of "point_rend" and "deeplab".
-    # Their keys exist only where they are named, in the config file.
+    # Projects of Detectron2's whose heads and config keys the model needs, of "point_rend", "deeplab" and
+    # "panoptic_deeplab". Their keys exist only where they are named, in the config file.
     denseclip.PROJECTS = ()
 
     denseclip.VISUAL = CfgNode()

@@ -1,14 +1,28 @@
 """Detectron2's own projects, whose config keys a config asks for by ``MODEL.DENSECLIP.PROJECTS``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
+from types import ModuleType
 
 from detectron2.config import CfgNode, get_cfg
 
 from .defaults import add_denseclip_config
 
-PROJECTS = {"point_rend": "add_pointrend_config", "deeplab": "add_deeplab_config"}
+PROJECTS = {
+    "point_rend": "add_pointrend_config",
+    "deeplab": "add_deeplab_config",
+    "panoptic_deeplab": "add_panoptic_deeplab_config",
+}
 """The packages in ``detectron2.projects``, and what adds their keys."""
+
+GET_PANOPTICAPI = "pip install git+https://github.com/cocodataset/panopticapi.git"
+
+_dependents: dict[str, Callable[[], object]] = {}
+
+
+def when_loaded(project: str, register: Callable[[], object]) -> None:
+    """Have what builds on a project of Detectron2's registered once a config asks for the project."""
+    _dependents[project] = register
 
 
 def default_config(projects: Iterable[str] = ()) -> CfgNode:
@@ -17,7 +31,7 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
     A project's heads are registered with it.
 
     Raises:
-        ValueError: there is no such project.
+        ValueError: there is no such project, or it needs a package that is not installed.
     """
     cfg = get_cfg()
     for project in projects:
@@ -25,10 +39,24 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
             raise ValueError(
                 f"MODEL.DENSECLIP.PROJECTS has {project!r}; Detectron2's are {', '.join(PROJECTS)}."
             )
-        package = import_module(f"detectron2.projects.{project}")
-        getattr(package, PROJECTS[project])(cfg)
+        getattr(_package_of(project), PROJECTS[project])(cfg)
     add_denseclip_config(cfg)  # last, for some of its defaults are other ones
     return cfg
+
+
+def _package_of(project: str) -> ModuleType:
+    try:
+        package = import_module(f"detectron2.projects.{project}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("panopticapi"):
+            raise
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROJECTS has {project!r}, which needs panopticapi, and that is not installed: "
+            f"{GET_PANOPTICAPI}"
+        ) from error
+    if project in _dependents:
+        _dependents.pop(project)()
+    return package
 
 
 def projects_of(content: object) -> tuple[str, ...]:

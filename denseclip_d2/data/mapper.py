@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from .semantic import check_label_size, check_labels, read_labels
-from .tasks import is_semantic
+from .tasks import is_panoptic_deeplab, is_semantic
 from .transforms import PadToSize, RandomScaleShortestEdge, ResizeShortestEdge
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,20 @@ class SemanticMapper:
         return record
 
 
-def build_mapper(cfg: CfgNode, is_train: bool = True) -> DatasetMapper | SemanticMapper:
+def build_mapper(cfg: CfgNode, is_train: bool = True) -> Callable[[dict], dict]:
     """The mapper for the kind of system that ``cfg`` describes."""
+    if is_train and is_panoptic_deeplab(cfg):
+        return _panoptic_deeplab_mapper(cfg)
     return (SemanticMapper if is_semantic(cfg) else DatasetMapper)(cfg, is_train)
+
+
+def _panoptic_deeplab_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
+    """Detectron2's mapper for Panoptic-DeepLab, whose targets are centers and offsets too."""
+    from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper  # needs panopticapi
+
+    arguments = PanopticDeeplabDatasetMapper.from_config(cfg)
+    arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train=True)
+    return PanopticDeeplabDatasetMapper(**arguments)
 
 
 def _with_own(augmentations: Iterable, cfg: CfgNode, is_train: bool) -> list:

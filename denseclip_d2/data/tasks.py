@@ -12,15 +12,16 @@ def section_of(cfg: CfgNode) -> str:
 
     A system's own ``section``, if it has one; else that of the kind of Detectron2's that it is.
     """
-    system = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    system = _system(cfg)
     kinds = [section for kind, section in SECTIONS.items() if _is_a(system, kind)]
+    kinds += ["SEM_SEG_HEAD"] if is_panoptic_deeplab(cfg) else []
     return getattr(system, "section", [*kinds, "ROI_HEADS"][0])
 
 
 def is_semantic(cfg: CfgNode) -> bool:
-    """Whether the model labels pixels alone, so that its classes are a dataset's ``stuff_classes``.
+    """Whether the model's classes are those of label maps, a dataset's ``stuff_classes``.
 
-    Those of systems that find instances, Panoptic FPN among them, are its ``thing_classes``.
+    Those of systems that find boxes, Panoptic FPN among them, are its ``thing_classes``.
     """
     return section_of(cfg) == "SEM_SEG_HEAD"
 
@@ -32,7 +33,16 @@ def labels_pixels(cfg: CfgNode) -> bool:
 
 def is_panoptic(cfg: CfgNode) -> bool:
     """Whether the model makes one picture of instances and labels, ``panoptic_seg``."""
-    return _is_a(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), PanopticFPN)
+    return _is_a(_system(cfg), PanopticFPN) or is_panoptic_deeplab(cfg)
+
+
+def is_panoptic_deeplab(cfg: CfgNode) -> bool:
+    """Whether the model is Detectron2's Panoptic-DeepLab, which is there only where a config asks for it."""
+    return "PANOPTIC_DEEPLAB" in cfg.MODEL and _is_a(_system(cfg), META_ARCH_REGISTRY.get("PanopticDeepLab"))
+
+
+def _system(cfg: CfgNode) -> object:
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
 
 
 def _is_a(system: object, kind: type) -> bool:

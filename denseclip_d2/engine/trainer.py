@@ -21,6 +21,7 @@ from torch import nn
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..config import check_config
+from ..config.projects import GET_PANOPTICAPI
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
 from ..data.semantic import read_labels
@@ -37,8 +38,6 @@ from .summary import count_images, summarize_run
 from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
-
-GET_PANOPTICAPI = "pip install git+https://github.com/cocodataset/panopticapi.git"
 
 # Evaluator types of datasets with instances, with their evaluators, and of those with label maps.
 INSTANCES = {"coco": COCOEvaluator, "coco_panoptic_seg": COCOEvaluator, "lvis": LVISEvaluator}
@@ -157,7 +156,8 @@ class Trainer(DefaultTrainer):
             tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
             evaluator = INSTANCES[evaluator_type]
             evaluators.append(evaluator(dataset_name, tasks=tasks, output_dir=output_dir))
-        if evaluator_type in LABELS and labels_pixels(cfg):
+        has_labels = evaluator_type != "coco_panoptic_seg" or metadata.get("sem_seg_root")
+        if evaluator_type in LABELS and labels_pixels(cfg) and has_labels:
 
             def read(file_name: str, dtype: type) -> np.ndarray:  # Detectron2's asks numpy 2 for too much
                 return read_labels(file_name).astype(dtype)

@@ -3,6 +3,7 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
+from ..config.projects import when_loaded
 from .fcos import CLIPFCOS
 from .pixel_text import language_guided
 from .retinanet import CLIPRetinaNet
@@ -25,3 +26,11 @@ for _system in (
     DenseCLIPSemanticFPN,
 ):
     META_ARCH_REGISTRY.register(_system)
+
+
+def _register_panoptic_deeplab() -> None:
+    META_ARCH_REGISTRY.register(language_guided(META_ARCH_REGISTRY.get("PanopticDeepLab"), "SEM_SEG_HEAD"))
+
+
+# DenseCLIPPanopticDeepLab; Detectron2's module cannot be imported where panopticapi is not installed.
+when_loaded("panoptic_deeplab", _register_panoptic_deeplab)
