@@ -26,7 +26,9 @@ from denseclip_d2.meta_arch import language_guided
 from denseclip_d2.meta_arch.pixel_text import captured_features
 from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
 
-SYSTEMS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
+CONFIGS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
+SYSTEMS = [path for path in CONFIGS if not path.stem.startswith("clip_")]
+SIMPLE_PYRAMID = "configs/Shapes/systems/mask_rcnn_simple_pyramid.yaml"
 
 
 @pytest.fixture
@@ -61,6 +63,38 @@ def test_a_system_trains_and_is_evaluated_from_a_short_config(path, options):
     metrics = final_metrics(Path(cfg.OUTPUT_DIR))
     assert metrics["loss_pixel_text"] > 0
     assert any(math.isfinite(metrics.get(name, math.nan)) for name in ("bbox/AP", "sem_seg/mIoU")), metrics
+
+
+def test_a_simple_pyramid_trains_without_language_too(options):
+    cfg = load_config("configs/Shapes/systems/clip_mask_rcnn_simple_pyramid.yaml", options)
+    trainer = Trainer(cfg)
+    before = trainer.model.backbone.net.conv1.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(trainer.model.backbone.net.conv1.weight, before)
+    assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)  # DDP's rule
+    metrics = final_metrics(Path(cfg.OUTPUT_DIR))
+    assert "loss_mask" in metrics and "loss_pixel_text" not in metrics and "segm/AP" in metrics
+
+
+def test_a_simple_pyramid_reads_the_last_map_and_the_score_map():
+    model = build_model(load_config(SIMPLE_PYRAMID, [])).eval()
+    backbone = model.backbone
+    assert backbone.size_divisibility == 32
+    with torch.no_grad(), captured_features(backbone.fpn.net) as guided:
+        features = backbone(torch.rand(1, 3, 96, 160))
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    assert strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
+    for name, stride in strides.items():
+        assert features[name].shape == (1, 64, -(-96 // stride), -(-160 // stride)), name
+    assert guided["res5"].shape == (1, 96 + 18, 6, 10)
+    assert_close(guided["res5"][:, 96:], features["score_map"] / backbone.tau)
+    blocks = backbone.visual.transformer.resblocks
+    assert backbone.visual.taps["res5"] == len(blocks)
+
+
+def test_a_simple_pyramid_of_a_resnet_is_refused():
+    with pytest.raises(ValueError, match="is not a ViT as CLIP has it"):
+        build_model(load_config(SIMPLE_PYRAMID, ["MODEL.DENSECLIP.CLIP_MODEL", "RN-shapes-quickgelu"]))
 
 
 def test_panoptic_fpn_is_evaluated_on_objects_and_labels_and_joins_both(options):

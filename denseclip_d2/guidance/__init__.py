@@ -4,10 +4,12 @@ from .build import (
     build_clip_fpn_backbone,
     build_clip_retinanet_fpn_backbone,
     build_clip_semantic_fpn_backbone,
+    build_clip_simple_fpn_backbone,
     build_denseclip_backbone,
     build_denseclip_fpn_backbone,
     build_denseclip_retinanet_fpn_backbone,
     build_denseclip_semantic_fpn_backbone,
+    build_denseclip_simple_fpn_backbone,
 )
 from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
@@ -18,20 +20,24 @@ from .losses import (
     pixel_text_loss,
     pixel_text_softmax_loss,
 )
+from .simple_pyramid import SimplePyramid
 
 __all__ = [
     "LanguageGuidedFPN",
     "LanguageGuidedFeatures",
     "LanguageGuidedNeck",
+    "SimplePyramid",
     "box_targets",
     "build_clip_backbone",
     "build_clip_fpn_backbone",
     "build_clip_retinanet_fpn_backbone",
     "build_clip_semantic_fpn_backbone",
+    "build_clip_simple_fpn_backbone",
     "build_denseclip_backbone",
     "build_denseclip_fpn_backbone",
     "build_denseclip_retinanet_fpn_backbone",
     "build_denseclip_semantic_fpn_backbone",
+    "build_denseclip_simple_fpn_backbone",
     "guidance_of",
     "label_map_loss",
     "mask_targets",

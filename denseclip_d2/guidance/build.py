@@ -1,23 +1,33 @@
 """Backbones by the names that a config gives them."""
 
+from functools import partial
+
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 
 from ..data.class_names import get_class_names
 from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from .features import LanguageGuidedFeatures
-from .fpn import LanguageGuidedFPN, TopBlockBuilder, max_pool, no_top_block, p6_p7
+from .fpn import (
+    LanguageGuidedFPN,
+    LanguageGuidedNeck,
+    TopBlockBuilder,
+    max_pool,
+    no_top_block,
+    p6_p7,
+)
+from .simple_pyramid import LastMapViT, SimplePyramid
 
 
 def _p6_p7(cfg) -> TopBlockBuilder:
     return p6_p7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.DENSECLIP.FPN_P7_RELU)
 
 
-def _guidance(cfg) -> dict:
+def _guidance(cfg, visual: VisualEncoder) -> dict:
     score_map = cfg.MODEL.DENSECLIP.SCORE_MAP
     return {
-        "visual": build_visual_encoder(cfg),
+        "visual": visual,
         "language": PromptedTextEncoder(cfg, get_class_names(cfg)),
         "level": score_map.LEVEL,
         "tau": score_map.TAU,
@@ -34,7 +44,7 @@ def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
         top_block=top_block,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        **_guidance(cfg),
+        **_guidance(cfg, build_visual_encoder(cfg)),
     )
 
 
@@ -48,6 +58,10 @@ def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
         top_block(visual.output_shape()),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
+    return SimplePyramid(bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
 
 
 @BACKBONE_REGISTRY.register()
@@ -87,12 +101,27 @@ def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
+def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedNeck:
+    """CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
+
+    There is one map, so that ``MODEL.FPN.IN_FEATURES`` does not count.
+    """
+    return LanguageGuidedNeck(neck=partial(_simple_pyramid, cfg), **_guidance(cfg, LastMapViT(cfg)))
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> SimplePyramid:
+    """CLIP's ViT and Detectron2's simple pyramid of its last map, P2 to P6, without language."""
+    return _simple_pyramid(cfg, LastMapViT(cfg, with_embeddings=False))
+
+
+@BACKBONE_REGISTRY.register()
 def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
     """CLIP's visual encoder and the score map in one of its features, without a pyramid.
 
     Of a ViT, ``MODEL.FPN.IN_FEATURES`` has to be what the head reads: it builds no other levels.
     """
-    return LanguageGuidedFeatures(**_guidance(cfg))
+    return LanguageGuidedFeatures(**_guidance(cfg, build_visual_encoder(cfg)))
 
 
 @BACKBONE_REGISTRY.register()
