@@ -7,6 +7,7 @@ import torch
 from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from timm.models import FastVit
 from torch import nn
 
 from .checkpoint import DenseCLIPCheckpointer
@@ -34,7 +35,14 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = modeling.build_model(with_fitting_norms(cfg))
     if cfg.MODEL.COMPILE:
         _compile_visual_encoder(cfg, model)
-    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+    if not cfg.MODEL.CHANNELS_LAST:
+        return model
+    if not can_be_channels_last(model, cfg.MODEL.DEVICE):
+        raise ValueError(
+            "MODEL.CHANNELS_LAST True: torch writes beyond its memory when it trains timm's FastVit so on "
+            "CPUs. Set it to False."
+        )
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.Module:
@@ -52,6 +60,11 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
     )
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
+
+
+def can_be_channels_last(model: nn.Module, device: str) -> bool:
+    """Whether channels-last memory is safe: timm's FastViT makes torch 2.14 crash on CPUs, in training."""
+    return torch.device(device).type != "cpu" or not any(isinstance(m, FastVit) for m in model.modules())
 
 
 def with_fitting_norms(cfg: CfgNode) -> CfgNode:

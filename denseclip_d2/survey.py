@@ -66,7 +66,7 @@ def _try_backbone(model: nn.Module, architecture: CLIPArchitecture) -> str:
     guided = guidance_of(model)
     if guided is None:
         raise ValueError("the config's backbone is not guided by language")
-    visual = guided.visual
+    visual = guided.visual.eval()
     cells = SIDE // visual.embedding_stride
     expected = (1, architecture.embed_dim, cells, cells)
     dense = visual(torch.zeros(1, 3, SIDE, SIDE))["dense_embedding"]

@@ -1,6 +1,7 @@
 """Every family of CLIPs that open_clip has, by a small one of each."""
 
 import json
+import math
 import sys
 
 import open_clip
@@ -15,9 +16,12 @@ from denseclip_d2.checkpoint.exported import export
 from denseclip_d2.clip_models import get_clip_architecture, pixels_of
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
+from denseclip_d2.data.caption_table import CaptionTable
+from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.engine import Predictor, Trainer
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
 from denseclip_d2.language.tokenizers import HubTokenizer, get_tokenizer
+from denseclip_d2.pretraining import Recipe, pretrain
 from denseclip_d2.survey import survey
 from denseclip_d2.visual import CLIPTimm, encoder_class
 from denseclip_d2.visual.timm_backbone import create_trunk
@@ -230,6 +234,17 @@ def test_one_of_each_family_trains_evaluates_exports_and_loads(family, semantic_
     assert torch.equal(again(image)["sem_seg"], Predictor(cfg)(image)["sem_seg"])
 
 
+@pytest.mark.parametrize("family", ["ConvNeXt", "Sigmoid", "MobileCLIP"])
+def test_one_of_each_kind_is_pretrained_on_captions(family, tmp_path):
+    write_pairs(ImageCaptionPairs(8, seed=0), tmp_path / "pairs")
+    recipe = Recipe(
+        model=f"tiny-{family}", steps=1, batch_size=4, alike=2, warmup=1, period=1, num_evaluated=2,
+    )  # fmt: skip
+    pretrain(recipe, CaptionTable(tmp_path / "pairs" / "captions.tsv"), tmp_path / "clip")
+    metrics = final_metrics(tmp_path / "clip")
+    assert 0 <= metrics["dense_accuracy"] <= 1 and math.isfinite(metrics["loss"])
+
+
 @pytest.mark.parametrize("family", ["ConvNeXt", "Sigmoid", "EVA02"])
 def test_the_twin_takes_the_weights_that_it_has_a_use_for(family, tmp_path):
     model = clip_of(family)
@@ -284,6 +299,13 @@ def test_activations_can_be_computed_again():
     torch.testing.assert_close(*gradients)
     with pytest.raises(ValueError, match="count each batch twice"):
         visual_of(clip_of("MobileCLIP"), "MobileCLIP", activation_checkpointing=True)
+
+
+def test_what_crashes_torch_is_refused():
+    keys = {"CLIP_MODEL": "tiny-MobileCLIP", "VISUAL.DENSE": "attention"}
+    opts = [x for key, value in keys.items() for x in (f"MODEL.DENSECLIP.{key}", value)]
+    with pytest.raises(ValueError, match="CHANNELS_LAST True: torch writes beyond its memory"):
+        build_model(load_config(CONFIG, [*opts, "MODEL.DEVICE", "cpu"]))
 
 
 def test_pixels_follow_the_architecture_unless_the_config_says_otherwise(caplog):

@@ -104,6 +104,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             self._fetch(path)
             if not path and self.fresh_start and (weights := read_backbone(self.model)):
                 self._take(weights, {}, names_of_backbone(self.model))
+                return {}
             return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set when it fails

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..builder import can_be_channels_last
 from ..checkpoint.exported import halved
 from ..checkpoint.whole_files import written_whole
 from ..data.caption_table import CaptionTable
@@ -149,13 +150,15 @@ class _Run:
             recipe.model, preprocess_of(self.model), self.tokenizer,
             num_images=recipe.num_evaluated, seed=recipe.seed + _EVALUATED_SEED,
         )  # fmt: skip
+        channels_last = can_be_channels_last(self.model, self.device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.loss = SharedCaptionLoss(recipe.apart)
         self.optimizers = _optimizers(self.model, recipe)
         self.schedules = [LambdaLR(optimizer, recipe.rate) for optimizer in self.optimizers]
 
     def train_step(self, images: Tensor, texts: Tensor) -> float:
         self.model.train()
-        images = images.to(self.device, memory_format=torch.channels_last)
+        images = images.to(self.device, memory_format=self.memory_format)
         texts = texts.to(self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             image_features, text_features, scale = self.model(images, texts)[:3]

@@ -1,0 +1,44 @@
+"""What the documentation says to run, run."""
+
+import re
+from pathlib import Path
+
+import torch
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from test_engine import final_metrics
+
+PAGE = Path("docs/what_fits.md")
+
+
+def code(number: int) -> str:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[number]
+
+
+def test_a_backbone_of_ones_own_takes_thirty_lines(small_shapes, tmp_path):
+    block = code(0)
+    assert len(block.splitlines()) <= 30
+    train, val = small_shapes[1:]
+    few = [
+        "OUTPUT_DIR", str(tmp_path / "mine"), "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
+        "DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", "DATALOADER.NUM_WORKERS", "0",
+    ]  # fmt: skip
+    try:
+        exec(block.replace("pixels + backbone", f"pixels + backbone + {few}"), {"__name__": "__main__"})
+    finally:
+        BACKBONE_REGISTRY._obj_map.pop("Convolutions", None)
+    assert final_metrics(tmp_path / "mine")["loss_pixel_text"] > 0
+
+
+def test_a_system_of_ones_own_takes_thirty_lines():
+    block, names = code(1), {"__name__": "__main__"}
+    assert len(block.splitlines()) <= 30
+    try:
+        exec(block, names)
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("DenseCLIPPyramids", None)
+    instances = Instances((64, 64), gt_boxes=Boxes([[8, 8, 40, 40]]), gt_classes=torch.tensor([3]))
+    losses = names["model"]([{"image": torch.zeros(3, 64, 64), "instances": instances}])
+    assert set(losses) == {"loss_size", "loss_pixel_text"}
+    losses["loss_pixel_text"].backward()
+    assert names["model"].backbone.language.contexts.grad.any()
