@@ -31,6 +31,7 @@ setup(
         "fvcore",
         "iopath",
         "open_clip_torch",
+        "timm>=1.0.20",
         "pycocotools",
         "ftfy",
         "safetensors",

@@ -70,7 +70,7 @@ FAMILIES: dict[str, tuple[dict, dict, dict]] = {
     "ViTamin": (timm_vision("vitamin_small_224", "", "linear", 224), {}, CUSTOM),
     "ViT-gap": (timm_vision("vit_medium_patch16_gap_256", "", "linear", 256), {}, {}),
 }
-LARGE = {"MobileCLIP2-S3", "Swin", "ViTamin", "ViT-gap"}  # 20 M parameters and more: not trained here
+LARGE = {"MobileCLIP2-S3", "ViT-gap"}  # of the kinds of MobileCLIP and ViTamin, and not trained here
 TRAINED = [name for name in FAMILIES if name not in LARGE]
 
 
