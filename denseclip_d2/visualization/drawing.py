@@ -33,7 +33,7 @@ def draw_ground_truth(
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     labels = [class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "") for a in annotations]
     masks = [a["segmentation"] for a in annotations] if with_masks else None
-    return _draw(image, boxes, masks, [a["category_id"] for a in annotations], labels)
+    return draw_boxes(image, boxes, masks, [a["category_id"] for a in annotations], labels)
 
 
 def draw_detections(
@@ -44,7 +44,7 @@ def draw_detections(
     classes = instances.pred_classes.tolist()
     labels = [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, instances.scores, strict=True)]
     masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
-    return _draw(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels)
+    return draw_boxes(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels)
 
 
 def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -102,9 +102,10 @@ def _color(c: int) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _draw(
+def draw_boxes(
     image: np.ndarray, boxes: ArrayLike, masks: Sequence | None, classes: list[int], labels: list[str]
 ) -> np.ndarray:
+    """Boxes (N, 4), corner to corner, and masks where there are any, in their classes' colours, RGB."""
     visualizer = _Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
     colors = [_color(c) for c in classes]
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
