@@ -63,7 +63,7 @@ demo-segmentation: CONFIG := Shapes/denseclip_semantic_fpn_tiny.yaml
 demo-segmentation: OUTPUT := output/shapes_semantic_fpn
 demo-segmentation: DATASET := shapes_sem_seg_val
 DATASET = shapes_val
-DEMO = $(BIN)/python tools/demo.py --dataset $(DATASET) --count 12 --threshold 0.4
+DEMO = $(BIN)/python tools/demo.py --dataset $(DATASET) --count 12 --threshold 0.4 --overwrite
 
 demo demo-masks demo-segmentation: $(INSTALLED)
 	@echo "== Dataset: shapes, generated =="

@@ -1,25 +1,31 @@
 #!/usr/bin/env python
-"""Detections or label maps, beside ground truth where there is any, and score maps of names, as pictures.
+"""What a model sees in images and videos: pictures of detections or label maps, and of score maps of names.
 
 tools/demo.py --config-file F --input photo.jpg --score-map person dog --output DIR MODEL.WEIGHTS W
+tools/demo.py --config-file F --input photos/ 'more/*.png' clip.mp4 --output DIR MODEL.WEIGHTS W
+tools/demo.py --config-file F --camera 0 --output DIR MODEL.WEIGHTS W                # until Ctrl-C
 tools/demo.py --config-file F --dataset shapes_val --count 12 --output DIR MODEL.WEIGHTS W
 tools/demo.py --zoo Shapes/denseclip_retinanet_tiny.yaml --dataset shapes_val --output DIR
+
+DIR gets a PNG of every image, beside its ground truth where there is any, an MP4 of every video, overview.png
+of the first images, and detections.json in COCO's format, with all that the model gives. The exit status is 0
+if all was well, 3 if something could not be read and was skipped, 1 if nothing could be done.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
-from PIL import Image
-from tqdm import tqdm
 
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
-from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Predictor
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.visualization import grid, image_panels
+from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
+from denseclip_d2.visualization.gallery import check_outputs
+
+SKIPPED = 3
+"""Exit status where an input was skipped."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,10 +36,15 @@ def parse_args() -> argparse.Namespace:
     model.add_argument("--config-file", metavar="FILE", help="a config, or weights exported with theirs")
     model.add_argument("--zoo", metavar="NAME", help="a trained model of the zoo, by its config's name")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="IMAGE", help="image files")
+    source.add_argument("--input", nargs="+", metavar="FILE", help="images, videos, folders, globs")
+    source.add_argument("--camera", metavar="DEVICE", help="a camera's number, or a stream's address")
     source.add_argument("--dataset", help="a registered dataset, whose ground truth is drawn as well")
-    parser.add_argument("--count", type=int, default=12, help="images of --dataset (default: %(default)s)")
+    parser.add_argument("--count", type=int, help="images and frames at most (of --dataset: 12, else all)")
     parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace what DIR has of an earlier run")
+    parser.add_argument(
+        "--batch", type=int, help="images at once, of one size (8 on a GPU; halved if need be)"
+    )
     parser.add_argument(
         "--score-map", nargs="+", default=[], metavar="NAME",
         help="classes, or any words, whose score maps to draw (--dataset: up to three that are in the image)",
@@ -45,32 +56,39 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> None:
+def find(args: argparse.Namespace) -> list[Source]:
+    if args.camera:
+        return [camera(args.camera)]
+    return of_dataset(args.dataset, args.count or 12) if args.dataset else find_sources(args.input)
+
+
+def main(args: argparse.Namespace) -> int:
     setup_logger()
+    for name in ("count", "batch"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; at least 1 is needed.")
     if args.zoo:
         cfg = model_zoo.get_config(args.zoo, trained=True)
         cfg.merge_from_list(args.opts)
     else:
         cfg = load_config(args.config_file, args.opts)
+    sources = find(args)
     check_writable(args.output, "--output")
-    if args.dataset:
-        records = load_datasets([args.dataset], filter_empty=False, check_images=False)[: args.count]
-    else:
-        records = [{"file_name": path} for path in args.input]
-    stems = [Path(record["file_name"]).stem for record in records]
-    if len(set(stems)) < len(stems):
-        raise ValueError("Two inputs have the same name; their pictures would overwrite each other.")
+    check_outputs(sources, args.output, overwrite=args.overwrite)
     predictor = Predictor(cfg)
-    rows = []
-    for stem, record in zip(stems, tqdm(records, unit="image"), strict=True):
-        rows.append(image_panels(predictor, record, args.score_map, args.threshold))
-        Image.fromarray(grid(rows[-1:])).save(Path(args.output, f"{stem}.png"))
-    Image.fromarray(grid(rows[:4])).save(Path(args.output, "overview.png"))
-    print(f"Wrote {len(records)} pictures, and an overview of the first, to {args.output}")
+    predictor.at_once = args.batch or predictor.at_once
+    seen, faults = draw_sources(
+        predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,
+        dataset=args.dataset or "",
+    )  # fmt: skip
+    print(f"Wrote what was seen in {seen} images, and detections.json, to {args.output}")
+    for fault in faults:
+        print(f"Skipped: {fault}", file=sys.stderr)
+    return (SKIPPED if seen else 1) if faults else 0
 
 
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        sys.exit(main(parse_args()))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..data import get_class_names
-from ..engine import Predictor
 from .drawing import (
     HEAT,
     draw_detections,
@@ -45,32 +43,43 @@ class Panel(NamedTuple):
 
 
 def image_panels(
-    predictor: Predictor, record: dict, names: Sequence[str] = (), threshold: float = 0.5
+    image: np.ndarray,
+    predictions: dict,
+    class_names: Sequence[str],
+    *,
+    record: dict,
+    names: Sequence[str] = (),
+    tau: float = 1.0,
+    threshold: float = 0.5,
 ) -> dict[str, Panel]:
     """The panels of one image, by title.
 
     Args:
-        record: of a dataset, in Detectron2's format; ``file_name`` alone is enough, where no ground truth is
-            to be drawn.
-        names: whose score maps to draw; none: of up to three classes that the ground truth has.
+        image: (H, W, 3) uint8, RGB.
+        predictions: what a :class:`Predictor` returns for it.
+        record: of a dataset, in Detectron2's format, whose ground truth is drawn; empty where there is none.
+        names: of ``score_maps``.
+        tau: temperature of ``score_maps``.
         threshold: lowest score of the detections drawn.
     """
-    image, class_names = read_image(record["file_name"], "RGB"), get_class_names(predictor.cfg)
-    truth = np.asarray(Image.open(record["sem_seg_file_name"])) if "sem_seg_file_name" in record else None
-    guidance = predictor.guidance
-    if not names and guidance:
-        names = [class_names[c] for c in _classes_in(record, truth, len(class_names))[:3]]
-    predictions = predictor(image[:, :, ::-1], names)
     if "instances" in predictions:
         row = _detection_panels(image, record, predictions["instances"], class_names, threshold)
     else:
-        row = _segmentation_panels(image, truth, predictions["sem_seg"].argmax(0).cpu().numpy(), class_names)
-    if not guidance:
-        return row
+        row = _segmentation_panels(image, _truth(record), label_map(predictions), class_names)
     for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
-        heat = draw_score_map(image, scores.cpu().numpy(), guidance.tau)
+        heat = draw_score_map(image, scores.cpu().numpy(), tau)
         row[f"score map: {name}"] = Panel(heat, scale="sigmoid(cosine / tau)")
     return row
+
+
+def label_map(predictions: dict) -> np.ndarray:
+    """(H, W) class ids, of what a segmentor returns."""
+    return predictions["sem_seg"].argmax(0).cpu().numpy()
+
+
+def names_in(record: dict, class_names: Sequence[str]) -> list[str]:
+    """Names whose score maps are worth drawing: of up to three classes that the ground truth has."""
+    return [class_names[c] for c in _classes_in(record, _truth(record), len(class_names))[:3]]
 
 
 def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
@@ -94,10 +103,31 @@ def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
     return rendered(figure)
 
 
+def strip(row: dict[str, Panel]) -> np.ndarray:
+    """The panels of a row side by side, each as large as the first, as a frame of a video; RGB.
+
+    A title is written on each, but not on a single one. Unlike :func:`grid`'s, the size depends on the first
+    panel's and on the number of panels alone, and drawing takes milliseconds.
+    """
+    height, width = next(iter(row.values())).picture.shape[:2]
+    font = ImageFont.truetype(findfont("DejaVu Sans"), max(height // 30, 10))
+    frame = Image.new("RGB", (width * len(row), height), "white")
+    for column, (title, panel) in enumerate(row.items()):
+        frame.paste(ImageOps.contain(Image.fromarray(panel.picture), (width, height)), (column * width, 0))
+        if len(row) > 1:
+            place = column * width + font.size // 2, font.size // 2
+            ImageDraw.Draw(frame).text(place, title, "white", font, stroke_width=2, stroke_fill="black")
+    return np.asarray(frame)
+
+
 def _add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Axes at a place given in inches."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / down, width / across, height / down))
+
+
+def _truth(record: dict) -> np.ndarray | None:
+    return np.asarray(Image.open(record["sem_seg_file_name"])) if "sem_seg_file_name" in record else None
 
 
 def _classes_in(record: dict, truth: np.ndarray | None, num_classes: int) -> list[int]:
