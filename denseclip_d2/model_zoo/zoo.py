@@ -116,6 +116,11 @@ def local_file(name: str) -> Path:
     return path
 
 
+def packaged_files() -> list[tuple[Path, str]]:
+    """The files of weights that come with the package, each with its sha256."""
+    return [(_ROOT / "weights" / entry.file, entry.sha256) for entry in zoo_index().values() if not entry.url]
+
+
 class ZooHandler(PathHandler):
     """Lets Detectron2's ``PathManager`` read ``denseclip://`` paths."""
 
