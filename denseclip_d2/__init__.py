@@ -1,7 +1,8 @@
 """DenseCLIP (Rao et al., CVPR 2022, arXiv 2112.01518) as a Detectron2 extension.
 
 Importing the package registers its backbones, meta-architectures, datasets, CLIP architectures and the
-``openclip://`` and ``denseclip://`` path prefixes with Detectron2 and open_clip, and does nothing else.
+``openclip://``, ``denseclip://`` and ``hf://`` path prefixes with Detectron2 and open_clip, and does nothing
+else.
 """
 
 try:

@@ -15,6 +15,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
 
     For exported weights in place of a config file, their header is the config, and they are its weights.
+    Either may be on a hub, ``hf://owner/repo/file``, or wherever else Detectron2's ``PathManager`` reads.
     Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". Pixel means and deviations that are empty become
     the architecture's. The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are registered.
 
@@ -23,16 +24,18 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         FileNotFoundError: there is no such file.
     """
     try:
-        if config_file.endswith(".safetensors"):
-            content = header_config(config_file)
+        local = PathManager.get_local_path(config_file) if "://" in config_file else config_file
+        if local.endswith(".safetensors"):
+            content = header_config(local)
             projects = projects_of(content)
             cfg = default_config(projects)
-            merge_header_config(cfg, config_file, content)
+            merge_header_config(cfg, local, content)
+            cfg.MODEL.WEIGHTS = config_file
         else:
-            assert PathManager.isfile(config_file), f"Config file {config_file!r} does not exist!"
-            projects = projects_of(CfgNode.load_yaml_with_base(config_file, allow_unsafe=True))
+            assert PathManager.isfile(local), f"Config file {config_file!r} does not exist!"
+            projects = projects_of(CfgNode.load_yaml_with_base(local, allow_unsafe=True))
             cfg = default_config(projects)
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(local)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError) as error:  # how yacs refuses a key, or a file
         raise ValueError(error.args[0] if error.args else str(error)) from error

@@ -21,7 +21,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
     logged = argparse.Namespace(**vars(args))
-    if args.config_file.endswith(".safetensors"):
+    if args.config_file.endswith(".safetensors") or "://" in args.config_file:
         logged.config_file = ""  # default_setup would log the file's text
     default_setup(cfg, logged)
     # default_setup gives Detectron2's and fvcore's loggers a console and OUTPUT_DIR/log.txt, and no other's.
