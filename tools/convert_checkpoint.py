@@ -4,6 +4,7 @@
 tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
 tools/convert_checkpoint.py --input model_final.pth --config-file F --fold-text --output small.safetensors
 tools/demo.py --config-file small.safetensors --input photo.jpg --output pictures   # its header is the config
+tools/convert_checkpoint.py --input D/model_final.pth --config-file F --output hub/a.safetensors --model-card
 
 The authors' DenseCLIP checkpoints go with the configs of their names, under configs/.
 """
@@ -23,6 +24,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.guidance import guidance_of
+from denseclip_d2.model_zoo.card import check_card, find_figures, model_card, write_card
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +41,15 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--half", action="store_true", help="write float16, rounded, at half the size")
     parser.add_argument("--allow-partial", action="store_true", help="take weights that lack a part")
     parser.add_argument(
+        "--model-card", action="store_true",
+        help="write README.md beside OUT as well, the page of the model on a hub",
+    )  # fmt: skip
+    parser.add_argument("--licence", default="apache-2.0", help="the card's, as hubs write it (%(default)s)")
+    parser.add_argument(
+        "--metrics", metavar="FILE",
+        help="the card's figures: a training's metrics.json (default: the one beside a model_final.pth)",
+    )  # fmt: skip
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
     )
     return parser.parse_args(args)
@@ -49,7 +60,11 @@ def main(args: argparse.Namespace) -> None:
     check_output(args.output)
     if not args.input:
         raise ValueError("--input is empty.")
-    check_writable(str(Path(args.output).parent), "the folder of --output")
+    folder = Path(args.output).parent
+    check_writable(str(folder), "the folder of --output")
+    if args.model_card:
+        check_card(folder)
+    figures = find_figures(args.metrics, args.input)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input])
     print(f"Building the model of {args.config_file} ...", flush=True)
     model = build_model(cfg).eval()
@@ -64,6 +79,13 @@ def main(args: argparse.Namespace) -> None:
     source = PathManager.get_local_path(args.input.partition("?")[0])
     export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)
     size = Path(args.output).stat().st_size
+    if args.model_card:
+        card = model_card(
+            cfg, get_class_names(cfg), figures, file=Path(args.output).name, licence=args.licence,
+            with_masks=bool(getattr(getattr(model, "roi_heads", None), "mask_on", False)), half=args.half,
+        )  # fmt: skip
+        write_card(folder, card)
+        print(f"Wrote {folder / 'README.md'}: put your name and the repository's in place of OWNER/REPO")
     print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")
 
 

@@ -1,0 +1,144 @@
+"""The page of a model on a hub."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from huggingface_hub import EvalResult, ModelCardData
+from tabulate import tabulate
+
+from ..checkpoint.whole_files import written_whole
+from ..config.header import portable
+from ..data.tasks import labels_pixels
+
+# Of a whole test set, not of a class of it.
+_FIGURE = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
+_CARD = """---
+{data}
+---
+
+# {name}
+
+{system} of denseclip_d2, [DenseCLIP](https://arxiv.org/abs/2112.01518) for Detectron2, on {encoder}:
+{task} of {num_classes} classes. The file holds its own config.
+
+```sh
+tools/demo.py --config-file hf://OWNER/REPO/{file} --input photo.jpg --output pictures
+```
+
+```python
+from denseclip_d2 import Predictor
+
+outputs = Predictor.from_files("hf://OWNER/REPO/{file}")("photo.jpg")
+```
+
+## Figures
+
+{figures}
+
+## Classes
+
+{classes}
+
+## Config
+
+<details><summary>{file} has it in its header</summary>
+
+```yaml
+{config}```
+
+</details>
+
+## Licence
+
+These weights: {licence}. The CLIP or the backbone that they began from and the data they were trained on
+({data_sets}) have terms of their own.
+"""
+
+
+def model_card(
+    cfg: CfgNode,
+    class_names: Sequence[str],
+    figures: Mapping[str, float],
+    *,
+    file: str,
+    licence: str,
+    with_masks: bool = False,
+    half: bool = False,
+) -> str:
+    """What a hub's README.md says of a model, with the metadata that hubs read.
+
+    Args:
+        cfg: of the model.
+        figures: of its evaluation; empty where there was none.
+        file: name of the exported weights.
+        licence: the hub's identifier, such as "apache-2.0".
+        with_masks: whether the model finds masks.
+        half: whether the figures were measured before the weights were rounded to float16.
+    """
+    name, test_set = Path(file).stem, ", ".join(cfg.DATASETS.TEST) or "unnamed"
+    task = "image-segmentation" if with_masks or labels_pixels(cfg) else "object-detection"
+    results = [EvalResult(task, test_set, test_set, metric, value) for metric, value in figures.items()]
+    data = ModelCardData(
+        license=licence, library_name="denseclip_d2", pipeline_tag=task, tags=["denseclip", "detectron2"],
+        model_name=name, eval_results=results or None,
+    )  # fmt: skip
+    table = tabulate(figures.items(), headers=("metric", "value"), tablefmt="github", floatfmt=".2f")
+    rounded = ", before the weights were rounded to float16" if half else ""
+    return _CARD.format(
+        data=data, name=name, system=cfg.MODEL.META_ARCHITECTURE,
+        encoder=cfg.MODEL.DENSECLIP.VISUAL.BACKBONE or cfg.MODEL.DENSECLIP.CLIP_MODEL,
+        task=task.replace("-", " "), num_classes=len(class_names), file=file,
+        figures=f"Of {test_set}{rounded}.\n\n{table}" if figures else "Not evaluated.",
+        classes=", ".join(class_names) + ".", config=portable(cfg, class_names).dump(), licence=licence,
+        data_sets=", ".join(cfg.DATASETS.TRAIN) or "unnamed",
+    )  # fmt: skip
+
+
+def find_figures(metrics: str | None, weights: str) -> dict[str, float]:
+    """The last figures of a whole test set in a training's metrics.json, those of single classes left out.
+
+    Args:
+        metrics: the file; None: the one beside ``weights``, if they are what a training ends with: the last
+            figures are not those of an earlier checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of a training.
+    """
+    path = Path(metrics or Path(weights).with_name("metrics.json"))
+    if not metrics and not (Path(weights).name == "model_final.pth" and path.is_file()):
+        return {}
+    if not path.is_file():
+        raise FileNotFoundError(f"--metrics {path}: there is no such file.")
+    figures: dict[str, float] = {}
+    try:
+        for line in path.read_text().splitlines():
+            figures.update({k: value for k, value in json.loads(line).items() if _FIGURE.fullmatch(k)})
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"--metrics {path} is no metrics.json of a training: {error}.") from error
+    return {name: round(value, 2) for name, value in figures.items() if math.isfinite(value)}
+
+
+def check_card(folder: Path) -> None:
+    """See that a card can be written into a folder.
+
+    Raises:
+        FileExistsError: there is a README.md, which is not to be overwritten.
+    """
+    if (path := folder / "README.md").exists():
+        raise FileExistsError(f"--model-card: {path} exists, and is not overwritten. Choose another folder.")
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write a folder's README.md.
+
+    Raises:
+        FileExistsError: see :func:`check_card`.
+    """
+    check_card(folder)
+    with written_whole(folder / "README.md", "w", encoding="utf-8") as file:
+        file.write(text)
