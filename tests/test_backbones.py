@@ -254,6 +254,13 @@ def test_the_pixels_are_the_backbones():
     assert load_config(CONFIG, options(TIMM)).MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
     siglips = {"MODEL.DENSECLIP.VISUAL.BACKBONE": "timm/vit_base_patch16_siglip_224"}
     assert load_config(CONFIG, options(siglips)).MODEL.PIXEL_MEAN == [127.5] * 3
+    dino = {
+        "MODEL.DENSECLIP.VISUAL.BACKBONE": "timm/vit_base_patch16_224",
+        "MODEL.DENSECLIP.VISUAL.WEIGHTS": "timm://vit_base_patch16_224.dino",
+    }
+    assert load_config(CONFIG, options(dino)).MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    dino["MODEL.DENSECLIP.VISUAL.WEIGHTS"] = ""  # the model's default weights are others
+    assert load_config(CONFIG, options(dino)).MODEL.PIXEL_MEAN == [127.5] * 3
     resnet = {k: v for k, v in RESNET.items() if "PIXEL" not in k}
     with pytest.raises(ValueError, match="For another backbone, set what its weights take"):
         load_config(CONFIG, options(resnet))
@@ -267,6 +274,10 @@ def test_the_pixels_are_the_backbones():
             "timm has no model 'test_effnet'. Near it: test_",
         ),
         (
+            {"MODEL.DENSECLIP.VISUAL.BACKBONE": "timm/test_vit.none"},
+            "timm's 'test_vit' has no weights 'test_vit.none'. It has: test_vit.r160_in1k",
+        ),
+        (
             {"MODEL.DENSECLIP.VISUAL.BACKBONE": "build_renset"},
             "VISUAL.BACKBONE is 'build_renset', which is not reg",
         ),
@@ -274,6 +285,5 @@ def test_the_pixels_are_the_backbones():
     ],
 )
 def test_a_backbone_that_cannot_be_is_refused(keys, message):
-    pixels = {"MODEL.PIXEL_MEAN": "[1.0, 1.0, 1.0]", "MODEL.PIXEL_STD": "[1.0, 1.0, 1.0]"}
     with pytest.raises(ValueError, match=message):
-        build_model(load_config(CONFIG, options({**pixels, **keys})))
+        build_model(load_config(CONFIG, options(keys)))

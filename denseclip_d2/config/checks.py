@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator
 
+import timm
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -53,7 +54,9 @@ def check_config(cfg: CfgNode) -> None:
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
     backbone = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE
-    if backbone and not backbone.startswith("timm/"):
+    if backbone.startswith("timm/"):
+        check_timm_model(backbone.removeprefix("timm/"))
+    elif backbone:
         registered = [name for name, _ in BACKBONE_REGISTRY]
         _check_registered("MODEL.DENSECLIP.VISUAL.BACKBONE", backbone, registered)
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
@@ -70,6 +73,27 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
             "cannot share equally: make WIDTH a multiple of HEADS."
         )
+
+
+def check_timm_model(name: str) -> None:
+    """See that timm has a model, and the tag if there is one in the name.
+
+    Raises:
+        ValueError: it has not.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:4]
+        raise ValueError(
+            f"timm has no model {name!r}. Near it: {', '.join(near) or 'none'}; timm.list_models() has all."
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # how timm refuses a tag
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ValueError(
+            f"timm's {architecture!r} has no weights {name!r}. It has: {', '.join(tags) or 'none'}."
+        ) from error
 
 
 def check_context_init(mode: str, context_init: str) -> None:

@@ -2,6 +2,7 @@
 
 import timm
 from detectron2.config import CfgNode
+from timm.models import PretrainedCfg
 
 from ..clip_models import pixels_of
 
@@ -9,15 +10,24 @@ from ..clip_models import pixels_of
 def set_pixels(cfg: CfgNode) -> None:
     """Fill in ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``, where empty, as the visual encoder has them.
 
-    That is ``MODEL.DENSECLIP.CLIP_MODEL``, or timm's model that ``VISUAL.BACKBONE`` names. Of a backbone of
-    Detectron2's nothing is known: then they stay empty.
+    That is ``MODEL.DENSECLIP.CLIP_MODEL``, or timm's model that ``VISUAL.BACKBONE`` names, as its
+    ``VISUAL.WEIGHTS`` were trained if they are timm's. Of a backbone of Detectron2's nothing is known: then
+    they stay empty.
     """
-    backbone = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE
+    backbone, weights = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE, cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS
     mean: list[float] = []
     std: list[float] = []
     if not backbone:
         mean, std = pixels_of(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-    elif settings := timm.get_pretrained_cfg(backbone.removeprefix("timm/")):
+    elif settings := _settings_of(weights, "timm://") or _settings_of(backbone, "timm/"):
         mean, std = ([round(255 * x, 8) for x in values] for values in (settings.mean, settings.std))
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_MEAN or mean
     cfg.MODEL.PIXEL_STD = cfg.MODEL.PIXEL_STD or std
+
+
+def _settings_of(path: str, prefix: str) -> PretrainedCfg | None:
+    """What timm lists for a model and its tag; None where it has none of this name, as will be said later."""
+    try:
+        return timm.get_pretrained_cfg(path.removeprefix(prefix)) if path.startswith(prefix) else None
+    except RuntimeError:  # how timm refuses a tag
+        return None

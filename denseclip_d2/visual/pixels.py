@@ -17,5 +17,5 @@ def warn_of_other_pixels(cfg) -> None:
         logger.warning(
             f"{architecture} takes RGB of mean {mean} and standard deviation {std}; this config has "
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and PIXEL_STD "
-            f"{cfg.MODEL.PIXEL_STD}, at a loss of accuracy. Set the latter two to [] to have the former."
+            f"{cfg.MODEL.PIXEL_STD}, at a loss of accuracy. Set them to the former."
         )

@@ -9,6 +9,7 @@ from timm.models import group_parameters
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..config import check_timm_model
 from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
 
 Trunk = Any
@@ -156,11 +157,7 @@ def create_trunk(name: str, **kwargs) -> Trunk:
     Raises:
         ValueError: timm has no such model, or it gives no intermediate maps, or takes one size only.
     """
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:4]
-        raise ValueError(
-            f"timm has no model {name!r}. Near it: {', '.join(near) or 'none'}; timm.list_models() has all."
-        )
+    check_timm_model(name)
     try:
         trunk = timm.create_model(name, dynamic_img_size=True, **kwargs)
     except TypeError:  # a model without positions takes any size, and no such argument
