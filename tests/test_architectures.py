@@ -24,7 +24,7 @@ from denseclip_d2.language.tokenizers import HubTokenizer, get_tokenizer
 from denseclip_d2.pretraining import Recipe, pretrain
 from denseclip_d2.survey import survey
 from denseclip_d2.visual import CLIPTimm, encoder_class
-from denseclip_d2.visual.timm_backbone import create_trunk
+from denseclip_d2.visual.timm_backbone import TimmBackbone, create_trunk
 
 CONFIG = "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"
 TWIN = "configs/Shapes/clip_semantic_fpn_tiny.yaml"
@@ -392,6 +392,59 @@ def test_architectures_of_full_size_are_built(name):
 def test_a_model_of_timm_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="timm has no model 'convnext_huge'. Near it: convnext"):
         create_trunk("convnext_huge")
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("maxvit_rmlp_pico_rw_256", "MaxxVit is no backbone: it does not take images of any size .height"),
+        ("botnet26t_256", "does not take images of any size .AssertionError"),
+        ("mixer_s32_224", "does not take images of any size"),
+        ("mobilevitv2_050", r"of 96 x 160 pixels, its res5 is \(4, 6\), not \(3, 5\)"),
+        ("inception_v3", r"its res2 is \(20, 36\), not \(24, 40\)"),
+    ],
+)
+def test_a_model_that_takes_some_sizes_alone_is_refused(name, reason):
+    with torch.device("meta"), pytest.raises(ValueError, match=reason):
+        TimmBackbone(create_trunk(name), norm="BN")
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        (
+            "poolformer_s12",
+            {"freeze_at": 1},
+            "FREEZE_AT is 1; timm does not tell which .* MetaFormer that is",
+        ),
+        ("vgg11", {"freeze_at": 2}, "FREEZE_AT is 2; timm does not tell which"),
+        ("selecsls42", {"norm": "FrozenBN", "activation_checkpointing": True}, "timm's SelecSls cannot"),
+    ],
+)
+def test_what_timm_cannot_do_is_said(name, arguments, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        TimmBackbone(create_trunk(name), **{"norm": "BN", **arguments})
+
+
+def test_a_model_without_stochastic_depth_says_so():
+    with pytest.raises(ValueError, match="'selecsls42' is not built with .*set .*DROP_PATH_RATE to 0"):
+        create_trunk("selecsls42", drop_path_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "levels, depth, trained",
+    [
+        (["res4", "res5"], 2, ["res4", "res5"]),  # of a model that has no res2
+        (["res4", "res5"], 4, ["res5"]),
+        (["res4"], 5, []),  # its last stage left out
+    ],
+)
+def test_stages_that_are_not_there_are_not_frozen_in_anothers_place(levels, depth, trained):
+    with torch.device("meta"):
+        trunk = create_trunk("efficientvit_m0")
+        backbone = TimmBackbone(trunk, norm="BN", freeze_at=depth, out_features=levels)
+        features = backbone(torch.zeros(2, 3, 96, 160))
+    assert [name for name, x in features.items() if x.requires_grad] == trained
 
 
 @pytest.mark.parametrize(

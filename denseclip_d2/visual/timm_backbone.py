@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from timm.layers import DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
@@ -14,6 +15,9 @@ from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, tok
 
 Trunk = Any
 """A model of timm's, whose attributes torch's ``Module`` has no types for."""
+
+TRIED = (96, 160)
+"""Height and width of the image that a model is tried on: odd numbers of cells, and not as it was trained."""
 
 
 class TimmBackbone(Backbone):
@@ -47,7 +51,8 @@ class TimmBackbone(Backbone):
             out_features: the levels to give, of ``res2``..``res5``.
 
         Raises:
-            ValueError: a level that it has not; a norm, or checkpointed activations, that it cannot take.
+            ValueError: a level that it has not; a norm, frozen stages or checkpointed activations that it
+                cannot take; images of some sizes that it cannot take.
         """
         super().__init__()
         strides = [stage["reduction"] for stage in trunk.feature_info]
@@ -82,6 +87,7 @@ class TimmBackbone(Backbone):
             for name in self._out_features:
                 width, factor = self._out_feature_channels[name], self.embedding_stride / STRIDES[name]
                 self.add_module(LEVELS[name], resampling(width, factor, norm))
+        self._try()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
@@ -118,14 +124,44 @@ class TimmBackbone(Backbone):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return x
 
+    def _try(self) -> None:
+        """Refuse a trunk whose maps have not the sizes of their strides, as only a forward pass tells."""
+        height, width = TRIED
+        image = torch.zeros(1, 3, height, width, device=next(self.trunk.parameters()).device)
+        self.eval()
+        try:
+            with torch.no_grad():
+                features = self._features(image)[0]
+        except Exception as error:  # of a size that they were not built for, timm's models raise anything
+            raise ValueError(
+                f"timm's {type(self.trunk).__name__} is no backbone: it does not take images of any size "
+                f"({str(error) or type(error).__name__})."
+            ) from error
+        self.train()
+        for name, stride in self._out_feature_strides.items():
+            size, expected = tuple(features[name].shape[-2:]), (-(-height // stride), -(-width // stride))
+            if size != expected:
+                raise ValueError(
+                    f"timm's {type(self.trunk).__name__} is no backbone: of {height} x {width} pixels, its "
+                    f"{name} is {size}, not {expected}."
+                )
+
     def _freeze(self, freeze_at: int) -> None:
         if not freeze_at:
             return
-        group_of = group_parameters(self.trunk, self.trunk.group_matcher(coarse=True), reverse=True)
-        last = 0
-        if freeze_at > 1:
-            stage = self.trunk.feature_info[list(self.stages.values())[min(freeze_at, 5) - 2]]["module"]
-            last = max(group for name, group in group_of.items() if name.startswith(f"{stage}."))
+        wanted = list(STRIDES)[
+            : freeze_at - 1
+        ]  # those of them that the model has, and that were not left out
+        frozen = [i for name, i in self.stages.items() if name in wanted and i <= max(self.indices)]
+        stage = f"{self.trunk.feature_info[frozen[-1]]['module']}." if frozen else ""
+        try:
+            group_of = group_parameters(self.trunk, self.trunk.group_matcher(coarse=True), reverse=True)
+            last = max(group for name, group in group_of.items() if name.startswith(stage)) if stage else 0
+        except (AttributeError, AssertionError, ValueError) as error:  # how it has no groups, or no stage
+            raise ValueError(
+                f"MODEL.DENSECLIP.VISUAL.FREEZE_AT is {freeze_at}; timm does not tell which parameters of "
+                f"{type(self.trunk).__name__} that is. Set it to 0."
+            ) from error
         for name, parameter in self.trunk.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and group_of[name] > last)
         for name, module in list(self.trunk.named_modules()):
@@ -145,7 +181,13 @@ class TimmBackbone(Backbone):
                 "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING would count each batch twice in the batch "
                 f"norms of timm's {type(self.trunk).__name__}. Set it to False, or VISUAL.NORM to 'FrozenBN'."
             )
-        self.trunk.set_grad_checkpointing(True)
+        try:
+            self.trunk.set_grad_checkpointing(True)
+        except AssertionError as error:  # how timm's models refuse
+            raise ValueError(
+                "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING is True, and timm's "
+                f"{type(self.trunk).__name__} cannot. Set it to False."
+            ) from error
 
 
 def create_trunk(name: str, **kwargs) -> Trunk:
@@ -155,13 +197,20 @@ def create_trunk(name: str, **kwargs) -> Trunk:
         kwargs: as for ``timm.create_model``.
 
     Raises:
-        ValueError: timm has no such model, or it gives no intermediate maps, or takes one size only.
+        ValueError: timm has no such model, or it gives no intermediate maps, or takes one size only, or does
+            not take one of ``kwargs``.
     """
     check_timm_model(name)
     try:
         trunk = timm.create_model(name, dynamic_img_size=True, **kwargs)
     except TypeError:  # a model without positions takes any size, and no such argument
-        trunk = timm.create_model(name, **kwargs)
+        try:
+            trunk = timm.create_model(name, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"timm's {name!r} is not built with {kwargs}: {error}. Where it knows no stochastic depth, "
+                "set MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE to 0."
+            ) from error
     embed = getattr(trunk, "patch_embed", None)
     if not hasattr(trunk, "forward_intermediates") or getattr(embed, "strict_img_size", False):
         raise ValueError(f"timm's {name!r} takes images of one size alone, or gives no intermediate maps.")
