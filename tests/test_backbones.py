@@ -281,6 +281,18 @@ def test_the_pixels_are_the_backbones():
             {"MODEL.DENSECLIP.VISUAL.BACKBONE": "build_renset"},
             "VISUAL.BACKBONE is 'build_renset', which is not reg",
         ),
+        (
+            {"MODEL.DENSECLIP.VISUAL.WEIGHTS": "resnet.pth"},
+            "VISUAL.WEIGHTS is 'resnet.pth', and VISUAL.BACKBONE, whose weights these are, is empty",
+        ),
+        (
+            {**TIMM, "MODEL.BACKBONE.NAME": "build_denseclip_simple_fpn_backbone"},
+            "VISUAL.BACKBONE is 'timm/test_efficientnet'; .* is of CLIP's own ViTs alone",
+        ),
+        (
+            {**RESNET, "MODEL.RESNETS.OUT_FEATURES": "['res4']"},
+            "IN_FEATURES names res2, res3, res5; build_resnet_backbone has res4",
+        ),
         ({**TIMM, "MODEL.DENSECLIP.VISUAL.EMBEDDING": "mlp"}, "EMBEDDING is 'mlp'; it has to be one of"),
     ],
 )

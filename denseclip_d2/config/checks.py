@@ -59,6 +59,11 @@ def check_config(cfg: CfgNode) -> None:
     elif backbone:
         registered = [name for name, _ in BACKBONE_REGISTRY]
         _check_registered("MODEL.DENSECLIP.VISUAL.BACKBONE", backbone, registered)
+    elif cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS:
+        raise ValueError(
+            f"MODEL.DENSECLIP.VISUAL.WEIGHTS is {cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS!r}, and VISUAL.BACKBONE, "
+            "whose weights these are, is empty. Set it, or set MODEL.WEIGHTS for a CLIP's."
+        )
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
     if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
         raise ValueError(

@@ -8,6 +8,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from ..data.class_names import get_class_names
 from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
+from ..visual.vit_pyramid import check_levels
 from .features import LanguageGuidedFeatures
 from .fpn import (
     LanguageGuidedFPN,
@@ -37,6 +38,13 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
     }
 
 
+def _with_levels(cfg, visual: VisualEncoder) -> VisualEncoder:
+    """The encoder, if it gives what the pyramid reads: Detectron2's backbones have keys of their own."""
+    name = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE or cfg.MODEL.DENSECLIP.CLIP_MODEL
+    check_levels(cfg.MODEL.FPN.IN_FEATURES, visual.output_shape(), name)
+    return visual
+
+
 def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
     return LanguageGuidedFPN(
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -44,12 +52,12 @@ def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
         top_block=top_block,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        **_guidance(cfg, build_visual_encoder(cfg)),
+        **_guidance(cfg, _with_levels(cfg, build_visual_encoder(cfg))),
     )
 
 
 def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
-    visual = build_visual_encoder(cfg, with_embeddings=False)
+    visual = _with_levels(cfg, build_visual_encoder(cfg, with_embeddings=False))
     return FPN(
         visual,
         cfg.MODEL.FPN.IN_FEATURES,

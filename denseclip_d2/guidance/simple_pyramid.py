@@ -17,6 +17,12 @@ class LastMapViT(CLIPViT):
 
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True) -> dict:
+        if backbone := cfg.MODEL.DENSECLIP.VISUAL.BACKBONE:
+            raise ValueError(
+                f"MODEL.DENSECLIP.VISUAL.BACKBONE is {backbone!r}; MODEL.BACKBONE.NAME "
+                f"{cfg.MODEL.BACKBONE.NAME!r} is of CLIP's own ViTs alone. Set the former to '', or "
+                "the latter to another."
+            )
         return {**super().from_config(cfg, with_embeddings), "out_features": [LAST]}
 
     def _add_pyramid(self, out_features: Sequence[str], width: int, norm: str) -> None:
