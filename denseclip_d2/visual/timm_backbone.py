@@ -102,11 +102,10 @@ class TimmBackbone(Backbone):
         if self.plain:
             x = self._fitted(x)
         options = {"norm": False, "output_fmt": "NCHW", "indices": self.indices}
+        last = None
         if self.features_only:
-            last, maps = (
-                None,
-                self.trunk.forward_intermediates(x, intermediates_only=True, stop_early=True, **options),
-            )
+            options |= {"intermediates_only": True, "stop_early": True}
+            maps = self.trunk.forward_intermediates(x, **options)
         else:
             last, maps = self.trunk.forward_intermediates(x, **options)
         at = dict(zip(self.indices, maps, strict=True))
