@@ -77,7 +77,7 @@ def read_backbone(model: nn.Module) -> dict[str, Tensor]:
         weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
     if isinstance(backbone, TimmBackbone):
         if "_conv_stem.weight" in weights:
-            weights = dict(_of_efficientnet(weights, backbone))
+            weights = dict(efficientnet_names(weights, backbone.trunk))
         weights = {f"trunk.{name}": tensor for name, tensor in weights.items()}
         weights = {name: tensor for name, tensor in weights.items() if name not in backbone.left_out}
     return {
@@ -126,8 +126,14 @@ def _of_torchvision(name: str) -> str:
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
-def _of_efficientnet(weights: dict[str, Tensor], backbone: TimmBackbone) -> Iterator[tuple[str, Tensor]]:
-    places = [f"blocks.{i}.{j}" for i, stage in enumerate(backbone.trunk.blocks) for j in range(len(stage))]
+def efficientnet_names(weights: dict[str, Tensor], model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights of EfficientNet's first port to PyTorch, under the names that they have in timm's.
+
+    Args:
+        model: timm's.
+    """
+    stages = enumerate(model.get_submodule("blocks").children())
+    places = [f"blocks.{i}.{j}" for i, stage in stages for j, _ in enumerate(stage.children())]
     for name, tensor in weights.items():
         if match := re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name):
             number, layer, kind = match.groups()
