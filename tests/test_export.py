@@ -133,8 +133,9 @@ def test_exported_weights_under_other_settings_are_refused(tmp_path, trained):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"exported with {key} .* instead of"):
             DenseCLIPCheckpointer(tiny_model(*OPTS, key, other)).load(path)
+    named = tiny_model(*OPTS, "MODEL.DENSECLIP.CLASS_NAMES", str(names))
     with pytest.raises(ValueError, match="class names: 'red solid circle' instead of 'thing 0'"):
-        DenseCLIPCheckpointer(tiny_model(*OPTS, "MODEL.DENSECLIP.CLASS_NAMES", str(names))).load(path)
+        DenseCLIPCheckpointer(named, fresh_start=False).load(path)
     DenseCLIPCheckpointer(tiny_model(), allow_partial=True).load(path)
 
 

@@ -20,6 +20,7 @@ from .clip import (
 )
 from .exported import check_header
 from .openclip import PREFIX, parse_openclip_path
+from .other_classes import begin_from_other_classes, with_text_encoder
 from .readers import is_torchscript, read_weights
 from .released import convert_released, is_released
 from .report import LoadReport, first
@@ -54,8 +55,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     ):
         """
         Args:
-            fresh_start: CLIP's weights alone, or none, are enough, as to begin training; False: every tensor
-                must come from the file, as to evaluate.
+            fresh_start: CLIP's weights alone, or none, or those of a model of other classes are enough, as to
+                begin training; False: every tensor must come from the file, as to evaluate.
             allow_partial: load what fits instead of raising where tensors are missing, misshapen, left over.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -77,6 +78,11 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
                 "Lower SOLVER.BASE_LR and go on with --resume."
             )
         super().save(name, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """As Detectron2's; what a run goes on from has to hold every tensor."""
+        self.fresh_start &= not (resume and self.has_checkpoint())
+        return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """Load a checkpoint, a file of weights or an ``openclip://`` path; nothing for an empty path.
@@ -135,15 +141,21 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             weights = rename_clip(weights, self.model)
         elif is_released(weights):
             weights, reshaped = convert_released(weights, self.model, filename)
+        start = self.fresh_start and not self.allow_partial
         if not self.allow_partial:
-            check_header(filename, self.model)
+            check_header(filename, self.model, start=start)
         reshaped.update(resize_positions(weights, self.model))
         needed = list(state)
+        if start and not from_clip:
+            weights, contexts = with_text_encoder(weights, self.model, filename)
+            weights, merged, new = begin_from_other_classes(weights, self.model, filename)
+            reshaped.update(merged)
+            needed = [name for name in needed if name not in {*contexts, *new}]
         if from_clip and self.fresh_start:
             needed = names_in_clip(self.model) + names_of_backbone(self.model)
             weights = {**weights, **read_backbone(self.model)}
         incompatible = self._take(weights, reshaped, needed)
-        if from_clip:
+        if any(name.endswith(".contexts") and name not in weights for name in state):
             begin_contexts(self.model)
         return incompatible
 

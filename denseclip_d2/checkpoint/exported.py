@@ -71,17 +71,23 @@ def check_output(path: str) -> None:
         raise FileExistsError(f"{path!r} exists, and is not overwritten. Remove it, or choose another name.")
 
 
-def check_header(path: str, model: nn.Module) -> None:
+def check_header(path: str, model: nn.Module, *, start: bool = False) -> None:
     """See that exported weights were made for what ``model`` is, where tensors do not tell.
+
+    Args:
+        start: training begins from them, so that they may be of other classes, or folded.
 
     Raises:
         ValueError: other class names or settings.
     """
     header = read_header(path)
-    other = differing(json.loads(header.get("settings", "{}")), model)
+    settings = json.loads(header.get("settings", "{}"))
+    if start:
+        settings.pop("MODEL.DENSECLIP.PROMPT.FOLDED", None)
+    other = differing(settings, model)
     guided = guidance_of(model)
     names = list(guided.language.class_names) if guided else []
-    if header and guided and (theirs := json.loads(header["class_names"])) != names:
+    if header and guided and not start and (theirs := json.loads(header["class_names"])) != names:
         differ = [f"{a!r} instead of {b!r}" for a, b in zip(theirs, names, strict=False) if a != b]
         other += f"; class names: {first(differ, 3)}"
     if other:

@@ -10,6 +10,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.CLIP_MODEL = "RN50-quickgelu"
     # Names of the classes, in the order of their ids. Empty: those of the (first) training set.
     denseclip.CLASS_NAMES = ()
+    # A CLIP's weights, as MODEL.WEIGHTS takes them, whose text encoder training begins with where
+    # MODEL.WEIGHTS has none: folded ones, as the model zoo has. Empty: such weights cannot be trained from.
+    denseclip.TEXT_WEIGHTS = ""
     # Weight of `loss_pixel_text`, the auxiliary pixel-text loss (paper, sec. 3.4).
     denseclip.LOSS_WEIGHT = 1.0
     # What that loss takes a class's pixels from: "box", as released, or "mask" (needs MODEL.MASK_ON).

@@ -86,6 +86,7 @@ NORM_OR_NONE = one_of("", *NORMS)
 _DENSECLIP = {
     "CLIP_MODEL": TEXT,
     "CLASS_NAMES": each(TEXT),
+    "TEXT_WEIGHTS": TEXT,
     "LOSS_WEIGHT": number(0),
     "LOSS_TARGET": one_of("box", "mask"),
     "LOSS_KIND": one_of("binary", "softmax"),

@@ -112,7 +112,8 @@ class PromptedTextEncoder(nn.Module):
         text_encoder = tokenizer = None
         if not prompt.FOLDED:
             tokenizer = get_tokenizer(architecture)
-            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
+            weights = cfg.MODEL.DENSECLIP.TEXT_WEIGHTS
+            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer, weights)
         return {
             "class_names": class_names,
             "text_encoder": text_encoder,

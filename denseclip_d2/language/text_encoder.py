@@ -35,32 +35,36 @@ class CLIPTextEncoder(TextTransformer):
     (:class:`PackedPrompts`); where it is not, SigLIP's say, every prompt is, with the padding that it sees.
     """
 
-    def __init__(self, *, quick_gelu: bool = False, start: int = 1, **kwargs):
+    def __init__(self, *, quick_gelu: bool = False, start: int = 1, weights: str = "", **kwargs):
         """
         Args:
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
             start: number of start tokens, 1 or 0, as the tokenizer has it.
+            weights: whose text encoder it begins from where the model's weights have none.
             kwargs: as for open_clip's ``TextTransformer``.
         """
         super().__init__(**{"act_layer": QuickGELU if quick_gelu else nn.GELU, **kwargs})
         self.quick_gelu = quick_gelu
         self.start = start
+        self.weights = weights
         self._packs = TensorMemo[list[PackedPrompts]]()
         self.requires_grad_(False)
 
     @classmethod
     def from_architecture(
-        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None
+        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None, weights: str = ""
     ) -> "CLIPTextEncoder":
         """
         Args:
             tokenizer: whose start and padding it has to know; None: CLIP's.
+            weights: as for the constructor.
         """
         text, tokenizer = architecture.text, tokenizer or clip_tokenizer()
         activation = QuickGELU if architecture.quick_gelu else nn.GELU
         return cls(
             quick_gelu=architecture.quick_gelu,
             start=tokenizer.start,
+            weights=weights,
             pad_id=tokenizer.pad_id,
             output_dim=architecture.embed_dim,
             act_layer=partial(activation, **(text.act_kwargs or {})),

@@ -1,0 +1,127 @@
+"""A trained detector's or segmentor's weights as what training on other classes begins from."""
+
+import json
+import math
+from fnmatch import fnmatch
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from ..config.header import read_header
+from ..guidance import guidance_of
+from .clip import check_gelu, rename_clip
+from .openclip import PREFIX, parse_openclip_path
+from .readers import read_weights
+
+# Tensors of layers that tell classes apart, and the rows they have where they do not. Infinity: layers that
+# read classes' scores or features beside them, of which the widths alone tell the number of classes.
+_DEPENDENT = {
+    "*cls_score.*": 0,
+    "roi_heads.box_predictor*bbox_pred.*": 4,
+    "roi_heads.mask_head.predictor.*": 1,
+    "roi_heads.mask_head.coarse_head.prediction.*": 1,
+    "roi_heads.mask_head.point_head.predictor.*": 1,
+    "*point_head.fc*": math.inf,
+    "sem_seg_head.predictor.*": 0,
+    "sem_seg_head.coarse_sem_seg_head.predictor.*": 0,
+    "sem_seg_head.point_head.predictor.*": 0,
+    "backbone.fpn.simfp_*": math.inf,
+}
+_LANGUAGE = "backbone.language."
+
+
+def begin_from_other_classes(
+    weights: dict[str, Tensor], model: nn.Module, path: str
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Keep of a model of other classes what does not depend on them.
+
+    Classes are others where the header of exported weights names others, or where the layers that depend on
+    them are of another shape; a file that does not say, and has as many, is taken to be of the same.
+
+    Args:
+        weights: under the names of ``model``.
+        path: where they are from.
+
+    Returns: the weights, less those of the layers that tell classes apart; what was done to those of
+        convolutions that read the score map, by name: of their input channels, the visual ones are kept, and
+        those of the new classes' scores are as ``model`` has them; names of the tensors that stay new.
+    """
+    state = model.state_dict()
+    misshapen = {name for name in state if name in weights and weights[name].shape != state[name].shape}
+    renamed = _names_others(model, path)
+    new, kept, merged = [], dict(weights), {}
+    visual = _visual_channels(model)
+    for name in filter(weights.__contains__, state):
+        ours, theirs = state[name], weights[name]
+        if not (renamed or name in misshapen):
+            continue
+        if visual and _reads_scores(name, ours, theirs, *visual):
+            channels = visual[0]
+            kept[name] = torch.cat([theirs[:, :channels], ours[:, channels:].to(theirs)], dim=1)
+            merged[name] = (
+                f"{channels} visual channels kept, those of the scores of {visual[1]} classes new, "
+                f"in place of {theirs.shape[1] - channels}"
+            )
+        elif any(
+            fnmatch(name, pattern) and (name in misshapen or len(ours) > rows)
+            for pattern, rows in _DEPENDENT.items()
+        ):
+            del kept[name]
+            new.append(name)
+    return kept, merged, new
+
+
+def with_text_encoder(
+    weights: dict[str, Tensor], model: nn.Module, path: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give folded weights a text encoder to train with, that of ``MODEL.DENSECLIP.TEXT_WEIGHTS``.
+
+    Returns: the weights, as they were if not folded; names of the tensors that stay new, the contexts.
+    Raises:
+        ValueError: there is none to give.
+    """
+    guided = guidance_of(model)
+    if f"{_LANGUAGE}text_embeddings" not in weights or guided is None or guided.language.folded:
+        return weights, []
+    encoder, _ = guided.language.unfolded()
+    source = encoder.weights
+    if not source:
+        raise ValueError(
+            f"{path!r} has folded text, and no text encoder to train with. Set MODEL.DENSECLIP.TEXT_WEIGHTS "
+            "to the CLIP's weights that its training began from; of the zoo's models, "
+            "denseclip://Shapes/clip_tiny."
+        )
+    if source.startswith(PREFIX):
+        check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False))
+    clip = rename_clip(read_weights(PathManager.get_local_path(source))["model"], model)
+    text = {name: tensor for name, tensor in clip.items() if name.startswith(f"{_LANGUAGE}text_encoder.")}
+    weights = {name: t for name, t in weights.items() if name != f"{_LANGUAGE}text_embeddings"}
+    return {**weights, **text}, [f"{_LANGUAGE}contexts"]
+
+
+def _names_others(model: nn.Module, path: str) -> bool:
+    """Whether the header of exported weights names other classes than the model's."""
+    header, guided = read_header(path), guidance_of(model)
+    names = json.loads(header.get("class_names", "[]"))
+    return bool(guided and names and names != list(guided.language.class_names))
+
+
+def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
+    """Visual channels of the level that the score map joins, and the map's; None where it joins none."""
+    guided = guidance_of(model)
+    if guided is None or not guided.concat:
+        return None
+    classes = len(guided.language.class_names)
+    return guided.guided_shapes[guided.level].channels - classes, classes
+
+
+def _reads_scores(name: str, ours: Tensor, theirs: Tensor, channels: int, classes: int) -> bool:
+    """Whether this is a convolution of the guided level, in either model."""
+    return (
+        not name.startswith((_LANGUAGE, "backbone.visual."))
+        and ours.dim() == theirs.dim() == 4
+        and ours.shape[1] == channels + classes
+        and theirs.shape[1] > channels
+        and ours[:, 0].shape == theirs[:, 0].shape
+    )
