@@ -6,6 +6,7 @@ tools/train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50
 torchrun --nproc-per-node 8 tools/train_net.py --config-file F   # processes by torchrun; also on CPUs
 tools/train_net.py --config-file F --resume                      # go on where a run in OUTPUT_DIR stopped
 tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
+tools/train_net.py --config-file F --train my/train.json my/images --val my/val.json my/images   # own data
 """
 
 import argparse
@@ -28,7 +29,20 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="load what fits of weights that do not hold the whole model",
     )
+    for split, what in (("train", "train on"), ("val", "evaluate on; without, some are held out")):
+        parser.add_argument(
+            f"--{split}",
+            nargs=2,
+            metavar=("JSON", "IMAGES"),
+            help=f"a COCO-format file and the folder of its images, to {what}",
+        )
+    parser.add_argument(
+        "--train-semantic",
+        metavar="FOLDER",
+        help="a folder with classes.txt, images/ and labels/ to train on, for semantic segmentation",
+    )
     args = parser.parse_args()
+    args.opts = [*own_data(args), *args.opts]
     if not args.config_file:
         parser.error("--config-file is needed; configs/ has them")
     if args.num_gpus > max(torch.cuda.device_count(), 1):
@@ -37,6 +51,16 @@ def parse_args() -> argparse.Namespace:
             "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ..."
         )
     return args
+
+
+def own_data(args: argparse.Namespace) -> list:
+    """The options for own data as the config keys that they are."""
+    keys = {
+        "DATASETS.OWN.TRAIN": args.train,
+        "DATASETS.OWN.VAL": args.val,
+        "DATASETS.OWN.SEMANTIC": args.train_semantic,
+    }
+    return [x for pair in keys.items() if pair[1] for x in pair]
 
 
 def main(args: argparse.Namespace):

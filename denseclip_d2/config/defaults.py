@@ -156,6 +156,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Parameters without weight decay, by shell patterns on their names. As released, the norms inside the
     # context decoder's layers and no others.
     cfg.SOLVER.NO_WEIGHT_DECAY = ("*.context_decoder.decoder.*.norm?.*",)
+    # Training images that the schedule is for: own data (DATASETS.OWN) scale MAX_ITER, STEPS, WARMUP_ITERS
+    # and TEST.EVAL_PERIOD to theirs. 0: they are trained on as long as it says.
+    cfg.SOLVER.REFERENCE_IMAGES = 0
     # Keep only the newest so many of the periodic checkpoints (model_final and model_best stay); 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
     # A metric, such as "bbox/AP", by which the best weights so far are kept as model_best.pth; empty: none.
@@ -164,6 +167,19 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Folders to register for semantic segmentation: "my/data", which has classes.txt (a name a line),
     # images/train/* and labels/train/*.png, as "data_train", and so on for its other splits.
     cfg.DATASETS.SEMANTIC_FOLDERS = ()
+    # Data of one's own, to train on in place of DATASETS.TRAIN; names of classes, NUM_CLASSES and schedule
+    # are then taken from them. With boxes: a COCO-format file and the folder of its images,
+    # ("my/train.json", "my/images"). As --train.
+    cfg.DATASETS.OWN = CfgNode()
+    cfg.DATASETS.OWN.TRAIN = ()
+    # The same to evaluate on. Empty: a part of the training images is held out. As --val.
+    cfg.DATASETS.OWN.VAL = ()
+    # With labels of pixels: a folder as SEMANTIC_FOLDERS has them. As --train-semantic.
+    cfg.DATASETS.OWN.SEMANTIC = ""
+    # The part that is held out, by SEED, where there is nothing to evaluate on; 0 holds nothing out.
+    cfg.DATASETS.OWN.HELD_OUT = 0.2
+    # Iterations that few images are trained for at least, if the config's own schedule is not shorter.
+    cfg.DATASETS.OWN.MIN_ITER = 500
     # Before training, see that every image is there, whole and of its annotated size.
     cfg.DATASETS.CHECK_IMAGES = True
 

@@ -7,6 +7,7 @@ from detectron2.utils.file_io import PathManager
 from ..data.semantic import register_semantic_folders
 from .checks import check_config
 from .header import header_config, merge_header_config
+from .own import use_own_data
 from .pixels import set_pixels
 from .projects import default_config, projects_of
 
@@ -17,10 +18,12 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     For exported weights in place of a config file, their header is the config, and they are its weights.
     Either may be on a hub, ``hf://owner/repo/file``, or wherever else Detectron2's ``PathManager`` reads.
     Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". Pixel means and deviations that are empty become
-    the architecture's. The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are registered.
+    the architecture's. The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are registered. Data of one's own in
+    ``DATASETS.OWN`` set what follows from them (:func:`use_own_data`).
 
     Raises:
-        ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config.
+        ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config;
+            data that cannot be used.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -36,6 +39,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
             projects = projects_of(CfgNode.load_yaml_with_base(local, allow_unsafe=True))
             cfg = default_config(projects)
             cfg.merge_from_file(local)
+        recipe = cfg.clone()
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError) as error:  # how yacs refuses a key, or a file
         raise ValueError(error.args[0] if error.args else str(error)) from error
@@ -47,4 +51,5 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     set_pixels(cfg)
     check_config(cfg)
     register_semantic_folders(cfg)
+    use_own_data(cfg, recipe, opts[::2])
     return cfg

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
+from ..config.own import keep_schedule
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -18,6 +19,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS |= args.allow_partial
+    if args.resume:
+        keep_schedule(cfg, args.opts[::2])
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
     logged = argparse.Namespace(**vars(args))

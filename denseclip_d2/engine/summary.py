@@ -15,7 +15,7 @@ from ..builder import lost_sync_bn, with_fitting_norms
 _NEUTRAL = (
     "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CHECK_IMAGES", "MODEL.CHANNELS_LAST",
     "MODEL.COMPILE", "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", "MODEL.DEVICE", "OUTPUT_DIR",
-    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_*", "SOLVER.REFERENCE_WORLD_SIZE", "TEST.*", "VIS_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_*", "SOLVER.REFERENCE_*", "TEST.*", "VIS_PERIOD",
 )  # fmt: skip
 
 
@@ -62,8 +62,22 @@ def _facts(cfg: CfgNode, recipe: CfgNode, num_images: int) -> list[tuple[str, st
         ("batch", f"{solver.IMS_PER_BATCH} images, {solver.IMS_PER_BATCH // world_size} a process"),
         ("learning rate", f"{solver.BASE_LR:g}{scaled}"),
         ("iterations", f"{solver.MAX_ITER}: {epochs:.1f} epochs of {num_images} images"),
+        *_schedule(cfg),
         ("precision", f"{solver.AMP.PRECISION}, mixed" if solver.AMP.ENABLED else "float32"),
         ("visual norm", norm),
+    ]
+
+
+def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
+    """Of own data, for whose number of images it was made."""
+    if not (cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC):
+        return []
+    solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
+    steps = ", ".join(map(str, solver.STEPS)) or "never"
+    often = f"every {period}, and at the end" if period else "at the end"
+    images = f"for {solver.REFERENCE_IMAGES} images" if solver.REFERENCE_IMAGES else "the config's own"
+    return [
+        ("schedule", f"{images}: warm-up {solver.WARMUP_ITERS}, lower rate at {steps}, evaluation {often}")
     ]
 
 

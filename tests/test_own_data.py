@@ -1,0 +1,318 @@
+"""Data of one's own: what a config takes from them, and the command that trains on them."""
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from test_engine import final_metrics, run_tool
+
+from denseclip_d2.config import load_config
+from denseclip_d2.data import get_class_names
+from denseclip_d2.data.own import held_out_images
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
+from denseclip_d2.engine import Trainer
+
+CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
+SEMANTIC = "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"
+PANOPTIC = "configs/Shapes/systems/panoptic_fpn.yaml"
+COCO = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
+SIX = ("cat", "dog", "garden gnome", "wheelbarrow", "watering can", "rake")
+
+
+@pytest.fixture
+def pictures(tmp_path, catalogs):
+    """A folder "my" with train.json, val.json and images: 20 and 4 pictures, of which each fifth is empty."""
+    root = tmp_path / "my"
+    (root / "images").mkdir(parents=True)
+    categories = [{"id": 7 + 3 * i, "name": name} for i, name in enumerate(SIX)]
+    for split, count in (("train", 20), ("val", 4)):
+        images, annotations = [], []
+        for i in range(count):
+            name = f"{split}_{i}.png"
+            Image.new("RGB", (64, 48), (10 * i, 90, 120)).save(root / "images" / name)
+            images.append({"id": i + 1, "file_name": name, "width": 64, "height": 48})
+            if i % 5 == 0:
+                continue
+            x = 4 + i
+            annotation = {
+                "id": i + 1,
+                "image_id": i + 1,
+                "category_id": categories[i % 6]["id"],
+                "iscrowd": 0,
+            }
+            annotation |= {"bbox": [x, 8, 24, 20], "area": 480}
+            annotation |= {"segmentation": [[x, 8, x + 24, 8, x + 24, 28, x, 28]]}
+            annotations.append(annotation)
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def own(root: Path, *opts, config: str = CONFIG, val: bool = False):
+    """The config of a training on these pictures, with the folder of the test for its outputs."""
+    keys = ["DATASETS.OWN.TRAIN", (str(root / "train.json"), str(root / "images"))]
+    keys += ["DATASETS.OWN.VAL", (str(root / "val.json"), str(root / "images"))] if val else []
+    return load_config(config, [*keys, "OUTPUT_DIR", str(root / "output"), *opts])
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# What follows from the data
+
+
+def test_classes_come_from_the_file(pictures):
+    cfg = own(pictures, val=True)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("my_train",), ("my_val",))
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 6
+    assert tuple(get_class_names(cfg)) == SIX
+    assert own(pictures, config=MASKS).MODEL.ROI_HEADS.NUM_CLASSES == 6
+
+
+def test_names_that_the_config_has_for_others_are_not_taken(pictures):
+    """ADE20K's configs list their names, and COCO's have room for names of three tokens alone."""
+    cfg = own(pictures, "MODEL.WEIGHTS", "", config=COCO)
+    assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH) == ((), 0)
+    names = tuple(name.upper() for name in SIX)
+    cfg = own(pictures, "MODEL.DENSECLIP.CLASS_NAMES", names)
+    assert tuple(get_class_names(cfg)) == names
+
+
+def test_a_part_is_held_out_by_seed_and_nothing_is_lost(pictures):
+    cfg = own(pictures)
+    train, test = (DatasetCatalog.get(name[0]) for name in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+    assert (len(train), len(test)) == (16, 4)
+    names = Counter(record["file_name"] for record in [*train, *test])
+    assert len(names) == 20 and set(names.values()) == {1}
+    assert own(pictures).DATASETS.TEST == cfg.DATASETS.TEST
+    other = DatasetCatalog.get(own(pictures, "SEED", 2).DATASETS.TEST[0])
+    assert {r["file_name"] for r in other} != {r["file_name"] for r in test}
+    cfg = own(pictures, "DATASETS.OWN.HELD_OUT", 0.0)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("my_train",), ())
+
+
+def test_few_held_out_images_change_when_images_are_added():
+    images = [f"{i}.jpg" for i in range(100)]
+    before, after = held_out_images(images, 0.2, 1), held_out_images([*images, "new.jpg"], 0.2, 1)
+    assert len(before) == len(after) == 20
+    assert len(before - after) <= 1
+    assert held_out_images(["a", "b"], 0.9, 0) and len(held_out_images(["a", "b"], 0.01, 0)) == 1
+
+
+def test_the_held_out_part_is_evaluated_under_the_files_own_ids(pictures):
+    cfg = own(pictures)
+    name = cfg.DATASETS.TEST[0]
+    Trainer.check_test_sets(cfg)
+    Trainer.build_evaluator(cfg, name)
+    written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    assert [c["id"] for c in written["categories"]] == [7, 10, 13, 16, 19, 22]
+    assert len(written["images"]) == 4
+    edit(pictures / "train.json", lambda c: c["images"].pop())
+    cfg = own(pictures)  # an earlier run's file is not taken for this one's
+    Trainer.build_evaluator(cfg, name)
+    again = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    assert {i["file_name"] for i in again["images"]} == {r["file_name"] for r in DatasetCatalog.get(name)}
+
+
+# The schedule
+
+
+def schedule(cfg) -> tuple:
+    return cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD
+
+
+def test_the_schedule_is_for_the_number_of_images_and_not_too_short(pictures):
+    """Of 20 images 16 have boxes, which Detectron2 trains on alone; in the tiny configs on all of them."""
+    assert schedule(own(pictures, config=COCO, val=True)) == (500, (333, 458), 50, 0)
+    cfg = own(pictures, "DATASETS.OWN.MIN_ITER", 1, config=COCO, val=True)
+    assert (round(87960 * 16 / 117266), 16) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.REFERENCE_IMAGES)
+    assert own(pictures, val=True).SOLVER.REFERENCE_IMAGES == 20
+    assert own(pictures).SOLVER.REFERENCE_IMAGES == 16
+    assert own(pictures, "DATASETS.OWN.MIN_ITER", 2000).SOLVER.MAX_ITER == 1000  # the config's own
+    assert own(pictures, "SOLVER.REFERENCE_IMAGES", 0).SOLVER.REFERENCE_IMAGES == 0
+
+
+def test_what_is_set_by_hand_stays_and_the_rest_follows(pictures):
+    assert schedule(own(pictures, "SOLVER.MAX_ITER", 200)) == (200, (156, 186), 20, 0)
+    cfg = own(pictures, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (100,), "TEST.EVAL_PERIOD", 50)
+    assert schedule(cfg) == (200, (100,), 20, 50)
+    assert schedule(own(pictures, "SOLVER.MAX_ITER", 2)) == (2, (1,), 0, 0)
+
+
+def test_a_runs_own_config_is_left_as_it_is(pictures):
+    cfg = own(pictures, "SOLVER.MAX_ITER", 200, "MODEL.DENSECLIP.CLASS_NAMES", tuple("abcdef"))
+    (pictures / "config.yaml").write_text(cfg.dump())
+    again = load_config(str(pictures / "config.yaml"), [])
+    assert again.DATASETS == cfg.DATASETS and schedule(again) == schedule(cfg)
+    assert again.MODEL.DENSECLIP == cfg.MODEL.DENSECLIP
+
+
+def test_a_run_that_goes_on_keeps_its_schedule(pictures):
+    """Also where images have come since; what it is by then is in its config.yaml."""
+    arguments = ("--train", pictures / "train.json", pictures / "images", "OUTPUT_DIR", pictures / "output")
+    few = ("SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0)
+    done = run_tool("train_net.py", *arguments, *few, "SOLVER.MAX_ITER", 2, datasets=pictures)
+    assert done.returncode == 0, done.stderr
+    log = (pictures / "output/log.txt").read_text()
+    assert "for 16 images: warm-up 0, lower rate at 1, evaluation at the end" in log
+    edit(pictures / "train.json", lambda c: c["images"].pop(0))
+    done = run_tool("train_net.py", *arguments[:3], "--resume", *arguments[3:], *few, datasets=pictures)
+    assert done.returncode == 0, done.stderr
+    kept = load_config(str(pictures / "output/config.yaml"), [])
+    assert (kept.SOLVER.MAX_ITER, kept.SOLVER.REFERENCE_IMAGES) == (2, 16)
+
+
+# Labels of pixels
+
+
+@pytest.mark.parametrize("with_val", [True, False])
+def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
+    generate_shapes(tmp_path / "shapes", num_train=10, num_val=4, seed=3)
+    root = tmp_path / "rooms"
+    for split in ("train", "val") if with_val else ("train",):
+        shutil.copytree(tmp_path / "shapes" / split, root / "images" / split)
+        shutil.copytree(tmp_path / "shapes/labels" / split, root / "labels" / split)
+    (root / "classes.txt").write_text("\n".join(SEMANTIC_CLASS_NAMES))
+    opts = ["SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path / "output")]
+    cfg = load_config(SEMANTIC, ["DATASETS.OWN.SEMANTIC", str(root), *opts])
+    sizes = [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    assert sizes == ([10, 4] if with_val else [8, 2])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
+    if not with_val:
+        Trainer(cfg).train()
+        assert math.isfinite(final_metrics(tmp_path / "output")["sem_seg/mIoU"])
+    (root / "images/train").rename(root / "images/training")
+    DatasetCatalog.clear()
+    with pytest.raises(ValueError, match="--train-semantic.*has no images/train"):
+        load_config(SEMANTIC, ["DATASETS.OWN.SEMANTIC", str(root)])
+
+
+# Data that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda c: c.pop("categories"), "not in COCO's format.*KeyError: 'categories'.*own_data.md"),
+        (lambda c: c.update(categories=[]), "has no categories"),
+        (lambda c: c.update(annotations=[]), "has no annotations"),
+        (lambda c: c["annotations"][0].pop("segmentation"), "needs masks, and 1 of the 16 annotations"),
+        (lambda c: c["annotations"][0].update(segmentation=[]), "needs masks, and 1 of the 16 annotations"),
+    ],
+)
+def test_a_file_that_cannot_be_learnt_from(pictures, change, error):
+    edit(pictures / "train.json", change)
+    with pytest.raises(ValueError, match=error):
+        own(pictures, config=MASKS)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "filepath\ttitle\n"])
+def test_another_file_is_not_cocos(pictures, text):
+    (pictures / "train.json").write_text(text)
+    with pytest.raises(ValueError, match="train.json is not in COCO's format"):
+        own(pictures)
+
+
+def test_what_is_not_there(pictures):
+    for missing, error in (("images", "no folder .*images"), ("train.json", "no file .*train.json")):
+        (pictures / missing).rename(pictures / "elsewhere")
+        with pytest.raises(FileNotFoundError, match=error):
+            own(pictures)
+        (pictures / "elsewhere").rename(pictures / missing)
+    (pictures / "images/train_1.png").unlink()
+    cfg = own(pictures, "DATASETS.OWN.HELD_OUT", 0.0)
+    with pytest.raises(
+        ValueError, match="(?s)1 of 20 images of my_train cannot be used.*train_1.png is missing"
+    ):
+        Trainer(cfg)
+
+
+def test_options_that_do_not_go_together(pictures):
+    source = (str(pictures / "val.json"), str(pictures / "images"))
+    for opts, config, error in (
+        (["DATASETS.OWN.VAL", source], CONFIG, r"\(--val\) goes with .*\(--train\)"),
+        (["DATASETS.OWN.TRAIN", source], SEMANTIC, r"SemanticFPN takes .*SEMANTIC \(--train-semantic\)"),
+        (["DATASETS.OWN.SEMANTIC", "my"], CONFIG, r"DenseCLIPRetinaNet takes .*TRAIN \(--train\)"),
+        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "it has to be a file and a folder"),
+        (["DATASETS.OWN.TRAIN", source], PANOPTIC, "objects and labels of pixels"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=error):
+            load_config(config, opts)
+    edit(pictures / "train.json", lambda c: c.update(images=c["images"][:1]))
+    with pytest.raises(ValueError, match="1 training image: none can be held out.*--val"):
+        own(pictures)
+
+
+@pytest.mark.parametrize("name", ["Dog ", "dog", ""])
+def test_names_that_do_not_tell_classes_apart(pictures, name):
+    edit(pictures / "train.json", lambda c: c["categories"][0].update(name=name))
+    with pytest.raises(ValueError, match="more than once: 'dog'|class 0 is empty"):
+        Trainer(own(pictures))
+
+
+def test_the_name_of_another_dataset_is_not_taken(pictures, tmp_path):
+    own(pictures)
+    shutil.copytree(pictures, tmp_path / "elsewhere/my")
+    with pytest.raises(ValueError, match="'my_train', which is the name of another dataset. Rename"):
+        own(tmp_path / "elsewhere/my")
+
+
+# The command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CONFIG, MASKS])
+def test_photographs_in_one_command(coco_root, tmp_path, config):
+    """A dozen of COCO's classes under other names, photographs under other file names, no OUTPUT_DIR yet."""
+    for split in ("train", "val"):
+        write_photographs(coco_root / "coco", split, tmp_path)
+    source = {split: (tmp_path / f"{split}.json", tmp_path / "photos") for split in ("train", "val")}
+    few = {
+        "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "DATALOADER.NUM_WORKERS": 0,
+        "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "OUTPUT_DIR": tmp_path / "output", "MODEL.WEIGHTS": f"denseclip://Shapes/{Path(config).name}",
+    }  # fmt: skip
+    options = [
+        "--train",
+        *source["train"],
+        "--val",
+        *source["val"],
+        *(x for pair in few.items() for x in pair),
+    ]
+    done = run_tool("train_net.py", *options, datasets=tmp_path, config=config)
+    assert done.returncode == 0, done.stderr
+    metrics = final_metrics(tmp_path / "output")
+    assert math.isfinite(metrics["bbox/AP"]) and metrics["loss_pixel_text"] > 0
+    per_class = [key for key in metrics if key.startswith("bbox/AP-")]
+    assert sorted(per_class) == sorted(f"bbox/AP-my {name}" for name in DOZEN)
+    assert ("segm/AP" in metrics) == (config == MASKS)
+
+
+DOZEN = (
+    "banana", "book", "bottle", "bowl", "car", "carrot", "chair", "cup", "handbag", "laptop", "person",
+    "traffic light",
+)  # fmt: skip
+
+
+def write_photographs(coco: Path, split: str, root: Path) -> None:
+    content = json.loads((coco / f"annotations/instances_{split}2017.json").read_text())
+    ids = {c["id"]: 900 - c["id"] for c in content["categories"] if c["name"] in DOZEN}
+    (root / "photos").mkdir(exist_ok=True)
+    for number, image in enumerate(content["images"]):
+        name = f"{split}_{number}.jpg"
+        shutil.copy(coco / f"{split}2017" / image["file_name"], root / "photos" / name)
+        image["file_name"] = name
+    named = {c["id"]: c["name"] for c in content["categories"]}
+    content["categories"] = [{"id": new, "name": f"my {named[old]}"} for old, new in ids.items()]
+    kept = [a for a in content["annotations"] if a["category_id"] in ids]
+    content["annotations"] = [{**a, "category_id": ids[a["category_id"]]} for a in kept]
+    (root / f"{split}.json").write_text(json.dumps(content))
