@@ -8,7 +8,7 @@ from ..clip_models import get_clip_architecture
 from ..config import check_context_init
 from .context_decoder import ContextDecoder
 from .memo import TensorMemo
-from .prompts import check_class_names, tokenize_names
+from .prompts import check_class_names, check_prompts, tokenize_names
 from .text_encoder import CLIPTextEncoder
 from .tokenizers import Tokenizer, get_tokenizer
 
@@ -291,20 +291,5 @@ class PromptedTextEncoder(nn.Module):
         if self.mode == "template":
             names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
         prompts = tokenize_names(names, name_length, self._tokenizer)
-        if len(prompts.unique(dim=0)) < len(prompts):
-            raise ValueError(
-                "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
-                f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
-            )
-        if prompts.max() >= text_encoder.vocab_size:
-            raise ValueError(
-                f"The tokenizer gives id {prompts.max()}, and the text encoder has {text_encoder.vocab_size}."
-            )
-        available = text_encoder.context_length
-        if prompts.shape[1] + num_contexts > available:
-            raise ValueError(
-                f"The longest class name takes {prompts.shape[1]} tokens, and {num_contexts} contexts "
-                f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS) go with it; the text encoder has {available} "
-                "positions. Shorten the names or take fewer contexts."
-            )
+        check_prompts(prompts, names, num_contexts, text_encoder.vocab_size, text_encoder.context_length)
         return prompts

@@ -57,3 +57,32 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
         )
     # Numbers to be looked at, also where a model is built without memory, on the meta device.
     return torch.tensor([i + [tokenizer.pad_id] * (length - len(i)) for i in ids], device="cpu")
+
+
+def check_prompts(
+    prompts: Tensor, names: Sequence[str], num_contexts: int, vocab_size: int, context_length: int
+) -> None:
+    """Refuse prompts that a text encoder cannot take, or tell apart.
+
+    Args:
+        prompts: (K, L) token ids, of :func:`tokenize_names`.
+        names: K names or sentences.
+        num_contexts: context vectors that go with each.
+        vocab_size, context_length: the text encoder's.
+
+    Raises:
+        ValueError: two are the same; an id is beyond the vocabulary; the longest does not fit.
+    """
+    if len(prompts.unique(dim=0)) < len(prompts):
+        raise ValueError(
+            "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
+            f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
+        )
+    if prompts.max() >= vocab_size:
+        raise ValueError(f"The tokenizer gives id {prompts.max()}, and the text encoder has {vocab_size}.")
+    if prompts.shape[1] + num_contexts > context_length:
+        raise ValueError(
+            f"The longest class name takes {prompts.shape[1]} tokens, and {num_contexts} contexts "
+            f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS) go with it; the text encoder has {context_length} "
+            "positions. Shorten the names or take fewer contexts."
+        )
