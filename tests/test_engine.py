@@ -200,7 +200,10 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_config_loads(path, panopticapi):
     assert "!!python" not in path.read_text()
-    assert load_config(str(path), []).INPUT.FORMAT == "RGB"
+    cfg = load_config(str(path), [])
+    by_caffe2 = cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS.startswith("detectron2://")
+    expected = "BGR" if by_caffe2 else "RGB"
+    assert expected == cfg.INPUT.FORMAT
 
 
 def test_command_line_evaluates_what_it_trained(tmp_path):

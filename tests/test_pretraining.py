@@ -198,7 +198,7 @@ def test_a_bad_table_is_refused_by_name(content, message, tmp_path):
     ("options", "message"),
     [
         (["--model", "RN-huge"], "--model = 'RN-huge' is not an architecture"),
-        (["--model", "EVA01-g-14"], "not a ViT as CLIP has it"),
+        (["--model", "coca_ViT-B-32"], "is a CoCa"),
         (["--pairs", "nowhere.tsv"], "no such table"),
         (["--steps", "0"], "steps = 0"),
         (["--alike", "3"], "batch_size = 4 is no multiple of alike = 3"),
