@@ -48,8 +48,8 @@ FAMILIES: dict[str, tuple[dict, dict, dict]] = {
     "Sigmoid-i18n": (timm_vision("test_vit", "map", "none", 160), I18N_TEXT, CUSTOM),
     "EVA02": (timm_vision("eva02_tiny_patch14_224", "token", None, 224), {}, CUSTOM),
     "PE": (timm_vision("vit_pe_core_tiny_patch16_384", "map", None, 384), {}, CUSTOM),
-    "MobileCLIP": (timm_vision("fastvit_t8", "avg", None, 256), {"no_causal_mask": True}, CUSTOM),
-    "MobileCLIP2-S3": (timm_vision("fastvit_mci3", "avg", None, 256), {"no_causal_mask": True}, CUSTOM),
+    "MobileCLIP": (timm_vision("fastvit_t8", "avg", None, 128), {"no_causal_mask": True}, CUSTOM),
+    "MobileCLIP2-S3": (timm_vision("fastvit_mci3", "avg", None, 128), {"no_causal_mask": True}, CUSTOM),
     "ViTamin": (timm_vision("vitamin_small_224", "", "linear", 224), {}, CUSTOM),
     "ViT-gap": (timm_vision("vit_medium_patch16_gap_256", "", "linear", 256), {}, {}),
 }
