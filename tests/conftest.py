@@ -1,5 +1,7 @@
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -98,6 +100,23 @@ def panopticapi(monkeypatch):
     utils.rgb2id = lambda colours: colours.astype(int) @ np.array([1, 256, 256**2])
     for module in (package, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def serve():
+    """Start a server on this machine that answers by a handler's class; it ends with the test."""
+    servers = []
+
+    def start(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

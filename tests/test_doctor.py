@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -33,13 +32,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub():
-    server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
+def hub(serve):
+    server = serve(Hub)
     server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    return server
 
 
 def run_doctor(home: Path, hub, *args) -> subprocess.CompletedProcess:

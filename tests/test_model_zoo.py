@@ -1,6 +1,5 @@
 import hashlib
 import http.server
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -122,17 +121,14 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch):
+def published(serve, tmp_path, monkeypatch):
     """A zoo of one entry, "far.yaml", on a server: the server, and where the file is kept."""
-    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    server = serve(Server)
     server.starts, server.breaks_off_after, server.ranges = [], 0, True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("DENSECLIP_D2_CACHE", str(tmp_path / "cache"))
     entry = ZooEntry("far.safetensors", SHA256, f"http://127.0.0.1:{server.server_port}/far.safetensors")
     monkeypatch.setattr(zoo, "zoo_index", lambda: {"far.yaml": entry})
-    yield server, tmp_path / "cache" / "far.safetensors"
-    server.shutdown()
-    server.server_close()
+    return server, tmp_path / "cache" / "far.safetensors"
 
 
 def test_a_file_is_downloaded_once_and_kept(published):

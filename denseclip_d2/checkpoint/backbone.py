@@ -9,12 +9,14 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from ..config.pixels import TIMM_WEIGHTS
 from ..visual import EmbeddedBackbone, TimmBackbone
-from ..visual.vit_pyramid import LEVELS
+from .clip import names_under, prefix_of
 from .readers import read_weights
 
 KEY = "MODEL.DENSECLIP.VISUAL.WEIGHTS"
-TIMM, TORCHVISION = "timm://", "torchvision://"
+TORCHVISION = "torchvision://"
+_COPY = "Copy the file here from a machine with a network, and set the key to its path."
 
 # EfficientNet's layers, as its first port to PyTorch calls them, in timm's names; of a block, by whether it
 # expands.
@@ -34,21 +36,19 @@ _BLOCK = {
 }  # fmt: skip
 
 
-def embedded_backbone(model: nn.Module) -> tuple[str, EmbeddedBackbone] | None:
-    """A model's backbone without a CLIP, and how its parameters' names begin; None where it has none."""
-    for name, module in model.named_modules():
-        if isinstance(module, EmbeddedBackbone):
-            return f"{name}.backbone." if name else "backbone.", module
-    return None
+def _with_weights(model: nn.Module) -> tuple[str, EmbeddedBackbone] | None:
+    """A backbone without a CLIP that has weights to begin from, and how the names of its parameters begin."""
+    prefix = prefix_of(model, EmbeddedBackbone)
+    visual = None if prefix is None else model.get_submodule(prefix.removesuffix("."))
+    if not isinstance(visual, EmbeddedBackbone) or not visual.weights:
+        return None
+    return f"{prefix}backbone.", visual
 
 
 def names_of_backbone(model: nn.Module) -> list[str]:
     """The model's tensors that :func:`read_backbone` has to give; none where there is nothing to read."""
-    found = embedded_backbone(model)
-    if found is None or not found[1].weights:
-        return []
-    pyramid = tuple(f"{found[0]}{level}." for level in LEVELS.values())
-    return [n for n in model.state_dict() if n.startswith(found[0]) and not n.startswith(pyramid)]
+    found = _with_weights(model)
+    return names_under(model, found[0]) if found else []
 
 
 def read_backbone(model: nn.Module) -> dict[str, Tensor]:
@@ -63,12 +63,12 @@ def read_backbone(model: nn.Module) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file, or it cannot be downloaded.
         ValueError: it is damaged, or holds code, or there are no weights of this name.
     """
-    found = embedded_backbone(model)
-    if found is None or not found[1].weights:
+    found = _with_weights(model)
+    if found is None:
         return {}
     prefix, visual = found
     backbone, path = visual.backbone, visual.weights
-    checkpoint = {"model": _of_timm(path)} if path.startswith(TIMM) else read_weights(_local(path))
+    checkpoint = {"model": _of_timm(path)} if path.startswith(TIMM_WEIGHTS) else read_weights(_local(path))
     weights, state = checkpoint["model"], backbone.state_dict()
     if "layer1.0.conv1.weight" in weights and "stem.conv1.weight" in state:
         weights = {_of_torchvision(name): tensor for name, tensor in weights.items()}
@@ -104,11 +104,8 @@ def _link_of_torchvision(path: str) -> str:
         raise ValueError(f"{KEY} = {path!r}: torchvision has no such weights.") from error
 
 
-_COPY = "Copy the file here from a machine with a network, and set the key to its path."
-
-
 def _of_timm(path: str) -> dict[str, Tensor]:
-    name = path.removeprefix(TIMM)
+    name = path.removeprefix(TIMM_WEIGHTS)
     tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
     if name not in tags:
         raise ValueError(f"{KEY} = {path!r}: timm has no such weights. It has: {', '.join(tags) or 'none'}.")

@@ -34,16 +34,20 @@ def prefix_of(model: nn.Module, kind: type | UnionType) -> str | None:
     return (f"{names[0]}." if names[0] else "") if names else None
 
 
+def names_under(model: nn.Module, *prefixes: str | None) -> list[str]:
+    """The model's tensors below these places, less a ViT's pyramid; None is no place."""
+    places = tuple(prefix for prefix in prefixes if prefix is not None)
+    pyramids = tuple(f"{place}{level}." for place in places for level in LEVELS.values())
+    return [n for n in model.state_dict() if n.startswith(places) and not n.startswith(pyramids)]
+
+
 def _visual_encoder(model: nn.Module) -> VisualEncoder | None:
     return next((module for module in model.modules() if isinstance(module, VisualEncoder)), None)
 
 
 def names_in_clip(model: nn.Module) -> list[str]:
     """The model's tensors that CLIP's weights have: those of its encoders, less a ViT's pyramid."""
-    visual, text = _prefix_of_clips_visual(model), prefix_of(model, CLIPTextEncoder)
-    encoders = tuple(prefix for prefix in (visual, text) if prefix is not None)
-    pyramid = tuple(f"{visual}{level}." for level in LEVELS.values())
-    return [n for n in model.state_dict() if n.startswith(encoders) and not n.startswith(pyramid)]
+    return names_under(model, _prefix_of_clips_visual(model), prefix_of(model, CLIPTextEncoder))
 
 
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

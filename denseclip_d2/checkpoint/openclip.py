@@ -1,9 +1,9 @@
 import open_clip
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
-PREFIX = "openclip://"
+from ..clip_models import OPENCLIP as PREFIX
+from .path_handler import ResolvedPaths
 
 
 def parse_openclip_path(path: str) -> tuple[str, str, dict]:
@@ -42,17 +42,4 @@ def resolve_openclip_path(path: str) -> str:
         ) from error
 
 
-class OpenCLIPHandler(PathHandler):
-    """Lets Detectron2's ``PathManager`` read ``openclip://`` paths."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return resolve_openclip_path(path)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
-        return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
-
-
-PathManager.register_handler(OpenCLIPHandler())
+PathManager.register_handler(ResolvedPaths(PREFIX, resolve_openclip_path))

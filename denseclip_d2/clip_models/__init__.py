@@ -11,6 +11,9 @@ from open_clip.pretrained import get_pretrained_cfg
 
 open_clip.add_model_config(Path(__file__).parent)
 
+OPENCLIP = "openclip://"
+"""How a path to open_clip's weights begins: ``openclip://<architecture>/<tag>``."""
+
 
 @dataclass(frozen=True)
 class CLIPArchitecture:

@@ -33,6 +33,9 @@ REGISTRIES = {
 }
 """Where Detectron2 looks the names up that these keys hold."""
 
+TIMM = "timm/"
+"""How ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names a model of timm's."""
+
 NOTHING = {"MODEL.ROI_BOX_HEAD.NAME": "", "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals"}
 """What Detectron2 takes for "nothing to build" at these keys."""
 
@@ -54,8 +57,8 @@ def check_config(cfg: CfgNode) -> None:
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
     backbone = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE
-    if backbone.startswith("timm/"):
-        check_timm_model(backbone.removeprefix("timm/"))
+    if backbone.startswith(TIMM):
+        check_timm_model(backbone.removeprefix(TIMM))
     elif backbone:
         registered = [name for name, _ in BACKBONE_REGISTRY]
         _check_registered("MODEL.DENSECLIP.VISUAL.BACKBONE", backbone, registered)

@@ -5,6 +5,10 @@ from detectron2.config import CfgNode
 from timm.models import PretrainedCfg
 
 from ..clip_models import pixels_of
+from .checks import TIMM
+
+TIMM_WEIGHTS = "timm://"
+"""How ``MODEL.DENSECLIP.VISUAL.WEIGHTS`` names timm's weights."""
 
 
 def set_pixels(cfg: CfgNode) -> None:
@@ -19,7 +23,7 @@ def set_pixels(cfg: CfgNode) -> None:
     std: list[float] = []
     if not backbone:
         mean, std = pixels_of(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-    elif settings := _settings_of(weights, "timm://") or _settings_of(backbone, "timm/"):
+    elif settings := _settings_of(weights, TIMM_WEIGHTS) or _settings_of(backbone, TIMM):
         mean, std = ([round(255 * x, 8) for x in values] for values in (settings.mean, settings.std))
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_MEAN or mean
     cfg.MODEL.PIXEL_STD = cfg.MODEL.PIXEL_STD or std

@@ -81,6 +81,7 @@ def statistics_of(
     of_pixels = any("sem_seg_file_name" in record for record in records)
     count = _count_pixels if of_pixels else _count_objects
     objects, in_images, sizes, labelled = count(records, len(class_names))
+    tokens = {name: tokens_of(name) for name in class_names}
     odd = [
         Oddity("images are the same, byte by byte", _same_files(records)),
         Oddity("images have nothing labelled", tuple(r["file_name"] for r in records if not labelled[id(r)])),
@@ -88,7 +89,7 @@ def statistics_of(
         Oddity("classes are in one image alone", _named(class_names, in_images, 1)),
         Oddity(
             f"names are read as more than {LONG_NAME} tokens",
-            tuple(f"{name} ({tokens_of(name)})" for name in class_names if tokens_of(name) > LONG_NAME),
+            tuple(f"{name} ({length})" for name, length in tokens.items() if length > LONG_NAME),
         ),
     ]
     if not of_pixels:

@@ -9,7 +9,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from iopath.common.file_io import PathHandler
+
+from ..checkpoint.path_handler import ResolvedPaths
 
 PREFIX = "hf://"
 _PATH = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
@@ -58,17 +59,4 @@ def _reason(error: Exception, repo: str, revision: str | None, file: str) -> str
     return f"it could not be downloaded: {error}. Try again, which goes on where it broke off."
 
 
-class HubHandler(PathHandler):
-    """Lets Detectron2's ``PathManager`` read ``hf://`` paths."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return resolve_hub_path(path)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
-        return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
-
-
-PathManager.register_handler(HubHandler())
+PathManager.register_handler(ResolvedPaths(PREFIX, resolve_hub_path))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 from torch import nn
 
 from ..builder import build_model_with_weights
+from ..checkpoint.path_handler import ResolvedPaths
 from ..config import load_config
 from .download import cache_dir, download, verify
 
@@ -121,17 +121,4 @@ def packaged_files() -> list[tuple[Path, str]]:
     return [(_ROOT / "weights" / entry.file, entry.sha256) for entry in zoo_index().values() if not entry.url]
 
 
-class ZooHandler(PathHandler):
-    """Lets Detectron2's ``PathManager`` read ``denseclip://`` paths."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return str(local_file(path.removeprefix(PREFIX)))
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
-        return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
-
-
-PathManager.register_handler(ZooHandler())
+PathManager.register_handler(ResolvedPaths(PREFIX, lambda path: str(local_file(path.removeprefix(PREFIX)))))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .pixels import warn_of_other_pixels
 from .timm_backbone import TimmBackbone, create_trunk
-from .vit_pyramid import STRIDES
+from .vit_pyramid import STRIDES, levels_read
 
 PROJECTIONS = ("linear", "mlp", "none", "", None)
 
@@ -99,8 +99,7 @@ class CLIPTimm(TimmBackbone):
             "freeze_at": visual.FREEZE_AT,
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
             "with_embeddings": with_embeddings,
-            # A level that nothing reads would have weights without gradient, which DDP refuses.
-            "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(STRIDES),
+            "out_features": levels_read(cfg.MODEL.FPN.IN_FEATURES),
         }
 
     @staticmethod

@@ -15,7 +15,7 @@ from ..layers import QuickGELU
 from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
 from .vit_block import VisualBlock, choose_global_blocks
-from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
+from .vit_pyramid import LEVELS, STRIDES, check_levels, levels_read, resampling, taps_of, token_stride
 
 # What is read of open_clip's vision config; an architecture that sets anything else is refused.
 FIELDS = (
@@ -159,8 +159,7 @@ class CLIPViT(VisionTransformer, Backbone):
             "double_class_embedding": visual.DOUBLE_CLASS_EMBEDDING,
             "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
             "with_embeddings": with_embeddings,
-            # A level that nothing reads would have weights without gradient, which DDP refuses.
-            "out_features": cfg.MODEL.FPN.IN_FEATURES or tuple(STRIDES),
+            "out_features": levels_read(cfg.MODEL.FPN.IN_FEATURES),
         }
 
     @staticmethod

@@ -1,5 +1,3 @@
-from collections.abc import Sequence
-
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -7,11 +5,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
+from ..config import TIMM
 from .attention_pool import DenseAttentionPool
 from .timm_backbone import TimmBackbone, create_trunk
-from .vit_pyramid import STRIDES
+from .vit_pyramid import levels_read
 
-TIMM = "timm/"
 HEAD_WIDTH = 64  # of the attention pool, as in CLIP's own
 GRID_SIZE = 7  # of its positions, as CLIP has them for images of 224 pixels
 
@@ -125,13 +123,8 @@ def build_named_backbone(cfg) -> Backbone:
         norm=visual.NORM,
         freeze_at=visual.FREEZE_AT,
         activation_checkpointing=visual.ACTIVATION_CHECKPOINTING,
-        out_features=_levels(cfg.MODEL.FPN.IN_FEATURES),
+        out_features=levels_read(cfg.MODEL.FPN.IN_FEATURES),
     )
-
-
-def _levels(in_features: Sequence[str]) -> Sequence[str]:
-    """A level that nothing reads would have weights without gradient, which DDP refuses."""
-    return in_features or tuple(STRIDES)
 
 
 def _attention_pool(

@@ -1,10 +1,8 @@
 import logging
 
-from ..clip_models import pixels_of
+from ..clip_models import OPENCLIP, pixels_of
 
 logger = logging.getLogger(__name__)
-
-OPENCLIP = "openclip://"
 
 
 def warn_of_other_pixels(cfg) -> None:

@@ -148,9 +148,8 @@ class TimmBackbone(Backbone):
     def _freeze(self, freeze_at: int) -> None:
         if not freeze_at:
             return
-        wanted = list(STRIDES)[
-            : freeze_at - 1
-        ]  # those of them that the model has, and that were not left out
+        wanted = list(STRIDES)[: freeze_at - 1]
+        # Of these levels the last that the model has, and that was not left out.
         frozen = [i for name, i in self.stages.items() if name in wanted and i <= max(self.indices)]
         stage = f"{self.trunk.feature_info[frozen[-1]]['module']}." if frozen else ""
         try:

@@ -24,6 +24,14 @@ def token_stride(patch_size: int) -> int:
     return 2 ** round(log2(patch_size))
 
 
+def levels_read(in_features: Sequence[str]) -> tuple[str, ...]:
+    """The levels to build for what a pyramid reads: all, where it does not say.
+
+    A level that nothing reads would have weights without gradient, which DDP refuses.
+    """
+    return tuple(in_features or STRIDES)
+
+
 def check_levels(out_features: Sequence[str], levels: Iterable[str], what: str = "a CLIP ViT") -> None:
     """
     Raises:
