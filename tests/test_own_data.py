@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import get_fed_loss_cls_weights
+from detectron2.utils.events import EventStorage
 from PIL import Image
 from test_engine import final_metrics, run_tool
 
+from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.own import held_out_images
@@ -85,6 +88,25 @@ def test_names_that_the_config_has_for_others_are_not_taken(pictures):
     names = tuple(name.upper() for name in SIX)
     cfg = own(pictures, "MODEL.DENSECLIP.CLASS_NAMES", names)
     assert tuple(get_class_names(cfg)) == names
+
+
+@pytest.mark.parametrize(("asked", "federated"), [(4, True), (6, False)])
+def test_lviss_federated_loss_takes_frequencies_from_the_file(pictures, asked, federated):
+    config = pictures / "federated.yaml"
+    config.write_text(
+        f"_BASE_: {Path(MASKS).resolve()}\n"
+        "MODEL:\n  ROI_BOX_HEAD: {USE_SIGMOID_CE: True, USE_FED_LOSS: True, "
+        f"FED_LOSS_NUM_CLASSES: {asked}}}\n"
+    )
+    cfg = own(pictures, config=str(config))
+    assert federated == cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS  # else no class would be left out of any batch
+    objects = json.loads((pictures / "train.json").read_text())["annotations"]
+    count = Counter(annotation["category_id"] for annotation in objects)  # one an image
+    weights = get_fed_loss_cls_weights(cfg.DATASETS.TRAIN)
+    assert weights.tolist() == [count[id_] for id_ in sorted(count)]
+    with EventStorage():
+        losses = build_model(cfg)(next(iter(Trainer.build_train_loader(cfg))))
+    assert losses["loss_cls"].isfinite()
 
 
 def test_a_part_is_held_out_by_seed_and_nothing_is_lost(pictures):

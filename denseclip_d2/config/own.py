@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..data.own import OwnData, own_boxes, own_labels
 from ..data.semantic import register_semantic_folders
@@ -41,6 +42,7 @@ def use_own_data(cfg: CfgNode, recipe: CfgNode, explicit: Collection[str]) -> No
         f"MODEL.{section_of(cfg)}.NUM_CLASSES": len(data.class_names),
         "MODEL.DENSECLIP.CLASS_NAMES": (),
         "MODEL.DENSECLIP.PROMPT.NAME_LENGTH": 0,
+        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": _asks_about_some(cfg, data),
         **_schedule(cfg, recipe, data.num_images, "SOLVER.MAX_ITER" in explicit),
     }
     cfg.merge_from_list([x for pair in values.items() if pair[0] not in explicit for x in pair])
@@ -85,6 +87,13 @@ def _registered(cfg: CfgNode) -> OwnData:
             raise ValueError(f"DATASETS.OWN.{key} is {own[key]!r}; it has to be a file and a folder.")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     return own_boxes(own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty, **split)
+
+
+def _asks_about_some(cfg: CfgNode, data: OwnData) -> bool:
+    """Whether the federated loss, if it is chosen, has more classes to draw from than it asks about."""
+    counts = MetadataCatalog.get(data.train).get("class_image_count", ())
+    seen = sum(count["image_count"] > 0 for count in counts)
+    return cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and seen > cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES
 
 
 def _schedule(cfg: CfgNode, recipe: CfgNode, num_images: int, chosen: bool) -> dict:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -34,12 +35,14 @@ class _CocoFile:
     """
     Attributes:
         ids, class_names: of the categories, by increasing id, as Detectron2 numbers the classes.
+        images_of: in how many images there is one of each class.
         images: the images' file names, each with whether there are boxes to learn from.
         annotations, without_mask: how many there are, and how many of them have no segmentation.
     """
 
     ids: tuple[int, ...]
     class_names: tuple[str, ...]
+    images_of: tuple[int, ...]
     images: dict[str, bool]
     annotations: int
     without_mask: int
@@ -164,6 +167,8 @@ def _register_coco(source: Sequence[str], masks: bool) -> tuple[str, _CocoFile]:
         evaluator_type="coco",
         thing_classes=list(file.class_names),
         thing_dataset_id_to_contiguous_id={id_: i for i, id_ in enumerate(file.ids)},
+        # As Detectron2 has LVIS's, for its federated loss.
+        class_image_count=[{"id": i, "image_count": n} for i, n in enumerate(file.images_of)],
     )
     return name, file
 
@@ -197,9 +202,11 @@ def _read(path: Path, modified: int) -> _CocoFile:
         images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
         categories = sorted(categories, key=lambda category: category["id"])
         learnt_from = {a["image_id"] for a in annotations if not a.get("iscrowd")}
+        images_of = Counter(class_ for _, class_ in {(a["image_id"], a["category_id"]) for a in annotations})
         file = _CocoFile(
             ids=tuple(category["id"] for category in categories),
             class_names=tuple(category.get("name") for category in categories),
+            images_of=tuple(images_of[category["id"]] for category in categories),
             images={image["file_name"]: image["id"] in learnt_from for image in images},
             annotations=len(annotations),
             without_mask=sum(not a.get("segmentation") for a in annotations),
