@@ -12,6 +12,7 @@ from torch import nn
 
 from .checkpoint import DenseCLIPCheckpointer
 from .config import check_config
+from .fusion import fuse_norms
 from .visual import VisualEncoder
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,23 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
         model, fresh_start=fresh_start, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
     )
     checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Make a model with weights, in place, fit for inference alone: ``TEST.FAST`` and ``TEST.PRECISION``.
+
+    Returns: the model, in evaluation mode.
+    """
+    model.eval()
+    if cfg.TEST.FAST:
+        fuse_norms(model)
+        if can_be_channels_last(model, cfg.MODEL.DEVICE):
+            model.to(memory_format=torch.channels_last)
+    if cfg.TEST.PRECISION != "float32":
+        device_type = torch.device(cfg.MODEL.DEVICE).type
+        autocast = torch.autocast(device_type, getattr(torch, cfg.TEST.PRECISION))
+        model.forward = autocast(model.forward)
     return model
 
 

@@ -44,6 +44,9 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
         for section in ("inference", "training") for case in cases
         for name in ("CLIP", "DenseCLIP", "Detectron2 R18")
     } | {
+        ("options", case, name) for case in cases
+        for name in ("as trained", "by default", "and in bfloat16")
+    } | {
         (f"visual encoder, {direction}", case, "without windows")
         for direction in ("forward", "forward and backward") for case in ("64 x 96", "96 x 128")
     }  # fmt: skip
@@ -65,6 +68,18 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
         "--classes", 5, "--sizes", "64x96", "--repeats", 1, "--json", out,
     )  # fmt: skip
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
+
+
+def test_data_are_measured_beside_detectron2s_loader(small_shapes, tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--config-file", RETINANET, "--only", "loader", "start", "--images", 20, "--classes", 5,
+        "--repeats", 1, "--json", out, "DATASETS.TRAIN", f"('{small_shapes[1]}',)", "SOLVER.IMS_PER_BATCH", 2,
+    )  # fmt: skip
+    rows = json.loads(out.read_text())["rows"]
+    both = ["Detectron2", "this project"]
+    assert [row["name"] for row in rows] == [*both, *both, "DATASETS.CHECK_IMAGES False"]
+    assert rows[2]["case"] == "20 images" and all(row["milliseconds"] > 0 for row in rows)
 
 
 def test_a_vit_is_measured_with_its_windows_and_without(tmp_path, monkeypatch):

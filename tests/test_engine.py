@@ -211,7 +211,7 @@ def test_command_line_evaluates_what_it_trained(tmp_path):
     generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
     opts = (
         "OUTPUT_DIR", tmp_path / "output", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
-        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0,
+        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.FAST", False,
     )  # fmt: skip
     trained = run_tool("train_net.py", *opts, "SOLVER.MAX_ITER", 1, datasets=tmp_path)
     assert trained.returncode == 0, trained.stderr[-3000:]

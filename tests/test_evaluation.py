@@ -213,7 +213,14 @@ def final_metrics(output: Path) -> dict[str, float]:
 @pytest.mark.parametrize("tasks, opts", [(("bbox",), {}), (("bbox", "segm"), MASK_RCNN)])
 def test_evaluation_gives_every_class_and_predictions_in_cocos_format(options, small_shapes, tasks, opts):
     """After training, and the same again from its checkpoint: with augmentation and without."""
-    opts = options(**{"MODEL.RETINANET.SCORE_THRESH_TEST": 0.0, "TEST.AUG.MIN_SIZES": "(64, 96)", **opts})
+    opts = options(
+        **{
+            "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+            "TEST.AUG.MIN_SIZES": "(64, 96)",
+            "TEST.FAST": False,
+            **opts,
+        }
+    )
     cfg = load_config(CONFIG, opts)
     Trainer(cfg).train()
     output = Path(cfg.OUTPUT_DIR)

@@ -8,6 +8,7 @@ from released import register_reference_architecture, released_checkpoint, relea
 from torch import nn
 from torch.testing import assert_close
 
+from denseclip_d2.builder import build_model_with_weights, make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export, released
 from denseclip_d2.checkpoint.clip import resize_positions
 from denseclip_d2.checkpoint.report import LoadReport
@@ -75,14 +76,13 @@ def assert_boxes_are_the_recorded(model: nn.Module, record) -> None:
 
 
 def test_a_released_checkpoint_exported_gives_the_recorded_boxes(reference, tmp_path):
-    """Through the file that tools/convert_checkpoint.py writes, and its header alone."""
+    """Through the file that tools/convert_checkpoint.py writes and its header alone, as inference runs it."""
     record = reference("det_full_tiny")
     model, exported = released_retinanet(record, tmp_path), str(tmp_path / "model.safetensors")
     source = str(tmp_path / "released.pth")
     export(model, released_config(), model.backbone.language.class_names, source=source, output=exported)
     cfg = load_config(exported, [])
-    again = build_model(cfg).eval()
-    DenseCLIPCheckpointer(again, fresh_start=False).load(cfg.MODEL.WEIGHTS)
+    again = make_fast(cfg, build_model_with_weights(cfg))
     again.backbone.language.prompts = record.inputs["texts"]
     assert_boxes_are_the_recorded(again, record)
 

@@ -7,8 +7,10 @@ tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-f
 
 Sections: the text encoder with every prompt alone and packed; the visual encoder without windowed attention
 and, where the config has it, with; inference and a step of training of DenseCLIP, of the same detector on
-plain CLIP and of Detectron2's own; kernels and their definitions. Contenders take turns and are compared
-within a round; medians over --repeats rounds. Weights, images and objects are random.
+plain CLIP and of Detectron2's own; DenseCLIP's inference as trained, by default and in bfloat16 (options);
+kernels and their definitions. When asked for: the training loader beside Detectron2's, on DATASETS.TRAIN
+(loader); how long the first batch is waited for, on a simulated dataset (start). Contenders take turns and
+are compared within a round; medians over --repeats rounds. Weights, images and objects are random.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
+MODELS = [name for name in SECTIONS if name not in ("loader", "start")]  # these are of the data
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 
@@ -49,8 +52,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default=CONFIG, metavar="FILE", help="of a detector (%(default)s)")
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=[*SECTIONS], metavar="SECTION",
-        help=f"of {', '.join(SECTIONS)} (default: all)",
+        "--only", nargs="+", choices=SECTIONS, default=[*MODELS], metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)} (default: all but the last two)",
     )  # fmt: skip
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="DETECTOR",
@@ -64,6 +67,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=positive, default=1, help="images (%(default)s)")
     parser.add_argument("--repeats", type=positive, default=5, help="rounds that are timed (%(default)s)")
+    parser.add_argument(
+        "--images",
+        type=positive,
+        default=118287,
+        help="of the simulated dataset (%(default)s)",
+    )
     parser.add_argument("--json", metavar="OUT", help="file to write the rows to")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
@@ -81,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     if args.json:
         check_writable(str(Path(args.json).parent), "the folder of --json")
-    settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders)
+    settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders, args.images)
     about = {
         "config_file": args.config_file, "opts": args.opts, "device": device_name(settings.device),
         "torch": torch.__version__, "date": date.today().isoformat(), "batch": args.batch,

@@ -17,6 +17,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from denseclip_d2.builder import make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run, setup, with_tta
@@ -76,7 +77,7 @@ def main(args: argparse.Namespace):
         model, cfg.OUTPUT_DIR, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    results = Trainer.test(cfg, make_fast(cfg, model))
     if augmented:
         results.update(Trainer.test_with_tta(cfg, augmented))
     if comm.is_main_process():

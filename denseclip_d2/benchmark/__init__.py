@@ -1,4 +1,5 @@
 from .measure import Row, format_table
-from .sections import CONTENDERS, SECTIONS, Settings
+from .sections import SECTIONS
+from .settings import CONTENDERS, Settings
 
 __all__ = ["CONTENDERS", "SECTIONS", "Row", "Settings", "format_table"]

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..builder import build_model
+from ..builder import build_model, make_fast
 from ..engine import build_optimizer
 from ..engine.precision import PRECISIONS
 
@@ -59,6 +59,7 @@ def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
     for contender, (meta_architecture, backbone) in architectures.items():
         configs[contender] = own = cfg.clone()
         own.defrost()
+        own.TEST.FAST &= contender in ("CLIP", "DenseCLIP")  # Detectron2 has nothing of the kind
         own.MODEL.META_ARCHITECTURE, own.MODEL.BACKBONE.NAME = meta_architecture, backbone
         own.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES
         own.MODEL.DENSECLIP.CLASS_NAMES = class_names(num_classes)
@@ -73,8 +74,8 @@ class Contender:
     """A detector with what it needs to be run: its optimiser, and a batch on its device."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
-        self.model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
-        self.model.train(training)
+        model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
+        self.model = model if training else make_fast(cfg, model)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
         self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]
         self.batch = [random_input(size, i, num_classes) for i in range(batch)]

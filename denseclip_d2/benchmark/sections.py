@@ -1,13 +1,11 @@
 """What ``tools/benchmark.py`` measures; each section gives rows to print."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 
 import torch
-from detectron2.config import CfgNode
 from torch import nn
 
 from ..builder import with_fitting_norms
@@ -17,39 +15,10 @@ from ..kernels import KERNELS
 from ..language.prompts import tokenize_names
 from ..language.text_encoder import CLIPTextEncoder
 from ..visual import build_visual_encoder
+from .data import loader, start
 from .detectors import Contender, class_names, contending_configs
 from .measure import Row, bandwidth, compare
-
-CONTENDERS = ("CLIP", "DenseCLIP", "Detectron2")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure on.
-
-    Attributes:
-        classes: numbers of classes; with several sizes, sizes are measured at the first number, and numbers
-            at the first size.
-        sizes: heights and widths of images.
-        batch: images.
-        repeats: rounds that are timed.
-        contenders: which detectors, of :data:`CONTENDERS`.
-    """
-
-    cfg: CfgNode
-    classes: list[int]
-    sizes: list[tuple[int, int]]
-    batch: int
-    repeats: int
-    contenders: Sequence[str] = CONTENDERS
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.cfg.MODEL.DEVICE)
-
-    def cases(self) -> Iterator[tuple[int, tuple[int, int]]]:
-        yield from ((number, self.sizes[0]) for number in self.classes)
-        yield from ((self.classes[0], size) for size in self.sizes[1:])
+from .settings import Settings
 
 
 def text(settings: Settings) -> Iterator[list[Row]]:
@@ -123,18 +92,27 @@ def _detectors(settings: Settings, *, training: bool) -> Iterator[list[Row]]:
             for name, cfg in contending_configs(settings.cfg, number).items()
             if name.split()[0] in settings.contenders
         }
-        steps = {name: contender.step for name, contender in contenders.items()}
-        yield compare(
-            "training" if training else "inference",
-            f"{size[0]} x {size[1]}, K = {number}",
-            steps,
-            settings.repeats,
-            settings.device,
-            held={name: contender.held_bytes for name, contender in contenders.items()},
-            images=settings.batch,
-        )
-        del contenders, steps
+        yield _compared("training" if training else "inference", contenders, number, size, settings)
+        del contenders
         gc.collect()
+
+
+def _compared(
+    section: str,
+    contenders: dict[str, Contender],
+    num_classes: int,
+    size: tuple[int, int],
+    settings: Settings,
+) -> list[Row]:
+    return compare(
+        section,
+        f"{size[0]} x {size[1]}, K = {num_classes}",
+        {name: contender.step for name, contender in contenders.items()},
+        settings.repeats,
+        settings.device,
+        held={name: contender.held_bytes for name, contender in contenders.items()},
+        images=settings.batch,
+    )
 
 
 def inference(settings: Settings) -> Iterator[list[Row]]:
@@ -145,6 +123,21 @@ def inference(settings: Settings) -> Iterator[list[Row]]:
 def training(settings: Settings) -> Iterator[list[Row]]:
     """A whole step of training, optimiser included."""
     return _detectors(settings, training=True)
+
+
+def options(settings: Settings) -> Iterator[list[Row]]:
+    """DenseCLIP's inference as it is trained, as it is by default, and in bfloat16."""
+    contenders = {
+        "as trained": ("TEST.FAST", False),
+        "by default": ("TEST.FAST", True),
+        "and in bfloat16": ("TEST.PRECISION", "bfloat16"),
+    }
+    for number, size in settings.cases():
+        cfg, models = contending_configs(settings.cfg, number)["DenseCLIP"], {}
+        for name, option in contenders.items():
+            cfg.merge_from_list(option)
+            models[name] = Contender(cfg, settings.batch, size, number, training=False)
+        yield _compared("options", models, number, size, settings)
 
 
 def kernels(settings: Settings) -> Iterator[list[Row]]:
@@ -178,5 +171,14 @@ def kernels(settings: Settings) -> Iterator[list[Row]]:
             )
 
 
-SECTIONS = {"text": text, "visual": visual, "kernels": kernels, "inference": inference, "training": training}
+SECTIONS = {
+    "text": text,
+    "visual": visual,
+    "kernels": kernels,
+    "inference": inference,
+    "options": options,
+    "training": training,
+    "loader": loader,
+    "start": start,
+}
 """By name; each is given :class:`Settings`."""

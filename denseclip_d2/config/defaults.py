@@ -187,6 +187,12 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # on. Detectron2 reads the key, and has no default for it.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
+    # `--eval-only`, `Predictor` and the demo run faster, with the same outputs to rounding: norms are fused
+    # into convolutions, and these are channels-last in memory. False: the model as it is trained.
+    cfg.TEST.FAST = True
+    # What they compute in: "float32", or under autocast "bfloat16" or "float16", which change the outputs.
+    cfg.TEST.PRECISION = "float32"
+
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     # Segment test images window by window, and average the logits where windows overlap; False: whole.
     cfg.TEST.SLIDING_WINDOW.ENABLED = False

@@ -165,6 +165,8 @@ OWN = {
     "SOLVER.REFERENCE_IMAGES": whole(0),
     "DATALOADER.RANDOM_SUBSET_RATIO": number(0, 1, above=True),
     "DATASETS.CHECK_IMAGES": FLAG,
+    "TEST.FAST": FLAG,
+    "TEST.PRECISION": one_of("float32", "bfloat16", "float16"),
     "TEST.SLIDING_WINDOW.ENABLED": FLAG,
     "TEST.SLIDING_WINDOW.SIZE": each(whole(1)),
     "TEST.SLIDING_WINDOW.STRIDE": each(whole(1)),

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import model_zoo
-from ..builder import build_model_with_weights
+from ..builder import build_model_with_weights, make_fast
 from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
 from ..data.pictures import as_bgr, read_picture
@@ -61,7 +61,7 @@ class Predictor(DefaultPredictor):
         """
         # DefaultPredictor's own would build a model without its norms, layout and strict loading.
         self.cfg = cfg.clone()
-        self.model = build_model_with_weights(cfg).eval()
+        self.model = make_fast(cfg, build_model_with_weights(cfg))
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.at_once = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # a processor is busy with one
