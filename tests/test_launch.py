@@ -1,5 +1,7 @@
 """What a launch, a config and a device make of one another, without starting processes."""
 
+import subprocess
+import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -113,3 +115,31 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
     with pytest.raises(ValueError, match="IMS_PER_BATCH = 4 images cannot be shared by 3 processes"):
         Trainer(load_config(CONFIG, []))
+
+
+PAGES_OF_TEN_MAPS = """
+import resource, sys
+import torch
+from denseclip_d2.config import load_config
+from denseclip_d2.engine import keep_memory
+
+keeps = keep_memory(load_config(sys.argv[1], ["MODEL.DEVICE", "cpu", "MODEL.KEEP_MEMORY", sys.argv[2]]))
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(keeps, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_memory_is_kept_on_cpus_unless_a_key_says_otherwise():
+    """Counted in pages that the system had to give."""
+    pages = {}
+    for keep in ("True", "False"):
+        command = [sys.executable, "-W", "ignore", "-c", PAGES_OF_TEN_MAPS, CONFIG, keep]
+        keeps, faults = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+        pages[keep] = int(faults)
+        if keep == "True" and keeps == "False":
+            pytest.skip("this system's C library is not glibc")
+        assert keeps == keep
+    assert pages["True"] < pages["False"] / 4

@@ -26,6 +26,7 @@ import torch
 
 from denseclip_d2.benchmark import CONTENDERS, SECTIONS, Settings, format_table
 from denseclip_d2.config import load_config
+from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
@@ -90,6 +91,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     if args.json:
         check_writable(str(Path(args.json).parent), "the folder of --json")
+    keep_memory(cfg)
     settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders, args.images)
     about = {
         "config_file": args.config_file, "opts": args.opts, "device": device_name(settings.device),

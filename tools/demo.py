@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
-from denseclip_d2.engine import Predictor
+from denseclip_d2.engine import Predictor, keep_memory
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
     sources = find(args)
     check_writable(args.output, "--output")
     check_outputs(sources, args.output, overwrite=args.overwrite)
+    keep_memory(cfg)
     predictor = Predictor(cfg)
     predictor.at_once = args.batch or predictor.at_once
     seen, faults = draw_sources(

@@ -1,4 +1,5 @@
 from .launch import run
+from .memory import keep_memory
 from .optimizer import build_optimizer
 from .predictor import Predictor
 from .setup import setup
@@ -13,6 +14,7 @@ __all__ = [
     "Trainer",
     "build_optimizer",
     "evaluate_words",
+    "keep_memory",
     "run",
     "setup",
     "with_tta",

@@ -9,6 +9,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
 from ..config.own import keep_schedule
+from .memory import keep_memory
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -29,6 +30,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, logged)
     # default_setup gives Detectron2's and fvcore's loggers a console and OUTPUT_DIR/log.txt, and no other's.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="denseclip_d2")
+    keep_memory(cfg)
     return cfg
 
 
