@@ -7,13 +7,15 @@ DETECTRON2_SOURCE ?= git+https://github.com/facebookresearch/detectron2.git
 
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(DETECTRON2)
-# Goes in without dependencies: it asks for an OpenCV with windows, which would overwrite the one without.
+# Go in without dependencies: the one asks for an OpenCV with windows, which would overwrite the one without, the other for
+# an older Pillow. What they import is in requirements.txt.
 LVIS := lvis==0.5.3
+GRADIO := gradio==6.31.0
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help python install demo demo-masks demo-segmentation test lint format
+.PHONY: help python install demo demo-masks demo-segmentation web test lint format
 
 help:
 	@echo "Each target does all the set-up it needs into .venv, and does not redo what is done."
@@ -21,6 +23,7 @@ help:
 	@echo "  make demo               generate a dataset, train RetinaNet on it, evaluate, draw"
 	@echo "  make demo-masks         the same with Mask R-CNN"
 	@echo "  make demo-segmentation  the same with Semantic FPN"
+	@echo "  make web                a page at http://127.0.0.1:7860: drop a picture, type names, see what a model sees"
 	@echo "  make test               lint, and run the tests"
 	@echo "  make lint               look for mistakes: ruff, and mypy for types"
 	@echo "  make format             format the code"
@@ -42,7 +45,7 @@ $(INSTALLED): requirements.txt requirements-detectron2.txt setup.py | python
 	@echo "== Installing into .venv (about 6 GB, most of it torch; some minutes) =="
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LVIS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LVIS) $(GRADIO)
 	@$(BIN)/python -m pip uninstall --quiet --yes detectron2 sal-detectron2 2>/dev/null
 ifeq ($(DETECTRON2),source)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check wheel
@@ -74,6 +77,9 @@ demo demo-masks demo-segmentation: $(INSTALLED)
 	$(BIN)/python tools/train_net.py --config-file configs/$(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
 	@echo "== Pictures by the model just trained =="
 	$(DEMO) --config-file configs/$(CONFIG) --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
+
+web: $(INSTALLED)
+	$(BIN)/python tools/web_demo.py
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --durations=10

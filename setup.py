@@ -40,5 +40,5 @@ setup(
         "pillow",
         "tqdm",
     ],
-    extras_require={"lvis": ["lvis"]},
+    extras_require={"lvis": ["lvis"], "web": ["gradio>=6.31"]},
 )

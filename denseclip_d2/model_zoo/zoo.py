@@ -38,6 +38,11 @@ def zoo_index() -> dict[str, ZooEntry]:
     return {name: ZooEntry(**entry) for name, entry in entries.items()}
 
 
+def trained_configs() -> list[str]:
+    """The names of the configs that there are trained weights of."""
+    return [name for name in zoo_index() if name.endswith(".yaml")]
+
+
 def get_config_file(name: str) -> str:
     """Path of a config of this project, by its path under ``configs/``.
 
