@@ -1,4 +1,6 @@
 import argparse
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -29,7 +31,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logged.config_file = ""  # default_setup would log the file's text
     default_setup(cfg, logged)
     # default_setup gives Detectron2's and fvcore's loggers a console and OUTPUT_DIR/log.txt, and no other's.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="denseclip_d2")
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="denseclip_d2")
+    logger.info("Command: %s", shlex.join(sys.argv))
     keep_memory(cfg)
     return cfg
 
