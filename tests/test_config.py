@@ -10,7 +10,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import add_denseclip_config, load_config
-from denseclip_d2.config.checks import _leaves
+from denseclip_d2.config.checks import leaves
 from denseclip_d2.config.rules import DETECTRON2, OWN
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
@@ -112,9 +112,9 @@ def test_values_set_in_python_are_checked_as_well():
 
 def test_every_key_of_this_project_has_a_rule_that_its_default_keeps():
     cfg = get_cfg()
-    before = dict(_leaves(cfg))
+    before = dict(leaves(cfg))
     add_denseclip_config(cfg)
-    values = dict(_leaves(cfg))
+    values = dict(leaves(cfg))
     assert OWN.keys() == values.keys() - before.keys()
     for key, rule in {**OWN, **DETECTRON2}.items():
         assert rule.accepts(values[key]), key

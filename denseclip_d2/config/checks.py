@@ -47,8 +47,8 @@ def check_config(cfg: CfgNode) -> None:
         ValueError: a key has no value, one that its rule refuses, a name that is not registered, or a value
             that does not go with another's.
     """
-    values = dict(_leaves(cfg))
-    for key, default in _leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS or ())):
+    values = dict(leaves(cfg))
+    for key, default in leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS or ())):
         if default is not None and values.get(key, default) is None:
             raise ValueError(f"{key} is None; it needs a value, such as its default, {default!r}.")
     for key, rule in {**OWN, **DETECTRON2}.items():
@@ -117,11 +117,11 @@ def check_context_init(mode: str, context_init: str) -> None:
         )
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every key of a config, dotted, with its value."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -14,8 +14,8 @@ from ..checkpoint.whole_files import written_whole
 from ..config.header import portable
 from ..data.tasks import labels_pixels
 
-# Of a whole test set, not of a class of it.
-_FIGURE = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
+FIGURE = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
+"""Names of figures of a whole test set, not of a class of it."""
 _CARD = """---
 {data}
 ---
@@ -117,7 +117,7 @@ def find_figures(metrics: str | None, weights: str) -> dict[str, float]:
     figures: dict[str, float] = {}
     try:
         for line in path.read_text().splitlines():
-            figures.update({k: value for k, value in json.loads(line).items() if _FIGURE.fullmatch(k)})
+            figures.update({k: value for k, value in json.loads(line).items() if FIGURE.fullmatch(k)})
     except (ValueError, AttributeError) as error:
         raise ValueError(f"--metrics {path} is no metrics.json of a training: {error}.") from error
     return {name: round(value, 2) for name, value in figures.items() if math.isfinite(value)}

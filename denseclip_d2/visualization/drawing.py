@@ -61,7 +61,7 @@ def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> n
     size = round(scale * width), round(scale * height)
     drawn = np.asarray(Image.fromarray(image).resize(size))
     labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-    colors = 255 * np.array([color_of(c) for c in range(num_classes)])
+    colors = 255 * np.array([class_color(c) for c in range(num_classes)])
     outlines = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
     strength = np.where(outlines, 1.0, FILL)[..., None]
     colored = (1 - strength) * drawn + strength * colors[labels.clip(max=num_classes - 1)]
@@ -71,7 +71,7 @@ def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> n
 def draw_legend(classes: Sequence[int], class_names: Sequence[str]) -> np.ndarray:
     """The colours that :func:`draw_label_map` gives to some classes, with their names; RGB."""
     figure = Figure(figsize=(3, max(3, 0.22 * len(classes))), dpi=100)
-    patches = [Patch(color=color_of(c), label=class_names[c]) for c in classes]
+    patches = [Patch(color=class_color(c), label=class_names[c]) for c in classes]
     figure.legend(handles=patches, loc="center", frameon=False)
     return rendered(figure)
 
@@ -96,7 +96,7 @@ def rendered(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def color_of(c: int) -> tuple[float, float, float]:
+def class_color(c: int) -> tuple[float, float, float]:
     """A class's colour; past the palette's end, it comes again darker."""
     red, green, blue = PALETTE[c % len(PALETTE)] * 0.6 ** (c // len(PALETTE))
     return red, green, blue
@@ -107,7 +107,7 @@ def draw_boxes(
 ) -> np.ndarray:
     """Boxes (N, 4), corner to corner, and masks where there are any, in their classes' colours, RGB."""
     visualizer = _Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
-    colors = [color_of(c) for c in classes]
+    colors = [class_color(c) for c in classes]
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     drawn = visualizer.overlay_instances(
         boxes=boxes, masks=masks, labels=labels, assigned_colors=colors, alpha=FILL

@@ -23,6 +23,8 @@ from .drawing import (
 
 # Inches: of a panel, between panels, and of the title above and the scale below.
 WIDTH, GAP, ABOVE, BELOW = 3.2, 0.15, 0.4, 0.65
+LEGEND = "classes"
+"""Title of the panel that names the colours of label maps."""
 
 
 class Panel(NamedTuple):
@@ -156,5 +158,5 @@ def _segmentation_panels(
     maps = {"segmentation": labels} if truth is None else {"ground truth": truth, "segmentation": labels}
     row = {title: Panel(draw_label_map(image, map_, len(class_names))) for title, map_ in maps.items()}
     present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
-    row["classes"] = Panel(draw_legend(present[present < len(class_names)].tolist(), class_names))
+    row[LEGEND] = Panel(draw_legend(present[present < len(class_names)].tolist(), class_names))
     return row

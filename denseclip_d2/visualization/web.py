@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from ..data import get_class_names
-from .drawing import HEAT, color_of
+from .drawing import HEAT, class_color
 from .look import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would tell its makers of every start
@@ -257,7 +257,7 @@ def _turbo() -> str:
 def _legend(look: Look, threshold: float) -> str:
     """What was found, in the colours that it is drawn in, and the names that could not be read."""
     spans = [
-        f'<span><i style="background: rgb({", ".join(f"{255 * x:.0f}" for x in color_of(c))})"></i>'
+        f'<span><i style="background: rgb({", ".join(f"{255 * x:.0f}" for x in class_color(c))})"></i>'
         f"{escape(look.class_names[c])} &middot; {amount}</span>"
         for c, amount in look.seen.amounts(threshold).items()
     ]
