@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=["denseclip_d2", "denseclip_d2.*"]),
     package_data={
         "denseclip_d2": ["clip_models/*.json", "model_zoo/*.json", "model_zoo/weights/*.safetensors"],
+        "denseclip_d2.report": ["page.html"],
         "denseclip_d2.model_zoo": [
             f"configs/{files}" for files in ("*.yaml", "*/*.yaml", "*/*/*.yaml", "*/*.py")
         ],
@@ -36,6 +37,7 @@ setup(
         "ftfy",
         "safetensors",
         "matplotlib",
+        "jinja2",
         "numpy",
         "pillow",
         "tqdm",

@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.structures.masks import polygons_to_bitmask
 from PIL import Image, ImageDraw
 from test_engine import final_metrics
+from torch.testing import assert_close
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
@@ -23,6 +24,7 @@ from denseclip_d2.data import checks, get_class_names, readable_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Trainer
 from denseclip_d2.language.prompts import check_class_names, tokenize_names
+from denseclip_d2.report.detections import read_detections
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs/LVIS-InstanceSegmentation"
@@ -150,6 +152,13 @@ def test_a_detector_trains_by_the_federated_loss_and_is_evaluated_as_lvis_does(c
     assert asked.sum() <= config.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES  # not all 1203
     assert not torch.equal(trainer.model.backbone.language.contexts, contexts)
     metrics = final_metrics(Path(config.OUTPUT_DIR))
+    name = config.DATASETS.TEST[0]
+    found = read_detections(name, Path(config.OUTPUT_DIR, "inference", name), ("bbox", "segm"))
+    assert len(found.figures) == 18
+    for key, value in found.figures.items():  # also of rare, common and frequent classes, for the report
+        logged = metrics[key] if metrics[key] >= 0 else math.nan  # where LVIS has -100
+        assert_close(float(value), logged, atol=1e-9, rtol=1e-9, equal_nan=True, msg=key)
+    assert found.objects.nonzero()[0].tolist() == [FREQUENT - 1, RARE - 1]
     assert metrics["loss_pixel_text"] > 0
     for task in ("bbox", "segm"):
         assert all(math.isfinite(metrics[f"{task}/{name}"]) for name in ("AP", "APr", "APc", "APf"))

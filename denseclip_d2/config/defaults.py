@@ -196,6 +196,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # What they compute in: "float32", or under autocast "bfloat16" or "float16", which change the outputs.
     cfg.TEST.PRECISION = "float32"
 
+    # Once trained, write OUTPUT_DIR/report.html, as tools/report.py does.
+    cfg.TEST.REPORT = True
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     # Segment test images window by window, and average the logits where windows overlap; False: whole.
     cfg.TEST.SLIDING_WINDOW.ENABLED = False

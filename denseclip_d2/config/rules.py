@@ -168,6 +168,7 @@ OWN = {
     "DATASETS.CHECK_IMAGES": FLAG,
     "TEST.FAST": FLAG,
     "TEST.PRECISION": one_of("float32", "bfloat16", "float16"),
+    "TEST.REPORT": FLAG,
     "TEST.SLIDING_WINDOW.ENABLED": FLAG,
     "TEST.SLIDING_WINDOW.SIZE": each(whole(1)),
     "TEST.SLIDING_WINDOW.STRIDE": each(whole(1)),

@@ -1,0 +1,103 @@
+"""How well the pixels of a test set were labelled, from what its evaluation has left."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonpath
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools import mask as run_lengths
+
+from ..data.semantic import read_labels
+
+RESULTS = "sem_seg_predictions.json"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """
+    Attributes:
+        class_names: K of them, as the data set has them.
+        confusions: (K, K) numbers of pixels: by true class, and by that of the model. Ignored ones are not
+            among them.
+        quality: by image file, the mean IoU over the classes that are in it, and how many these are; images
+            of one class alone are left out, unless there are no others.
+    """
+
+    class_names: Sequence[str]
+    confusions: np.ndarray
+    quality: Mapping[str, tuple[float, int]]
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(K,) IoU of each class, 0 to 100; NaN for those that are nowhere."""
+        return 100 * _iou(self.confusions)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(K,) the part of each class's pixels that has its label, 0 to 100."""
+        with np.errstate(invalid="ignore"):
+            return 100 * self.confusions.diagonal() / self.confusions.sum(1)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As Detectron2's evaluator names and defines them."""
+        right, pixels = self.confusions.trace(), max(self.confusions.sum(), 1)
+        return {
+            "sem_seg/mIoU": float(np.nanmean(self.iou)),
+            "sem_seg/mACC": float(np.nanmean(self.accuracy)),
+            "sem_seg/pACC": float(100 * right / pixels),
+        }
+
+
+def read_labelled(name: str, folder: Path) -> Labels:
+    """
+    Args:
+        name: of a registered test set.
+        folder: what the evaluator has written for it.
+
+    Raises:
+        FileNotFoundError: there are no results, or the ground truth is gone.
+        ValueError: a file cannot be read: it is being written, say.
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("stuff_dataset_id_to_contiguous_id", {})
+    count = len(metadata.stuff_classes)
+    segments = defaultdict(list)
+    for segment in json.loads((folder / RESULTS).read_text()):
+        segments[segment["file_name"]].append(segment)
+    records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
+    of_records, of_segments = _below_their_folder(records), _below_their_folder(segments)
+    confusions, quality = np.zeros((count, count), dtype=int), {}
+    for place in of_records.keys() & of_segments.keys():
+        record = records[of_records[place]]
+        truth = read_labels(record["sem_seg_file_name"]).astype(int)
+        found = np.full_like(truth, count)
+        for segment in segments[of_segments[place]]:
+            category = segment["category_id"]
+            found[run_lengths.decode(segment["segmentation"]) > 0] = classes.get(category, category)
+        known = (truth != metadata.ignore_label) & (found < count)
+        pairs = np.bincount(count * truth[known] + found[known], minlength=count**2)
+        of_image = pairs.reshape(count, count)
+        confusions += of_image
+        if of_image.any():
+            present = int(of_image.any(1).sum())
+            quality[record["file_name"]] = float(np.nanmean(_iou(of_image))), present
+    several = {image: value for image, value in quality.items() if value[1] > 1}
+    return Labels(metadata.stuff_classes, confusions, several or quality)
+
+
+def _below_their_folder(files: Iterable[str]) -> dict[str, str]:
+    """Files by their paths below the folder they share, which may be called otherwise by now."""
+    root = commonpath([Path(file).parent for file in files])
+    return {str(Path(file).relative_to(root)): file for file in files}
+
+
+def _iou(confusions: np.ndarray) -> np.ndarray:
+    """(K,) NaN for classes that no pixel is of."""
+    right, true, found = confusions.diagonal(), confusions.sum(1), confusions.sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.where(true > 0, right / (true + found - right), np.nan)

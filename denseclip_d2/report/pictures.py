@@ -1,0 +1,127 @@
+"""The best and the worst images of a test set, small enough for a page."""
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from ..data import get_class_names
+from ..data.pictures import read_picture
+from ..data.semantic import read_labels
+from ..engine import Predictor
+from ..visualization import image_panels
+from ..visualization.drawing import class_color
+from ..visualization.panels import LEGEND, Panel, label_map, names_in
+
+SIZES = ((480, 85), (420, 80), (360, 75), (300, 70), (220, 60))
+"""Longer sides, in pixels, and JPEG qualities, tried one after the other until pictures are small enough."""
+
+
+class Shown(NamedTuple):
+    """An image on the page.
+
+    Attributes:
+        name: of its file.
+        quality: 0 to 1.
+        panels: titles, pictures as ``data:`` URIs, and what their scales stand for, if they have one.
+        legend: of label maps, classes and their colours.
+    """
+
+    name: str
+    quality: float
+    panels: list[tuple[str, str, str]]
+    legend: list[tuple[str, str]]
+
+
+class _Drawn(NamedTuple):
+    """An image before it is made small."""
+
+    name: str
+    quality: float
+    row: dict[str, Panel]
+    legend: list[tuple[str, str]]
+
+
+def best_and_worst(quality: Mapping[Any, tuple[float, int]], count: int) -> tuple[list, list]:
+    """So many of the best images, and as many of the worst, the outermost first; none is both.
+
+    Args:
+        quality: of each image, and how much there is in it: of images of one quality those with more come
+            first.
+    """
+    best = sorted(quality, key=lambda image: (-quality[image][0], -quality[image][1], image))[:count]
+    worst = sorted(quality, key=lambda image: (quality[image][0], -quality[image][1], image))[:count]
+    half = (len(quality) + 1) // 2
+    return best[:half], worst[: len(quality) - half]
+
+
+def show(
+    predictor: Predictor,
+    records: Sequence[dict],
+    quality: Sequence[float],
+    *,
+    threshold: float,
+    max_bytes: int,
+) -> list[Shown]:
+    """What there is in images, what the model finds, and where it sees some of the names.
+
+    Args:
+        records: of Detectron2's dicts.
+        quality: of each.
+        threshold: lowest score of the detections drawn.
+        max_bytes: of all pictures together, as they are on the page.
+
+    Raises:
+        FileNotFoundError, ValueError: an image is gone, or broken.
+    """
+    drawn = [*_draw(predictor, records, quality, threshold)]
+    for side, jpeg in SIZES:
+        shown = [
+            Shown(
+                image.name,
+                image.quality,
+                [(title, encoded(p.picture, side, jpeg), p.scale) for title, p in image.row.items()],
+                image.legend,
+            )
+            for image in drawn
+        ]
+        if sum(len(uri) for image in shown for _, uri, _ in image.panels) <= max_bytes:
+            break
+    return shown
+
+
+def _draw(
+    predictor: Predictor,
+    records: Sequence[dict],
+    quality: Sequence[float],
+    threshold: float,
+) -> Iterator[_Drawn]:
+    names = get_class_names(predictor.cfg)
+    tau = predictor.guidance.tau if predictor.guidance else 1.0
+    images = [read_picture(record["file_name"]) for record in records]
+    asked = [names_in(record, names) if predictor.guidance else [] for record in records]
+    outputs = predictor.stream(zip(images, asked, strict=True))
+    for record, image, of_image, found, value in zip(records, images, asked, outputs, quality, strict=True):
+        row = image_panels(
+            image[:, :, ::-1], found, names, record=record, names=of_image, tau=tau, threshold=threshold
+        )
+        legend = []
+        if row.pop(LEGEND, None):  # the page has its own
+            maps = read_labels(record["sem_seg_file_name"]), label_map(found)
+            present = np.union1d(*maps)
+            legend = [(names[c], to_hex(class_color(c))) for c in present[present < len(names)].tolist()]
+        yield _Drawn(Path(record["file_name"]).name, value, row, legend)
+
+
+def encoded(picture: np.ndarray, side: int, jpeg: int) -> str:
+    """A picture (H, W, 3) as a ``data:`` URI: its longer side, at most, and JPEG's quality."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side))
+    file = BytesIO()
+    image.save(file, "JPEG", quality=jpeg, optimize=True)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
