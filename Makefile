@@ -20,7 +20,7 @@ export PYTHONWARNINGS ?= ignore
 help:
 	@echo "Each target does all the set-up it needs into .venv, and does not redo what is done."
 	@echo
-	@echo "  make demo               generate a dataset, train RetinaNet on it, evaluate, draw"
+	@echo "  make demo               generate a dataset, train RetinaNet on it, evaluate, draw, report"
 	@echo "  make demo-masks         the same with Mask R-CNN"
 	@echo "  make demo-segmentation  the same with Semantic FPN"
 	@echo "  make web                a page at http://127.0.0.1:7860: drop a picture, type names, see what a model sees"
@@ -77,6 +77,9 @@ demo demo-masks demo-segmentation: $(INSTALLED)
 	$(BIN)/python tools/train_net.py --config-file configs/$(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
 	@echo "== Pictures by the model just trained =="
 	$(DEMO) --config-file configs/$(CONFIG) --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
+	@echo "== Look at =="
+	@for file in zoo/overview.png pictures/overview.png report.html; do \
+	  if test -e $(OUTPUT)/$$file; then echo "$(CURDIR)/$(OUTPUT)/$$file"; fi; done
 
 web: $(INSTALLED)
 	$(BIN)/python tools/web_demo.py

@@ -19,6 +19,7 @@ from denseclip_d2.data import get_class_names
 from denseclip_d2.data.own import held_out_images
 from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
 from denseclip_d2.engine import Trainer
+from denseclip_d2.report import write_report
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
@@ -191,6 +192,8 @@ def test_a_run_that_goes_on_keeps_its_schedule(pictures):
     assert done.returncode == 0, done.stderr
     kept = load_config(str(pictures / "output/config.yaml"), [])
     assert (kept.SOLVER.MAX_ITER, kept.SOLVER.REFERENCE_IMAGES) == (2, 16)
+    assert "ended: 2 iterations" in (pictures / "output/report.html").read_text()
+    assert (pictures / "output/log.txt").read_text().count("The report of this run") == 2  # one a command
 
 
 # Labels of pixels
@@ -317,6 +320,14 @@ def test_photographs_in_one_command(coco_root, tmp_path, config):
     per_class = [key for key in metrics if key.startswith("bbox/AP-")]
     assert sorted(per_class) == sorted(f"bbox/AP-my {name}" for name in DOZEN)
     assert ("segm/AP" in metrics) == (config == MASKS)
+    report = (tmp_path / "output/report.html").read_text()
+    assert f"<b>{metrics['bbox/AP']:.1f}</b>" in report
+    assert all(f"my {name}" in report for name in DOZEN)
+    assert 4 <= report.count('alt="ground truth, val_') <= 8
+    assert report.count("score map: my ") > 4
+    # Another process finds the data by the run's config alone.
+    again = write_report(tmp_path / "output", tmp_path / "again.html").read_text()
+    assert again.count("data:image/jpeg") == report.count("data:image/jpeg")
 
 
 DOZEN = (

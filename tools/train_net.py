@@ -21,6 +21,7 @@ from denseclip_d2.builder import make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run, setup, with_tta
+from denseclip_d2.report import report_training
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,7 +70,9 @@ def main(args: argparse.Namespace):
     if not args.eval_only:
         trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
         trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        results = trainer.train()
+        report_training(cfg)
+        return results
     Trainer.check_test_sets(cfg)
     model = Trainer.build_model(cfg)
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
