@@ -7,7 +7,7 @@ from .available import triton_runs_on
 
 def pixel_text_scores_definition(dense: Tensor, text: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """:func:`pixel_text_scores` written out."""
-    text = F.normalize(text, dim=-1).expand(len(dense), -1, -1)
+    text = F.normalize(text, dim=-1).expand(dense.shape[0], -1, -1)  # len() would be a constant of a trace
     scores = torch.einsum("bchw,bkc->bkhw", F.normalize(dense, dim=1), text)
     return scores, scores / tau
 

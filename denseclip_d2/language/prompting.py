@@ -256,11 +256,11 @@ class PromptedTextEncoder(nn.Module):
         return encoder(prompts, self.contexts)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
-        text = text.expand(len(global_embedding), -1, -1)
+        text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace
         return text + self.gamma * self.context_decoder(text, global_embedding, dense_embedding)
 
     def _contexts_from(self, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
-        queries = self.queries.expand(len(global_embedding), -1, -1)
+        queries = self.queries.expand(global_embedding.shape[0], -1, -1)
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
     def _tokens_of(self, context_init: str) -> list[int]:

@@ -49,8 +49,9 @@ def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, po
     grid = embedding[1:].T.unflatten(1, (grid_size, grid_size))[None]
     if position == "crop":
         grid = grid[..., :height, :width]
-    # A side longer than the grid has nothing to crop: stretch the grid along it.
-    if grid.shape[-2:] != (height, width):
+    # A side longer than the grid has nothing to crop: stretch the grid along it. A trace holds what was done,
+    # for maps of every size; where sizes agree, interpolating changes nothing.
+    if torch.jit.is_tracing() or grid.shape[-2:] != (height, width):
         grid = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
     return torch.cat([embedding[:1], grid[0].flatten(1).T])
 
@@ -98,7 +99,8 @@ class DenseAttentionPool(AttentionPool2d):
         if self.dense == "value":
             answers = torch.cat([answers, value[:, 1:]], dim=1)
         tokens = self.c_proj(answers)  # (B, 1 + HW, C)
-        return tokens[:, 0], tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        # Not unflatten, whose sizes torch's ONNX exporter takes for constants.
+        return tokens[:, 0], tokens[:, 1:].transpose(1, 2).reshape(x.shape[0], -1, height, width)
 
     def fitted_positions(self, height: int, width: int) -> Tensor:
         """The positional embedding of a (height, width) map: (1 + height * width, D)."""

@@ -256,7 +256,8 @@ class CLIPViT(VisionTransformer, Backbone):
 
 def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
     """(B, HW, D) tokens of cells to (B, D, H, W)."""
-    return cells.transpose(1, 2).unflatten(2, size)
+    # Not unflatten, whose sizes torch's ONNX exporter takes for constants.
+    return cells.transpose(1, 2).reshape(cells.shape[0], -1, *size)
 
 
 @BACKBONE_REGISTRY.register()
