@@ -29,8 +29,7 @@ def export(
 ) -> None:
     """Write a model's weights as safetensors that need no config file; whole, or not at all.
 
-    The header holds ``config`` (YAML, with the class names), ``class_names`` and ``settings`` (JSON),
-    ``source_sha256``, ``denseclip_d2_version`` and, of a language-guided model, ``tau`` and ``prompt_mode``.
+    The header holds what :func:`about` says, and ``settings`` (JSON).
 
     Args:
         cfg: what ``model`` was built from.
@@ -44,18 +43,31 @@ def export(
     check_output(output)
     header = {
         "format": "pt",
-        "denseclip_d2_version": __version__,
-        "config": portable(cfg, class_names).dump(),
-        "class_names": json.dumps(list(class_names)),
         "settings": json.dumps(settings_of(model)),
-        "source_sha256": sha256(source),
-        **_guidance(model),
+        **about(model, cfg, class_names, source=source),
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         tensors = halved(tensors)
     with written_whole(Path(output), "wb") as file:
         file.write(save(tensors, header))
+
+
+def about(model: nn.Module, cfg: CfgNode, class_names: Sequence[str], *, source: str) -> dict[str, str]:
+    """What a file says of the model in it.
+
+    Args:
+        model, cfg, class_names, source: as for :func:`export`.
+    Returns: ``config`` (YAML, with the class names), ``class_names`` (JSON), ``source_sha256``,
+        ``denseclip_d2_version`` and, of a language-guided model, ``tau`` and ``prompt_mode``.
+    """
+    return {
+        "denseclip_d2_version": __version__,
+        "config": portable(cfg, class_names).dump(),
+        "class_names": json.dumps(list(class_names)),
+        "source_sha256": sha256(source),
+        **_guidance(model),
+    }
 
 
 def check_output(path: str) -> None:
