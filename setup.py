@@ -42,5 +42,5 @@ setup(
         "pillow",
         "tqdm",
     ],
-    extras_require={"lvis": ["lvis"], "web": ["gradio>=6.31"]},
+    extras_require={"lvis": ["lvis"], "web": ["gradio>=6.31"], "export": ["onnx", "onnxruntime"]},
 )

@@ -31,9 +31,9 @@ def trained(tmp_path) -> str:
     return str(tmp_path / "trained.pth")
 
 
-def convert_tool():
-    """tools/convert_checkpoint.py as a module."""
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "tools/convert_checkpoint.py")
+def tool_module(name: str):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -42,7 +42,7 @@ def convert_tool():
 def convert(folder, source, *args, output="model.safetensors", config=CONFIG) -> None:
     """Run the tool, in this process."""
     files = ["--input", source, "--config-file", config, "--output", folder / output]
-    tool = convert_tool()
+    tool = tool_module("convert_checkpoint")
     tool.main(tool.parse_args([str(x) for x in (*files, *args)]))
 
 

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes, Instances
+
+from ..data.pictures import read_picture
+from ..engine import Trainer
+from .formats import FORMATS
+from .runtimes import Outputs
+
+
+def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
+    """Evaluate an exported file on ``DATASETS.TEST``, by its runtime and Detectron2's evaluators.
+
+    Args:
+        file: not of prepared pictures, and not of Panoptic FPN, whose outputs are not merged.
+        format: of ``FORMATS``.
+    Returns: what the evaluators give, by dataset.
+    """
+    results = {}
+    with FORMATS[format].runtime(file) as run:
+        for name in cfg.DATASETS.TEST:
+            evaluator = Trainer.build_evaluator(cfg, name)
+            evaluator.reset()
+            for record in DatasetCatalog.get(name):
+                picture = read_picture(record["file_name"])
+                pictures = picture if cfg.INPUT.FORMAT == "BGR" else picture[:, :, ::-1]
+                given = run(np.ascontiguousarray(pictures)[None])
+                evaluator.process([record], [_as_detectron2(cfg, given, picture.shape[:2])])
+            results[name] = evaluator.evaluate()
+    return results
+
+
+def _as_detectron2(cfg: CfgNode, given: Outputs, size: tuple[int, int]) -> dict:
+    tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+    if "labels" in tensors:
+        return {"sem_seg": F.one_hot(tensors["labels"][0], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES).movedim(2, 0)}
+    boxes = tensors["boxes"]
+    found = Instances(
+        size, pred_boxes=Boxes(boxes), scores=tensors["scores"], pred_classes=tensors["classes"]
+    )
+    if "masks" in tensors:
+        masks = tensors["masks"]
+        found.pred_masks = masks if masks.dtype == torch.bool else paste_masks_in_image(masks, boxes, size)
+    return {"instances": found}

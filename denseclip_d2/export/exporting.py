@@ -1,0 +1,131 @@
+"""From a config and its weights to a verified file."""
+
+import json
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from torch import nn
+
+from ..builder import build_model_with_weights
+from ..checkpoint.exported import about
+from ..checkpoint.whole_files import written_whole
+from ..data import get_class_names
+from ..data.pictures import as_bgr, read_picture
+from ..data.shapes_scene import render, sample_background, sample_instances
+from ..data.shapes_worlds import SHAPES
+from ..guidance import guidance_of
+from .formats import FORMATS
+from .refusals import exportable
+from .verification import Verdict, verify
+from .whole import WholeModel
+
+TRACED = (1.0, 1.25)
+"""Height and width of the picture that is traced, in shortest sides at test time."""
+VERIFIED = ((0.75, 1.0), (1.2, 1.0), (1.0, 1.6))
+"""And of those that a file is verified with, beside one without objects."""
+EMPTY = (0.9, 0.8)
+SIDE = 256
+"""The shortest side where pictures are not resized."""
+SHAPES_SIZE = (128, 160)
+
+
+def export_model(
+    cfg: CfgNode,
+    file: Path,
+    format: str,
+    *,
+    prepared: bool = False,
+    score_map: bool = False,
+    pasted: bool = True,
+    images: Sequence[str] = (),
+) -> Verdict:
+    """Write a config's trained model as a file that needs neither this package nor Detectron2.
+
+    Text is folded, so that no text encoder is in the file, and norms are fused into convolutions. The file is
+    there when its runtime has given what the model gives, and else not at all.
+
+    Args:
+        cfg: with MODEL.WEIGHTS, of the whole model.
+        format: of ``FORMATS``.
+        prepared, score_map, pasted: see :class:`WholeModel`.
+        images: pictures to verify with; empty: generated shapes.
+
+    Raises:
+        ValueError: a model that cannot be exported; the file differs from it.
+        FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
+    """
+    kind = exportable(cfg)
+    if score_map and not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
+        raise ValueError("--score-map: this model is without language, and has no score map.")
+    FORMATS[format].check_packages()
+    sources = _sources(images, cfg.INPUT.FORMAT)
+    whole = kind(
+        _folded_model(cfg),
+        shortest=cfg.INPUT.MIN_SIZE_TEST,
+        longest=cfg.INPUT.MAX_SIZE_TEST,
+        prepared=prepared,
+        score_map=score_map,
+        pasted=pasted,
+    )
+    side = cfg.INPUT.MIN_SIZE_TEST or SIDE
+    example = whole.prepare(_of_size(sources[0], side, TRACED))
+    content = FORMATS[format].content(whole, example, _about(whole, cfg))
+    pictures = [_of_size(x, side, sides) for x, sides in zip(cycle(sources), VERIFIED, strict=False)]
+    pictures.append(_of_size(sample_background(np.random.default_rng(0), *SHAPES_SIZE), side, EMPTY))
+    with written_whole(file, "wb") as written:
+        written.write(content)
+        written.flush()
+        with FORMATS[format].runtime(Path(written.name)) as run:
+            return verify(run, whole, pictures)
+
+
+def _folded_model(cfg: CfgNode) -> nn.Module:
+    """The trained model, without text encoder and without gradients; on the processor."""
+    cfg = cfg.clone()
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False])
+    model = build_model_with_weights(cfg).eval().requires_grad_(False)
+    if guided := guidance_of(model):
+        guided.language.fold_()
+    return model
+
+
+def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
+    """What the file says of itself: as exported weights do, and how its input is to be."""
+    cfg, guided = cfg.clone(), guidance_of(whole.model)
+    cfg.MODEL.DENSECLIP.PROMPT.FOLDED = guided is not None
+    source = PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])
+    return {
+        **about(whole.model, cfg, get_class_names(cfg), source=source),
+        "pixel_format": cfg.INPUT.FORMAT,
+        "pixel_mean": json.dumps(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": json.dumps(cfg.MODEL.PIXEL_STD),
+        "shortest_side": str(whole.shortest),
+        "longest_side": str(whole.longest),
+        "prepared": json.dumps(whole.prepared),
+        "score_map_stride": str(guided.score_map_stride if guided else 0),
+    }
+
+
+def _sources(images: Sequence[str], pixel_format: str) -> list[np.ndarray]:
+    """Pictures with objects, (H, W, 3) uint8, channels in the order of ``pixel_format``."""
+    pictures = [read_picture(image) for image in images] or [_shapes(seed) for seed in range(len(VERIFIED))]
+    return [x if pixel_format == "BGR" else x[:, :, ::-1] for x in pictures]
+
+
+def _shapes(seed: int) -> np.ndarray:
+    """A generated picture of the "shapes", BGR."""
+    rng = np.random.default_rng(seed)
+    instances: list = []
+    while not instances:
+        instances = sample_instances(rng, *SHAPES_SIZE, SHAPES)
+    return as_bgr(render(sample_background(rng, *SHAPES_SIZE), instances))
+
+
+def _of_size(picture: np.ndarray, side: int, sides: tuple[float, float]) -> np.ndarray:
+    height, width = (round(side * x) for x in sides)
+    return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height)))

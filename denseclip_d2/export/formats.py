@@ -1,0 +1,105 @@
+"""The formats that models are exported in."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from detectron2.export import TracingAdapter
+from torch import Tensor
+
+from .runtimes import INPUT, Run, fresh_process, onnx_runtime
+from .whole import AXES, WholeModel
+
+OPSET = 17  # ROIAlign as Detectron2 has it needs 16
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model becomes a file, and the file is run.
+
+    Attributes:
+        file: the file's name.
+        packages: what it takes beside torch.
+        content: of the file: from a model, an example of its input, and what to say of it. ``outputs`` (JSON)
+            is added to that: their names in their order.
+        runtime: what the file is for.
+    """
+
+    file: str
+    packages: tuple[str, ...]
+    content: Callable[[WholeModel, Tensor, dict[str, str]], bytes]
+    runtime: Callable[[Path], AbstractContextManager[Run]]
+
+    def check_packages(self) -> None:
+        """
+        Raises:
+            ValueError: one of :attr:`packages` is not installed.
+        """
+        if missing := [name for name in self.packages if not find_spec(name)]:
+            raise ValueError(
+                f"{self.file} needs {' and '.join(missing)}: pip install 'denseclip_d2[export]', or these."
+            )
+
+
+def _onnx(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
+    import onnx  # an extra
+
+    adapter, names = _traceable(whole, example)
+    row = 2 if whole.prepared else 1
+    sides = {0: "pictures"} if whole.any_batch else {}
+    sides |= {row: "height", row + 1: "width"}
+    content = io.BytesIO()
+    with _quiet():
+        # torch's newer exporter, by torch.export, has no way around sizes that depend on what is detected.
+        torch.onnx.export(
+            adapter, (example,), content,  # type: ignore[arg-type]  # which takes files too
+            dynamo=False, opset_version=OPSET, input_names=[INPUT],
+            output_names=names, dynamic_axes={INPUT: sides, **{name: AXES[name] for name in names}},
+        )  # fmt: skip
+    model = onnx.load_from_string(content.getvalue())
+    onnx.helper.set_model_props(model, {**about, "outputs": json.dumps(names)})
+    return model.SerializeToString()
+
+
+def _torchscript(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
+    adapter, names = _traceable(whole, example)
+    content = io.BytesIO()
+    with _quiet():
+        traced = torch.jit.freeze(torch.jit.trace(adapter, (example,), check_trace=False))  # norms are fused
+    torch.jit.save(traced, content, _extra_files={**about, "outputs": json.dumps(names)})
+    return content.getvalue()
+
+
+FORMATS = {
+    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime),
+    "torchscript": Format("model.ts", (), _torchscript, partial(fresh_process, "torchscript")),
+}
+
+
+def _traceable(whole: WholeModel, example: Tensor) -> tuple[TracingAdapter, list[str]]:
+    """A model that gives a tuple, and the names of what is in it."""
+    adapter = TracingAdapter(whole, (example,)).eval()
+    adapter(example)
+    return adapter, adapter.outputs_schema.keys
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what tracing says of constants, which the verification sees to, and of its own age."""
+    tracing = logging.getLogger("torch.fx._symbolic_trace")
+    level = tracing.level
+    tracing.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tracing.setLevel(level)

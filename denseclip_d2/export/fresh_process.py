@@ -1,0 +1,35 @@
+"""Run as a script, by a Python with torch and torchvision: answers pictures with what a file gives of them.
+
+Its arguments are "torchscript" or "torch_export", and the file. Pickled arrays come in by stdin, arrays by
+name go out by stdout. Nothing of this project is imported, for the file is to do without it.
+"""
+
+import json
+import pickle
+import sys
+
+import torch
+import torchvision  # noqa: F401  (for its operations)
+
+
+def main(kind: str, path: str) -> None:
+    about = {"outputs": ""}
+    if kind == "torchscript":
+        model = torch.jit.load(path, _extra_files=about)
+    else:
+        model = torch.export.load(path, extra_files=about).module()
+    names = json.loads(about["outputs"])
+    while True:
+        try:
+            pictures = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        with torch.no_grad():
+            outputs = model(torch.from_numpy(pictures))
+        arrays = [x.numpy() for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        pickle.dump(dict(zip(names, arrays, strict=True)), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

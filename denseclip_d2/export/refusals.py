@@ -1,0 +1,38 @@
+"""What cannot be exported, said before any work."""
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from .whole import WHOLE, WholeModel
+
+
+def exportable(cfg: CfgNode) -> type[WholeModel]:
+    """What a config's model is exported as.
+
+    Raises:
+        ValueError: it cannot be exported; why, in one line.
+    """
+    if reasons := _reasons(cfg):
+        raise ValueError(f"This model cannot be exported: {reasons[0]}.")
+    system = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    for base, whole in WHOLE.items():
+        if issubclass(system, base):
+            return whole
+    raise ValueError(
+        f"This model cannot be exported: a {system.__name__} is none of "
+        f"{', '.join(base.__name__ for base in WHOLE)}, whose outputs are known."
+    )
+
+
+def _reasons(cfg: CfgNode) -> list[str]:
+    prompt, guided = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip")
+    reasons = {
+        "MODEL.DENSECLIP.PROMPT.MODE is 'pre', which reads every picture's contexts by the text encoder, so "
+        "that text cannot be folded": guided and prompt.MODE == "pre",
+        "TEST.SLIDING_WINDOW.ENABLED is True, and how many windows there are depends on the picture; with "
+        "False, the model that sees it whole can be": cfg.TEST.SLIDING_WINDOW.ENABLED,
+        "MODEL.WEIGHTS is empty; set it to those of the trained model": not cfg.MODEL.WEIGHTS,
+        "MODEL.KEYPOINT_ON is True, and no output holds keypoints": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.LOAD_PROPOSALS is True, and pictures come without": cfg.MODEL.LOAD_PROPOSALS,
+    }
+    return [reason for reason, holds in reasons.items() if holds]

@@ -1,0 +1,193 @@
+"""Whether a file gives what the model in it gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from detectron2.layers import paste_masks_in_image
+from torch import Tensor
+
+from ..meta_arch.pixel_text import captured_features
+from .runtimes import Outputs, Run
+from .whole import WholeModel
+
+PIXELS = 0.01
+"""How far the sides of a box may be off."""
+SCORES = 1e-4
+"""How far scores may be off, and the cosines of score maps."""
+UNDECIDED = 1e-3
+"""Which part of a picture's pixels in masks, or with labels, may differ: there two answers are as good."""
+
+
+DETECTIONS = ("boxes", "scores", "classes", "masks")
+BATCHED = ("labels", "score_map")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was compared, and how far a file was off at most.
+
+    Attributes:
+        sizes: height and width of each picture.
+        detections: in all of them.
+        pixels, scores, cosines: greatest differences of boxes, scores and score maps.
+        undecided: greatest part of a picture's pixels whose mask or label differs.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    detections: int = 0
+    pixels: float = 0.0
+    scores: float = 0.0
+    cosines: float = 0.0
+    undecided: float = 0.0
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{height} x {width}" for height, width in self.sizes)
+        return (
+            f"with pictures of {sizes}: {self.detections} detections, off by {self.pixels:.1g} pixels "
+            f"and {self.scores:.1g} in the score at most, score maps by {self.cosines:.1g}; "
+            f"{self.undecided:.2%} of the pixels of masks and labels differ"
+        )
+
+
+def verify(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]) -> Verdict:
+    """Compare what a file gives with what the model does, run by Detectron2 as it runs in Python.
+
+    Where a file takes any number of pictures, each goes in together with its mirror image.
+
+    Args:
+        run: the file.
+        whole: what it was made of.
+        pictures: (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``.
+
+    Raises:
+        ValueError: they differ, or detectors detect nothing, so that little was compared.
+    """
+    verdict = Verdict()
+    for picture in pictures:
+        size = picture.shape[:2]
+        batch = [picture, picture[:, ::-1].copy()] if whole.any_batch else [picture]
+        given = run(torch.cat([whole.prepare(x) for x in batch]).numpy())
+        try:
+            for i, x in enumerate(batch):
+                verdict = _compared(verdict, _eager(whole, x), _of_one(given, i))
+        except ValueError as error:
+            raise ValueError(
+                f"The file differs from the model: of a picture of {size[0]} x {size[1]}, {error}"
+            ) from error
+        verdict = replace(verdict, sizes=(*verdict.sizes, size))
+    if "boxes" in given and not verdict.detections:
+        raise ValueError(
+            "Nothing is detected in the pictures that the file was to be verified with. Give --images of "
+            "what the model knows, or let scores of 0 count if it knows nothing yet."
+        )
+    return verdict
+
+
+@torch.no_grad()
+def _eager(whole: WholeModel, picture: np.ndarray) -> dict[str, Tensor]:
+    """What a file should give of one picture, from Detectron2's own pre- and post-processing."""
+    image = whole.resized(torch.from_numpy(picture)[None])[0]
+    height, width = image.shape[1:] if whole.prepared else picture.shape[:2]
+    with captured_features(whole.model.backbone) as features:
+        (output,) = whole.model([{"image": image, "height": height, "width": width}])
+    expected = {}
+    if "instances" in output:
+        found = output["instances"]
+        expected = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "classes": found.pred_classes}
+        if found.has("pred_masks"):
+            expected["masks"] = found.pred_masks
+    if "sem_seg" in output:
+        expected["labels"] = output["sem_seg"].argmax(dim=0)
+    if whole.score_map:
+        expected["score_map"] = features["score_map"][0]
+    return expected
+
+
+def _of_one(given: Outputs, number: int) -> dict[str, Tensor]:
+    """What a file gives of one picture of a batch."""
+    return {name: torch.from_numpy(x[number] if name in BATCHED else x) for name, x in given.items()}
+
+
+def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Tensor]) -> Verdict:
+    """A verdict with one more picture in it.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if sorted(expected) != sorted(given):
+        raise ValueError(f"it gives {', '.join(sorted(given))} for {', '.join(sorted(expected))}.")
+    pixels = scores = cosines = 0.0
+    undecided = []
+    if "boxes" in expected:
+        pairs = _pairs(expected, given)
+        expected, given = (
+            {name: x[own] if name in DETECTIONS else x for name, x in found.items()}
+            for found, own in zip((expected, given), pairs, strict=True)
+        )
+        pixels, scores = (_greatest_difference(expected[x], given[x]) for x in ("boxes", "scores"))
+        if "masks" in expected:
+            if given["masks"].is_floating_point():  # squares
+                size = tuple(expected["masks"].shape[1:])
+                given["masks"] = paste_masks_in_image(given["masks"], given["boxes"], size)
+            undecided.append(_undecided(expected["masks"], given["masks"], expected["masks"].sum().item()))
+    if "labels" in expected:
+        undecided.append(_undecided(expected["labels"], given["labels"], expected["labels"].numel()))
+    if "score_map" in expected:
+        cosines = _greatest_difference(expected["score_map"], given["score_map"])
+        if not cosines <= SCORES:
+            raise ValueError(f"its score map is off by {cosines:.2g}, where {SCORES} is allowed.")
+    return replace(
+        verdict,
+        detections=verdict.detections + len(expected.get("boxes", ())),
+        pixels=max(verdict.pixels, pixels),
+        scores=max(verdict.scores, scores),
+        cosines=max(verdict.cosines, cosines),
+        undecided=max(verdict.undecided, *undecided, 0.0),
+    )
+
+
+def _pairs(expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Which detection is which: two lists of numbers.
+
+    Raises:
+        ValueError: one has no partner, and is not so near the lowest score that it may have been cut off.
+    """
+    apart = (expected["boxes"][:, None] - given["boxes"]).abs().amax(dim=2)
+    scores = (expected["scores"][:, None] - given["scores"]).abs()
+    alike = expected["classes"][:, None] == given["classes"]
+    alike &= (apart <= PIXELS) & (scores <= SCORES)
+    lowest = torch.cat([expected["scores"], given["scores"]]).amin() if alike.numel() else 0.0
+    for found, partners, whose in (
+        (expected, alike.any(1), "the model's"),
+        (given, alike.any(0), "the file's"),
+    ):
+        lonely = found["scores"][~partners]
+        if (lonely > lowest + SCORES).any():
+            raise ValueError(
+                f"{len(lonely)} of {whose} {len(partners)} detections have no like in the other's, with the "
+                f"same class, sides within {PIXELS} pixels and a score within {SCORES}; the first has the "
+                f"score {lonely[0]:.4f}."
+            )
+    mine, theirs = alike.nonzero().unbind(1)
+    return mine, theirs
+
+
+def _greatest_difference(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item() if a.numel() else 0.0
+
+
+def _undecided(a: Tensor, b: Tensor, pixels: float) -> float:
+    """
+    Raises:
+        ValueError: masks or labels differ in too large a part of ``pixels``.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"masks or labels have the shape {tuple(b.shape)} for {tuple(a.shape)}.")
+    part = (a != b).sum().item() / max(pixels, 1)
+    if part > UNDECIDED:
+        raise ValueError(
+            f"{part:.2%} of the pixels of masks or labels differ, where {UNDECIDED:.1%} are allowed."
+        )
+    return part

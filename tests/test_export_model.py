@@ -1,0 +1,289 @@
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes, Instances
+from test_export import tool_module
+from torch import nn
+
+from denseclip_d2 import Predictor, model_zoo
+from denseclip_d2.config import load_config
+from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
+from denseclip_d2.data.shapes_worlds import SHAPES
+from denseclip_d2.export import FORMATS, evaluate_file, export_model
+from denseclip_d2.export.exporting import _shapes
+from denseclip_d2.export.refusals import exportable
+from denseclip_d2.export.resizing import fitted_size, resize
+from denseclip_d2.export.runtimes import onnx_runtime
+from denseclip_d2.export.verification import Verdict, _compared, verify
+from denseclip_d2.export.whole import WholeDenseDetector, paste
+
+needs_onnx = pytest.mark.skipif(
+    not all(find_spec(name) for name in FORMATS["onnx"].packages),
+    reason="onnx or onnxruntime is not installed",
+)
+ZOO = "Shapes/denseclip_{}_tiny.yaml"
+
+
+def zoo_config(system: str):
+    return model_zoo.get_config(ZOO.format(system), trained=True)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Export a zoo model once: ``exported("retinanet", "onnx")``, its file and what it was verified with."""
+    folder, done = tmp_path_factory.mktemp("exported"), {}
+
+    def export(system: str, format: str, **options):
+        key = (system, format, *options)
+        if key not in done:
+            file = folder / "-".join(key) / FORMATS[format].file
+            file.parent.mkdir()
+            done[key] = file, export_model(zoo_config(system), file, format, **options)
+        return done[key]
+
+    return export
+
+
+@needs_onnx
+@pytest.mark.parametrize("system", ["retinanet", "mask_rcnn", "semantic_fpn"])
+def test_onnx_runtime_finds_what_the_predictor_finds(exported, system):
+    file, verdict = exported(system, "onnx", score_map=True)
+    assert len(set(verdict.sizes)) == 4
+    # From the file of a picture to what is in it: pixels are resized by the file, as Pillow does it.
+    picture = _shapes(7)
+    expected = Predictor(zoo_config(system))(picture)
+    with onnx_runtime(file) as run:
+        given = run(np.ascontiguousarray(picture[None, :, :, ::-1]))
+    assert given.pop("score_map").shape[:2] == (1, len(SHAPES.class_names) + (system == "semantic_fpn"))
+    if system == "semantic_fpn":
+        assert verdict.undecided <= 1e-3
+        assert (given["labels"][0] == expected["sem_seg"].argmax(0).numpy()).mean() > 0.999
+        return
+    assert verdict.detections > 10
+    found = expected["instances"]
+    assert len(found) > 0
+    np.testing.assert_allclose(given["boxes"], found.pred_boxes.tensor, atol=0.1)
+    np.testing.assert_allclose(given["scores"], found.scores, atol=0.01)
+    np.testing.assert_array_equal(given["classes"], found.pred_classes)
+    if system == "mask_rcnn":
+        assert (given["masks"] == found.pred_masks.numpy()).mean() > 0.999
+
+
+@needs_onnx
+def test_an_onnx_file_says_what_it_is_and_has_no_text_encoder(exported):
+    import onnx
+
+    file, _ = exported("mask_rcnn", "onnx", score_map=True)
+    model = onnx.load(file)
+    about = {x.key: x.value for x in model.metadata_props}
+    assert tuple(json.loads(about["class_names"])) == SHAPES.class_names
+    assert about["source_sha256"] == model_zoo.zoo.zoo_index()[ZOO.format("mask_rcnn")].sha256
+    assert json.loads(about["outputs"]) == ["boxes", "classes", "masks", "score_map", "scores"]
+    assert (about["pixel_format"], about["shortest_side"], about["longest_side"]) == ("RGB", "128", "192")
+    assert "PROMPT" in about["config"]
+    assert str(Path.cwd()) not in "".join(about.values())
+    names = [x.name for x in model.graph.initializer] + [x.name for x in model.graph.node]
+    assert any("context_decoder" in name for name in names)
+    assert not any("text_encoder" in name or "token_embedding" in name for name in names)
+    kinds = {x.op_type for x in model.graph.node}
+    assert "Conv" in kinds
+    assert "BatchNormalization" not in kinds
+    assert [x.dim_param or x.dim_value for x in model.graph.input[0].type.tensor_type.shape.dim] == [
+        1,
+        "height",
+        "width",
+        3,
+    ]
+
+
+def test_torchscript_runs_where_this_package_is_not(exported):
+    file, verdict = exported("retinanet", "torchscript")
+    assert verdict.detections > 10
+    code = (
+        "import sys, json, torch, torchvision\n"
+        "about = {'outputs': '', 'class_names': ''}\n"
+        "model = torch.jit.load(sys.argv[1], _extra_files=about)\n"
+        "boxes, classes, scores = model(torch.full((1, 130, 150, 3), 114, dtype=torch.uint8))\n"
+        "assert json.loads(about['outputs']) == ['boxes', 'classes', 'scores']\n"
+        "assert not [x for x in sys.modules if x.startswith(('denseclip_d2', 'detectron2'))]\n"
+        "print(len(json.loads(about['class_names'])), *boxes.shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, file], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["18", "0", "4"]
+    assert "batch_norm" not in str(torch.jit.load(file).inlined_graph)
+
+
+def test_prepared_pictures_go_in_as_the_model_takes_them(exported):
+    file, verdict = exported("semantic_fpn", "torchscript", prepared=True)
+    assert verdict.undecided <= 1e-3
+    pictures = torch.randn(3, 3, 65, 100)
+    (labels,) = torch.jit.load(file)(pictures)  # three at once, of no size that was traced
+    assert labels.shape == (3, 65, 100)
+    assert labels.max() < len(SEMANTIC_CLASS_NAMES)
+
+
+def test_masks_may_stay_squares(exported):
+    file, verdict = exported("mask_rcnn", "torchscript", pasted=False)
+    assert verdict.detections > 10
+    picture = torch.from_numpy(_shapes(7)[None, :, :, ::-1].copy())
+    boxes, _, masks, _ = torch.jit.load(file)(picture)
+    assert masks.shape == (len(boxes), 28, 28)
+    assert 0.5 < masks.amax() <= 1
+
+
+@needs_onnx
+def test_a_file_is_evaluated_by_its_runtime(exported, small_shapes, tmp_path):
+    cfg = zoo_config("mask_rcnn")
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (small_shapes[2],), str(tmp_path / "output")
+    file, _ = exported("mask_rcnn", "onnx", score_map=True)
+    results = evaluate_file(cfg, file, "onnx")[small_shapes[2]]
+    assert results["bbox"]["AP50"] > 80
+    assert results["segm"]["AP50"] > 80
+
+
+class Blind(nn.Module):
+    """A detector that sees nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Identity()
+
+    def forward(self, inputs):
+        nothing = torch.zeros(0)
+        return [{"instances": Instances((8, 8), pred_boxes=Boxes([]), scores=nothing, pred_classes=nothing)}]
+
+
+def test_a_file_is_not_verified_by_pictures_of_nothing():
+    whole = WholeDenseDetector(Blind(), shortest=0, longest=0)
+    nothing = {"boxes": np.zeros((0, 4), np.float32), **dict.fromkeys(("scores", "classes"), np.zeros(0))}
+    with pytest.raises(ValueError, match="Nothing is detected .* Give --images"):
+        verify(lambda pictures: nothing, whole, [np.zeros((8, 8, 3), np.uint8)])
+
+
+@needs_onnx
+def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
+    """The runtime moves the labels."""
+    right = FORMATS["onnx"].runtime
+
+    @contextmanager
+    def spoiled(path):
+        with right(path) as run:
+            yield lambda pictures: {**(found := run(pictures)), "labels": np.roll(found["labels"], 3, axis=1)}
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=spoiled))
+    with pytest.raises(ValueError, match="of a picture of 96 x 128, .*% of the pixels"):
+        export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def found(boxes, scores, classes) -> dict[str, torch.Tensor]:
+    return {
+        "boxes": torch.tensor(boxes).view(-1, 4),
+        "scores": torch.tensor(scores),
+        "classes": torch.tensor(classes),
+    }
+
+
+BOXES = [[1.0, 2.0, 30.0, 40.0], [5.0, 5.0, 9.0, 9.0]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        found([[1.02, 2.0, 30.0, 40.0], BOXES[1]], [0.9, 0.4], [1, 2]),
+        found(BOXES, [0.9002, 0.4], [1, 2]),
+        found(BOXES, [0.9, 0.4], [3, 2]),
+        found(BOXES[1:], [0.4], [2]),
+        found([], [], []),
+    ],
+    ids=["box", "score", "class", "missing", "none"],
+)
+def test_what_a_file_may_not_change(other):
+    model = found(BOXES, [0.9, 0.4], [1, 2])
+    for pair in ((model, other), (other, model)):
+        with pytest.raises(ValueError, match="have no like"):
+            _compared(Verdict(), *pair)
+
+
+def test_what_a_file_may_change():
+    model = found(BOXES, [0.9, 0.4], [1, 2])
+    other = found([BOXES[0], [5.0, 5.009, 9.0, 9.0]], [0.9, 0.40005], [1, 2])
+    verdict = _compared(Verdict(), model, other)
+    assert (verdict.detections, round(verdict.pixels, 3)) == (2, 0.009)
+    # The one of lowest score may have been cut off, by the number of detections or the lowest score.
+    assert _compared(Verdict(), model, found(BOXES[:1], [0.9], [1])).detections == 1
+    assert _compared(Verdict(), found([], [], []), found([], [], [])).detections == 0
+
+
+@pytest.mark.parametrize("size", [(96, 128), (120, 170), (300, 200), (128, 128), (50, 1000), (333, 500)])
+def test_pictures_are_resized_as_pillow_resizes_them(size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = ResizeShortestEdge(128, 192).get_transform(picture).apply_image(picture)
+    fitted = fitted_size(*size, 128, 192)
+    assert tuple(fitted) == expected.shape[:2]
+    given = resize(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), fitted)[0].permute(1, 2, 0)
+    off = (given - torch.from_numpy(expected.astype(np.float32))).abs()
+    assert off.max() <= 1
+    # Pillow's weights are whole numbers over 2**22, so that some halves are just not halves in it.
+    assert (off > 0).float().mean() < 6e-3
+    assert tuple(fitted_size(*size, 0, 192)) == size
+
+
+def test_masks_are_pasted_as_detectron2_pastes_them():
+    squares = torch.rand(3, 28, 28)
+    boxes = torch.tensor([[3.3, 2.1, 40.7, 30.0], [0.0, 0.0, 64.0, 48.0], [10.2, 40.0, 12.9, 47.5]])
+    given = paste(squares, boxes, 48, 64)
+    expected = paste_masks_in_image(squares, boxes, (48, 64), threshold=-1)
+    torch.testing.assert_close(given, expected / 255, rtol=0, atol=1 / 254)
+    assert paste(squares[:0], boxes[:0], 48, 64).shape == (0, 48, 64)
+
+
+PRE = ["MODEL.DENSECLIP.PROMPT.MODE", "pre", "MODEL.DENSECLIP.PROMPT.CONTEXT_INIT", ""]
+WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True"]
+
+
+@pytest.mark.parametrize(
+    ("config", "opts", "reason"),
+    [
+        ("retinanet", PRE, "PROMPT.MODE is 'pre'"),
+        ("semantic_fpn", WINDOWS, "SLIDING_WINDOW"),
+        ("mask_rcnn", ["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "a ProposalNetwork is none of"),
+        ("mask_rcnn", ["MODEL.KEYPOINT_ON", "True"], "keypoints"),
+        ("mask_rcnn", ["MODEL.WEIGHTS", ""], "WEIGHTS is empty"),
+    ],
+)
+def test_what_cannot_be_exported_says_so(config, opts, reason):
+    cfg = load_config(f"configs/Shapes/denseclip_{config}_tiny.yaml", opts)
+    with pytest.raises(ValueError, match=f"cannot be exported: .*{reason}"):
+        exportable(cfg)
+
+
+def test_the_tool_says_what_is_wrong_before_work(tmp_path):
+    tool = tool_module("export_model")
+    (tmp_path / "model.ts").write_text("of an earlier export")
+    args = ["--config-file", "no.yaml", "--format", "torchscript", "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match="exists. Give --overwrite to replace it, or another --output"):
+        tool.main(tool.parse_args(args))
+    assert (tmp_path / "model.ts").read_text() == "of an earlier export"
+    with pytest.raises(ValueError, match="leave --prepared out"):
+        tool.main(tool.parse_args([*args, "--prepared", "--evaluate"]))
+    with pytest.raises(ValueError, match="no.yaml"):
+        tool.main(tool.parse_args([*args, "--overwrite"]))
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr("denseclip_d2.export.formats.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"model.onnx needs onnx and onnxruntime: pip install"):
+        FORMATS["onnx"].check_packages()

@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""A trained model as one file for other runtimes, verified by them.
+
+tools/export_model.py --config-file F --format onnx --output DIR MODEL.WEIGHTS W
+tools/export_model.py --config-file model.safetensors --format torchscript --output DIR    # its own config
+tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.yaml --format onnx --output D
+tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
+
+DIR gets model.onnx or model.ts. docs/export.md has their inputs, outputs and metadata.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from detectron2.evaluation import print_csv_format
+from detectron2.utils.logger import setup_logger
+
+from denseclip_d2.config import load_config
+from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.export import FORMATS, evaluate_file, export_model
+
+
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="F", help="a config, or exported weights")
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of an earlier export")
+    parser.add_argument("--score-map", action="store_true", help="give the score map too")
+    parser.add_argument(
+        "--prepared", action="store_true", help="take pictures that are resized and normalised already"
+    )
+    parser.add_argument(
+        "--mask-squares", action="store_true", help="give masks as they are in their boxes, to be pasted"
+    )
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="FILE",
+        help="pictures to verify with, of what the model knows (default: generated shapes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluate", action="store_true", help="evaluate the file, by its runtime, on DATASETS.TEST"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
+    )
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logger()
+    if args.evaluate and args.prepared:
+        raise ValueError("--evaluate is of files that take pictures as they are: leave --prepared out.")
+    check_writable(args.output, "--output")
+    file = Path(args.output) / FORMATS[args.format].file
+    if file.exists() and not args.overwrite:
+        raise ValueError(f"{file} exists. Give --overwrite to replace it, or another --output.")
+    cfg = load_config(args.config_file, args.opts)
+    print(f"Exporting the model of {args.config_file} ...", flush=True)
+    verdict = export_model(
+        cfg, file, args.format, prepared=args.prepared, score_map=args.score_map,
+        pasted=not args.mask_squares, images=args.images,
+    )  # fmt: skip
+    print(f"Verified {verdict}")
+    print(f"Wrote {file}: {file.stat().st_size / 2**20:.1f} MiB")
+    if args.evaluate:
+        for name, results in evaluate_file(cfg, file, args.format).items():
+            print(f"{name}:")
+            print_csv_format(results)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
