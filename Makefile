@@ -15,7 +15,7 @@ GRADIO := gradio==6.31.0
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help python install demo demo-masks demo-segmentation web test lint format
+.PHONY: help python install demo demo-masks demo-segmentation web examples test lint format
 
 help:
 	@echo "Each target does all the set-up it needs into .venv, and does not redo what is done."
@@ -24,6 +24,7 @@ help:
 	@echo "  make demo-masks         the same with Mask R-CNN"
 	@echo "  make demo-segmentation  the same with Semantic FPN"
 	@echo "  make web                a page at http://127.0.0.1:7860: drop a picture, type names, see what a model sees"
+	@echo "  make examples           export the zoo's models, and run the examples on them without torch"
 	@echo "  make test               lint, and run the tests"
 	@echo "  make lint               look for mistakes: ruff, and mypy for types"
 	@echo "  make format             format the code"
@@ -83,6 +84,9 @@ demo demo-masks demo-segmentation: $(INSTALLED)
 
 web: $(INSTALLED)
 	$(BIN)/python tools/web_demo.py
+
+examples: $(INSTALLED)
+	examples/check.sh $(BIN)/python output/examples
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --durations=10

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the examples in an environment that has only what they name. Arguments: a Python with denseclip_d2, to
+# export with, and a folder to work in.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1 folder=$2
+mkdir -p "$folder"
+test -x "$folder/venv/bin/python" || "$python" -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
+"$python" - "$folder/shapes" <<'PYTHON'
+import sys
+from denseclip_d2.data.shapes import generate_shapes
+from pathlib import Path
+if not Path(sys.argv[1]).exists():
+    generate_shapes(Path(sys.argv[1]), num_train=1, num_val=1, seed=3)
+PYTHON
+for system in retinanet mask_rcnn semantic_fpn; do
+  "$python" tools/export_model.py --config-file "denseclip://Shapes/denseclip_${system}_tiny.yaml" \
+    --format onnx --output "$folder/$system" --overwrite
+  "$folder/venv/bin/python" -I examples/detect.py "$folder/$system/model.onnx" \
+    "$folder/shapes/val/000000000001.png" --threshold 0.3 --output "$folder/$system/seen.png"
+done

@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Run a file of tools/export_model.py without torch: pictures in, what is in them out.
+
+pip install -r examples/requirements.txt
+python examples/detect.py model.onnx photo.jpg --threshold 0.5 --output seen.png
+"""
+
+import argparse
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw, ImageOps
+
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a model.onnx")
+    parser.add_argument("picture")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (%(default)s)")
+    parser.add_argument("--output", default="seen.png", help="the picture to write (%(default)s)")
+    args = parser.parse_args()
+
+    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    names = json.loads(about["class_names"])
+    picture = ImageOps.exif_transpose(Image.open(args.picture)).convert("RGB")
+    pixels = np.asarray(picture)
+    if about["pixel_format"] == "BGR":
+        pixels = pixels[:, :, ::-1]
+    outputs = json.loads(about["outputs"])
+    pictures = np.ascontiguousarray(pixels)[None]
+    found = dict(zip(outputs, session.run(outputs, {"pictures": pictures}), strict=True))
+
+    drawn = np.array(picture)
+    if "labels" in found:
+        labels = found["labels"][0]
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+            print(f"{names[label] if label < len(names) else label}: {count / labels.size:.1%}")
+            paint(drawn, labels == label, COLOURS[label % len(COLOURS)])
+    if "boxes" in found:
+        drawn = draw(drawn, found, names, args.threshold)
+    Image.fromarray(drawn).save(args.output)
+    print(f"Wrote {args.output}")
+
+
+def draw(drawn: np.ndarray, found: dict[str, np.ndarray], names: list[str], threshold: float) -> np.ndarray:
+    """Boxes, and masks where there are any, over (H, W, 3) pixels."""
+    seen = np.flatnonzero(found["scores"] >= threshold)
+    for i in seen if "masks" in found else ():
+        paint(drawn, found["masks"][i], COLOURS[found["classes"][i] % len(COLOURS)])
+    canvas = Image.fromarray(drawn)
+    pen = ImageDraw.Draw(canvas)
+    for i in seen:
+        box, title = found["boxes"][i], f"{names[found['classes'][i]]} {found['scores'][i]:.2f}"
+        print(f"{title} at {', '.join(f'{x:.1f}' for x in box)}")
+        pen.rectangle(box.tolist(), outline=COLOURS[found["classes"][i] % len(COLOURS)], width=2)
+        pen.text((box[0] + 3, box[1] + 1), title, fill="white", stroke_width=1, stroke_fill="black")
+    return np.array(canvas)
+
+
+def paint(drawn: np.ndarray, mask: np.ndarray, colour: str) -> None:
+    """Tint the pixels of an (H, W) mask."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    drawn[mask] = (drawn[mask] + rgb) // 2
+
+
+if __name__ == "__main__":
+    main()
