@@ -17,7 +17,6 @@ from torch import nn
 
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
 from denseclip_d2.data.shapes_worlds import SHAPES
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.exporting import _shapes
@@ -125,13 +124,23 @@ def test_torchscript_runs_where_this_package_is_not(exported):
     assert "batch_norm" not in str(torch.jit.load(file).inlined_graph)
 
 
-def test_prepared_pictures_go_in_as_the_model_takes_them(exported):
-    file, verdict = exported("semantic_fpn", "torchscript", prepared=True)
-    assert verdict.undecided <= 1e-3
-    pictures = torch.randn(3, 3, 65, 100)
-    (labels,) = torch.jit.load(file)(pictures)  # three at once, of no size that was traced
-    assert labels.shape == (3, 65, 100)
-    assert labels.max() < len(SEMANTIC_CLASS_NAMES)
+def test_torch_export_takes_prepared_pictures(exported):
+    file, verdict = exported("semantic_fpn", "torch_export", prepared=True)
+    assert len(set(verdict.sizes)) == 4
+    about = {"outputs": "", "class_names": ""}
+    model = torch.export.load(file, extra_files=about).module()
+    assert json.loads(about["outputs"]) == ["labels"]
+    pictures = torch.randn(3, 3, 64, 96)  # of no number and no size that was traced
+    labels = model(pictures)["labels"]
+    assert labels.shape == (3, 64, 96)
+    assert labels.max() < len(json.loads(about["class_names"]))
+    assert not [name for name in model.state_dict() if "text_encoder" in name]
+
+
+@pytest.mark.parametrize(("system", "prepared"), [("retinanet", True), ("semantic_fpn", False)])
+def test_what_torch_export_does_not_follow_is_refused(tmp_path, system, prepared):
+    with pytest.raises(ValueError, match="torch_export is for segmentors with --prepared"):
+        export_model(zoo_config(system), tmp_path / "model.pt2", "torch_export", prepared=prepared)
 
 
 def test_masks_may_stay_squares(exported):

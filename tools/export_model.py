@@ -6,7 +6,7 @@ tools/export_model.py --config-file model.safetensors --format torchscript --out
 tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.yaml --format onnx --output D
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
 
-DIR gets model.onnx or model.ts. docs/export.md has their inputs, outputs and metadata.
+DIR gets model.onnx, model.ts or model.pt2. docs/export.md has their inputs, outputs and metadata.
 """
 
 import argparse

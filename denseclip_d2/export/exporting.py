@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -62,21 +63,27 @@ def export_model(
     kind = exportable(cfg)
     if score_map and not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
         raise ValueError("--score-map: this model is without language, and has no score map.")
+    asks_nothing = FORMATS[format].asks_nothing
+    if asks_nothing and not (kind.any_batch and prepared):
+        raise ValueError(
+            f"--format {format} is for segmentors with --prepared: what resizing and detecting do depends on "
+            "values, which it does not follow. Take another --format."
+        )
     FORMATS[format].check_packages()
     sources = _sources(images, cfg.INPUT.FORMAT)
     whole = kind(
         _folded_model(cfg),
-        shortest=cfg.INPUT.MIN_SIZE_TEST,
+        shortest=0 if prepared else cfg.INPUT.MIN_SIZE_TEST,
         longest=cfg.INPUT.MAX_SIZE_TEST,
         prepared=prepared,
         score_map=score_map,
         pasted=pasted,
     )
     side = cfg.INPUT.MIN_SIZE_TEST or SIDE
-    example = whole.prepare(_of_size(sources[0], side, TRACED))
-    content = FORMATS[format].content(whole, example, _about(whole, cfg))
-    pictures = [_of_size(x, side, sides) for x, sides in zip(cycle(sources), VERIFIED, strict=False)]
-    pictures.append(_of_size(sample_background(np.random.default_rng(0), *SHAPES_SIZE), side, EMPTY))
+    sized = partial(_of_size, side=side, step=whole.model.backbone.size_divisibility if asks_nothing else 1)
+    content = FORMATS[format].content(whole, whole.prepare(sized(sources[0], TRACED)), _about(whole, cfg))
+    pictures = [sized(x, sides) for x, sides in zip(cycle(sources), VERIFIED, strict=False)]
+    pictures.append(sized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), EMPTY))
     with written_whole(file, "wb") as written:
         written.write(content)
         written.flush()
@@ -104,8 +111,8 @@ def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
         "pixel_format": cfg.INPUT.FORMAT,
         "pixel_mean": json.dumps(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": json.dumps(cfg.MODEL.PIXEL_STD),
-        "shortest_side": str(whole.shortest),
-        "longest_side": str(whole.longest),
+        "shortest_side": str(cfg.INPUT.MIN_SIZE_TEST),
+        "longest_side": str(cfg.INPUT.MAX_SIZE_TEST),
         "prepared": json.dumps(whole.prepared),
         "score_map_stride": str(guided.score_map_stride if guided else 0),
     }
@@ -126,6 +133,7 @@ def _shapes(seed: int) -> np.ndarray:
     return as_bgr(render(sample_background(rng, *SHAPES_SIZE), instances))
 
 
-def _of_size(picture: np.ndarray, side: int, sides: tuple[float, float]) -> np.ndarray:
-    height, width = (round(side * x) for x in sides)
+def _of_size(picture: np.ndarray, sides: tuple[float, float], *, side: int, step: int) -> np.ndarray:
+    """A picture whose height and width are ``sides`` times ``side``, to a multiple of ``step``."""
+    height, width = (step * round(side * x / step) for x in sides)
     return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height)))

@@ -19,6 +19,7 @@ from .runtimes import INPUT, Run, fresh_process, onnx_runtime
 from .whole import AXES, WholeModel
 
 OPSET = 17  # ROIAlign as Detectron2 has it needs 16
+MOST = 1024  # pictures, and strides along a side, for which torch.export sees that memory can be counted
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Format:
         content: of the file: from a model, an example of its input, and what to say of it. ``outputs`` (JSON)
             is added to that: their names in their order.
         runtime: what the file is for.
+        asks_nothing: whether models are followed without their values, as segmentors alone can be, and sides
+            are multiples of the backbone's stride.
     """
 
     file: str
     packages: tuple[str, ...]
     content: Callable[[WholeModel, Tensor, dict[str, str]], bytes]
     runtime: Callable[[Path], AbstractContextManager[Run]]
+    asks_nothing: bool = False
 
     def check_packages(self) -> None:
         """
@@ -78,9 +82,25 @@ def _torchscript(whole: WholeModel, example: Tensor, about: dict[str, str]) -> b
     return content.getvalue()
 
 
+def _torch_export(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
+    _, names = _traceable(whole, example)
+    stride = whole.model.backbone.size_divisibility
+    pictures, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("pictures", "rows", "columns"))
+    sizes = {0: pictures, 2: stride * rows, 3: stride * columns}
+    two = example.expand(2, -1, -1, -1)  # one would be taken for a constant
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(whole, (two,), dynamic_shapes=(sizes,))
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={**about, "outputs": json.dumps(names)})
+    return content.getvalue()
+
+
 FORMATS = {
     "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime),
     "torchscript": Format("model.ts", (), _torchscript, partial(fresh_process, "torchscript")),
+    "torch_export": Format(
+        "model.pt2", (), _torch_export, partial(fresh_process, "torch_export"), asks_nothing=True
+    ),
 }
 
 

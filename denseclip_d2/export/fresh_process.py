@@ -7,6 +7,7 @@ name go out by stdout. Nothing of this project is imported, for the file is to d
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import torch
 import torchvision  # noqa: F401  (for its operations)
@@ -17,7 +18,8 @@ def main(kind: str, path: str) -> None:
     if kind == "torchscript":
         model = torch.jit.load(path, _extra_files=about)
     else:
-        model = torch.export.load(path, extra_files=about).module()
+        with Path(path).open("rb") as file:  # a path would have to end in .pt2
+            model = torch.export.load(file, extra_files=about).module()
     names = json.loads(about["outputs"])
     while True:
         try:
@@ -26,8 +28,9 @@ def main(kind: str, path: str) -> None:
             return
         with torch.no_grad():
             outputs = model(torch.from_numpy(pictures))
-        arrays = [x.numpy() for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
-        pickle.dump(dict(zip(names, arrays, strict=True)), sys.stdout.buffer)
+        if kind == "torchscript":  # its files give tuples
+            outputs = dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+        pickle.dump({name: outputs[name].numpy() for name in names}, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 
 

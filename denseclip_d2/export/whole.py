@@ -50,7 +50,7 @@ class WholeModel(nn.Module):
         Args:
             model: in evaluation mode.
             shortest, longest: see :func:`fitted_size`.
-            prepared: pictures come resized and normalised, and what is found is in that size.
+            prepared: pictures come resized and normalised, and what is found is in that size; ``shortest`` 0.
             score_map: give the score map too, as the backbone makes it.
             pasted: give masks of the picture's size; False: as they are predicted, squares that fill the
                 boxes.
