@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the examples in an environment that has only what they name. Arguments: a Python with denseclip_d2, to
+# Runs the examples in environments that have only what they name. Arguments: a Python with denseclip_d2, to
 # export with, and a folder to work in.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,3 +20,20 @@ for system in retinanet mask_rcnn semantic_fpn; do
   "$folder/venv/bin/python" -I examples/detect.py "$folder/$system/model.onnx" \
     "$folder/shapes/val/000000000001.png" --threshold 0.3 --output "$folder/$system/seen.png"
 done
+
+chromium=$(command -v chromium || command -v google-chrome || true)
+if [ -z "$chromium" ] || ! command -v npm > /dev/null; then
+  echo "The browser page is not tried: it takes npm, and chromium or google-chrome."
+  exit 0
+fi
+mkdir -p "$folder/browser"
+cp examples/browser/* "$folder/mask_rcnn/model.onnx" "$folder/shapes/val/000000000001.png" "$folder/browser"
+(cd "$folder/browser" && npm install --silent --no-audit --no-fund)
+"$python" -m http.server 8471 --bind 127.0.0.1 --directory "$folder/browser" > /dev/null 2>&1 &
+trap "kill $!" EXIT
+sleep 2
+"$chromium" --headless --no-sandbox --disable-gpu --user-data-dir="$folder/chromium" --virtual-time-budget=60000 \
+  --dump-dom "http://127.0.0.1:8471/?picture=000000000001.png&threshold=0.3" 2> /dev/null > "$folder/browser/page.txt"
+echo "In the browser:"
+sed -n '/id="found"/,/<\/pre>/p' "$folder/browser/page.txt"
+grep -q ' at [0-9]' "$folder/browser/page.txt"
