@@ -61,14 +61,7 @@ def export_model(
         FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
     """
     kind = exportable(cfg)
-    if score_map and not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
-        raise ValueError("--score-map: this model is without language, and has no score map.")
-    asks_nothing = FORMATS[format].asks_nothing
-    if asks_nothing and not (kind.any_batch and prepared):
-        raise ValueError(
-            f"--format {format} is for segmentors with --prepared: what resizing and detecting do depends on "
-            "values, which it does not follow. Take another --format."
-        )
+    _check_options(cfg, kind, format, prepared=prepared, score_map=score_map)
     FORMATS[format].check_packages()
     sources = _sources(images, cfg.INPUT.FORMAT)
     whole = kind(
@@ -80,7 +73,8 @@ def export_model(
         pasted=pasted,
     )
     side = cfg.INPUT.MIN_SIZE_TEST or SIDE
-    sized = partial(_of_size, side=side, step=whole.model.backbone.size_divisibility if asks_nothing else 1)
+    step = whole.model.backbone.size_divisibility if FORMATS[format].asks_nothing else 1
+    sized = partial(_of_size, side=side, step=step)
     content = FORMATS[format].content(whole, whole.prepare(sized(sources[0], TRACED)), _about(whole, cfg))
     pictures = [sized(x, sides) for x, sides in zip(cycle(sources), VERIFIED, strict=False)]
     pictures.append(sized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), EMPTY))
@@ -89,6 +83,22 @@ def export_model(
         written.flush()
         with FORMATS[format].runtime(Path(written.name)) as run:
             return verify(run, whole, pictures)
+
+
+def _check_options(
+    cfg: CfgNode, kind: type[WholeModel], format: str, *, prepared: bool, score_map: bool
+) -> None:
+    """
+    Raises:
+        ValueError: what is asked for is not in the model, or not in the format.
+    """
+    if score_map and not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
+        raise ValueError("--score-map: this model is without language, and has no score map.")
+    if FORMATS[format].asks_nothing and not (kind.any_batch and prepared):
+        raise ValueError(
+            f"--format {format} is for segmentors with --prepared: what resizing and detecting do depends on "
+            "values, which it does not follow. Take another --format."
+        )
 
 
 def _folded_model(cfg: CfgNode) -> nn.Module:
