@@ -121,7 +121,7 @@ class _Visualizer(Visualizer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._default_font_size *= 1.3  # pictures are mostly seen small, several on a page
-        self._labels: list[Bbox] = []
+        self._labels: list[np.ndarray] = []
 
     def draw_box(self, box_coord, alpha=1.0, edge_color="g", line_style="-"):
         return super().draw_box(box_coord, 1.0, edge_color, line_style)
@@ -133,10 +133,10 @@ class _Visualizer(Visualizer):
         if extent.width > picture.width:
             label.set_fontsize(label.get_fontsize() * picture.width / extent.width)
             extent = self._extent(label)
-        free = min(_places_near(extent, picture), key=lambda place: _overlap(place, self._labels))
+        places = _places_near(extent, picture)
+        free = places[_overlaps(places, self._labels).argmin()]
         self._labels.append(free)
-        x, y = axes.transData.transform(label.get_position())
-        moved = x + free.x0 - extent.x0, y + free.y0 - extent.y0
+        moved = axes.transData.transform(label.get_position()) + free[:2] - extent.min
         label.set_position(axes.transData.inverted().transform(moved))
         return drawn
 
@@ -147,20 +147,21 @@ class _Visualizer(Visualizer):
         return box.get_window_extent() if box else label.get_window_extent()
 
 
-def _places_near(extent: Bbox, picture: Bbox) -> list[Bbox]:
-    """Where a label can go inside the picture: up, down or aside of where it is, the nearest first."""
+def _places_near(extent: Bbox, picture: Bbox) -> np.ndarray:
+    """Where a label can go inside the picture: up, down or aside of where it is, the nearest first.
+
+    Returns: (P, 4), left, lower, right and upper sides.
+    """
     steps = sorted(product(range(-10, 11), range(-3, 4)), key=lambda step: abs(step[0]) + 2 * abs(step[1]))
-    places = []
-    for down, right in steps:
-        x = extent.x0 + right * extent.width / 2
-        y = extent.y0 - down * extent.height
-        x = min(max(x, picture.x0), picture.x1 - extent.width)
-        y = min(max(y, picture.y0), picture.y1 - extent.height)
-        places.append(Bbox.from_bounds(x, y, extent.width, extent.height))
-    return places
+    down, right = np.array(steps).T
+    x = (extent.x0 + right * extent.width / 2).clip(max=picture.x1 - extent.width).clip(min=picture.x0)
+    y = (extent.y0 - down * extent.height).clip(max=picture.y1 - extent.height).clip(min=picture.y0)
+    return np.stack([x, y, x + extent.width, y + extent.height], axis=1)
 
 
-def _overlap(place: Bbox, labels: Sequence[Bbox]) -> float:
-    """Pixels that a label at this place would share with others."""
-    shared = (Bbox.intersection(place, label) for label in labels)
-    return sum(box.width * box.height for box in shared if box)
+def _overlaps(places: np.ndarray, labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Pixels (P,) that a label would share with others (4,) at each of these places (P, 4)."""
+    others = np.reshape(labels, (-1, 4))
+    upper = np.minimum(places[:, None, 2:], others[:, 2:])
+    lower = np.maximum(places[:, None, :2], others[:, :2])
+    return (upper - lower).clip(min=0).prod(axis=2).sum(axis=1)
