@@ -11,7 +11,7 @@ import numpy as np
 from .charts import Chart, line_chart
 from .detections import IOU, Detections
 from .labels import Labels
-from .pictures import Shown
+from .pictures import MOST, Shown
 
 TASKS = {"bbox": "Box", "segm": "Mask"}
 IN_MATRIX = 30
@@ -134,7 +134,7 @@ def part_of_objects(name: str, found: Detections) -> Part:
         **_ranked(["class", "objects", *by_class, *counts], rows, first, objects),
         confused=f"Of {boxes}, on an object if their IoU with it is {IOU} or more.",
         confusions=_frequent(found.confusions[:-1, :-1], objects, names, "objects"),
-        quality=f"F1 of {boxes}",
+        quality=f"F1 of {boxes}, of which the {MOST} surest are drawn",
         matrix=_matrix(found.confusions, [*names, "missed"], [*names, "nothing there"]),
         sizes=_sizes(found),
         charts=_precision_charts(found),

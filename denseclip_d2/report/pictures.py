@@ -20,6 +20,9 @@ from ..visualization.panels import LEGEND, Panel, label_map, names_in
 
 SIZES = ((480, 85), (420, 80), (360, 75), (300, 70), (220, 60))
 """Longer sides, in pixels, and JPEG qualities, tried one after the other until pictures are small enough."""
+MOST = 30
+"""Detections drawn in a picture, the surest: more cannot be told apart, and an untrained model's masks are in
+thousands of pieces."""
 
 
 class Shown(NamedTuple):
@@ -107,6 +110,8 @@ def _draw(
     asked = [names_in(record, names) if predictor.guidance else [] for record in records]
     outputs = predictor.stream(zip(images, asked, strict=True))
     for record, image, of_image, found, value in zip(records, images, asked, outputs, quality, strict=True):
+        if "instances" in found:
+            found["instances"] = found["instances"][:MOST]  # Detectron2's are by falling score
         row = image_panels(
             image[:, :, ::-1], found, names, record=record, names=of_image, tau=tau, threshold=threshold
         )
