@@ -17,7 +17,7 @@ from tqdm import tqdm
 from denseclip_d2.config import load_config
 from denseclip_d2.data import readable_names
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.engine import Predictor, evaluate_words
+from denseclip_d2.engine import Predictor, evaluate_words, keep_memory
 from denseclip_d2.engine.setup import check_writable
 
 
@@ -42,6 +42,7 @@ def main(args: argparse.Namespace) -> None:
     names = MetadataCatalog.get(args.dataset).get("thing_classes")
     if not names:
         raise ValueError(f"{args.dataset} has no objects with names: its metadata lacks thing_classes.")
+    keep_memory(cfg)
     figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
     text = json.dumps({"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}, indent=2)
     print(text)

@@ -21,7 +21,6 @@ from denseclip_d2.builder import make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run, setup, with_tta
-from denseclip_d2.report import report_training
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,6 +70,8 @@ def main(args: argparse.Namespace):
         trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
+        from denseclip_d2.report import report_training  # it draws, which training needs nothing of
+
         report_training(cfg)
         return results
     Trainer.check_test_sets(cfg)

@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
+from denseclip_d2.engine import keep_memory
 from denseclip_d2.visualization.look import Limits, Models
 
 
@@ -59,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
     configs = {name: load_config(args.config_file or f"denseclip://{name}", args.opts)}
     for other in model_zoo.trained_configs():
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
+    keep_memory(configs[name])
     # Gradio is an extra, which --help goes without.
     from denseclip_d2.visualization.web import Page, served
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -38,7 +39,7 @@ class Run:
     def ended(self) -> bool:
         return (self.folder / "model_final.pth").is_file() and self.iterations == self.cfg.SOLVER.MAX_ITER
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, float]:
         """The last value of everything."""
         return {name: value for record in self.records.values() for name, value in record.items()}
@@ -95,7 +96,7 @@ def read_records(path: Path) -> Records:
     records: Records = {}
     for found in _lines(path):
         iteration = found.pop("iteration")
-        if iteration < max(records, default=-1):
+        if iteration < next(reversed(records), -1):
             records = {i: record for i, record in records.items() if i < iteration}
         records.setdefault(iteration, {}).update(found)
     return records

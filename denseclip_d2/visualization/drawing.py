@@ -147,13 +147,18 @@ class _Visualizer(Visualizer):
         return box.get_window_extent() if box else label.get_window_extent()
 
 
+# Down and right, in a label's heights and in halves of its width, the nearest first: (2, P).
+_STEPS = np.array(
+    sorted(product(range(-10, 11), range(-3, 4)), key=lambda step: abs(step[0]) + 2 * abs(step[1]))
+).T
+
+
 def _places_near(extent: Bbox, picture: Bbox) -> np.ndarray:
     """Where a label can go inside the picture: up, down or aside of where it is, the nearest first.
 
     Returns: (P, 4), left, lower, right and upper sides.
     """
-    steps = sorted(product(range(-10, 11), range(-3, 4)), key=lambda step: abs(step[0]) + 2 * abs(step[1]))
-    down, right = np.array(steps).T
+    down, right = _STEPS
     x = (extent.x0 + right * extent.width / 2).clip(max=picture.x1 - extent.width).clip(min=picture.x0)
     y = (extent.y0 - down * extent.height).clip(max=picture.y1 - extent.height).clip(min=picture.y0)
     return np.stack([x, y, x + extent.width, y + extent.height], axis=1)
