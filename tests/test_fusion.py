@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.clip_models import get_clip_architecture
-from denseclip_d2.data.shapes_scene import render, sample_background, sample_instances
+from denseclip_d2.data.shapes_scene import draw_scene
 from denseclip_d2.fusion import fuse_norms
 from denseclip_d2.visual import CLIPResNet
 
@@ -81,8 +81,7 @@ def outputs_of(name: str, image: np.ndarray, **keys) -> tuple[Predictor, dict]:
 def image() -> np.ndarray:
     """Four objects, BGR."""
     rng = np.random.default_rng(3)
-    objects = sample_instances(rng, 128, 160, max_objects=4)
-    return np.asarray(render(sample_background(rng, 128, 160), objects))[:, :, ::-1].copy()
+    return np.asarray(draw_scene(rng, 128, 160, max_objects=4)[1])[:, :, ::-1].copy()
 
 
 @pytest.mark.parametrize("name", ZOO)

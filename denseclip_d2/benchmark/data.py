@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.env import seed_all_rng
@@ -18,7 +17,7 @@ from PIL import Image
 from ..engine import Trainer
 from .detectors import OBJECTS, class_names
 from .measure import Row, compare
-from .settings import Settings
+from .settings import Settings, with_value
 
 SIZE = (640, 480)
 """Width and height of simulated images."""
@@ -26,7 +25,7 @@ SIZE = (640, 480)
 
 def loader(settings: Settings) -> Iterator[list[Row]]:
     """Reading and augmenting a batch of ``DATASETS.TRAIN`` in one process, against Detectron2's own."""
-    cfg, steps = _with(settings.cfg, "DATALOADER.NUM_WORKERS", 0), {}
+    cfg, steps = with_value(settings.cfg, "DATALOADER.NUM_WORKERS", 0), {}
     loaders = {"Detectron2": build_detection_train_loader, "this project": Trainer.build_train_loader}
     for name, build in loaders.items():
         seed_all_rng(0)  # the same images, in the same order
@@ -43,8 +42,8 @@ def start(settings: Settings) -> Iterator[list[Row]]:
         file = simulate(Path(folder), settings.images, settings.classes[0])
         register_coco_instances(name, {}, str(file), folder)
         try:
-            cfg = _with(settings.cfg, "DATASETS.TRAIN", (name,))
-            unchecked = _with(cfg, "DATASETS.CHECK_IMAGES", False)
+            cfg = with_value(settings.cfg, "DATASETS.TRAIN", (name,))
+            unchecked = with_value(cfg, "DATASETS.CHECK_IMAGES", False)
             steps: dict[str, Callable] = {
                 "Detectron2": partial(build_detection_train_loader, cfg),
                 "this project": partial(Trainer.build_train_loader, cfg),
@@ -80,10 +79,3 @@ def simulate(folder: Path, num_images: int, num_classes: int) -> Path:
     file = folder / "simulated.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return file
-
-
-def _with(cfg: CfgNode, key: str, value: object) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list([key, value])
-    return cfg

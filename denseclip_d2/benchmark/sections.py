@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..builder import with_fitting_norms
@@ -18,7 +19,7 @@ from ..visual import build_visual_encoder
 from .data import loader, start
 from .detectors import Contender, class_names, contending_configs
 from .measure import Row, bandwidth, compare
-from .settings import Settings
+from .settings import Settings, with_value
 
 
 def text(settings: Settings) -> Iterator[list[Row]]:
@@ -49,9 +50,7 @@ def visual(settings: Settings) -> Iterator[list[Row]]:
     """The visual encoder with attention as the config has it, against the same without windows."""
     encoders = {}
     for window in {0: None, settings.cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE: None}:
-        cfg = with_fitting_norms(settings.cfg).clone()
-        cfg.defrost()
-        cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE = window
+        cfg = with_value(with_fitting_norms(settings.cfg), "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", window)
         name = f"windows of {window} x {window}" if window else "without windows"
         encoders[name] = build_visual_encoder(cfg).to(settings.device)
     amp = settings.cfg.SOLVER.AMP
@@ -85,59 +84,56 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def _detectors(settings: Settings, *, training: bool) -> Iterator[list[Row]]:
+def _detectors(
+    section: str, settings: Settings, configs: Callable[[int], dict[str, CfgNode]]
+) -> Iterator[list[Row]]:
+    """Detectors against one another, of the configs that there are for a number of classes."""
     for number, size in settings.cases():
         contenders = {
-            name: Contender(cfg, settings.batch, size, number, training=training)
-            for name, cfg in contending_configs(settings.cfg, number).items()
-            if name.split()[0] in settings.contenders
+            name: Contender(cfg, settings.batch, size, number, training=section == "training")
+            for name, cfg in configs(number).items()
         }
-        yield _compared("training" if training else "inference", contenders, number, size, settings)
+        yield compare(
+            section,
+            f"{size[0]} x {size[1]}, K = {number}",
+            {name: contender.step for name, contender in contenders.items()},
+            settings.repeats,
+            settings.device,
+            held={name: contender.held_bytes for name, contender in contenders.items()},
+            images=settings.batch,
+        )
         del contenders
         gc.collect()
 
 
-def _compared(
-    section: str,
-    contenders: dict[str, Contender],
-    num_classes: int,
-    size: tuple[int, int],
-    settings: Settings,
-) -> list[Row]:
-    return compare(
-        section,
-        f"{size[0]} x {size[1]}, K = {num_classes}",
-        {name: contender.step for name, contender in contenders.items()},
-        settings.repeats,
-        settings.device,
-        held={name: contender.held_bytes for name, contender in contenders.items()},
-        images=settings.batch,
-    )
+def _chosen(settings: Settings, num_classes: int) -> dict[str, CfgNode]:
+    configs = contending_configs(settings.cfg, num_classes)
+    return {name: cfg for name, cfg in configs.items() if name.split()[0] in settings.contenders}
 
 
 def inference(settings: Settings) -> Iterator[list[Row]]:
     """Whole detectors, image to boxes and masks."""
-    return _detectors(settings, training=False)
+    return _detectors("inference", settings, partial(_chosen, settings))
 
 
 def training(settings: Settings) -> Iterator[list[Row]]:
     """A whole step of training, optimiser included."""
-    return _detectors(settings, training=True)
+    return _detectors("training", settings, partial(_chosen, settings))
 
 
 def options(settings: Settings) -> Iterator[list[Row]]:
     """DenseCLIP's inference as it is trained, as it is by default, and in bfloat16."""
-    contenders = {
-        "as trained": ("TEST.FAST", False),
-        "by default": ("TEST.FAST", True),
-        "and in bfloat16": ("TEST.PRECISION", "bfloat16"),
-    }
-    for number, size in settings.cases():
-        cfg, models = contending_configs(settings.cfg, number)["DenseCLIP"], {}
-        for name, option in contenders.items():
-            cfg.merge_from_list(option)
-            models[name] = Contender(cfg, settings.batch, size, number, training=False)
-        yield _compared("options", models, number, size, settings)
+
+    def configs(num_classes: int) -> dict[str, CfgNode]:
+        cfg = contending_configs(settings.cfg, num_classes)["DenseCLIP"]
+        fast = with_value(cfg, "TEST.FAST", True)
+        return {
+            "as trained": with_value(cfg, "TEST.FAST", False),
+            "by default": fast,
+            "and in bfloat16": with_value(fast, "TEST.PRECISION", "bfloat16"),
+        }
+
+    return _detectors("options", settings, configs)
 
 
 def kernels(settings: Settings) -> Iterator[list[Row]]:

@@ -36,3 +36,11 @@ class Settings:
     def cases(self) -> Iterator[tuple[int, tuple[int, int]]]:
         yield from ((number, self.sizes[0]) for number in self.classes)
         yield from ((self.classes[0], size) for size in self.sizes[1:])
+
+
+def with_value(cfg: CfgNode, key: str, value: object) -> CfgNode:
+    """A config with another value at a key."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([key, value])
+    return cfg

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .shapes_scene import render, sample_background, sample_instances
+from .shapes_scene import draw_scene
 from .shapes_worlds import SHAPES_192, World, leaning
 from .whole_folder import written_whole
 
@@ -58,8 +58,7 @@ class ImageCaptionPairs(Dataset):
             raise IndexError(index)  # which ends a loop over the pairs
         rng = np.random.default_rng([self.seed, index])
         world, sentence, max_objects = _shared_by_neighbours(self.world, self.seed, index // ALIKE)
-        instances = sample_instances(rng, self.side, self.side, world, max_objects)
-        image = render(sample_background(rng, self.side, self.side), instances)
+        instances, image = draw_scene(rng, self.side, self.side, world, max_objects)
         names = [self.world.class_names[instance.category] for instance in instances]
         return image, caption(rng, names, sentence)
 

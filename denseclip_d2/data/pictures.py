@@ -31,3 +31,8 @@ def as_bgr(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):  # Pillow would make white of all that is over 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return convert_PIL_to_numpy(image, "BGR")
+
+
+def ordered(picture: np.ndarray, pixel_format: str) -> np.ndarray:
+    """A picture (H, W, 3), BGR, with its channels in the order of ``INPUT.FORMAT``."""
+    return picture[:, :, ::-1] if pixel_format == "RGB" else picture

@@ -22,7 +22,7 @@ from detectron2.data.datasets import register_coco_instances
 from .semantic import register_semantic_folder
 from .shapes_labels import IGNORED, SPLITS, add_labels, add_seen
 from .shapes_panoptic import add_panoptic, register_panoptic
-from .shapes_scene import IMAGE_SIDES, Instance, render, sample_background, sample_instances
+from .shapes_scene import IMAGE_SIDES, Instance, draw_scene
 from .shapes_worlds import BACKGROUND, SHAPES, World
 from .whole_folder import written_whole
 
@@ -141,9 +141,9 @@ def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...], 
     for image_id in range(1, num_images + 1):
         rng = np.random.default_rng([*entropy, image_id])
         height, width = (int(side) for side in rng.choice(IMAGE_SIDES, size=2))
-        instances = sample_instances(rng, height, width, world)
+        instances, image = draw_scene(rng, height, width, world)
         file_name = f"{image_id:012d}.png"
-        render(sample_background(rng, height, width), instances).save(directory / file_name)
+        image.save(directory / file_name)
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for instance in instances:
             ids = {"id": len(annotations) + 1, "image_id": image_id}

@@ -185,6 +185,14 @@ def render(background: np.ndarray, instances: Iterable[Instance]) -> Image.Image
     return Image.fromarray(canvas).reduce(_SUPERSAMPLING)
 
 
+def draw_scene(
+    rng: np.random.Generator, height: int, width: int, world: World = SHAPES, max_objects: int = MAX_OBJECTS
+) -> tuple[list[Instance], Image.Image]:
+    """The instances of one image, see :func:`sample_instances`, and the image of them on a background."""
+    instances = sample_instances(rng, height, width, world, max_objects)
+    return instances, render(sample_background(rng, height, width), instances)
+
+
 def _mask(polygons: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
     """The pixels at least half covered by (n, 2) polygons, (height, width) bool."""
     return np.asarray(_draw(polygons, height, width).reduce(_SUPERSAMPLING)) >= 128

@@ -117,7 +117,7 @@ def _count_objects(records: Sequence[dict], num_classes: int) -> _Counts:
         classes = [annotation["category_id"] for annotation in annotations]
         objects.update(classes)
         in_images.update(set(classes))
-        sizes.update(_kind(_box(annotation)) for annotation in annotations)
+        sizes.update(size_of(_area(_box(annotation))) for annotation in annotations)
         labelled[id(record)] = bool(annotations)
     return objects, in_images, sizes, labelled
 
@@ -139,8 +139,12 @@ def _box(annotation: dict) -> list[float]:
     return BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def _kind(box: Sequence[float]) -> str:
-    area = (box[2] - box[0]) * (box[3] - box[1])
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def size_of(area: float) -> str:
+    """Which of COCO's kinds of sizes an object of so many pixels has: a key of :data:`AREAS`."""
     return next(kind for kind, most in AREAS.items() if area < most)
 
 

@@ -18,7 +18,7 @@ from .. import model_zoo
 from ..builder import build_model_with_weights, make_fast
 from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
-from ..data.pictures import as_bgr, read_picture
+from ..data.pictures import as_bgr, ordered, read_picture
 from ..guidance import LanguageGuidedFeatures, guidance_of, pixel_text_scores
 from ..meta_arch import CLIPSemanticFPN
 from ..meta_arch.pixel_text import captured_features
@@ -136,8 +136,7 @@ class Predictor(DefaultPredictor):
         """A picture as Detectron2's models take it."""
         image = _as_bgr(image)
         resized = self.aug.get_transform(image).apply_image(image)
-        if self.input_format == "RGB":
-            resized = resized[:, :, ::-1]
+        resized = ordered(resized, self.input_format)
         pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 
@@ -178,6 +177,11 @@ class Predictor(DefaultPredictor):
     def guidance(self) -> LanguageGuidedFeatures | None:
         """The model's language-guided backbone; None where it has no score map."""
         return guidance_of(self.model)
+
+    @property
+    def tau(self) -> float:
+        """The temperature of its score maps; 1 where it has none."""
+        return self.guidance.tau if self.guidance else 1.0
 
     def _guided_by(self, names: Sequence[str]) -> LanguageGuidedFeatures:
         if self.guidance is None:

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 
-from ..data.pictures import read_picture
+from ..data.pictures import ordered, read_picture
 from ..engine import Trainer
 from .formats import FORMATS
 from .runtimes import Outputs
@@ -29,8 +29,7 @@ def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
             evaluator.reset()
             for record in DatasetCatalog.get(name):
                 picture = read_picture(record["file_name"])
-                pictures = picture if cfg.INPUT.FORMAT == "BGR" else picture[:, :, ::-1]
-                given = run(np.ascontiguousarray(pictures)[None])
+                given = run(np.ascontiguousarray(ordered(picture, cfg.INPUT.FORMAT))[None])
                 evaluator.process([record], [_as_detectron2(cfg, given, picture.shape[:2])])
             results[name] = evaluator.evaluate()
     return results

@@ -16,12 +16,11 @@ from ..builder import build_model_with_weights
 from ..checkpoint.exported import about
 from ..checkpoint.whole_files import written_whole
 from ..data import get_class_names
-from ..data.pictures import as_bgr, read_picture
-from ..data.shapes_scene import render, sample_background, sample_instances
-from ..data.shapes_worlds import SHAPES
+from ..data.pictures import as_bgr, ordered, read_picture
+from ..data.shapes_scene import draw_scene, sample_background
 from ..guidance import guidance_of
 from .formats import FORMATS
-from .refusals import exportable
+from .refusals import exportable, is_guided
 from .verification import Verdict, verify
 from .whole import WholeModel
 
@@ -92,7 +91,7 @@ def _check_options(
     Raises:
         ValueError: what is asked for is not in the model, or not in the format.
     """
-    if score_map and not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
+    if score_map and not is_guided(cfg):
         raise ValueError("--score-map: this model is without language, and has no score map.")
     if FORMATS[format].asks_nothing and not (kind.any_batch and prepared):
         raise ValueError(
@@ -131,7 +130,7 @@ def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
 def _sources(images: Sequence[str], pixel_format: str) -> list[np.ndarray]:
     """Pictures with objects, (H, W, 3) uint8, channels in the order of ``pixel_format``."""
     pictures = [read_picture(image) for image in images] or [_shapes(seed) for seed in range(len(VERIFIED))]
-    return [x if pixel_format == "BGR" else x[:, :, ::-1] for x in pictures]
+    return [ordered(picture, pixel_format) for picture in pictures]
 
 
 def _shapes(seed: int) -> np.ndarray:
@@ -139,8 +138,8 @@ def _shapes(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     instances: list = []
     while not instances:
-        instances = sample_instances(rng, *SHAPES_SIZE, SHAPES)
-    return as_bgr(render(sample_background(rng, *SHAPES_SIZE), instances))
+        instances, image = draw_scene(rng, *SHAPES_SIZE)
+    return as_bgr(image)
 
 
 def _of_size(picture: np.ndarray, sides: tuple[float, float], *, side: int, step: int) -> np.ndarray:

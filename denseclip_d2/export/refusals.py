@@ -24,11 +24,15 @@ def exportable(cfg: CfgNode) -> type[WholeModel]:
     )
 
 
+def is_guided(cfg: CfgNode) -> bool:
+    """Whether the model is guided by language, as its backbone's name tells."""
+    return cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip")
+
+
 def _reasons(cfg: CfgNode) -> list[str]:
-    prompt, guided = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip")
     reasons = {
         "MODEL.DENSECLIP.PROMPT.MODE is 'pre', which reads every picture's contexts by the text encoder, so "
-        "that text cannot be folded": guided and prompt.MODE == "pre",
+        "that text cannot be folded": is_guided(cfg) and cfg.MODEL.DENSECLIP.PROMPT.MODE == "pre",
         "TEST.SLIDING_WINDOW.ENABLED is True, and how many windows there are depends on the picture; with "
         "False, the model that sees it whole can be": cfg.TEST.SLIDING_WINDOW.ENABLED,
         "MODEL.WEIGHTS is empty; set it to those of the trained model": not cfg.MODEL.WEIGHTS,

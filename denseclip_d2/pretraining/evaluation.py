@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..clip_models import get_clip_architecture
 from ..data.captions import with_article
-from ..data.shapes_scene import MAX_OBJECTS, Instance, render, sample_background, sample_instances
+from ..data.shapes_scene import Instance, draw_scene
 from ..data.shapes_worlds import SHAPES, World
 from ..visual import CLIPResNet, CLIPTimm, CLIPViT, encoder_class
 
@@ -59,11 +59,11 @@ class ZeroShotEvaluator:
         names = [with_article(name) for name in world.class_names]
         small, labelled = [], []
         for i in range(num_images):
-            instances, image = _picture(np.random.default_rng([seed, i, 0]), SIDE, world, _MAX_OBJECTS)
+            rng = np.random.default_rng([seed, i, 0])
+            instances, image = draw_scene(rng, SIDE, SIDE, world, _MAX_OBJECTS)
             small.append((image, " and ".join(names[x.category] for x in instances) or "nothing"))
-            instances, image = _picture(
-                np.random.default_rng([seed, i, 1]), LABELLED_SIDE, world, MAX_OBJECTS
-            )
+            rng = np.random.default_rng([seed, i, 1])
+            instances, image = draw_scene(rng, LABELLED_SIDE, LABELLED_SIDE, world)
             labelled.append((image, _labels(instances)))
         self._names = tokenizer(names)
         self._captions = [caption for _, caption in small]
@@ -138,13 +138,6 @@ def retrieval_at_1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> di
         "image_to_text_r1": (ids[similarity.argmax(dim=1)] == ids).float().mean().item(),
         "text_to_image_r1": (ids[similarity.argmax(dim=0)] == ids).float().mean().item(),
     }
-
-
-def _picture(
-    rng: np.random.Generator, side: int, world: World, max_objects: int
-) -> tuple[list[Instance], Image.Image]:
-    instances = sample_instances(rng, side, side, world, max_objects)
-    return instances, render(sample_background(rng, side, side), instances)
 
 
 def _labels(instances: Sequence[Instance]) -> Tensor:

@@ -14,7 +14,7 @@ from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 
-from ..data.statistics import AREAS
+from ..data.statistics import size_of
 from ..engine.lvis import readable_by_lvis
 
 RESULTS = {"coco": "coco_instances_results.json", "lvis": "lvis_instances_results.json"}
@@ -103,9 +103,7 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
         if of_image.any():
             quality[image.id] = _f1(of_image), int(of_image.sum())
     sizes = Counter(
-        next(kind for kind, most in AREAS.items() if annotation["area"] < most)
-        for annotation in coco.anns.values()
-        if not annotation.get("iscrowd")
+        size_of(annotation["area"]) for annotation in coco.anns.values() if not annotation.get("iscrowd")
     )
     names = metadata.get("thing_classes") or [coco.cats[category]["name"] for category in ids]
     return Detections(names, figures, precision, threshold, confusions, sizes, quality)

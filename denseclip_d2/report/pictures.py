@@ -105,7 +105,6 @@ def _draw(
     threshold: float,
 ) -> Iterator[_Drawn]:
     names = get_class_names(predictor.cfg)
-    tau = predictor.guidance.tau if predictor.guidance else 1.0
     images = [read_picture(record["file_name"]) for record in records]
     asked = [names_in(record, names) if predictor.guidance else [] for record in records]
     outputs = predictor.stream(zip(images, asked, strict=True))
@@ -113,7 +112,13 @@ def _draw(
         if "instances" in found:
             found["instances"] = found["instances"][:MOST]  # Detectron2's are by falling score
         row = image_panels(
-            image[:, :, ::-1], found, names, record=record, names=of_image, tau=tau, threshold=threshold
+            image[:, :, ::-1],
+            found,
+            names,
+            record=record,
+            names=of_image,
+            tau=predictor.tau,
+            threshold=threshold,
         )
         legend = []
         if row.pop(LEGEND, None):  # the page has its own

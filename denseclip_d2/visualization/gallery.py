@@ -143,7 +143,7 @@ def _row(
     predictor: Predictor, shot: _Shot, outputs: dict, threshold: float, coco: CocoFile, progress: tqdm
 ) -> Row:
     """The panels of a shot, once it is in the file and counted."""
-    source, guidance = shot.source, predictor.guidance
+    source = shot.source
     height, width = shot.image.shape[:2]
     image = {"file_name": source.path, "height": height, "width": width}
     if "image_id" in source.record:
@@ -154,7 +154,7 @@ def _row(
     progress.update()
     return image_panels(
         shot.image[:, :, ::-1], outputs, coco.class_names, record=source.record, names=shot.names,
-        tau=guidance.tau if guidance else 1.0, threshold=threshold,
+        tau=predictor.tau, threshold=threshold,
     )  # fmt: skip
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..data import get_class_names
 from ..data.pictures import as_bgr
-from ..data.shapes_scene import render, sample_background, sample_instances
+from ..data.shapes_scene import draw_scene
 from ..data.shapes_worlds import SHAPES
 from ..data.tasks import is_semantic
 from ..engine import Predictor
 from .coco_file import coco_file, ids_of_dataset
 from .drawing import draw_detections, draw_label_map, draw_legend, draw_score_map
-from .panels import Panel, strip
+from .panels import LEGEND, Panel, strip
 
 # Pillow has others, some of which it gives to other programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -123,11 +123,11 @@ def write_examples(folder: Path, count: int) -> list[tuple[str, list[str]]]:
     side, seed = 160, 0
     while len(found) < count:
         rng = np.random.default_rng([len(SHAPES.classes), side, seed])
-        instances = sample_instances(rng, side, side)
+        instances, image = draw_scene(rng, side, side)
         names = list(dict.fromkeys(SHAPES.class_names[instance.category] for instance in instances))
         if len(names) > 2:
             path = str(folder / f"example_{len(found) + 1}.png")
-            render(sample_background(rng, side, side), instances).save(path)
+            image.save(path)
             found.append((path, names))
         seed += 1
     return found
@@ -254,7 +254,7 @@ class Look:
         """A PNG of what :meth:`draw` gives, with the classes of pixels and the heat maps beside it."""
         row = {"found": Panel(drawn)}
         if isinstance(self.seen, LabelMap):
-            row["classes"] = Panel(draw_legend([*self.seen.amounts(threshold)], self.class_names))
+            row[LEGEND] = Panel(draw_legend([*self.seen.amounts(threshold)], self.class_names))
         row |= {name: Panel(heat) for name, heat in self.heat_maps.items()}
         path = self.folder / "picture.png"
         Image.fromarray(strip(row)).save(path)
@@ -277,9 +277,8 @@ def look_at(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     known = class_names if guidance else []
     readable = [name for name in names if name in known or reads_any_words(predictor)]
     outputs = predictor(image, score_maps_of=readable)
-    tau = guidance.tau if guidance else 1.0
     heat_maps = {
-        name: draw_score_map(_rgb(image), scores.cpu().numpy(), tau)
+        name: draw_score_map(_rgb(image), scores.cpu().numpy(), predictor.tau)
         for name, scores in zip(readable, outputs.pop("score_maps", []), strict=True)
     }
     unread = [name for name in names if name not in readable]
