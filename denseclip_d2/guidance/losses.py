@@ -130,10 +130,9 @@ def pixel_text_softmax_loss(
 
     Args, Returns: see :func:`pixel_text_loss`.
     """
-    _, size, covering, image, label = _covering(scores, shapes, classes, stride)
-    labels = torch.stack(
-        [_class_of_smallest(covering[image == i], label[image == i], size) for i in range(len(scores))]
-    )
+    _, size, covering, _, _ = _covering(scores, shapes, classes, stride)
+    objects = covering.split([len(own) for own in classes])
+    labels = torch.stack([_class_of_smallest(*own, size) for own in zip(objects, classes, strict=True)])
     (total,) = label_map_cross_entropy(scores.float() / tau, labels, UNCOVERED, kernels)
     return _mean_over_processes(total, (labels != UNCOVERED).sum())
 
