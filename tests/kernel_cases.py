@@ -2,7 +2,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from denseclip_d2.kernels import pixel_text_bce, pixel_text_bce_definition
+from denseclip_d2.kernels import (
+    label_map_cross_entropy,
+    label_map_cross_entropy_definition,
+    pixel_text_bce,
+    pixel_text_bce_definition,
+)
 
 CASES = {  # (B, K, h, w), factor, boxes an image, greatest side of a box in pixels of the enlarged map
     "random": ((2, 5, 6, 9), 8, (4, 7), 40),
@@ -55,3 +60,40 @@ def assert_equals_the_definition(scores, arguments, grad_rtol=1e-4) -> Tensor:
     assert grad.dtype == scores.dtype
     assert_close(grad, expected_grad, rtol=grad_rtol, atol=grad_rtol * float(expected_grad.abs().max()))
     return count
+
+
+LABEL_MAPS = {  # (B, K, h, w), (H, W)
+    "four times": ((2, 5, 6, 9), (24, 36)),
+    "eight times": ((1, 20, 2, 3), (16, 24)),
+    "three times": ((2, 3, 4, 1), (12, 3)),
+    "one class": ((1, 1, 3, 3), (12, 12)),
+    "not enlarged": ((2, 3, 4, 5), (4, 5)),
+    "not by an integer": ((1, 3, 5, 7), (33, 50)),
+    "one cell": ((2, 4, 1, 1), (16, 8)),
+    "smaller": ((1, 3, 8, 8), (5, 4)),
+}
+
+
+def label_map_case(name: str, dtype=torch.float32, device="cpu"):
+    """Logits, and a label map a third of which is ignored."""
+    shape, size = LABEL_MAPS[name]
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 1 / 3] = 255
+    return (4 * torch.randn(shape, generator=generator)).to(device, dtype), labels.to(device)
+
+
+def sum_and_gradient(function, logits, labels):
+    logits = logits.detach().requires_grad_()
+    (total,) = function(logits, labels, 255)
+    (3 * total).backward()
+    return total.detach(), logits.grad
+
+
+def assert_cross_entropy_equals_its_definition(logits, labels, grad_rtol=1.3e-6):
+    total, grad = sum_and_gradient(label_map_cross_entropy, logits, labels)
+    expected, expected_grad = sum_and_gradient(label_map_cross_entropy_definition, logits, labels)
+    assert total.dtype == torch.float32
+    assert_close(total, expected)
+    assert grad.dtype == logits.dtype
+    assert_close(grad, expected_grad, rtol=grad_rtol, atol=1e-5)

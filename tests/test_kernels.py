@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes
-from kernel_cases import CASES, TAU, assert_equals_the_definition, loss_and_gradient, random_case
+from kernel_cases import (
+    CASES,
+    LABEL_MAPS,
+    TAU,
+    assert_cross_entropy_equals_its_definition,
+    assert_equals_the_definition,
+    label_map_case,
+    loss_and_gradient,
+    random_case,
+    sum_and_gradient,
+)
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +31,7 @@ from denseclip_d2.kernels import (
     pixel_text_bce,
     pixel_text_bce_definition,
     pixel_text_scores,
+    pixel_text_scores_definition,
 )
 from denseclip_d2.kernels.available import HAS_TRITON
 from denseclip_d2.kernels.bce import pixel_text_bce_op
@@ -115,6 +126,73 @@ def test_the_loss_compiles_whole():
         assert_close(actual, expected)
 
 
+SCORES = {  # B, sets of text embeddings, K, C, h, w
+    "random": (2, 2, 20, 40, 3, 7),
+    "one text": (2, 1, 15, 70, 5, 9),
+    "one of each": (1, 1, 1, 1, 1, 1),
+    "one class": (3, 3, 1, 33, 4, 4),
+}
+
+
+def random_embeddings(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, texts, classes, channels, height, width = SCORES[name]
+    return torch.randn(batch, channels, height, width), torch.randn(texts, classes, channels)
+
+
+def scores_and_gradients(function, dense, text):
+    dense, text = dense.detach().requires_grad_(), text.detach().requires_grad_()
+    outputs = function(dense, text, TAU)
+    weights = torch.linspace(-1, 1, outputs[0].numel()).view(outputs[0].shape)
+    (outputs[0] * weights + outputs[1] * weights.flip(0, 1, 2, 3)).sum().backward()
+    return *(x.detach() for x in outputs), dense.grad, text.grad
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", SCORES)
+def test_the_scores_equal_their_definition(name, layout):
+    dense, text = random_embeddings(name)
+    dense = dense.contiguous(memory_format=layout)
+    assert_close(
+        scores_and_gradients(pixel_text_scores, dense, text),
+        scores_and_gradients(pixel_text_scores_definition, dense, text),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_the_scores_keep_no_normalised_copy_of_the_pixels():
+    dense, text = torch.randn(2, 256, 8, 8), torch.randn(2, 4, 256)
+
+    def saved(function) -> int:
+        kept = {}
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            kept[x.data_ptr()] = x
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            function(dense.requires_grad_(), text.requires_grad_(), TAU)
+        return sum(x.numel() for place, x in kept.items() if place != dense.data_ptr())
+
+    assert saved(pixel_text_scores) < dense.numel() / 4
+    assert saved(pixel_text_scores_definition) >= dense.numel()
+
+
+def test_embeddings_of_zeros_score_zero():
+    dense, text = random_embeddings("one class")
+    scores, _, grad, _ = scores_and_gradients(pixel_text_scores, torch.zeros_like(dense), text)
+    assert not scores.any()
+    assert grad.isfinite().all()
+
+
+def test_under_autocast_the_scores_have_its_precision():
+    dense, text = random_embeddings("random")
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, logits = pixel_text_scores(dense.bfloat16(), text, TAU)
+    assert scores.dtype == logits.dtype == torch.bfloat16
+    assert_close(scores.float(), pixel_text_scores_definition(dense, text, TAU)[0], rtol=0, atol=1e-2)
+
+
 def test_the_score_map_compiles_whole():
     dense, text = torch.randn(2, 8, 3, 5), torch.randn(1, 4, 8)
     compiled = torch.compile(pixel_text_scores, fullgraph=True, backend="aot_eager")
@@ -162,25 +240,23 @@ COMPILED = {  # kernel: module, pointers of the precision tried, other arguments
         "bce_triton",
         ["scores"],
         {"shapes": "*i64", "first": "*i32", "label": "*i64", "counts": "*i32"}
-        | {"sums": "*fp32", "grads": "*fp32", "scale": "fp32"},
-        {"FACTOR": 8, "PIXELS": 64, "CLASSES": 32, "MASKS": False},
+        | {"sums": "*fp32", "corners": "*fp32", "scale": "fp32"},
+        {"FACTOR": 8, "PIXELS": 64, "CLASSES": 16, "MASKS": False},
     ),
-    **{
-        name: (
-            "score_map_triton",
-            ["dense", "text", "scores", "logits", "grad_scores", "grad_logits", "grad_dense"],
-            {"dense_scale": "*fp32", "text_scale": "*fp32", "grad_text": "*fp32", "per_tau": "fp32"},
-            {"CLASSES": classes, "PIXELS": 32, "CHANNELS": 32},
-        )
-        for name, classes in (("_forward", 128), ("_backward_dense", 64), ("_backward_text", 64))
-    },
+    "_cross_entropy_in_block": (
+        "label_map_triton",
+        ["logits"],
+        {"labels": "*i64", "sums": "*fp32", "corners": "*fp32"},
+        {"FACTOR": 4, "PIXELS": 16, "CLASSES": 256},
+    ),
 }
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_triton_kernels_compile_for_gpus(name, precision):
+def test_triton_kernels_compile_for_gpus(name, precision, capability):
     """To machine code, which needs no GPU, within the shared memory of the smaller ones (99 KiB)."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -191,43 +267,16 @@ def test_triton_kernels_compile_for_gpus(name, precision):
     kinds = dict.fromkeys(pointers, f"*{precision}") | others | dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= 99 * 1024
-
-
-LABEL_MAPS = {  # (B, K, h, w), (H, W)
-    "four times": ((2, 5, 6, 9), (24, 36)),
-    "not by an integer": ((1, 3, 5, 7), (33, 50)),
-    "one cell": ((2, 4, 1, 1), (16, 8)),
-    "one class": ((1, 1, 3, 3), (12, 12)),
-    "not enlarged": ((2, 3, 4, 5), (4, 5)),
-    "smaller": ((1, 3, 8, 8), (5, 4)),
-}
-
-
-def label_map_case(name: str, dtype=torch.float32):
-    """Logits, and a label map a third of which is ignored."""
-    shape, size = LABEL_MAPS[name]
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
-    labels[torch.rand(labels.shape, generator=generator) < 1 / 3] = 255
-    return (4 * torch.randn(shape, generator=generator)).to(dtype), labels
-
-
-def sum_and_gradient(function, logits, labels):
-    logits = logits.detach().requires_grad_()
-    (total,) = function(logits, labels, 255)
-    (3 * total).backward()
-    return total.detach(), logits.grad
 
 
 @pytest.mark.parametrize("name", LABEL_MAPS)
 def test_the_cross_entropy_in_bands_equals_its_definition(name, monkeypatch):
     for chunk in (label_map.CHUNK, 1):  # all at once, and row by row
         monkeypatch.setattr(label_map, "CHUNK", chunk)
-        expected = sum_and_gradient(label_map_cross_entropy_definition, *label_map_case(name))
-        assert_close(sum_and_gradient(label_map_cross_entropy, *label_map_case(name)), expected)
+        assert_cross_entropy_equals_its_definition(*label_map_case(name))
 
 
 def test_the_cross_entropy_of_half_precision_logits_is_computed_in_float32():

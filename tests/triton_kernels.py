@@ -2,28 +2,26 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import triton
-import triton.language as tl
-from kernel_cases import CASES, TAU, assert_equals_the_definition, loss_and_gradient, random_case
-from torch.testing import assert_close
-from triton.runtime import interpreter
-
-from denseclip_d2.kernels import (
-    pixel_text_bce,
-    pixel_text_scores,
-    pixel_text_scores_definition,
-    score_map,
+from kernel_cases import (
+    CASES,
+    LABEL_MAPS,
+    assert_cross_entropy_equals_its_definition,
+    assert_equals_the_definition,
+    label_map_case,
+    loss_and_gradient,
+    random_case,
+    sum_and_gradient,
 )
+from torch.testing import assert_close
+
+from denseclip_d2.kernels import label_map_cross_entropy, label_map_triton, pixel_text_bce
 from denseclip_d2.kernels.bce import pixel_text_bce_op
 from denseclip_d2.kernels.bce_triton import pixel_text_bce_triton
-from denseclip_d2.kernels.score_map import pixel_text_scores_backward_op, pixel_text_scores_op
-from denseclip_d2.kernels.score_map_triton import (
-    pixel_text_scores_backward_triton,
-    pixel_text_scores_triton,
-)
+from denseclip_d2.kernels.label_map import label_map_cross_entropy_op
+from denseclip_d2.kernels.label_map_triton import label_map_cross_entropy_triton
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -37,24 +35,8 @@ def triton_runs():
         yield
         return
     pixel_text_bce_op.register_kernel("cpu")(pixel_text_bce_triton)
-    pixel_text_scores_op.register_kernel("cpu")(pixel_text_scores_triton)
-    pixel_text_scores_backward_op.register_kernel("cpu")(pixel_text_scores_backward_triton)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score_map, "triton_runs_on", lambda device: True)
-        # The interpreter keeps bfloat16 as its bits, and would multiply these.
-        dot = interpreter.InterpreterBuilder.create_dot
-
-        def widened_dot(builder, a, b, *others):
-            return dot(builder, _widened(a), _widened(b), *others)
-
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", widened_dot)
-        yield
-
-
-def _widened(handle):
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    label_map_cross_entropy_op.register_kernel("cpu")(label_map_cross_entropy_triton)
+    yield
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -87,77 +69,33 @@ def test_the_loss_and_its_gradient_are_the_same_bits_every_time():
         assert torch.equal(first, second)
 
 
-SHAPES = {  # B, sets of text embeddings, K, C, h, w
-    "random": (2, 2, 20, 40, 3, 7),
-    "one text, classes and pixels and channels over several tiles": (2, 1, 150, 70, 5, 9),
-    "one of each": (1, 1, 1, 1, 1, 1),
-    "one class": (3, 3, 1, 33, 4, 4),
-}
+INTEGER = [name for name in LABEL_MAPS if name not in ("not by an integer", "one cell", "smaller")]
 
 
-def random_embeddings(name: str, dtype=torch.float32) -> tuple:
-    batch, texts, classes, channels, height, width = SHAPES[name]
-    dense = torch.randn(batch, channels, height, width, device=DEVICE)
-    return dense.to(dtype), torch.randn(texts, classes, channels, device=DEVICE).to(dtype)
-
-
-def scores_and_gradients(function, dense, text):
-    dense, text = dense.detach().requires_grad_(), text.detach().requires_grad_()
-    outputs = function(dense, text, TAU)
-    weights = torch.linspace(-1, 1, outputs[0].numel(), device=DEVICE).view(outputs[0].shape)
-    (outputs[0] * weights + outputs[1] * weights.flip(0, 1, 2, 3)).float().sum().backward()
-    return *(x.detach() for x in outputs), dense.grad, text.grad
-
-
-def assert_scores_equal_the_definition(dense, text, rtol, grad_rtol):
-    """To a part of the greatest number of each, or of 1."""
-    actual = scores_and_gradients(pixel_text_scores, dense, text)
-    expected = scores_and_gradients(pixel_text_scores_definition, dense.float(), text.float())
-    for x, y, tolerance in zip(actual, expected, (rtol, rtol, grad_rtol, grad_rtol), strict=True):
-        assert x.dtype == dense.dtype
-        assert_close(x.float(), y, rtol=0, atol=tolerance * max(1.0, y.abs().max().item()))
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_scores_equal_their_definition(name):
-    assert_scores_equal_the_definition(*random_embeddings(name), rtol=1e-5, grad_rtol=1e-4)
+@pytest.mark.parametrize("tile", [label_map_triton.TILE, 512])  # all classes at once, and some at a time
+@pytest.mark.parametrize("name", INTEGER)
+def test_the_cross_entropy_equals_its_definition(name, tile, monkeypatch):
+    monkeypatch.setattr(label_map_triton, "TILE", tile)
+    assert_cross_entropy_equals_its_definition(*label_map_case(name, device=DEVICE))
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_the_scores_in_half_precision_are_near_their_definition_in_float32(dtype):
-    eps = torch.finfo(dtype).eps
-    assert_scores_equal_the_definition(*random_embeddings("random", dtype), rtol=eps, grad_rtol=4 * eps)
+def test_the_cross_entropy_of_half_precision_logits_equals_its_definition(dtype):
+    case = label_map_case("four times", dtype, DEVICE)
+    assert_cross_entropy_equals_its_definition(*case, grad_rtol=torch.finfo(dtype).eps)
 
 
-def test_the_scores_take_any_layout():
-    dense, text = random_embeddings("random")
-    dense = dense.contiguous(memory_format=torch.channels_last)
-    text = text.transpose(1, 2).contiguous().transpose(1, 2)
-    assert_scores_equal_the_definition(dense, text, rtol=1e-5, grad_rtol=1e-4)
-    cropped = torch.randn(2, 40, 5, 9, device=DEVICE)[:, :, 1:4, 2:]
-    assert_scores_equal_the_definition(cropped, text, rtol=1e-5, grad_rtol=1e-4)
-
-
-def test_embeddings_of_zeros_score_zero():
-    dense, text = random_embeddings("one class")
-    scores, logits = pixel_text_scores(torch.zeros_like(dense), text, TAU)
-    assert not scores.any()
-    assert not logits.any()
-
-
-def test_under_autocast_the_scores_have_its_precision():
-    dense, text = random_embeddings("random")
-    with torch.autocast(DEVICE, torch.bfloat16):
-        scores, logits = pixel_text_scores(dense.bfloat16(), text, TAU)
-    assert scores.dtype == logits.dtype == torch.bfloat16
-    assert_close(scores.float(), pixel_text_scores_definition(dense, text, TAU)[0], rtol=0, atol=1e-2)
+def test_a_label_map_without_labels_costs_nothing():
+    logits, labels = label_map_case("four times", device=DEVICE)
+    total, grad = sum_and_gradient(label_map_cross_entropy, logits, labels.fill_(255))
+    assert total == 0 and not grad.any()
 
 
 def test_the_operators_are_proper():
     scores, arguments = random_case("one class", device=DEVICE)
     torch.library.opcheck(pixel_text_bce_op, (scores.requires_grad_(), *arguments))
-    dense, text = (x.requires_grad_() for x in random_embeddings("random"))
-    torch.library.opcheck(pixel_text_scores_op, (dense, text, TAU))
+    logits, labels = label_map_case("four times", device=DEVICE)
+    torch.library.opcheck(label_map_cross_entropy_op, (logits.requires_grad_(), labels, 255))
 
 
 def test_both_compile_whole():
@@ -165,8 +103,8 @@ def test_both_compile_whole():
     case = random_case("one class", device=DEVICE)
     actual, expected = (loss_and_gradient(f, *case) for f in (compiled(pixel_text_bce), pixel_text_bce))
     assert_close(actual, expected)
-    case = random_embeddings("random")
+    case = label_map_case("four times", device=DEVICE)
     actual, expected = (
-        scores_and_gradients(f, *case) for f in (compiled(pixel_text_scores), pixel_text_scores)
+        sum_and_gradient(f, *case) for f in (compiled(label_map_cross_entropy), label_map_cross_entropy)
     )
     assert_close(actual, expected)

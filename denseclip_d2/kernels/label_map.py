@@ -2,6 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .available import triton_runs_on
 from .own_gradient import register_own_gradient
 
 CHUNK = 1 << 19
@@ -19,8 +20,9 @@ def label_map_cross_entropy(
 ) -> tuple[Tensor]:
     """Cross-entropy of bilinearly enlarged logits with a label map, summed over labelled pixels.
 
-    In float32 whatever the precision of ``logits``. With ``kernels``, on CPUs, a band of rows at a time, so
-    that nothing of the size of the enlarged logits is ever allocated; elsewhere, and without, by definition.
+    In float32 whatever the precision of ``logits``. With ``kernels``, on CPUs a band of rows at a time, on
+    CUDA by a Triton kernel if the map is enlarged by an integer, so that nothing of the size of the
+    enlarged logits is ever allocated; elsewhere, and without, by definition.
 
     Args:
         logits: (B, K, h, w), enlarged to (H, W) with align_corners=False.
@@ -29,9 +31,15 @@ def label_map_cross_entropy(
         kernels: False for the definition.
     Returns: a scalar, alone in a tuple.
     """
-    if not kernels or logits.device.type != "cpu":
+    if not kernels or not (logits.device.type == "cpu" or _has_kernel(logits, labels)):
         return label_map_cross_entropy_definition(logits, labels, ignore_value)
     return (label_map_cross_entropy_op(logits, labels, ignore_value)[0],)
+
+
+def _has_kernel(logits: Tensor, labels: Tensor) -> bool:
+    factor = labels.shape[1] // logits.shape[2]
+    enlarged = (factor * logits.shape[2], factor * logits.shape[3])
+    return triton_runs_on(logits.device) and enlarged == labels.shape[1:]
 
 
 @torch.library.custom_op("denseclip_d2::label_map_cross_entropy", mutates_args=(), device_types="cpu")
@@ -55,6 +63,13 @@ def label_map_cross_entropy_op(logits: Tensor, labels: Tensor, ignore_value: int
                 part_grad = (weights.t() @ part_grad.flatten(1)).unflatten(1, (-1, num_classes))
                 own_grad[near] += across.t() @ part_grad
     return total.float(), grad.permute(0, 3, 1, 2).contiguous()
+
+
+@label_map_cross_entropy_op.register_kernel("cuda")
+def _(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[Tensor, Tensor]:
+    from .label_map_triton import label_map_cross_entropy_triton  # Triton is not everywhere
+
+    return label_map_cross_entropy_triton(logits, labels, ignore_value)
 
 
 @label_map_cross_entropy_op.register_fake
