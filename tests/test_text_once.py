@@ -185,11 +185,13 @@ def test_gradients_flow_in_evaluation_and_after_inference_mode():
     assert torch.count_nonzero(model.contexts.grad)
 
 
-def test_training_encodes_text_every_time():
-    counted = Counted()
+@pytest.mark.parametrize("mode, runs", [("post", 2), ("template", 1)])
+def test_training_encodes_what_it_learns_every_time(mode, runs):
+    counted = Counted(mode)
     counted.model.train()
-    counted(), counted()
-    assert counted.runs == 2
+    for _ in range(2):
+        counted.model(*VISUAL)
+    assert counted.runs == runs
 
 
 def test_what_callers_do_to_kept_text_does_not_stay():

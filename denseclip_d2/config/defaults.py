@@ -87,6 +87,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
     # For inference: the weights hold the names' embeddings, made once, in place of text encoder and contexts.
     denseclip.PROMPT.FOLDED = False
+    # Train on one GPU with the text encoder as a CUDA graph: its launches take the host longer than the GPU.
+    denseclip.PROMPT.CUDA_GRAPH = True
 
     denseclip.CONTEXT_DECODER = CfgNode()
     # The transformer decoder that lets the image refine the text (paper, sec. 3.3).

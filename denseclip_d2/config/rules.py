@@ -114,6 +114,7 @@ _DENSECLIP = {
     "PROMPT.NAME_LENGTH": either(whole(0, 0), whole(3)),
     "PROMPT.TEMPLATE": TEMPLATE,
     "PROMPT.FOLDED": FLAG,
+    "PROMPT.CUDA_GRAPH": FLAG,
     "CONTEXT_DECODER.WIDTH": whole(1),
     "CONTEXT_DECODER.HEADS": whole(1),
     "CONTEXT_DECODER.LAYERS": whole(1),

@@ -11,6 +11,7 @@ from .blocks_triton import (
     gradient_of_cells,
     pixels_of_block,
     store_corners,
+    with_classes_together,
 )
 
 BLOCK_CLASSES = 16
@@ -91,7 +92,7 @@ def pixel_text_bce_triton(
     Args, Returns: see :func:`~denseclip_d2.kernels.bce.pixel_text_bce_op`.
     """
     batch, num_classes, height, width = scores.shape
-    scores = scores.contiguous(memory_format=torch.channels_last)  # programs read a cell's classes together
+    scores = with_classes_together(scores)
     # Where each image's shapes begin; never known to the host, which does not wait for it.
     first = torch.searchsorted(image, torch.arange(batch + 1, device=image.device), out_int32=True)
     images, rows, columns = block_grid(scores)

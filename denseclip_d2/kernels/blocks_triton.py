@@ -16,6 +16,11 @@ def block_grid(cells: Tensor) -> tuple[int, int, int]:
     return len(cells), cells.shape[2] + 1, cells.shape[3] + 1
 
 
+def with_classes_together(cells: Tensor) -> Tensor:
+    """The same map, each cell's classes side by side in memory, as programs read them."""
+    return cells.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def corner_gradients(cells: Tensor) -> Tensor:
     """Zeros for what blocks have for their four cells: (B, h + 1, w + 1, 4, K) float32."""
     return torch.zeros(*block_grid(cells), 4, cells.shape[1], device=cells.device)

@@ -11,6 +11,7 @@ from .blocks_triton import (
     gradient_of_cells,
     pixels_of_block,
     store_corners,
+    with_classes_together,
 )
 
 TILE = 4096
@@ -62,7 +63,7 @@ def label_map_cross_entropy_triton(
     """
     _, num_classes, height, width = logits.shape
     factor = labels.shape[1] // height
-    logits = logits.contiguous(memory_format=torch.channels_last)  # programs read a cell's classes together
+    logits = with_classes_together(logits)
     images, rows, columns = block_grid(logits)
     pixels = triton.next_power_of_2(factor**2)
     sums = torch.zeros(images * rows * columns, device=logits.device)

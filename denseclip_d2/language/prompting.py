@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from ..config import check_context_init
 from .context_decoder import ContextDecoder
+from .graphed import GraphedTextEncoder
 from .memo import TensorMemo
 from .prompts import check_class_names, check_prompts, tokenize_names
 from .text_encoder import CLIPTextEncoder
@@ -27,9 +28,9 @@ class PromptedTextEncoder(nn.Module):
     "pre", contexts that a decoder makes from the image; "context", learnt contexts alone (CoOp);
     "template", a fixed sentence and nothing learnt.
 
-    In evaluation without gradients, what does not depend on the image is computed once and kept until
-    weights, names, device, precision or mode change. For inference alone, :meth:`fold_` replaces text encoder
-    and contexts by a buffer, ``text_embeddings`` (K, C).
+    What depends neither on the image nor on what is being learnt is computed once and kept until weights,
+    names, device, precision or mode change. For inference alone, :meth:`fold_` replaces text encoder and
+    contexts by a buffer, ``text_embeddings`` (K, C).
     """
 
     text_encoder: CLIPTextEncoder | None
@@ -51,6 +52,7 @@ class PromptedTextEncoder(nn.Module):
         template: str = "a photo of a {}.",
         context_init: str = "",
         context_std: float = 1.0,
+        cuda_graph: bool = True,
         decoder_width: int = 256,
         decoder_heads: int = 4,
         decoder_layers: int = 3,
@@ -65,6 +67,7 @@ class PromptedTextEncoder(nn.Module):
             name_length: ids a name may take, start and end included; 0 fits the longest.
             context_init: words that the contexts begin from, of ``num_contexts`` tokens; empty: at random.
             context_std: standard deviation of contexts that begin at random.
+            cuda_graph: see :class:`GraphedTextEncoder`.
 
         Raises:
             ValueError: a name is missing, empty, repeated or too long; an unknown mode, or one that cannot be
@@ -82,6 +85,7 @@ class PromptedTextEncoder(nn.Module):
         self.text_encoder = text_encoder
         self._tokenizer = tokenizer
         self._kept = TensorMemo[Tensor]()
+        self._graphed = GraphedTextEncoder(cuda_graph)
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
         self.register_parameter("contexts", None)
@@ -125,6 +129,7 @@ class PromptedTextEncoder(nn.Module):
             "template": prompt.TEMPLATE,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
+            "cuda_graph": prompt.CUDA_GRAPH,
             "decoder_width": context_decoder.WIDTH,
             "decoder_heads": context_decoder.HEADS,
             "decoder_layers": context_decoder.LAYERS,
@@ -240,20 +245,19 @@ class PromptedTextEncoder(nn.Module):
             if self.training:
                 raise ValueError(FOLDED_CANNOT_TRAIN)
             return self.text_embeddings[None]
-        tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if self.training or torch.is_grad_enabled() or tracing:
-            return self._encode()
         encoder, prompts = self.unfolded()
         tensors = [prompts, *encoder.parameters(), *encoder.buffers()]
         if self.contexts is not None:
             tensors.append(self.contexts)
+        learnt = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if learnt or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return self._encode()
         device = prompts.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         return self._kept(self._encode, tensors, autocast)
 
     def _encode(self) -> Tensor:
-        encoder, prompts = self.unfolded()
-        return encoder(prompts, self.contexts)
+        return self._graphed(*self.unfolded(), self.contexts)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
         text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace
