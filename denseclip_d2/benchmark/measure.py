@@ -48,7 +48,8 @@ def compare(
     *,
     held: Mapping[str, Callable[[], int]] | None = None,
     images: int = 0,
-    notes: Mapping[str, str] | None = None,
+    notes: Mapping[str, Callable[[float], str]] | None = None,
+    launched: bool = True,
 ) -> list[Row]:
     """Measure contenders against the first of them.
 
@@ -58,18 +59,22 @@ def compare(
         held: tells the bytes that belong to a contender between its runs. Given, peak memory is measured too:
             those bytes and the most that one run allocates on top.
         images: that one run takes in.
+        notes: more to say of a contender, from its seconds.
+        launched: False leaves out, on a GPU, the time that the host takes to launch what runs there.
     """
-    seconds = interleaved(contenders, repeats, device)
+    timed = contenders if launched else {name: without_launches(s, device) for name, s in contenders.items()}
+    seconds = interleaved(timed, repeats, device)
     memory = {}
     if held is not None:
         memory = {name: held[name]() + peak_memory(step, device) for name, step in contenders.items()}
     first = next(iter(contenders))
     rows = []
     for name, times in seconds.items():
+        note = notes[name](median(times)) if notes and name in notes else ""
         ratios = [own / other for own, other in zip(times, seconds[first], strict=True)]
         row = Row(section, case, name, 1e3 * median(times), median(ratios), (min(ratios), max(ratios)),
                   memory[name] / 1e6 if memory else None, memory[name] / memory[first] if memory else None,
-                  images / median(times) if images else None, (notes or {}).get(name, ""))  # fmt: skip
+                  images / median(times) if images else None, note)  # fmt: skip
         rows.append(row)
     return rows
 
@@ -90,6 +95,20 @@ def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.devi
             _synchronize(device)
             seconds[name].append(perf_counter() - start)
     return seconds
+
+
+def without_launches(step: Step, device: torch.device) -> Step:
+    """On a GPU, a step as a CUDA graph, which is launched at once."""
+    if device.type != "cuda":
+        return step
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):  # what is done once is not to be in the graph
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize(device)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def peak_memory(step: Step, device: torch.device) -> int:
