@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,11 @@ from detectron2.data.datasets import register_coco_instances
 
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
+
+# Numbers are promised for CPUs: with no GPU in sight tests are the same everywhere. test_gpu.py shows it again.
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+if "DENSECLIP_TESTS_SEE_GPUS" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -179,18 +179,6 @@ def test_bfloat16_trains_on_the_cpu_as_float32_does(square_shapes, tmp_path):
     assert kinds == {torch.float32}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_mixed_precision_trains_on_a_gpu(square_shapes, tmp_path, precision):
-    opts = {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": precision, "DATASETS.TEST": "()"}
-    trainer = Trainer(config_for(square_shapes, tmp_path, **EQUAL_WHEREVER, **opts))
-    recorder = Recorder()
-    trainer.register_hooks([recorder])
-    trainer.train()
-    assert torch.tensor(recorder.losses).isfinite().all()
-    assert trainer._trainer.grad_scaler.is_enabled() == (precision == "float16")
-
-
 def test_the_start_tells_the_scaled_batch_and_rate_and_every_parameter(square_shapes, tmp_path, caplog):
     """A config for two processes on one: half the batch and rate, twice the iterations."""
     opts = {**EQUAL_WHEREVER, "SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.BASE_LR": 3e-4, "DATASETS.TEST": "()"}

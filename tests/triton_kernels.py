@@ -1,4 +1,4 @@
-"""Tests of the Triton kernels, run by test_kernels.py: on a GPU, or else under TRITON_INTERPRET=1."""
+"""Tests of the Triton kernels, run by test_kernels.py under TRITON_INTERPRET=1 and by test_gpu.py."""
 
 from functools import partial
 
