@@ -36,14 +36,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = modeling.build_model(with_fitting_norms(cfg))
     if cfg.MODEL.COMPILE:
         _compile_visual_encoder(cfg, model)
-    if not cfg.MODEL.CHANNELS_LAST:
-        return model
-    if not can_be_channels_last(model, cfg.MODEL.DEVICE):
-        raise ValueError(
-            "MODEL.CHANNELS_LAST True: torch writes beyond its memory when it trains timm's FastVit so on "
-            "CPUs. Set it to False."
-        )
-    return model.to(memory_format=torch.channels_last)
+    if cfg.MODEL.CHANNELS_LAST and can_be_channels_last(model, cfg.MODEL.DEVICE):
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.Module:

@@ -16,7 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
 
-# Numbers are promised for CPUs: with no GPU in sight tests are the same everywhere. test_gpu.py shows it again.
+# Numbers are promised for CPUs. With no GPU in sight tests are the same everywhere; test_gpu.py has the rest.
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "DENSECLIP_TESTS_SEE_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

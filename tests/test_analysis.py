@@ -107,7 +107,7 @@ def test_what_is_counted_is_what_inference_runs():
     ).unsupported_ops_warnings(False)
     reference.uncalled_modules_warnings(False)
     language = reference.by_module()["model.backbone.language.text_encoder"]
-    (pack,) = pack_prompts(build_model(cfg).backbone.language.prompts, 1, PACK_TOKENS)
+    (pack,) = pack_prompts(build_model(cfg).backbone.language.prompts, 1, PACK_TOKENS["cpu"])
     text_attention = 2 * (2 * len(pack.ids) ** 2 * 64)  # two layers
     assert count.text_encoder == language + text_attention
     pixels, classes, width = 6 * 10 + 1, len(CLASS_NAMES), 24 * 32

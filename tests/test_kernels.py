@@ -244,7 +244,7 @@ COMPILED = {  # kernel: module, pointers of the precision tried, other arguments
         "label_map_triton",
         ["logits"],
         {"labels": "*i64", "sums": "*fp32", "corners": "*fp32"},
-        {"FACTOR": 4, "PIXELS": 16, "CLASSES": 256},
+        {"FACTOR": 4, "PIXELS": 16, "CLASSES": 64},
     ),
 }
 

@@ -25,7 +25,7 @@ def random_contexts(batch: int, number: int) -> torch.Tensor:
 def test_packed_prompts_give_the_definition_and_its_gradient(
     monkeypatch, names, batch, num_contexts, max_tokens
 ):
-    monkeypatch.setattr(module, "PACK_TOKENS", max_tokens)
+    monkeypatch.setattr(module, "PACK_TOKENS", {"cpu": max_tokens, "cuda": 0})
     monkeypatch.setattr(module, "STORED_PACKS", 2)
     encoder, ids = small_text_encoder(), tokenize_names(names, 12)
     contexts = random_contexts(batch, num_contexts)
@@ -64,7 +64,7 @@ def test_packs_are_bounded_and_hold_every_prompt_in_order():
 
 
 def test_many_packs_do_not_store_their_activations(monkeypatch):
-    monkeypatch.setattr(module, "PACK_TOKENS", 12)
+    monkeypatch.setattr(module, "PACK_TOKENS", {"cpu": 12, "cuda": 0})
     encoder, ids, contexts = small_text_encoder(), tokenize_names(UNEQUAL, 12), random_contexts(1, 8)
     stored = []
     for packs in (100, 0):

@@ -14,7 +14,7 @@ from .memo import TensorMemo
 from .packing import PackedPrompts, pack_prompts
 from .tokenizers import Tokenizer, clip_tokenizer
 
-PACK_TOKENS = 256
+PACK_TOKENS = {"cpu": 256, "cuda": 1024}
 """Tokens encoded as one sequence: enough to fill a processor, few enough for attention to cost little."""
 
 STORED_PACKS = 8
@@ -87,7 +87,7 @@ class CLIPTextEncoder(TextTransformer):
         parts: Any  # ids or packs, as ``encode`` takes them
         encode: Callable[..., Tensor]
         if self.reads_padding:
-            parts = ids.split(max(1, PACK_TOKENS // self.context_length))
+            parts = ids.split(max(1, _pack_tokens(ids) // self.context_length))
             encode = self.encode_unpacked
         else:
             num_contexts = 0 if contexts is None else contexts.shape[1]
@@ -99,7 +99,7 @@ class CLIPTextEncoder(TextTransformer):
         return torch.cat(embeddings, dim=1)
 
     def _pack(self, ids: Tensor, num_contexts: int) -> list[PackedPrompts]:
-        return pack_prompts(ids, num_contexts, PACK_TOKENS, ends=self._ends(ids), start=self.start)
+        return pack_prompts(ids, num_contexts, _pack_tokens(ids), ends=self._ends(ids), start=self.start)
 
     def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
         x = self.token_embedding(pack.ids.clamp(min=0))[None]  # (1, T, D)
@@ -142,3 +142,7 @@ class CLIPTextEncoder(TextTransformer):
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def _pack_tokens(ids: Tensor) -> int:
+    return PACK_TOKENS.get(ids.device.type, PACK_TOKENS["cuda"])
