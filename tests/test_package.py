@@ -29,6 +29,20 @@ def test_importing_registers_and_does_nothing_else():
     assert not done.stdout
 
 
+def test_a_command_starts_without_what_only_its_end_or_another_needs():
+    """Pictures, pages, exported files, event files and the evaluators of other datasets come late.
+
+    An ablation draws at its end, without pyplot, which sets up windows that nobody opens.
+    """
+    late = {"matplotlib", "pandas", "jinja2", "gradio", "onnx", "onnxruntime", "tensorboard", "lvis"}
+    done = python(
+        f"import sys, denseclip_d2.engine; print(*{late}.intersection(sys.modules))\n"
+        "import denseclip_d2.ablation; print(*{'matplotlib.pyplot'}.intersection(sys.modules))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
 def test_names_are_registered():
     for name in (
         "build_clip_resnet_backbone",

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ..checkpoint.whole_files import written_whole
 from .rows import Ablation, Row
@@ -85,14 +85,8 @@ def _difference(row: Row, metric: str, results: Mapping[Run, Mapping[str, Any]])
 def _draw(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]], path: Path) -> None:
     """A panel a metric: points for the runs, and a bar from one deviation below their mean to one above."""
     rows, metrics = len(ablation.rows), len(ablation.metrics)
-    figure, axes = plt.subplots(
-        1,
-        metrics,
-        figsize=(3 + 4 * metrics, 1 + 0.4 * rows),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(3 + 4 * metrics, 1 + 0.4 * rows), layout="constrained")
+    axes = figure.subplots(1, metrics, sharey=True, squeeze=False)
     for column, (metric, panel) in enumerate(zip(ablation.metrics, axes[0], strict=True)):
         for y, of_metrics in enumerate(values):
             found = of_metrics[column]
@@ -110,4 +104,3 @@ def _draw(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]], path:
     figure.suptitle(ablation.title)
     with written_whole(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
