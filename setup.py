@@ -42,5 +42,10 @@ setup(
         "pillow",
         "tqdm",
     ],
-    extras_require={"lvis": ["lvis"], "web": ["gradio>=6.31"], "export": ["onnx", "onnxruntime"]},
+    extras_require={
+        "lvis": ["lvis"],
+        "web": ["gradio>=6.31"],
+        "export": ["onnx", "onnxruntime"],
+        "fast-evaluation": ["faster-coco-eval>=1.8"],
+    },
 )

@@ -61,8 +61,8 @@ def look_at_detectron2() -> Finding:
             reason = f"its compiled operators do not load: {error}"
         return Finding(
             "Detectron2", "note", f"{text}, {reason}",
-            "Nothing here needs them. For deformable convolution, rotated boxes and the fast COCO evaluation "
-            "build it: `DETECTRON2=source make install`.",
+            "Nothing here needs them. For deformable convolution and rotated boxes build it: "
+            "`DETECTRON2=source make install`.",
         )  # fmt: skip
     return Finding("Detectron2", "ok", f"{text}, with its compiled operators")
 

@@ -11,12 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import (
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
+from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils import comm
 from torch import nn
 
@@ -30,6 +25,7 @@ from ..data.semantic import read_labels
 from ..data.tasks import is_panoptic, is_semantic, labels_pixels
 from ..data.train_loader import TrainLoader
 from ..language.prompting import FOLDED_CANNOT_TRAIN
+from .coco import COCOEvaluator
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .lvis import LVISEvaluator
