@@ -70,15 +70,16 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
 
 
-def test_data_are_measured_beside_detectron2s_loader(small_shapes, tmp_path, monkeypatch):
+def test_data_and_checkpoints_are_measured_beside_detectron2s(small_shapes, tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     run_tool(
-        monkeypatch, "--config-file", RETINANET, "--only", "loader", "start", "--images", 20, "--classes", 5,
-        "--repeats", 1, "--json", out, "DATASETS.TRAIN", f"('{small_shapes[1]}',)", "SOLVER.IMS_PER_BATCH", 2,
+        monkeypatch, "--config-file", RETINANET, "--only", "loader", "start", "checkpoint", "--images", 20,
+        "--classes", 5, "--sizes", "64x96", "--batch", 2, "--repeats", 1, "--json", out,
+        "DATASETS.TRAIN", f"('{small_shapes[1]}',)", "SOLVER.IMS_PER_BATCH", 2,
     )  # fmt: skip
     rows = json.loads(out.read_text())["rows"]
     both = ["Detectron2", "this project"]
-    assert [row["name"] for row in rows] == [*both, *both, "DATASETS.CHECK_IMAGES False"]
+    assert [row["name"] for row in rows] == [*both, *both, "DATASETS.CHECK_IMAGES False", *both]
     assert rows[2]["case"] == "20 images" and all(row["milliseconds"] > 0 for row in rows)
 
 

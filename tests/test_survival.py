@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import multiprocessing
 import random
 import re
@@ -201,14 +202,22 @@ def test_last_checkpoint_itself_is_written_whole(tmp_path):
     assert loadable(tmp_path) == 1
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (1.0, math.inf), (math.inf, -math.inf)])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, values):
     model = torch.nn.Linear(2, 2)
     checkpointer = DenseCLIPCheckpointer(model, str(tmp_path))
     checkpointer.save("model_0000001", iteration=1)
-    torch.nn.init.constant_(model.bias, float("nan"))
+    model.bias.data = torch.tensor(values)
     with pytest.raises(FloatingPointError, match=r"not finite: bias\. .*model_0000001\.pth"):
         checkpointer.save("model_0000002", iteration=2)
     assert [x.name for x in tmp_path.glob("*.pth")] == ["model_0000001.pth"]
+
+
+def test_weights_whose_sum_is_too_great_are_saved(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.weight, 3e38)
+    DenseCLIPCheckpointer(model, str(tmp_path)).save("model_0000001")
+    assert (tmp_path / "model_0000001.pth").exists()
 
 
 def parameters(model) -> dict:

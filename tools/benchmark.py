@@ -9,8 +9,9 @@ Sections: the text encoder with every prompt alone and packed; the visual encode
 and, where the config has it, with; inference and a step of training of DenseCLIP, of the same detector on
 plain CLIP and of Detectron2's own; DenseCLIP's inference as trained, by default and in bfloat16 (options);
 kernels and their definitions. When asked for: the training loader beside Detectron2's, on DATASETS.TRAIN
-(loader); how long the first batch is waited for, on a simulated dataset (start). Contenders take turns and
-are compared within a round; medians over --repeats rounds. Weights, images and objects are random.
+(loader); how long the first batch is waited for, on a simulated dataset (start); how long a checkpoint is,
+beside Detectron2's (checkpoint). Contenders take turns and are compared within a round; medians over
+--repeats rounds. Weights, images and objects are random.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
-MODELS = [name for name in SECTIONS if name not in ("loader", "start")]  # these are of the data
+ASKED_FOR = ("loader", "start", "checkpoint")  # these are of files
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 
@@ -53,8 +54,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default=CONFIG, metavar="FILE", help="of a detector (%(default)s)")
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=[*MODELS], metavar="SECTION",
-        help=f"of {', '.join(SECTIONS)} (default: all but the last two)",
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION",
+        default=[name for name in SECTIONS if name not in ASKED_FOR],
+        help=f"of {', '.join(SECTIONS)} (default: all but {', '.join(ASKED_FOR)})",
     )  # fmt: skip
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="DETECTOR",

@@ -50,6 +50,7 @@ def compare(
     images: int = 0,
     notes: Mapping[str, Callable[[float], str]] | None = None,
     launched: bool = True,
+    before: Step = lambda: None,
 ) -> list[Row]:
     """Measure contenders against the first of them.
 
@@ -61,9 +62,10 @@ def compare(
         images: that one run takes in.
         notes: more to say of a contender, from its seconds.
         launched: False leaves out, on a GPU, the time that the host takes to launch what runs there.
+        before: done before each run that is timed.
     """
     timed = contenders if launched else {name: without_launches(s, device) for name, s in contenders.items()}
-    seconds = interleaved(timed, repeats, device)
+    seconds = interleaved(timed, repeats, device, before)
     memory = {}
     if held is not None:
         memory = {name: held[name]() + peak_memory(step, device) for name, step in contenders.items()}
@@ -79,7 +81,9 @@ def compare(
     return rows
 
 
-def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    contenders: Mapping[str, Step], repeats: int, device: torch.device, before: Step = lambda: None
+) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after one round that is not counted.
 
     In every other round the order is reversed, so that what slows the machine down slows all alike.
@@ -89,6 +93,7 @@ def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.devi
         step()
     for i in range(repeats):
         for name in list(contenders)[:: -1 if i % 2 else 1]:
+            before()
             _synchronize(device)
             start = perf_counter()
             contenders[name]()

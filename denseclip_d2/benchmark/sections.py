@@ -19,6 +19,7 @@ from ..visual import build_visual_encoder
 from .data import loader, start
 from .detectors import Contender, class_names, contending_configs
 from .measure import Row, bandwidth, compare
+from .saving import checkpoint
 from .settings import Settings, with_value
 
 
@@ -181,5 +182,6 @@ SECTIONS = {
     "training": training,
     "loader": loader,
     "start": start,
+    "checkpoint": checkpoint,
 }
 """By name; each is given :class:`Settings`."""

@@ -2,7 +2,6 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from urllib.parse import ParseResult
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
@@ -70,7 +69,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         Raises:
             FloatingPointError: a parameter is not finite; nothing is written.
         """
-        broken = [n for n, parameter in self.model.named_parameters() if not torch.isfinite(parameter).all()]
+        broken = [n for n, parameter in self.model.named_parameters() if not _is_finite(parameter.detach())]
         if broken:
             raise FloatingPointError(
                 f"No checkpoint {name!r} written, for parameters are not finite: {first(broken)}. "
@@ -181,3 +180,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible) -> None:
         """The table of :class:`LoadReport` has said it."""
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are. Their sum, which takes a tenth of the time, can only be finite if they are."""
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
