@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling.meta_arch import RetinaNet
+from matplotlib.figure import Figure
+from PIL import Image
 
+from denseclip_d2.analysis import analyze
+from denseclip_d2.benchmark import Row, growth
+from denseclip_d2.benchmark.arithmetic import arithmetic
 from denseclip_d2.benchmark.detectors import Contender, class_names, contending_configs, random_input
 from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
+from denseclip_d2.benchmark.settings import Case
 from denseclip_d2.config import load_config
 from denseclip_d2.kernels import KERNELS
 from denseclip_d2.language.prompts import check_class_names
@@ -61,6 +67,55 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
     assert all(case in printed for case in cases) and report["date"] in printed
 
 
+def test_detectors_grow_along_each_axis_alone_beside_what_arithmetic_says(tmp_path, monkeypatch):
+    out, picture, threads = tmp_path / "report.json", tmp_path / "new/growth.png", []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)  # two are slow where a core is busy
+    run_tool(
+        monkeypatch, "--config-file", RETINANET, "--only", "inference", "--classes", 5, 9,
+        "--sizes", "64x96", "96x128", "--batch", 2, 3, "--threads", 1, 2, "--repeats", 1,
+        "--contenders", "CLIP", "DenseCLIP", "--json", out, "--plot", picture,
+    )  # fmt: skip
+    assert Image.open(picture).size > (1000, 600)
+    rows = json.loads(out.read_text())["rows"]
+    places = [(5, 6144, 2, 1), (9, 6144, 2, 1), (5, 12288, 2, 1), (5, 6144, 3, 1), (5, 6144, 2, 2)]
+    names = "CLIP", "DenseCLIP", "arithmetic"
+    assert [tuple(row["numbers"].values()) for row in rows] == [place for place in places for _ in names]
+    assert [row["name"] for row in rows] == [*names] * len(places)
+    assert threads == [1, before := torch.get_num_threads(), *([1, before] * 3), 2, before]
+    assert rows[3]["case"] == "64 x 96, K = 9, batch 2, threads 1"
+
+
+def test_arithmetic_is_of_what_a_run_computes():
+    """Inference has its text from before; a step of training encodes it once a batch, and goes back."""
+    configs = contending_configs(load_config(RETINANET, SMALL), 5)
+    clip, ours = (analyze(configs[name], ["flop"], (64, 96))["flop"] for name in ("CLIP", "DenseCLIP"))
+    assert clip.text_encoder == 0 < ours.text_encoder
+    step = (3 * 2 * ours.total + 2 * ours.text_encoder) / (3 * 2 * clip.total)
+    for section, expected in (("inference", ours.total / clip.total), ("training", step)):
+        row = arithmetic([row_of("CLIP", 10.0, section)], Case(5, (64, 96), 2, 1), configs)
+        assert row.ratio == pytest.approx(expected) and row.milliseconds == pytest.approx(10 * expected)
+        assert (row.section, row.name) == (section, "arithmetic")
+
+
+def row_of(name: str, milliseconds: float, section: str = "inference", **numbers: int) -> Row:
+    return Row(section, "", name, milliseconds, 1.0, (1.0, 1.0), megabytes=1.0, numbers=numbers)
+
+
+def test_a_line_goes_through_the_cases_that_differ_along_its_axis():
+    rows = [
+        row_of("a", 3.0, classes=9, batch=1), row_of("a", 1.0, classes=2, batch=1),
+        row_of("a", 7.0, classes=9, batch=4), Row("text", "", "a", 1.0, 1.0, (1.0, 1.0)),
+    ]  # fmt: skip
+    (found,) = growth._sections(rows)
+    assert found == rows[:3]
+    assert growth._along(found, "classes") == rows[:2] and growth._along(found, "batch") == [rows[0], rows[2]]
+    assert growth._along(rows[:2], "batch") == []
+    panel = Figure().add_subplot()
+    growth._draw_lines(panel, "classes", rows[:2], "milliseconds")
+    (line,) = panel.lines
+    assert line.get_xydata().tolist() == [[2, 1], [9, 3]]
+
+
 def test_contenders_can_be_chosen(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     run_tool(
@@ -100,6 +155,8 @@ def test_a_vit_is_measured_with_its_windows_and_without(tmp_path, monkeypatch):
     [
         (("--classes", 5000, "--only", "text"), "error: --classes 5000: there are names for 1 to 1203"),
         (("--json", "/dev/null/x.json"), "error: the folder of --json .*cannot be written"),
+        (("--plot", "x.png"), "error: --plot has nothing to draw"),
+        (("--plot", "x.png", "--only", "text", "--classes", 5, 6), "error: --plot has nothing to draw"),
     ],
 )
 def test_a_wrong_argument_is_told_in_one_line(monkeypatch, args, message):

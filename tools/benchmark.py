@@ -4,6 +4,7 @@
 tools/benchmark.py --json benchmark.json                            # all sections, on the GPU if there is one
 tools/benchmark.py --only text --classes 80 150 1203
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
+tools/benchmark.py --only training --classes 80 150 1203 --batch 1 2 4 --threads 2 1 --plot growth.png
 
 Sections: the text encoder with every prompt alone and packed; the visual encoder without windowed attention
 and, where the config has it, with; inference and a step of training of DenseCLIP, of the same detector on
@@ -11,7 +12,8 @@ plain CLIP and of Detectron2's own; DenseCLIP's inference as trained, by default
 kernels and their definitions. When asked for: the training loader beside Detectron2's, on DATASETS.TRAIN
 (loader); how long the first batch is waited for, on a simulated dataset (start); how long a checkpoint is,
 beside Detectron2's (checkpoint). Contenders take turns and are compared within a round; medians over
---repeats rounds. Weights, images and objects are random.
+--repeats rounds. Weights, images and objects are random. Of several --classes, --sizes, --batch and
+--threads, detectors are measured at the first of all, and at the others of each alone.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from denseclip_d2.benchmark import CONTENDERS, SECTIONS, Settings, format_table
+from denseclip_d2.benchmark import CONTENDERS, GROWING, SECTIONS, Settings, format_table
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.setup import check_writable
@@ -68,7 +70,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", nargs="+", type=size, default=[(800, 1216)], metavar="HxW", help="of images (800x1216)"
     )
-    parser.add_argument("--batch", type=positive, default=1, help="images (%(default)s)")
+    parser.add_argument("--batch", nargs="+", type=positive, default=[1], metavar="N", help="images (1)")
+    parser.add_argument(
+        "--threads", nargs="+", type=positive, default=[torch.get_num_threads()], metavar="N",
+        help="of PyTorch, on a CPU (as many as it takes)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=positive, default=5, help="rounds that are timed (%(default)s)")
     parser.add_argument(
         "--images",
@@ -77,6 +83,10 @@ def parse_args() -> argparse.Namespace:
         help="of the simulated dataset (%(default)s)",
     )
     parser.add_argument("--json", metavar="OUT", help="file to write the rows to")
+    parser.add_argument(
+        "--plot", metavar="OUT",
+        help="PNG to draw how detectors' time and memory grow in, along what has several values",
+    )  # fmt: skip
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
     )
@@ -91,14 +101,23 @@ def device_name(device: torch.device) -> str:
 
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
-    if args.json:
-        check_writable(str(Path(args.json).parent), "the folder of --json")
+    for option, file in (("--json", args.json), ("--plot", args.plot)):
+        if file:
+            check_writable(str(Path(file).parent), f"the folder of {option}")
     keep_memory(cfg)
-    settings = Settings(cfg, args.classes, args.sizes, args.batch, args.repeats, args.contenders, args.images)
+    settings = Settings(
+        cfg, args.classes, args.sizes, args.batch, args.threads, args.repeats, args.contenders, args.images,
+        arithmetic=bool(args.plot),
+    )  # fmt: skip
+    if args.plot and not (settings.grows and {*args.only} & {*GROWING}):
+        raise ValueError(
+            "--plot has nothing to draw. Give --classes, --sizes, --batch or --threads several values, and "
+            f"have one of {', '.join(GROWING)} measured (--only)."
+        )
     about = {
         "config_file": args.config_file, "opts": args.opts, "device": device_name(settings.device),
         "torch": torch.__version__, "date": date.today().isoformat(), "batch": args.batch,
-        "repeats": args.repeats,
+        "threads": args.threads, "repeats": args.repeats,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in about.items() if value), flush=True)
     rows = []
@@ -110,6 +129,11 @@ def main(args: argparse.Namespace) -> None:
         report = {**about, "rows": [asdict(row) for row in rows]}
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nWrote {args.json}")
+    if args.plot:
+        from denseclip_d2.benchmark.growth import draw  # matplotlib, which measuring needs nothing of
+
+        draw(rows, Path(args.plot))
+        print(f"\nWrote {args.plot}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time and memory of alternatives, side by side in one process."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
 
@@ -25,6 +25,7 @@ class Row:
         memory_ratio: of that to the first contender's.
         images_per_second: None where there are no images.
         note: more, such as a bound.
+        numbers: where the case is on the axes along which it can grow; empty where it is on none.
     """
 
     section: str
@@ -37,6 +38,7 @@ class Row:
     memory_ratio: float | None = None
     images_per_second: float | None = None
     note: str = ""
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 def compare(
@@ -51,6 +53,7 @@ def compare(
     notes: Mapping[str, Callable[[float], str]] | None = None,
     launched: bool = True,
     before: Step = lambda: None,
+    numbers: Mapping[str, int] | None = None,
 ) -> list[Row]:
     """Measure contenders against the first of them.
 
@@ -63,6 +66,7 @@ def compare(
         notes: more to say of a contender, from its seconds.
         launched: False leaves out, on a GPU, the time that the host takes to launch what runs there.
         before: done before each run that is timed.
+        numbers: of the rows.
     """
     timed = contenders if launched else {name: without_launches(s, device) for name, s in contenders.items()}
     seconds = interleaved(timed, repeats, device, before)
@@ -76,7 +80,7 @@ def compare(
         ratios = [own / other for own, other in zip(times, seconds[first], strict=True)]
         row = Row(section, case, name, 1e3 * median(times), median(ratios), (min(ratios), max(ratios)),
                   memory[name] / 1e6 if memory else None, memory[name] / memory[first] if memory else None,
-                  images / median(times) if images else None, note)  # fmt: skip
+                  images / median(times) if images else None, note, dict(numbers or {}))  # fmt: skip
         rows.append(row)
     return rows
 

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 
@@ -16,6 +17,7 @@ from ..kernels import KERNELS
 from ..language.prompts import tokenize_names
 from ..language.text_encoder import CLIPTextEncoder
 from ..visual import build_visual_encoder
+from .arithmetic import arithmetic
 from .data import loader, start
 from .detectors import Contender, class_names, contending_configs
 from .measure import Row, bandwidth, compare
@@ -89,22 +91,37 @@ def _detectors(
     section: str, settings: Settings, configs: Callable[[int], dict[str, CfgNode]]
 ) -> Iterator[list[Row]]:
     """Detectors against one another, of the configs that there are for a number of classes."""
-    for number, size in settings.cases():
-        contenders = {
-            name: Contender(cfg, settings.batch, size, number, training=section == "training")
-            for name, cfg in configs(number).items()
-        }
-        yield compare(
-            section,
-            f"{size[0]} x {size[1]}, K = {number}",
-            {name: contender.step for name, contender in contenders.items()},
-            settings.repeats,
-            settings.device,
-            held={name: contender.held_bytes for name, contender in contenders.items()},
-            images=settings.batch,
-        )
+    for case in settings.growth():
+        own = configs(case.classes)
+        with _threads(case.threads):
+            contenders = {
+                name: Contender(cfg, case.batch, case.size, case.classes, training=section == "training")
+                for name, cfg in own.items()
+            }
+            rows = compare(
+                section,
+                settings.describe(case),
+                {name: contender.step for name, contender in contenders.items()},
+                settings.repeats,
+                settings.device,
+                held={name: contender.held_bytes for name, contender in contenders.items()},
+                images=case.batch,
+                numbers=case.numbers(),
+            )
         del contenders
         gc.collect()
+        both = settings.arithmetic and {"CLIP", "DenseCLIP"} <= own.keys()
+        yield [*rows, arithmetic(rows, case, own)] if both else rows
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(settings: Settings, num_classes: int) -> dict[str, CfgNode]:
@@ -185,3 +202,5 @@ SECTIONS = {
     "checkpoint": checkpoint,
 }
 """By name; each is given :class:`Settings`."""
+GROWING = ("inference", "options", "training")
+"""Of them, those that are measured along every axis of :class:`.settings.Case`."""
