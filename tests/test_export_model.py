@@ -12,6 +12,7 @@ import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from test_export import tool_module
 from torch import nn
 
@@ -19,10 +20,12 @@ from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes_worlds import SHAPES
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
+from denseclip_d2.export.agreement import agreement
 from denseclip_d2.export.exporting import _shapes
+from denseclip_d2.export.precision import PREDICTORS, store_float16
 from denseclip_d2.export.refusals import exportable
 from denseclip_d2.export.resizing import fitted_size, resize
-from denseclip_d2.export.runtimes import onnx_runtime
+from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.verification import Verdict, _compared, verify
 from denseclip_d2.export.whole import WholeDenseDetector, paste
 
@@ -30,6 +33,7 @@ needs_onnx = pytest.mark.skipif(
     not all(find_spec(name) for name in FORMATS["onnx"].packages),
     reason="onnx or onnxruntime is not installed",
 )
+needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="openvino is not installed")
 ZOO = "Shapes/denseclip_{}_tiny.yaml"
 
 
@@ -76,6 +80,59 @@ def test_onnx_runtime_finds_what_the_predictor_finds(exported, system):
     np.testing.assert_array_equal(given["classes"], found.pred_classes)
     if system == "mask_rcnn":
         assert (given["masks"] == found.pred_masks.numpy()).mean() > 0.999
+
+
+@needs_onnx
+@pytest.mark.parametrize(("precision", "size"), [("float16", 0.53), ("int8", 0.35)])
+def test_files_of_fewer_bits_are_smaller_and_agree(exported, tmp_path, precision, size):
+    import onnx
+
+    images = []
+    for seed in range(6):
+        images.append(str(tmp_path / f"{seed}.png"))
+        Image.fromarray(_shapes(seed)[:, :, ::-1]).save(images[-1])
+    whole, _ = exported("retinanet", "onnx", score_map=True)
+    file = tmp_path / "model.onnx"
+    verdict = export_model(zoo_config("retinanet"), file, "onnx", precision=precision, images=images)
+    assert verdict.pictures == 7 and verdict.detections > 50
+    assert 0.9 < verdict.parts["boxes"] <= 1
+    assert file.stat().st_size < size * whole.stat().st_size
+    with onnx_runtime(file) as run:  # at a level without candidates reshaping once failed
+        assert run(np.full((1, 96, 128, 3), 114, np.uint8))["boxes"].shape[1] == 4
+    model = onnx.load(file)
+    about = {x.key: x.value for x in model.metadata_props}
+    assert about["precision"] == precision
+    assert tuple(json.loads(about["class_names"])) == SHAPES.class_names
+    in_8_bits = {x.output[0] for x in model.graph.node if x.op_type == "DequantizeLinear"}
+    for node in model.graph.node:
+        if node.op_type == "Conv":  # those that predict stay as they are
+            predicts = any(name in node.name for name in PREDICTORS)
+            assert (node.input[1] in in_8_bits) == (precision == "int8" and not predicts), node.name
+
+
+@needs_onnx
+def test_weights_beyond_float16_are_refused():
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.full((2, 2), 7e4, np.float32), "fc.weight")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy"]
+    node = helper.make_node("MatMul", ["x", "fc.weight"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weights]))
+    with pytest.raises(ValueError, match=r"float16 ends at 65504, and fc.weight has 7e\+04"):
+        store_float16(model.SerializeToString(), [])
+
+
+@needs_onnx
+@needs_openvino
+def test_openvino_finds_nothing_where_nothing_is(exported):
+    """It gives one detection of score 0 and no class there."""
+    file, _ = exported("mask_rcnn", "openvino")
+    nothing, something = np.full((1, 130, 150, 3), 114, np.uint8), _shapes(7)[None, :, :, ::-1].copy()
+    with openvino_runtime(file) as run, onnx_runtime(file) as other:
+        assert {name: len(x) for name, x in run(nothing).items()} == dict.fromkeys(
+            ("boxes", "classes", "masks", "scores"), 0
+        )
+        np.testing.assert_array_equal(run(something)["classes"], other(something)["classes"])
 
 
 @needs_onnx
@@ -182,16 +239,53 @@ def test_a_file_is_not_verified_by_pictures_of_nothing():
 
 
 @needs_onnx
+def test_a_file_of_fewer_bits_that_agrees_too_little_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
+    """The runtime moves the labels."""
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
+    with pytest.raises(
+        ValueError, match="of the labels, .*% agree, where --precision float16 is to keep 99%"
+    ):
+        export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx", precision="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_precisions_that_cannot_be_are_refused(tmp_path):
+    cfg = zoo_config("retinanet")
+    with pytest.raises(ValueError, match="--precision int8 is of ONNX files: take --format onnx or openvino"):
+        export_model(cfg, tmp_path / "model.ts", "torchscript", precision="int8")
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="int8 is fitted to DATASETS.TRAIN, or to --images: No dataset"):
+        export_model(cfg, tmp_path / "model.onnx", "onnx", precision="int8")
+
+
+def test_detections_agree_by_their_scores():
+    """Of scores of 0.95 and 0.05, in model and file, the least sure has another class in the file."""
+    boxes = np.array(BOXES, np.float32)
+
+    class Sure(Blind):
+        def forward(self, inputs):
+            found = Instances((48, 48), pred_boxes=Boxes(torch.tensor(BOXES)))
+            found.scores, found.pred_classes = torch.tensor([0.95, 0.05]), torch.tensor([1, 2])
+            return [{"instances": found}]
+
+    whole = WholeDenseDetector(Sure(), shortest=0, longest=0)
+    given = {"boxes": boxes, "scores": np.array([0.95, 0.05], np.float32), "classes": np.array([1, 3])}
+    picture = np.zeros((48, 48, 3), np.uint8)
+    assert agreement(lambda _: given, whole, [picture], "int8").parts["boxes"] == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="of the boxes, 95.0% agree"):
+        agreement(lambda _: given, whole, [picture], "float16")
+
+
+@contextmanager
+def moving_labels(path):
+    with onnx_runtime(path) as run:
+        yield lambda pictures: {**(found := run(pictures)), "labels": np.roll(found["labels"], 3, axis=1)}
+
+
+@needs_onnx
 def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
     """The runtime moves the labels."""
-    right = FORMATS["onnx"].runtime
-
-    @contextmanager
-    def spoiled(path):
-        with right(path) as run:
-            yield lambda pictures: {**(found := run(pictures)), "labels": np.roll(found["labels"], 3, axis=1)}
-
-    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=spoiled))
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
     with pytest.raises(ValueError, match="of a picture of 96 x 128, .*% of the pixels"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())

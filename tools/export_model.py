@@ -5,6 +5,7 @@ tools/export_model.py --config-file F --format onnx --output DIR MODEL.WEIGHTS W
 tools/export_model.py --config-file model.safetensors --format torchscript --output DIR    # its own config
 tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.yaml --format onnx --output D
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
+tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
 
 DIR gets model.onnx, model.ts or model.pt2. docs/export.md has their inputs, outputs and metadata.
 """
@@ -18,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.config import load_config
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.export import FORMATS, evaluate_file, export_model
+from denseclip_d2.export import FORMATS, PRECISIONS, evaluate_file, export_model
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -27,6 +28,10 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="F", help="a config, or exported weights")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="float32",
+        help="of weights, and in int8 of arithmetic, in ONNX files (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of an earlier export")
     parser.add_argument("--score-map", action="store_true", help="give the score map too")
@@ -38,7 +43,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="FILE",
-        help="pictures to verify with, of what the model knows (default: generated shapes)",
+        help="pictures to verify with, and to fit int8 to, of what the model knows (default: generated "
+        "shapes, for int8 the first of DATASETS.TRAIN)",
     )  # fmt: skip
     parser.add_argument(
         "--evaluate", action="store_true", help="evaluate the file, by its runtime, on DATASETS.TEST"
@@ -61,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"Exporting the model of {args.config_file} ...", flush=True)
     verdict = export_model(
         cfg, file, args.format, prepared=args.prepared, score_map=args.score_map,
-        pasted=not args.mask_squares, images=args.images,
+        pasted=not args.mask_squares, images=args.images, precision=args.precision,
     )  # fmt: skip
     print(f"Verified {verdict}")
     print(f"Wrote {file}: {file.stat().st_size / 2**20:.1f} MiB")

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from ..data.pictures import ordered, read_picture
 from ..engine import Trainer
 from .formats import FORMATS
-from .runtimes import Outputs
+from .runtimes import Outputs, Run
 
 
 def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
@@ -22,20 +22,26 @@ def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
         format: of ``FORMATS``.
     Returns: what the evaluators give, by dataset.
     """
-    results = {}
     with FORMATS[format].runtime(file) as run:
-        for name in cfg.DATASETS.TEST:
-            evaluator = Trainer.build_evaluator(cfg, name)
-            evaluator.reset()
-            for record in DatasetCatalog.get(name):
-                picture = read_picture(record["file_name"])
-                given = run(np.ascontiguousarray(ordered(picture, cfg.INPUT.FORMAT))[None])
-                evaluator.process([record], [_as_detectron2(cfg, given, picture.shape[:2])])
-            results[name] = evaluator.evaluate()
-    return results
+        return {name: evaluate_run(cfg, run, name) for name in cfg.DATASETS.TEST}
 
 
-def _as_detectron2(cfg: CfgNode, given: Outputs, size: tuple[int, int]) -> dict:
+def evaluate_run(cfg: CfgNode, run: Run, name: str) -> dict:
+    """Evaluate what a runtime gives, on a dataset."""
+    evaluator = Trainer.build_evaluator(cfg, name)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        pictures = picture_as_input(record["file_name"], cfg)
+        evaluator.process([record], [_as_detectron2(cfg, run(pictures), pictures.shape[1:3])])
+    return evaluator.evaluate()
+
+
+def picture_as_input(file: str, cfg: CfgNode) -> np.ndarray:
+    """(1, H, W, 3) uint8, channels as the model takes them."""
+    return np.ascontiguousarray(ordered(read_picture(file), cfg.INPUT.FORMAT))[None]
+
+
+def _as_detectron2(cfg: CfgNode, given: Outputs, size: tuple[int, ...]) -> dict:
     tensors = {name: torch.from_numpy(array) for name, array in given.items()}
     if "labels" in tensors:
         return {"sem_seg": F.one_hot(tensors["labels"][0], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES).movedim(2, 0)}

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,13 @@ from ..builder import build_model_with_weights
 from ..checkpoint.exported import about
 from ..checkpoint.whole_files import written_whole
 from ..data import get_class_names
+from ..data.checks import load_datasets
 from ..data.pictures import as_bgr, ordered, read_picture
 from ..data.shapes_scene import draw_scene, sample_background
 from ..guidance import guidance_of
+from .agreement import Agreement, agreement
 from .formats import FORMATS
+from .precision import PRECISIONS
 from .refusals import exportable, is_guided
 from .verification import Verdict, verify
 from .whole import WholeModel
@@ -32,6 +35,8 @@ EMPTY = (0.9, 0.8)
 SIDE = 256
 """The shortest side where pictures are not resized."""
 SHAPES_SIZE = (128, 160)
+CALIBRATION = 50
+"""Pictures that 8 bits are fitted to, and the most that are verified with."""
 
 
 def export_model(
@@ -43,7 +48,8 @@ def export_model(
     score_map: bool = False,
     pasted: bool = True,
     images: Sequence[str] = (),
-) -> Verdict:
+    precision: str = "float32",
+) -> Verdict | Agreement:
     """Write a config's trained model as a file that needs neither this package nor Detectron2.
 
     Text is folded, so that no text encoder is in the file, and norms are fused into convolutions. The file is
@@ -53,16 +59,21 @@ def export_model(
         cfg: with MODEL.WEIGHTS, of the whole model.
         format: of ``FORMATS``.
         prepared, score_map, pasted: see :class:`WholeModel`.
-        images: pictures to verify with; empty: generated shapes.
+        images: pictures to verify with; empty: generated shapes. "int8" is fitted to them too; empty: to the
+            first of ``DATASETS.TRAIN``, and verified with them.
+        precision: of ``PRECISIONS``.
 
     Raises:
         ValueError: a model that cannot be exported; the file differs from it.
-        FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
+        FileNotFoundError: see :class:`DenseCLIPCheckpointer`; no ``DATASETS.TRAIN`` for "int8".
     """
     kind = exportable(cfg)
-    _check_options(cfg, kind, format, prepared=prepared, score_map=score_map)
+    _check_options(cfg, kind, format, prepared=prepared, score_map=score_map, precision=precision)
     FORMATS[format].check_packages()
-    sources = _sources(images, cfg.INPUT.FORMAT)
+    exact = precision == "float32"
+    if precision == "int8":
+        images = images or _training_pictures(cfg)
+    sources = _sources(images[:CALIBRATION], cfg.INPUT.FORMAT)
     whole = kind(
         _folded_model(cfg),
         shortest=0 if prepared else cfg.INPUT.MIN_SIZE_TEST,
@@ -74,18 +85,21 @@ def export_model(
     side = cfg.INPUT.MIN_SIZE_TEST or SIDE
     step = whole.model.backbone.size_divisibility if FORMATS[format].asks_nothing else 1
     sized = partial(_of_size, side=side, step=step)
-    content = FORMATS[format].content(whole, whole.prepare(sized(sources[0], TRACED)), _about(whole, cfg))
-    pictures = [sized(x, sides) for x, sides in zip(cycle(sources), VERIFIED, strict=False)]
+    said = {**_about(whole, cfg), "precision": precision}
+    content = FORMATS[format].content(whole, whole.prepare(sized(sources[0], TRACED)), said)
+    content = PRECISIONS[precision](content, (whole.prepare(x).numpy() for x in sources))
+    number = len(VERIFIED) if exact else max(len(VERIFIED), len(sources))
+    pictures = [sized(x, sides) for x, sides in islice(zip(cycle(sources), cycle(VERIFIED)), number)]
     pictures.append(sized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), EMPTY))
     with written_whole(file, "wb") as written:
         written.write(content)
         written.flush()
         with FORMATS[format].runtime(Path(written.name)) as run:
-            return verify(run, whole, pictures)
+            return verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
 
 
 def _check_options(
-    cfg: CfgNode, kind: type[WholeModel], format: str, *, prepared: bool, score_map: bool
+    cfg: CfgNode, kind: type[WholeModel], format: str, *, prepared: bool, score_map: bool, precision: str
 ) -> None:
     """
     Raises:
@@ -98,6 +112,21 @@ def _check_options(
             f"--format {format} is for segmentors with --prepared: what resizing and detecting do depends on "
             "values, which it does not follow. Take another --format."
         )
+    if precision != "float32" and not FORMATS[format].any_precision:
+        able = " or ".join(name for name, x in FORMATS.items() if x.any_precision)
+        raise ValueError(f"--precision {precision} is of ONNX files: take --format {able}.")
+
+
+def _training_pictures(cfg: CfgNode) -> list[str]:
+    """
+    Raises:
+        ValueError, FileNotFoundError: there are none.
+    """
+    try:
+        records = load_datasets(cfg.DATASETS.TRAIN, filter_empty=False, check_images=False)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--precision int8 is fitted to DATASETS.TRAIN, or to --images: {error}") from error
+    return [record["file_name"] for record in records[:CALIBRATION]]
 
 
 def _folded_model(cfg: CfgNode) -> nn.Module:

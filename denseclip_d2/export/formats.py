@@ -15,7 +15,7 @@ import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor
 
-from .runtimes import INPUT, Run, fresh_process, onnx_runtime
+from .runtimes import INPUT, Run, fresh_process, onnx_runtime, openvino_runtime
 from .whole import AXES, WholeModel
 
 OPSET = 17  # ROIAlign as Detectron2 has it needs 16
@@ -34,6 +34,7 @@ class Format:
         runtime: what the file is for.
         asks_nothing: whether models are followed without their values, as segmentors alone can be, and sides
             are multiples of the backbone's stride.
+        any_precision: whether weights may be stored in fewer bits.
     """
 
     file: str
@@ -41,6 +42,7 @@ class Format:
     content: Callable[[WholeModel, Tensor, dict[str, str]], bytes]
     runtime: Callable[[Path], AbstractContextManager[Run]]
     asks_nothing: bool = False
+    any_precision: bool = False
 
     def check_packages(self) -> None:
         """
@@ -48,9 +50,7 @@ class Format:
             ValueError: one of :attr:`packages` is not installed.
         """
         if missing := [name for name in self.packages if not find_spec(name)]:
-            raise ValueError(
-                f"{self.file} needs {' and '.join(missing)}: pip install 'denseclip_d2[export]', or these."
-            )
+            raise ValueError(f"{self.file} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def _onnx(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
@@ -96,7 +96,10 @@ def _torch_export(whole: WholeModel, example: Tensor, about: dict[str, str]) -> 
 
 
 FORMATS = {
-    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime),
+    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime, any_precision=True),
+    "openvino": Format(  # which reads ONNX files
+        "model.onnx", ("onnx", "onnxruntime", "openvino"), _onnx, openvino_runtime, any_precision=True
+    ),
     "torchscript": Format("model.ts", (), _torchscript, partial(fresh_process, "torchscript")),
     "torch_export": Format(
         "model.pt2", (), _torch_export, partial(fresh_process, "torch_export"), asks_nothing=True

@@ -1,6 +1,6 @@
 """Whether a file gives what the model in it gives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from detectron2.layers import paste_masks_in_image
 from torch import Tensor
 
 from ..meta_arch.pixel_text import captured_features
-from .runtimes import Outputs, Run
+from .runtimes import DETECTIONS, Outputs, Run
 from .whole import WholeModel
 
 PIXELS = 0.01
@@ -18,9 +18,6 @@ SCORES = 1e-4
 """How far scores may be off, and the cosines of score maps."""
 UNDECIDED = 1e-3
 """Which part of a picture's pixels in masks, or with labels, may differ: there two answers are as good."""
-
-
-DETECTIONS = ("boxes", "scores", "classes", "masks")
 BATCHED = ("labels", "score_map")
 
 
@@ -65,24 +62,38 @@ def verify(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]) -> Verdi
         ValueError: they differ, or detectors detect nothing, so that little was compared.
     """
     verdict = Verdict()
-    for picture in pictures:
-        size = picture.shape[:2]
-        batch = [picture, picture[:, ::-1].copy()] if whole.any_batch else [picture]
-        given = run(torch.cat([whole.prepare(x) for x in batch]).numpy())
+    for size, expected, given in both(run, whole, pictures):
         try:
-            for i, x in enumerate(batch):
-                verdict = _compared(verdict, _eager(whole, x), _of_one(given, i))
+            verdict = _compared(verdict, expected, given)
         except ValueError as error:
             raise ValueError(
                 f"The file differs from the model: of a picture of {size[0]} x {size[1]}, {error}"
             ) from error
-        verdict = replace(verdict, sizes=(*verdict.sizes, size))
-    if "boxes" in given and not verdict.detections:
+        verdict = replace(verdict, sizes=tuple(dict.fromkeys([*verdict.sizes, size])))
+    return verdict
+
+
+def both(
+    run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]
+) -> Iterator[tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]]]:
+    """Of each picture its size, what the model gives, and what the file gives, with masks pasted.
+
+    Args, and what is raised: see :func:`verify`; differences are for the caller to find.
+    """
+    detections = []
+    for picture in pictures:
+        batch = [picture, picture[:, ::-1].copy()] if whole.any_batch else [picture]
+        given = run(torch.cat([whole.prepare(x) for x in batch]).numpy())
+        for i, x in enumerate(batch):
+            expected = _eager(whole, x)
+            if "boxes" in expected:
+                detections.append(len(expected["boxes"]))
+            yield picture.shape[:2], expected, _pasted(_of_one(given, i), expected)
+    if detections and not any(detections):
         raise ValueError(
             "Nothing is detected in the pictures that the file was to be verified with. Give --images of "
             "what the model knows, or let scores of 0 count if it knows nothing yet."
         )
-    return verdict
 
 
 @torch.no_grad()
@@ -110,6 +121,14 @@ def _of_one(given: Outputs, number: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(x[number] if name in BATCHED else x) for name, x in given.items()}
 
 
+def _pasted(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With masks that are squares pasted as large as the model's."""
+    if "masks" in given and "masks" in expected and given["masks"].is_floating_point():
+        size = tuple(expected["masks"].shape[1:])
+        return {**given, "masks": paste_masks_in_image(given["masks"], given["boxes"], size)}
+    return given
+
+
 def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Tensor]) -> Verdict:
     """A verdict with one more picture in it.
 
@@ -128,9 +147,6 @@ def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Te
         )
         pixels, scores = (_greatest_difference(expected[x], given[x]) for x in ("boxes", "scores"))
         if "masks" in expected:
-            if given["masks"].is_floating_point():  # squares
-                size = tuple(expected["masks"].shape[1:])
-                given["masks"] = paste_masks_in_image(given["masks"], given["boxes"], size)
             undecided.append(_undecided(expected["masks"], given["masks"], expected["masks"].sum().item()))
     if "labels" in expected:
         undecided.append(_undecided(expected["labels"], given["labels"], expected["labels"].numel()))

@@ -1,0 +1,90 @@
+"""How far a file of fewer bits, which cannot give the same, agrees with the model."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor
+
+from .runtimes import Run
+from .verification import both
+from .whole import WholeModel
+
+OVERLAP = 0.5
+"""Intersection over union from which on two boxes of one class, or their masks, are the same."""
+LEAST = {"float16": 0.99, "int8": 0.9}
+"""What a file of a precision is to agree in."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was compared, and how much of each output agrees.
+
+    Attributes:
+        pictures, detections: how many there were; detections are the model's.
+        parts: 0 to 1, by output: of ``boxes`` those with a like among the other's; of ``masks`` those of
+            boxes that are alike; both count by their scores, since the least sure come and go. Of ``labels``
+            pixels; of ``score_map`` 1 less the mean difference of cosines.
+    """
+
+    pictures: int
+    detections: int
+    parts: dict[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {part:.2%}" for name, part in self.parts.items())
+        return f"with {self.pictures} pictures, {self.detections} detections; what agrees: {parts}"
+
+
+def agreement(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray], precision: str) -> Agreement:
+    """Compare what a file gives with what the model does; arguments as of ``verify``.
+
+    Raises:
+        ValueError: they agree in less than ``LEAST``, or detectors detect nothing.
+    """
+    agreeing: defaultdict[str, float] = defaultdict(float)
+    counted: defaultdict[str, float] = defaultdict(float)
+    number = detections = 0
+    for _, expected, given in both(run, whole, pictures):
+        number += 1
+        detections += len(expected.get("boxes", ()))
+        for name, (part, all_of_it) in _agreeing(expected, given).items():
+            agreeing[name] += part
+            counted[name] += all_of_it
+    parts = {name: agreeing[name] / counted[name] if counted[name] else 1.0 for name in counted}
+    for name, part in parts.items():
+        if not part >= LEAST[precision]:
+            raise ValueError(
+                f"The file differs from the model: of the {name}, {part:.1%} agree, where --precision "
+                f"{precision} is to keep {LEAST[precision]:.0%}. Take another --precision."
+            )
+    return Agreement(number, detections, parts)
+
+
+def _agreeing(expected: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """By output, how much agrees, of how much."""
+    found = {}
+    if "boxes" in expected:
+        overlaps = pairwise_iou(Boxes(expected["boxes"]), Boxes(given["boxes"]))
+        overlaps *= expected["classes"][:, None] == given["classes"]
+        alike = overlaps >= OVERLAP
+        scores = torch.cat([expected["scores"], given["scores"]])
+        found["boxes"] = _part(torch.cat([alike.any(dim=1), alike.any(dim=0)]), scores)
+        if "masks" in expected and alike.any():
+            mine = alike.any(dim=1)
+            a, b = expected["masks"][mine], given["masks"][overlaps[mine].argmax(dim=1)]
+            shared, covered = (x.flatten(1).sum(dim=1) for x in (a & b, a | b))
+            found["masks"] = _part(shared >= OVERLAP * covered, expected["scores"][mine])
+    if "labels" in expected:
+        found["labels"] = _part(expected["labels"] == given["labels"], torch.ones(expected["labels"].shape))
+    if "score_map" in expected:
+        off = (expected["score_map"] - given["score_map"]).abs()
+        found["score_map"] = (1 - off).sum().item(), off.numel()
+    return found
+
+
+def _part(holds: Tensor, weights: Tensor) -> tuple[float, float]:
+    return weights[holds].sum().item(), weights.sum().item()

@@ -1,0 +1,101 @@
+"""ONNX files with weights of fewer bits."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .runtimes import INPUT
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+PREDICTORS = ("anchor_deltas", "bbox_pred", "cls_score", "ctrness", "objectness_logits", "predictor")
+"""Detectron2's names of the layers that predict: 256 steps are too few for what they give."""
+
+
+def stay_float32(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
+    return content
+
+
+def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
+    """Store weights as float16, which runtimes make float32 again as they load the file.
+
+    Raises:
+        ValueError: a weight is beyond float16.
+    """
+    import onnx  # an extra
+
+    model, largest = onnx.load_from_string(content), float(np.finfo(np.float16).max)
+    used, casts = {node.input[1] for node in _weighted(model)}, []
+    for tensor in model.graph.initializer:
+        if tensor.name not in used:
+            continue
+        weights, name = onnx.numpy_helper.to_array(tensor), tensor.name
+        if not np.abs(weights).max(initial=0) <= largest:
+            raise ValueError(
+                f"--precision float16 ends at {largest:.0f}, and {name} has {np.abs(weights).max():.4g}. "
+                "Take another --precision."
+            )
+        tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), f"{name}_float16"))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model.SerializeToString()
+
+
+def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
+    """Compute layers in 8 bits, but for the last ones, by ONNX Runtime's static quantisation.
+
+    Args:
+        pictures: as the file takes them; between the least and the greatest that layers give of these, there
+            are 256 steps.
+    """
+    import onnx  # extras
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    model = onnx.load_from_string(content)
+    layers = [node.name for node in _weighted(model) if not any(name in node.name for name in PREDICTORS)]
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it would advise a preparation that fuses what is fused already
+    try:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            quantize_static(
+                model, file, _Reader(pictures), nodes_to_quantize=layers, op_types_to_quantize=[*WEIGHTED],
+                per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+            quantized = onnx.load(file)
+    finally:
+        root.setLevel(level)
+    # Shapes that it infers let ONNX Runtime fuse reshapings that then fail at levels without candidates.
+    del quantized.graph.value_info[:]
+    return quantized.SerializeToString()
+
+
+PRECISIONS: dict[str, Callable[[bytes, Iterable[np.ndarray]], bytes]] = {
+    "float32": stay_float32,
+    "float16": store_float16,
+    "int8": quantize_int8,
+}
+"""From an ONNX file in float32, and pictures to calibrate with."""
+
+
+class _Reader:
+    """A ``CalibrationDataReader``, which is known by its method."""
+
+    def __init__(self, pictures: Iterable[np.ndarray]):
+        self.pictures = iter(pictures)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        picture = next(self.pictures, None)
+        return None if picture is None else {INPUT: picture}
+
+
+def _weighted(model: Any) -> list[Any]:
+    """The nodes of an ONNX model that have weights."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [x for x in model.graph.node if x.op_type in WEIGHTED and x.input[1] in weights]
