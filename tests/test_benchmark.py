@@ -1,5 +1,6 @@
 import json
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_O
 CPU = torch.device("cpu")
 
 
-def run_tool(monkeypatch, *args) -> None:
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *map(str, args), *map(str, SMALL)])
+def run_tool(monkeypatch, *args, small=SMALL) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *map(str, args), *map(str, small)])
     runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
 
 
@@ -246,3 +247,17 @@ def test_a_step_of_training_moves_the_weights_and_holds_the_optimisers_state():
     trained = sum(p.nbytes for p in contender.model.parameters() if p.requires_grad)
     assert not torch.equal(weight, before) and weight.grad is None
     assert contender.held_bytes() == pytest.approx(held + 2 * trained, rel=1e-3)  # AdamW's two moments
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime") or not find_spec("onnx"), reason="onnx is not installed")
+def test_exported_files_are_measured_beside_their_model(small_shapes, tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--only", "exported", "--config-file", "denseclip://Shapes/denseclip_retinanet_tiny.yaml",
+        "--repeats", 1, "--json", out, "DATASETS.TRAIN", f"('{small_shapes[1]}',)",
+        "DATASETS.TEST", f"('{small_shapes[2]}',)", small=[],
+    )  # fmt: skip
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {"eager", *(f"{x}, ONNX Runtime" for x in ("float32", "float16", "int8"))} <= set(rows)
+    assert all("bbox AP50 " in row["note"] and row["milliseconds"] > 0 for row in rows.values())
+    assert all(row["note"].endswith("MiB") for name, row in rows.items() if name != "eager")

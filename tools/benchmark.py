@@ -3,6 +3,7 @@
 
 tools/benchmark.py --json benchmark.json                            # all sections, on the GPU if there is one
 tools/benchmark.py --only text --classes 80 150 1203
+tools/benchmark.py --only exported --config-file denseclip://Shapes/denseclip_retinanet_tiny.yaml
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
 tools/benchmark.py --only training --classes 80 150 1203 --batch 1 2 4 --threads 2 1 --plot growth.png
 
@@ -11,9 +12,10 @@ and, where the config has it, with; inference and a step of training of DenseCLI
 plain CLIP and of Detectron2's own; DenseCLIP's inference as trained, by default and in bfloat16 (options);
 kernels and their definitions. When asked for: the training loader beside Detectron2's, on DATASETS.TRAIN
 (loader); how long the first batch is waited for, on a simulated dataset (start); how long a checkpoint is,
-beside Detectron2's (checkpoint). Contenders take turns and are compared within a round; medians over
---repeats rounds. Weights, images and objects are random. Of several --classes, --sizes, --batch and
---threads, detectors are measured at the first of all, and at the others of each alone.
+beside Detectron2's (checkpoint); exported files beside the model, on DATASETS.TEST, with what they take on
+disk and how well they do (exported). Contenders take turns and are compared within a round; medians over
+--repeats rounds. Weights, images and objects are random, but for those of "exported". Of several --classes,
+--sizes, --batch and --threads, detectors are measured at the first of all, and at the others of each alone.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
-ASKED_FOR = ("loader", "start", "checkpoint")  # these are of files
+ASKED_FOR = ("loader", "start", "checkpoint", "exported")  # these are of files
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 

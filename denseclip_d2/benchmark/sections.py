@@ -20,6 +20,7 @@ from ..visual import build_visual_encoder
 from .arithmetic import arithmetic
 from .data import loader, start
 from .detectors import Contender, class_names, contending_configs
+from .exported import exported
 from .measure import Row, bandwidth, compare
 from .saving import checkpoint
 from .settings import Settings, with_value
@@ -200,6 +201,7 @@ SECTIONS = {
     "loader": loader,
     "start": start,
     "checkpoint": checkpoint,
+    "exported": exported,
 }
 """By name; each is given :class:`Settings`."""
 GROWING = ("inference", "options", "training")
