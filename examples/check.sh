@@ -20,6 +20,25 @@ for system in retinanet mask_rcnn semantic_fpn; do
   "$folder/venv/bin/python" -I examples/detect.py "$folder/$system/model.onnx" \
     "$folder/shapes/val/000000000001.png" --threshold 0.3 --output "$folder/$system/seen.png"
 done
+echo "By OpenVINO:"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check openvino
+"$folder/venv/bin/python" -I examples/detect.py "$folder/mask_rcnn/model.onnx" --runtime openvino \
+  "$folder/shapes/val/000000000001.png" --threshold 0.3 --output "$folder/mask_rcnn/openvino.png"
+
+if command -v cmake > /dev/null && command -v c++ > /dev/null; then
+  found=$("$folder/venv/bin/python" -c "import openvino.utils as u; print(u.get_cmake_path())")
+  cmake -S examples/cpp -B "$folder/cpp" -DOpenVINO_DIR="$found" > "$folder/cmake.txt"
+  cmake --build "$folder/cpp" >> "$folder/cmake.txt"
+  "$folder/venv/bin/python" - "$folder/shapes/val/000000000001.png" "$folder/picture.ppm" <<'PYTHON'
+import sys
+from PIL import Image
+Image.open(sys.argv[1]).convert("RGB").save(sys.argv[2])
+PYTHON
+  echo "In C++:"
+  "$folder/cpp/detect" "$folder/mask_rcnn/model.onnx" "$folder/picture.ppm" 0.3
+else
+  echo "The C++ page is not tried: it takes cmake and a compiler."
+fi
 
 chromium=$(command -v chromium || command -v google-chrome || true)
 if [ -z "$chromium" ] || ! command -v npm > /dev/null; then
