@@ -50,7 +50,8 @@ def compare(
     *,
     held: Mapping[str, Callable[[], int]] | None = None,
     images: int = 0,
-    notes: Mapping[str, Callable[[float], str]] | None = None,
+    notes: Mapping[str, str] | None = None,
+    by_bandwidth: float = 0.0,
     launched: bool = True,
     before: Step = lambda: None,
     numbers: Mapping[str, int] | None = None,
@@ -63,7 +64,8 @@ def compare(
         held: tells the bytes that belong to a contender between its runs. Given, peak memory is measured too:
             those bytes and the most that one run allocates on top.
         images: that one run takes in.
-        notes: more to say of a contender, from its seconds.
+        notes: more to say of contenders.
+        by_bandwidth: the least seconds that memory's bandwidth allows, to be told beside the share reached.
         launched: False leaves out, on a GPU, the time that the host takes to launch what runs there.
         before: done before each run that is timed.
         numbers: of the rows.
@@ -76,7 +78,9 @@ def compare(
     first = next(iter(contenders))
     rows = []
     for name, times in seconds.items():
-        note = notes[name](median(times)) if notes and name in notes else ""
+        note = (notes or {}).get(name, "")
+        if by_bandwidth:
+            note += f"{1e3 * by_bandwidth:.3g} ms by bandwidth: {by_bandwidth / median(times):.0%}"
         ratios = [own / other for own, other in zip(times, seconds[first], strict=True)]
         row = Row(section, case, name, 1e3 * median(times), median(ratios), (min(ratios), max(ratios)),
                   memory[name] / 1e6 if memory else None, memory[name] / memory[first] if memory else None,

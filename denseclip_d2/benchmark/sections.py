@@ -155,10 +155,6 @@ def options(settings: Settings) -> Iterator[list[Row]]:
     return _detectors("options", settings, configs)
 
 
-def _share_of_bandwidth(least: float, seconds: float) -> str:
-    return f"{1e3 * least:.3g} ms by bandwidth: {least / seconds:.0%}"
-
-
 def kernels(settings: Settings) -> Iterator[list[Row]]:
     """Kernels against their definitions, and the least time that the memory's bandwidth allows."""
     device, speed = settings.device, bandwidth(settings.device)
@@ -186,7 +182,7 @@ def kernels(settings: Settings) -> Iterator[list[Row]]:
                 settings.repeats,
                 device,
                 held=dict.fromkeys(functions, lambda: 0),
-                notes=dict.fromkeys(functions, partial(_share_of_bandwidth, least / speed)),
+                by_bandwidth=least / speed,
                 launched=False,
             )
 
