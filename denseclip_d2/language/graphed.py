@@ -34,7 +34,8 @@ class GraphedTextEncoder:
 
         def capture() -> Callable[..., Any]:
             example = contexts.detach().clone().requires_grad_()
-            with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            device, full_precision = torch.cuda.device(contexts.device), torch.autocast("cuda", enabled=False)
+            with device, full_precision, torch.enable_grad():
                 return torch.cuda.make_graphed_callables(encode, (example,))
 
         made_from = [prompts, *encoder.parameters(), *encoder.buffers()]
