@@ -11,23 +11,26 @@ import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import paste_masks_in_image
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from test_export import tool_module
 from torch import nn
 
 from denseclip_d2 import Predictor, model_zoo
+from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes_worlds import SHAPES
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
+from denseclip_d2.export.decode_retinanet import decode
 from denseclip_d2.export.exporting import _shapes
 from denseclip_d2.export.precision import PREDICTORS, store_float16
 from denseclip_d2.export.refusals import exportable
 from denseclip_d2.export.resizing import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.verification import Verdict, _compared, verify
-from denseclip_d2.export.whole import WholeDenseDetector, paste
+from denseclip_d2.export.whole import RetinaNetHeads, WholeDenseDetector, paste
 
 needs_onnx = pytest.mark.skipif(
     not all(find_spec(name) for name in FORMATS["onnx"].packages),
@@ -194,10 +197,87 @@ def test_torch_export_takes_prepared_pictures(exported):
     assert not [name for name in model.state_dict() if "text_encoder" in name]
 
 
-@pytest.mark.parametrize(("system", "prepared"), [("retinanet", True), ("semantic_fpn", False)])
-def test_what_torch_export_does_not_follow_is_refused(tmp_path, system, prepared):
-    with pytest.raises(ValueError, match="torch_export is for segmentors with --prepared"):
-        export_model(zoo_config(system), tmp_path / "model.pt2", "torch_export", prepared=prepared)
+def assert_detections(given, expected):
+    """What ``decode`` gives, and Detectron2's outputs of the same pictures."""
+    found = [x["instances"] for x in expected]
+    assert all(len(x) > 0 for x in found)
+    assert given["pictures"].tolist() == [i for i, x in enumerate(found) for _ in range(len(x))]
+    found = Instances.cat([Instances((1, 1), **x.get_fields()) for x in found])
+    torch.testing.assert_close(given["boxes"], found.pred_boxes.tensor, rtol=0, atol=0.01)
+    torch.testing.assert_close(given["scores"], found.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(given["classes"], found.pred_classes, rtol=0, atol=0)
+
+
+def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
+    file, verdict = exported("retinanet", "torch_export", prepared=True, score_map=True)
+    assert len(set(verdict.sizes)) == 4
+    assert verdict.detections > 10
+    model = build_model_with_weights(zoo_config("retinanet")).eval()
+    images = [torch.from_numpy(x[:90, :150, ::-1].copy()).movedim(2, 0).float() for x in map(_shapes, (7, 8))]
+    with torch.no_grad():
+        expected = model([{"image": image} for image in images])
+        pictures = model.preprocess_image([{"image": image} for image in images]).tensor
+    assert pictures.shape == (2, 3, 96, 160)  # padded
+    torch.save(pictures, tmp_path / "pictures.pt")
+    code = (
+        "import sys, torch\n"
+        "sys.modules.update(denseclip_d2=None, detectron2=None)\n"  # neither can be imported
+        "file, folder = sys.argv[1:]\n"
+        "sys.path.append(file.rpartition('/')[0])\n"
+        "from decode import decode\n"
+        "about = {'decoding': ''}\n"
+        "model = torch.export.load(file, extra_files=about).module(check_guards=False)\n"
+        "with torch.no_grad():\n"
+        "    outputs = model(torch.load(folder + '/pictures.pt'))\n"
+        "torch.save(decode(outputs, about, (90, 150)), folder + '/found.pt')\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, file, tmp_path], check=True)
+    given = torch.load(tmp_path / "found.pt")
+    assert given["score_map"].shape[:2] == (2, len(SHAPES.class_names))
+    assert_detections(given, expected)
+
+
+@pytest.mark.parametrize("system", ["RetinaNet", "CLIPRetinaNet"])
+def test_boxes_are_clipped_when_the_system_clips_them(system):
+    """Before non-maximum suppression or after it: of untrained heads, many boxes lie outside the picture."""
+    opts = ["MODEL.META_ARCHITECTURE", system, "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
+    opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000"]
+    torch.manual_seed(0)
+    model = build_model(load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
+    model.test_score_thresh, model.test_topk_candidates, model.test_nms_thresh = 0.0, 300, 0.3
+    for layer in (model.head.cls_score, model.head.bbox_pred):
+        nn.init.normal_(layer.weight, std=0.1)
+    whole = RetinaNetHeads(model, shortest=0, longest=0, prepared=True)
+    pictures = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        given = decode(whole(pictures), whole.about(), (64, 96))
+        expected = model([{"image": x * model.pixel_std + model.pixel_mean} for x in pictures])
+    assert_detections(given, expected)
+    other = {
+        "decoding": json.dumps(
+            json.loads(whole.about()["decoding"]) | {"clipped_first": system == "RetinaNet"}
+        )
+    }
+    with torch.no_grad():
+        assert len(decode(whole(pictures), other, (64, 96))["scores"]) != len(given["scores"])
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (ZOO.format("mask_rcnn"), "a DenseCLIPMaskRCNN is none of RetinaNet, SemanticSegmentor"),
+        ("Shapes/systems/fcos.yaml", "a DenseCLIPFCOS is none of .* Take --format onnx or openvino or torch"),
+    ],
+)
+def test_what_torch_export_does_not_follow_is_refused(config, reason):
+    cfg = load_config(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
+    with pytest.raises(ValueError, match=f"cannot be exported by --format torch_export: {reason}"):
+        exportable(cfg, "torch_export")
+
+
+def test_torch_export_needs_prepared_pictures(tmp_path):
+    with pytest.raises(ValueError, match="torch_export needs --prepared: what resizing does depends on val"):
+        export_model(zoo_config("semantic_fpn"), tmp_path / "model.pt2", "torch_export")
 
 
 def test_masks_may_stay_squares(exported):
@@ -370,16 +450,18 @@ WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True"]
 def test_what_cannot_be_exported_says_so(config, opts, reason):
     cfg = load_config(f"configs/Shapes/denseclip_{config}_tiny.yaml", opts)
     with pytest.raises(ValueError, match=f"cannot be exported: .*{reason}"):
-        exportable(cfg)
+        exportable(cfg, "onnx")
 
 
 def test_the_tool_says_what_is_wrong_before_work(tmp_path):
     tool = tool_module("export_model")
-    (tmp_path / "model.ts").write_text("of an earlier export")
+    config = ["--config-file", f"denseclip://{ZOO.format('retinanet')}", "--output", str(tmp_path)]
+    for format, name in (("torchscript", "model.ts"), ("torch_export", "decode.py")):
+        (tmp_path / name).write_text("of an earlier export")
+        with pytest.raises(ValueError, match=f"{name} exists. Give --overwrite to replace it, or another --"):
+            tool.main(tool.parse_args([*config, "--format", format]))
+        assert (tmp_path / name).read_text() == "of an earlier export"
     args = ["--config-file", "no.yaml", "--format", "torchscript", "--output", str(tmp_path)]
-    with pytest.raises(ValueError, match="exists. Give --overwrite to replace it, or another --output"):
-        tool.main(tool.parse_args(args))
-    assert (tmp_path / "model.ts").read_text() == "of an earlier export"
     with pytest.raises(ValueError, match="leave --prepared out"):
         tool.main(tool.parse_args([*args, "--prepared", "--evaluate"]))
     with pytest.raises(ValueError, match="no.yaml"):

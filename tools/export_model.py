@@ -7,7 +7,8 @@ tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
 tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
 
-DIR gets model.onnx, model.ts or model.pt2. docs/export.md has their inputs, outputs and metadata.
+DIR gets model.onnx, model.ts or model.pt2, and beside a RetinaNet's model.pt2 decode.py. docs/export.md has
+their inputs, outputs and metadata.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.config import load_config
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.export import FORMATS, PRECISIONS, evaluate_file, export_model
+from denseclip_d2.export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -60,19 +61,20 @@ def main(args: argparse.Namespace) -> None:
     if args.evaluate and args.prepared:
         raise ValueError("--evaluate is of files that take pictures as they are: leave --prepared out.")
     check_writable(args.output, "--output")
-    file = Path(args.output) / FORMATS[args.format].file
-    if file.exists() and not args.overwrite:
-        raise ValueError(f"{file} exists. Give --overwrite to replace it, or another --output.")
     cfg = load_config(args.config_file, args.opts)
+    files = [Path(args.output) / name for name in files_of(cfg, args.format)]
+    for file in files:
+        if file.exists() and not args.overwrite:
+            raise ValueError(f"{file} exists. Give --overwrite to replace it, or another --output.")
     print(f"Exporting the model of {args.config_file} ...", flush=True)
     verdict = export_model(
-        cfg, file, args.format, prepared=args.prepared, score_map=args.score_map,
+        cfg, files[0], args.format, prepared=args.prepared, score_map=args.score_map,
         pasted=not args.mask_squares, images=args.images, precision=args.precision,
     )  # fmt: skip
     print(f"Verified {verdict}")
-    print(f"Wrote {file}: {file.stat().st_size / 2**20:.1f} MiB")
+    print(f"Wrote {' and '.join(map(str, files))}: {files[0].stat().st_size / 2**20:.1f} MiB")
     if args.evaluate:
-        for name, results in evaluate_file(cfg, file, args.format).items():
+        for name, results in evaluate_file(cfg, files[0], args.format).items():
             print(f"{name}:")
             print_csv_format(results)
 

@@ -25,7 +25,7 @@ from .formats import FORMATS
 from .precision import PRECISIONS
 from .refusals import exportable, is_guided
 from .verification import Verdict, verify
-from .whole import WholeModel
+from .whole import PAGE, WholeModel
 
 TRACED = (1.0, 1.25)
 """Height and width of the picture that is traced, in shortest sides at test time."""
@@ -53,7 +53,8 @@ def export_model(
     """Write a config's trained model as a file that needs neither this package nor Detectron2.
 
     Text is folded, so that no text encoder is in the file, and norms are fused into convolutions. The file is
-    there when its runtime has given what the model gives, and else not at all.
+    there when its runtime has given what the model gives, and else not at all. Where it holds a system up to
+    its heads, the page that decodes what they give is written beside it.
 
     Args:
         cfg: with MODEL.WEIGHTS, of the whole model.
@@ -67,8 +68,8 @@ def export_model(
         ValueError: a model that cannot be exported; the file differs from it.
         FileNotFoundError: see :class:`DenseCLIPCheckpointer`; no ``DATASETS.TRAIN`` for "int8".
     """
-    kind = exportable(cfg)
-    _check_options(cfg, kind, format, prepared=prepared, score_map=score_map, precision=precision)
+    kind = exportable(cfg, format)
+    _check_options(cfg, format, prepared=prepared, score_map=score_map, precision=precision)
     FORMATS[format].check_packages()
     exact = precision == "float32"
     if precision == "int8":
@@ -95,22 +96,33 @@ def export_model(
         written.write(content)
         written.flush()
         with FORMATS[format].runtime(Path(written.name)) as run:
-            return verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
+            verdict = verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
+        if PAGE in said:
+            with written_whole(file.with_name(PAGE), "w") as page:
+                page.write(said[PAGE])
+    return verdict
 
 
-def _check_options(
-    cfg: CfgNode, kind: type[WholeModel], format: str, *, prepared: bool, score_map: bool, precision: str
-) -> None:
+def files_of(cfg: CfgNode, format: str) -> list[str]:
+    """The names of the files that an export writes.
+
+    Raises:
+        ValueError: the model cannot be exported.
+    """
+    return [FORMATS[format].file, *([PAGE] if exportable(cfg, format).page else [])]
+
+
+def _check_options(cfg: CfgNode, format: str, *, prepared: bool, score_map: bool, precision: str) -> None:
     """
     Raises:
         ValueError: what is asked for is not in the model, or not in the format.
     """
     if score_map and not is_guided(cfg):
         raise ValueError("--score-map: this model is without language, and has no score map.")
-    if FORMATS[format].asks_nothing and not (kind.any_batch and prepared):
+    if FORMATS[format].asks_nothing and not prepared:
         raise ValueError(
-            f"--format {format} is for segmentors with --prepared: what resizing and detecting do depends on "
-            "values, which it does not follow. Take another --format."
+            f"--format {format} needs --prepared: what resizing does depends on values, which it does not "
+            "follow. Give it, or take another --format."
         )
     if precision != "float32" and not FORMATS[format].any_precision:
         able = " or ".join(name for name, x in FORMATS.items() if x.any_precision)
@@ -153,6 +165,7 @@ def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
         "longest_side": str(cfg.INPUT.MAX_SIZE_TEST),
         "prepared": json.dumps(whole.prepared),
         "score_map_stride": str(guided.score_map_stride if guided else 0),
+        **whole.about(),
     }
 
 

@@ -3,8 +3,9 @@
 import io
 import json
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import torch
 from detectron2.export import TracingAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from .runtimes import INPUT, Run, fresh_process, onnx_runtime, openvino_runtime
-from .whole import AXES, WholeModel
+from .whole import ASKING_NOTHING, AXES, WHOLE, WholeModel
 
 OPSET = 17  # ROIAlign as Detectron2 has it needs 16
 MOST = 1024  # pictures, and strides along a side, for which torch.export sees that memory can be counted
@@ -32,8 +33,8 @@ class Format:
         content: of the file: from a model, an example of its input, and what to say of it. ``outputs`` (JSON)
             is added to that: their names in their order.
         runtime: what the file is for.
-        asks_nothing: whether models are followed without their values, as segmentors alone can be, and sides
-            are multiples of the backbone's stride.
+        asks_nothing: whether models are followed without their values, which must be given prepared pictures,
+            whose sides are multiples of the backbone's stride.
         any_precision: whether weights may be stored in fewer bits.
     """
 
@@ -43,6 +44,11 @@ class Format:
     runtime: Callable[[Path], AbstractContextManager[Run]]
     asks_nothing: bool = False
     any_precision: bool = False
+
+    @property
+    def systems(self) -> Mapping[type[nn.Module], type[WholeModel]]:
+        """What is exported of which of Detectron2's systems."""
+        return ASKING_NOTHING if self.asks_nothing else WHOLE
 
     def check_packages(self) -> None:
         """
@@ -87,9 +93,11 @@ def _torch_export(whole: WholeModel, example: Tensor, about: dict[str, str]) -> 
     stride = whole.model.backbone.size_divisibility
     pictures, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("pictures", "rows", "columns"))
     sizes = {0: pictures, 2: stride * rows, 3: stride * columns}
-    two = example.expand(2, -1, -1, -1)  # one would be taken for a constant
+    # Lengths of 1, of a batch or of a level's sides, would be taken for constants.
+    side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
+    traced = example.new_zeros(2, 3, 2 * side, 3 * side)
     with _quiet(), torch.no_grad():
-        program = torch.export.export(whole, (two,), dynamic_shapes=(sizes,))
+        program = torch.export.export(whole, (traced,), dynamic_shapes=(sizes,))
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={**about, "outputs": json.dumps(names)})
     return content.getvalue()

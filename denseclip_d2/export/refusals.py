@@ -1,13 +1,16 @@
 """What cannot be exported, said before any work."""
 
+from collections.abc import Iterable
+
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from .formats import FORMATS
 from .whole import WHOLE, WholeModel
 
 
-def exportable(cfg: CfgNode) -> type[WholeModel]:
-    """What a config's model is exported as.
+def exportable(cfg: CfgNode, format: str) -> type[WholeModel]:
+    """What a config's model is exported as, in one of ``FORMATS``.
 
     Raises:
         ValueError: it cannot be exported; why, in one line.
@@ -15,18 +18,29 @@ def exportable(cfg: CfgNode) -> type[WholeModel]:
     if reasons := _reasons(cfg):
         raise ValueError(f"This model cannot be exported: {reasons[0]}.")
     system = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    for base, whole in WHOLE.items():
+    if not issubclass(system, tuple(WHOLE)):
+        raise ValueError(
+            f"This model cannot be exported: a {system.__name__} is none of {_names(WHOLE)}, whose outputs "
+            "are known."
+        )
+    systems = FORMATS[format].systems
+    for base, whole in systems.items():
         if issubclass(system, base):
             return whole
     raise ValueError(
-        f"This model cannot be exported: a {system.__name__} is none of "
-        f"{', '.join(base.__name__ for base in WHOLE)}, whose outputs are known."
+        f"This model cannot be exported by --format {format}: a {system.__name__} is none of "
+        f"{_names(systems)}, and what others do depends on values, which it does not follow. Take "
+        f"--format {' or '.join(name for name, x in FORMATS.items() if not x.asks_nothing)}."
     )
 
 
 def is_guided(cfg: CfgNode) -> bool:
     """Whether the model is guided by language, as its backbone's name tells."""
     return cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip")
+
+
+def _names(systems: Iterable[type]) -> str:
+    return ", ".join(base.__name__ for base in systems)
 
 
 def _reasons(cfg: CfgNode) -> list[str]:

@@ -118,7 +118,11 @@ def _eager(whole: WholeModel, picture: np.ndarray) -> dict[str, Tensor]:
 
 def _of_one(given: Outputs, number: int) -> dict[str, Tensor]:
     """What a file gives of one picture of a batch."""
-    return {name: torch.from_numpy(x[number] if name in BATCHED else x) for name, x in given.items()}
+    found = {name: torch.from_numpy(x[number] if name in BATCHED else x) for name, x in given.items()}
+    if "pictures" in found:
+        own = found.pop("pictures") == number
+        found |= {name: found[name][own] for name in DETECTIONS if name in found}
+    return found
 
 
 def _pasted(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

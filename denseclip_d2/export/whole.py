@@ -1,11 +1,13 @@
 """A system as one function of tensors: pictures in, what it found in them out."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
+from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..meta_arch.pixel_text import captured_features
+from ..meta_arch.retinanet import CLIPRetinaNet
 from .resizing import Side, fitted_size, resize
 
 AXES: dict[str, dict[int, str]] = {
@@ -24,6 +27,8 @@ AXES: dict[str, dict[int, str]] = {
     "scores": {0: "detections"},
 }
 """The outputs there are, each with those of its axes whose length is not fixed."""
+PAGE = "decode.py"
+"""The name of :attr:`WholeModel.page` beside a file, and in its metadata."""
 
 
 class WholeModel(nn.Module):
@@ -35,6 +40,8 @@ class WholeModel(nn.Module):
     model: Any
     any_batch = False
     """Whether any number of pictures may go in at once; else it is one."""
+    page: Path | None = None
+    """Plain torch that makes detections of the outputs; None where they need no decoding."""
 
     def __init__(
         self,
@@ -68,7 +75,8 @@ class WholeModel(nn.Module):
                 (N, 3, H, W) float32.
         Returns: of detectors ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,), ``classes`` (n,)
             int64 and, if there are masks, ``masks`` (n, H, W) bool, or (n, M, M) float32 probabilities; of
-            segmentors ``labels`` (N, H, W) int64; ``score_map`` (N, K, h, w) cosines.
+            segmentors ``labels`` (N, H, W) int64; ``score_map`` (N, K, h, w) cosines. Of heads, what
+            :attr:`page` takes.
         """
         with captured_features(self.model.backbone) as features:
             if self.prepared:  # Detectron2's models normalise by themselves
@@ -85,6 +93,10 @@ class WholeModel(nn.Module):
             height, width: of the pictures.
         """
         raise NotImplementedError
+
+    def about(self) -> dict[str, str]:
+        """What a file says of its outputs, beside their names."""
+        return {}
 
     def resized(self, pictures: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 pictures, (N, 3, h, w) as the model takes them, not normalised."""
@@ -156,13 +168,54 @@ class WholeSegmentor(WholeModel):
         return {"labels": _labels(logits, (rows, columns), height, width)}
 
 
-WHOLE = {
+class RetinaNetHeads(WholeModel):
+    """RetinaNet up to what its heads give, whose sizes depend on the picture's alone."""
+
+    any_batch = True
+    page = Path(__file__).with_name("decode_retinanet.py")
+
+    def found(self, pixels: Tensor, height: Side, width: Side) -> dict[str, Tensor]:
+        pyramid = self.model.backbone(self._normalized(pixels))
+        features = [pyramid[name] for name in self.model.head_in_features]
+        logits, deltas = self.model._transpose_dense_predictions(
+            self.model.head(features), [self.model.num_classes, 4]
+        )
+        anchors = [boxes.tensor for boxes in self.model.anchor_generator(features)]
+        levels = [torch.full(x.shape[:1], i) for i, x in enumerate(anchors)]
+        return {
+            "logits": torch.cat(logits, dim=1),
+            "deltas": torch.cat(deltas, dim=1),
+            "anchors": torch.cat(anchors),
+            "levels": torch.cat(levels),
+        }
+
+    def about(self) -> dict[str, str]:
+        """``decode.py``, the page, and ``decoding`` (JSON), its numbers."""
+        decoding = {
+            "lowest_score": self.model.test_score_thresh,
+            "candidates": self.model.test_topk_candidates,
+            "box_weights": self.model.box2box_transform.weights,
+            "largest_scaling": self.model.box2box_transform.scale_clamp,
+            "clipped_first": isinstance(self.model, CLIPRetinaNet),
+            "overlap": self.model.test_nms_thresh,
+            "detections": self.model.max_detections_per_image,
+        }
+        return {PAGE: self.page.read_text(), "decoding": json.dumps(decoding)}
+
+
+WHOLE: dict[type[nn.Module], type[WholeModel]] = {
     DenseDetector: WholeDenseDetector,
     PanopticFPN: WholePanopticFPN,  # a GeneralizedRCNN too
     GeneralizedRCNN: WholeRCNN,
     SemanticSegmentor: WholeSegmentor,
 }
 """What is exported of which of Detectron2's systems; the first that fits."""
+
+ASKING_NOTHING: dict[type[nn.Module], type[WholeModel]] = {
+    RetinaNet: RetinaNetHeads,
+    SemanticSegmentor: WholeSegmentor,
+}
+"""The same where values are not followed: what can be said of prepared pictures without them."""
 
 
 def paste(squares: Tensor, boxes: Tensor, height: Side, width: Side) -> Tensor:

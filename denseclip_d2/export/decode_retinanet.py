@@ -1,0 +1,82 @@
+"""Detections of what a RetinaNet's heads give: plain torch, for files of ``--format torch_export``.
+
+    import torch
+    from decode import decode
+
+    about = {"decoding": ""}  # which is filled
+    model = torch.export.load("model.pt2", extra_files=about).module(check_guards=False)
+    with torch.no_grad():
+        found = decode(model(pictures), about, pictures.shape[2:])
+
+It does what Detectron2 does: takes the best candidates of every level of the pyramid, suppresses by class
+what overlaps a better one, and takes the best of the rest.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+HEADS = ("logits", "deltas", "anchors", "levels")
+
+
+def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequence[int]) -> dict[str, Tensor]:
+    """
+    Args:
+        outputs: of N pictures and R anchors ``logits`` (N, R, K), ``deltas`` (N, R, 4), ``anchors`` (R, 4)
+            x1, y1, x2, y2 in pixels, and ``levels`` (R,) int64, ascending: which level each anchor is of.
+        about: the file's metadata, of which it reads ``decoding`` (JSON).
+        size: height and width of the pictures, without what they may have been padded with at their lower
+            and right sides.
+    Returns: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,) and ``classes`` (n,) int64, those of
+        each picture by falling score; ``pictures`` (n,) int64, the number of the picture that each is in; and
+        what else ``outputs`` has.
+    """
+    by = json.loads(about["decoding"])
+    logits, deltas, anchors, levels = (outputs[name] for name in HEADS)
+    found = [_of_picture(*own, anchors, levels, size, by) for own in zip(logits, deltas, strict=True)]
+    boxes, scores, classes = (torch.cat(x) for x in zip(*found, strict=True))
+    pictures = torch.cat([torch.full_like(own, i) for i, (_, _, own) in enumerate(found)])
+    rest = {name: x for name, x in outputs.items() if name not in HEADS}
+    return {"boxes": boxes, "scores": scores, "classes": classes, "pictures": pictures, **rest}
+
+
+def _of_picture(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, levels: Tensor, size: Sequence[int], by: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and classes of one picture."""
+    lengths = levels.bincount().tolist()
+    levelled = zip(logits.split(lengths), deltas.split(lengths), anchors.split(lengths), strict=True)
+    candidates = [_candidates(*level, by) for level in levelled]
+    boxes, scores, classes = (torch.cat(x) for x in zip(*candidates, strict=True))
+    if by["clipped_first"]:
+        boxes = clip_boxes_to_image(boxes, size)
+    kept = batched_nms(boxes, scores, classes, by["overlap"])[: by["detections"]]
+    boxes = clip_boxes_to_image(boxes[kept], size)
+    filled = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return boxes[filled], scores[kept][filled], classes[kept][filled]
+
+
+def _candidates(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, by: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and classes of one level's best."""
+    scores = logits.sigmoid()
+    rows, classes = (scores > by["lowest_score"]).nonzero(as_tuple=True)
+    scores = scores[rows, classes]
+    scores, best = scores.topk(min(len(scores), by["candidates"]))
+    rows, classes = rows[best], classes[best]
+    return _moved(anchors[rows], deltas[rows], by), scores, classes
+
+
+def _moved(anchors: Tensor, deltas: Tensor, by: dict[str, Any]) -> Tensor:
+    """The boxes that deltas make of anchors, both (n, 4)."""
+    sides = anchors[:, 2:] - anchors[:, :2]
+    centres = anchors[:, :2] + 0.5 * sides
+    deltas = deltas / deltas.new_tensor(by["box_weights"])
+    centres = deltas[:, :2] * sides + centres
+    sides = deltas[:, 2:].clamp(max=by["largest_scaling"]).exp() * sides
+    return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides], dim=1)
