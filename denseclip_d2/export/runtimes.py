@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,45 +44,38 @@ def onnx_runtime(path: Path) -> Iterator[Run]:
 
 @contextmanager
 def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
-    """An ONNX file in OpenVINO, on the processor.
+    """An ONNX file in OpenVINO, on the processor, in a process of its own: beside torch it crashes later.
 
     Args:
         hinted: to compute in float32; left to itself, OpenVINO does so in bfloat16 where the processor can.
     """
-    import openvino  # an extra
+    with _process("OpenVINO", "openvino_process.py", path, *(["f32"] if hinted else [])) as answer:
 
-    try:
-        core = openvino.Core()
-        read = core.read_model(path.read_bytes())
-        names = json.loads(read.get_rt_info(["framework", "outputs"]).value)
-        model = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} if hinted else {})
-    except RuntimeError as error:
-        raise ValueError(f"OpenVINO cannot read the file: {error}") from error
+        def run(pictures: np.ndarray) -> Outputs:
+            found = answer(pictures)
+            if "scores" in found:  # where nothing is detected, R-CNNs give one of score 0, of no class
+                real = found["scores"] > 0
+                found |= {name: found[name][real] for name in DETECTIONS if name in found}
+            return found
 
-    def run(pictures: np.ndarray) -> Outputs:
-        try:
-            given = model({INPUT: pictures})
-        except RuntimeError as error:
-            raise ValueError(f"OpenVINO failed at pictures of {pictures.shape}: {error}") from error
-        found = {name: np.array(given[name]) for name in names}
-        if "scores" in found:  # where nothing is detected, R-CNNs give one of score 0, of no class
-            real = found["scores"] > 0
-            found |= {name: found[name][real] for name in DETECTIONS if name in found}
-        return found
-
-    yield run
+        yield run
 
 
-@contextmanager
-def fresh_process(kind: str, path: Path) -> Iterator[Run]:
+def fresh_process(kind: str, path: Path) -> AbstractContextManager[Run]:
     """A file in a process of its own, which has torch and torchvision alone.
 
     Args:
         kind: "torchscript" or "torch_export".
     """
-    script = Path(__file__).with_name("fresh_process.py")
+    return _process(kind, "fresh_process.py", kind, path)
+
+
+@contextmanager
+def _process(name: str, script: str, *arguments: str | Path) -> Iterator[Run]:
+    """What one of the scripts beside this file answers, by name."""
     # -P: what stands beside the script is not to be found by its imports.
-    command = [sys.executable, "-P", "-W", "ignore", str(script), kind, str(path)]
+    command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name(script))]
+    command += map(str, arguments)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
         stdin, stdout = process.stdin, process.stdout
@@ -93,6 +86,6 @@ def fresh_process(kind: str, path: Path) -> Iterator[Run]:
                 stdin.flush()
                 return pickle.load(stdout)
             except (EOFError, BrokenPipeError):
-                raise ValueError(f"{kind} failed at pictures of shape {pictures.shape}; see above.") from None
+                raise ValueError(f"{name} failed at pictures of shape {pictures.shape}; see above.") from None
 
         yield run
