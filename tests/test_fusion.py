@@ -98,7 +98,7 @@ def test_bfloat16_is_a_key(name, image):
     """Its outputs are others, by about as much as its numbers are coarse."""
     coarse, exact = (outputs_of(name, image, PRECISION=p)[1] for p in ("bfloat16", "float32"))
     with pytest.raises(AssertionError):
-        assert_outputs_are_near(coarse, exact, boxes=0.001, scores=1e-5)
+        assert_outputs_are_near(coarse, exact, boxes=1e-5, scores=1e-6)
     assert_outputs_are_near(coarse, exact, boxes=3, scores=0.1)
 
 
