@@ -1,41 +1,89 @@
-"""Run as a script, by a Python with torch and torchvision: answers pictures with what a file gives of them.
+"""Run as a script: answers pictures with what a file gives of them, in a process that has its runtime alone.
 
-Its arguments are "torchscript" or "torch_export", and the file. Pickled arrays come in by stdin, arrays by
-name go out by stdout, decoded by the page that the file may hold. Nothing of this project is imported, for
-the file is to do without it.
+Its arguments are a key of ``KINDS``, the file, and what else the kind takes. Pickled arrays come in by stdin,
+arrays by name go out by stdout. Nothing of this project is imported, for files are to do without it.
 """
 
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-import torchvision  # noqa: F401  (for its operations)
+Answer = Callable[[Any], dict[str, Any]]
+"""Pictures to arrays by name."""
 
 
-def main(kind: str, path: str) -> None:
+def torchscript(path: str) -> Answer:
+    import torch
+    import torchvision  # noqa: F401  (for its operations)
+
     about = {"outputs": ""}
-    if kind == "torchscript":
-        model = torch.jit.load(path, _extra_files=about)
-    else:
-        with Path(path).open("rb") as file:  # a path would have to end in .pt2
-            # Its guards ask for levels of more than one cell, for no more than a layout in memory.
-            model = torch.export.load(file, extra_files=about).module(check_guards=False)
+    model = torch.jit.load(path, _extra_files=about)
     names = json.loads(about["outputs"])
-    page = {"decode": lambda outputs, about, size: outputs}
+
+    @torch.no_grad()
+    def answer(pictures: Any) -> dict[str, Any]:
+        outputs = model(torch.from_numpy(pictures))  # a tuple, unless there is one
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {name: x.numpy() for name, x in zip(names, outputs, strict=True)}
+
+    return answer
+
+
+def torch_export(path: str) -> Answer:
+    """What the file gives is decoded by the page that it may hold."""
+    import torch
+    import torchvision  # noqa: F401  (for its operations)
+
+    about = {"outputs": ""}
+    with Path(path).open("rb") as file:  # a path would have to end in .pt2
+        # Its guards ask for levels of more than one cell, for no more than a layout in memory.
+        model = torch.export.load(file, extra_files=about).module(check_guards=False)
+    page: dict[str, Any] = {"decode": lambda outputs, about, size: outputs}
     exec(about.get("decode.py", ""), page)
+
+    @torch.no_grad()
+    def answer(pictures: Any) -> dict[str, Any]:
+        outputs = page["decode"](model(torch.from_numpy(pictures)), about, pictures.shape[2:])
+        return {name: x.numpy() for name, x in outputs.items()}
+
+    return answer
+
+
+def openvino(path: str, precision: str = "") -> Answer:
+    """An ONNX file, in the precision to compute in, or OpenVINO's own choice."""
+    import numpy as np
+    import openvino as runtime  # an extra
+
+    core = runtime.Core()
+    read = core.read_model(Path(path).read_bytes())
+    names = json.loads(read.get_rt_info(["framework", "outputs"]).value)
+    model = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": precision} if precision else {})
+
+    def answer(pictures: Any) -> dict[str, Any]:
+        given = model({"pictures": pictures})
+        return {name: np.array(given[name]) for name in names}
+
+    return answer
+
+
+KINDS: dict[str, Callable[..., Answer]] = {
+    "torchscript": torchscript,
+    "torch_export": torch_export,
+    "openvino": openvino,
+}
+
+
+def main(kind: str, *arguments: str) -> None:
+    answer = KINDS[kind](*arguments)
     while True:
         try:
             pictures = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        with torch.no_grad():
-            outputs = model(torch.from_numpy(pictures))
-        if kind == "torchscript":  # its files give tuples
-            outputs = dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-        outputs = page["decode"](outputs, about, pictures.shape[2:])
-        pickle.dump({name: x.numpy() for name, x in outputs.items()}, sys.stdout.buffer)
+        pickle.dump(answer(pictures), sys.stdout.buffer)
         sys.stdout.buffer.flush()
 
 

@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
     Args:
         hinted: to compute in float32; left to itself, OpenVINO does so in bfloat16 where the processor can.
     """
-    with _process("OpenVINO", "openvino_process.py", path, *(["f32"] if hinted else [])) as answer:
+    with fresh_process("openvino", path, *(["f32"] if hinted else [])) as answer:
 
         def run(pictures: np.ndarray) -> Outputs:
             found = answer(pictures)
@@ -61,21 +61,16 @@ def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
         yield run
 
 
-def fresh_process(kind: str, path: Path) -> AbstractContextManager[Run]:
-    """A file in a process of its own, which has torch and torchvision alone.
+@contextmanager
+def fresh_process(kind: str, path: Path, *more: str) -> Iterator[Run]:
+    """A file in a process of its own, which has what it needs alone.
 
     Args:
-        kind: "torchscript" or "torch_export".
+        kind, more: of ``KINDS`` in ``fresh_process.py``, and what it takes beside the file.
     """
-    return _process(kind, "fresh_process.py", kind, path)
-
-
-@contextmanager
-def _process(name: str, script: str, *arguments: str | Path) -> Iterator[Run]:
-    """What one of the scripts beside this file answers, by name."""
+    script = Path(__file__).with_name("fresh_process.py")
     # -P: what stands beside the script is not to be found by its imports.
-    command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name(script))]
-    command += map(str, arguments)
+    command = [sys.executable, "-P", "-W", "ignore", str(script), kind, str(path), *more]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
         stdin, stdout = process.stdin, process.stdout
@@ -86,6 +81,6 @@ def _process(name: str, script: str, *arguments: str | Path) -> Iterator[Run]:
                 stdin.flush()
                 return pickle.load(stdout)
             except (EOFError, BrokenPipeError):
-                raise ValueError(f"{name} failed at pictures of shape {pictures.shape}; see above.") from None
+                raise ValueError(f"{kind} failed at pictures of shape {pictures.shape}; see above.") from None
 
         yield run
