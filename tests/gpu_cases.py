@@ -16,6 +16,7 @@ from denseclip_d2.benchmark.detectors import Contender, contending_configs
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data import shapes
+from denseclip_d2.data.pictures import as_bgr
 from denseclip_d2.data.shapes_scene import draw_scene
 from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.precision import PRECISIONS
@@ -32,7 +33,7 @@ def full_precision(monkeypatch):
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_sees_on_a_gpu_what_it_sees_on_a_cpu(name):
     cfg = model_zoo.get_config(name, trained=True)
-    image = np.asarray(draw_scene(np.random.default_rng(3), 128, 160, max_objects=4)[1])[:, :, ::-1].copy()
+    image = as_bgr(draw_scene(np.random.default_rng(3), 128, 160, max_objects=4)[1])
     seen = {}
     for device in ("cpu", "cuda"):
         cfg.defrost()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 
+from ..data.pictures import ordered
 from ..engine import Predictor, Trainer
 from ..export import FORMATS, PRECISIONS, export_model
 from ..export.evaluation import evaluate_run, picture_as_input
@@ -64,8 +65,7 @@ def _runtimes(precision: str) -> dict[str, Callable]:
 
 
 def _eager(predictor: Predictor, pictures: np.ndarray) -> object:
-    picture = pictures[0]
-    return predictor(picture[:, :, ::-1] if predictor.input_format == "RGB" else picture)  # it takes BGR
+    return predictor(ordered(pictures[0], predictor.input_format))  # it takes BGR: turned round again
 
 
 def _all(run: Callable[[np.ndarray], object], pictures: list[np.ndarray]) -> None:

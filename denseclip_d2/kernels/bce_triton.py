@@ -4,7 +4,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks_triton import (
-    block_grid,
     corner_gradients,
     corners_of_block,
     enlarged,
@@ -95,12 +94,11 @@ def pixel_text_bce_triton(
     scores = with_classes_together(scores)
     # Where each image's shapes begin; never known to the host, which does not wait for it.
     first = torch.searchsorted(image, torch.arange(batch + 1, device=image.device), out_int32=True)
-    images, rows, columns = block_grid(scores)
+    corners = corner_gradients(scores)
     classes = min(BLOCK_CLASSES, triton.next_power_of_2(num_classes))
-    grid = (images * rows * columns, triton.cdiv(num_classes, classes))
+    grid = (corners.shape[:3].numel(), triton.cdiv(num_classes, classes))
     sums = torch.zeros(grid, device=scores.device)
     counts = torch.empty(grid[0], dtype=torch.int32, device=scores.device)
-    corners = corner_gradients(scores)
     masks = shapes.dim() == 3
     with torch.cuda.device_of(scores):
         _bce_in_block[grid](

@@ -11,19 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 
-def block_grid(cells: Tensor) -> tuple[int, int, int]:
-    """Images, rows and columns of blocks of a map, (B, K, h, w)."""
-    return len(cells), cells.shape[2] + 1, cells.shape[3] + 1
-
-
 def with_classes_together(cells: Tensor) -> Tensor:
     """The same map, each cell's classes side by side in memory, as programs read them."""
     return cells.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def corner_gradients(cells: Tensor) -> Tensor:
-    """Zeros for what blocks have for their four cells: (B, h + 1, w + 1, 4, K) float32."""
-    return torch.zeros(*block_grid(cells), 4, cells.shape[1], device=cells.device)
+    """Zeros for what blocks of (B, K, h, w) have for their four cells: (B, h + 1, w + 1, 4, K) float32."""
+    batch, num_classes, height, width = cells.shape
+    return torch.zeros(batch, height + 1, width + 1, 4, num_classes, device=cells.device)
 
 
 def gradient_of_cells(corners: Tensor) -> Tensor:

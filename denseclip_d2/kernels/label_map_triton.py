@@ -4,7 +4,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .blocks_triton import (
-    block_grid,
     corner_gradients,
     corners_of_block,
     enlarged,
@@ -64,10 +63,9 @@ def label_map_cross_entropy_triton(
     _, num_classes, height, width = logits.shape
     factor = labels.shape[1] // height
     logits = with_classes_together(logits)
-    images, rows, columns = block_grid(logits)
     pixels = triton.next_power_of_2(factor**2)
-    sums = torch.zeros(images * rows * columns, device=logits.device)
     corners = corner_gradients(logits)
+    sums = torch.zeros(corners.shape[:3].numel(), device=logits.device)
     with torch.cuda.device_of(logits):
         _cross_entropy_in_block[sums.shape](
             logits,
