@@ -1,5 +1,6 @@
 import json
 import runpy
+from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from detectron2.modeling.meta_arch import RetinaNet
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from denseclip_d2.analysis import analyze
 from denseclip_d2.benchmark import Row, growth
@@ -19,6 +22,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.kernels import KERNELS
 from denseclip_d2.language.prompts import check_class_names
 from denseclip_d2.meta_arch import CLIPRetinaNet, DenseCLIPMaskRCNN, DenseCLIPRetinaNet
+from denseclip_d2.visual.clip_resnet import CLIPResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 RETINANET, MASK_RCNN = (
@@ -124,6 +128,21 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
         "--classes", 5, "--sizes", "64x96", "--repeats", 1, "--json", out,
     )  # fmt: skip
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
+
+
+def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
+    """By a backend that compiles nothing, and takes no time."""
+    counter = CompileCounter()
+    monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend=counter))
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--only", "compiled", "--config-file", RETINANET, "--classes", 5, "--sizes", "64x96",
+        "--repeats", 1, "--batch", 2, "--json", out,
+    )  # fmt: skip
+    rows = [(row["section"], row["name"]) for row in json.loads(out.read_text())["rows"]]
+    directions = ("compiled, inference", "compiled, training")
+    assert rows == [(section, name) for section in directions for name in ("eager", "compiled")]
+    assert counter.frame_count == 2
 
 
 def test_data_and_checkpoints_are_measured_beside_detectron2s(small_shapes, tmp_path, monkeypatch):

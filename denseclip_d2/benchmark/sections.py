@@ -89,14 +89,14 @@ def _bytes_of(module: nn.Module) -> int:
 
 
 def _detectors(
-    section: str, settings: Settings, configs: Callable[[int], dict[str, CfgNode]]
+    section: str, settings: Settings, configs: Callable[[int], dict[str, CfgNode]], *, training: bool = False
 ) -> Iterator[list[Row]]:
     """Detectors against one another, of the configs that there are for a number of classes."""
     for case in settings.growth():
         own = configs(case.classes)
         with _threads(case.threads):
             contenders = {
-                name: Contender(cfg, case.batch, case.size, case.classes, training=section == "training")
+                name: Contender(cfg, case.batch, case.size, case.classes, training=training)
                 for name, cfg in own.items()
             }
             rows = compare(
@@ -137,7 +137,7 @@ def inference(settings: Settings) -> Iterator[list[Row]]:
 
 def training(settings: Settings) -> Iterator[list[Row]]:
     """A whole step of training, optimiser included."""
-    return _detectors("training", settings, partial(_chosen, settings))
+    return _detectors("training", settings, partial(_chosen, settings), training=True)
 
 
 def options(settings: Settings) -> Iterator[list[Row]]:
@@ -153,6 +153,18 @@ def options(settings: Settings) -> Iterator[list[Row]]:
         }
 
     return _detectors("options", settings, configs)
+
+
+def compiled(settings: Settings) -> Iterator[list[Row]]:
+    """DenseCLIP's inference and step of training without ``MODEL.COMPILE`` and with."""
+
+    def configs(num_classes: int) -> dict[str, CfgNode]:
+        cfg = contending_configs(settings.cfg, num_classes)["DenseCLIP"]
+        return {name: with_value(cfg, "MODEL.COMPILE", name == "compiled") for name in ("eager", "compiled")}
+
+    for direction in ("inference", "training"):
+        training = direction == "training"
+        yield from _detectors(f"compiled, {direction}", settings, configs, training=training)
 
 
 def kernels(settings: Settings) -> Iterator[list[Row]]:
@@ -194,11 +206,12 @@ SECTIONS = {
     "inference": inference,
     "options": options,
     "training": training,
+    "compiled": compiled,
     "loader": loader,
     "start": start,
     "checkpoint": checkpoint,
     "exported": exported,
 }
 """By name; each is given :class:`Settings`."""
-GROWING = ("inference", "options", "training")
+GROWING = ("inference", "options", "training", "compiled")
 """Of them, those that are measured along every axis of :class:`.settings.Case`."""
