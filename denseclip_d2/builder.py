@@ -118,6 +118,8 @@ def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:
             "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
             "torch.compile decides by itself what to compute again. Set one of them to False."
         )
+    # Code for gradients of any size takes the compiler more than ten minutes on CPUs, by torch 2.14.
+    dynamic = False if torch.device(cfg.MODEL.DEVICE).type == "cpu" else None
     for module in model.modules():
         if isinstance(module, VisualEncoder):
-            module.compile()  # in place: weights keep their names
+            module.compile(dynamic=dynamic)  # in place: weights keep their names

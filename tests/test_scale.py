@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -229,7 +230,7 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
 
 
 def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(monkeypatch):
-    """By a backend that compiles nothing, and takes no time; the second size is compiled for any size."""
+    """By a backend that compiles nothing, and takes no time; on CPUs each size is compiled for itself."""
     counter = CompileCounter()
     monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend=counter))
     opts = ["MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES, "MODEL.DEVICE", "cpu"]
@@ -238,10 +239,31 @@ def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(mo
     compiled.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
         # Large enough for one kind of convolution: on CPUs PyTorch has another for the smallest.
-        for size in ((256, 320), (320, 256), (384, 320)):
+        for size in ((256, 320), (320, 256), (384, 320), (256, 320)):
             images = torch.rand(2, 3, *size)
             assert_close(compiled.backbone(images), model.backbone(images))
-    assert counter.frame_count == 2
+    assert counter.frame_count == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+def test_what_pytorchs_compiler_makes_has_the_same_numbers_and_gradients():
+    """In float64, where rounding hides nothing."""
+    opts = ["MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES, "MODEL.DEVICE", "cpu"]
+    models = [Trainer.build_model(load_config(CONFIG, [*opts, "MODEL.COMPILE", on])) for on in (False, True)]
+    eager, compiled = (next(m for m in model.modules() if isinstance(m, CLIPResNet)) for model in models)
+    for vector in (parameter for parameter in eager.parameters() if parameter.dim() == 1):
+        nn.init.uniform_(vector, 0.5, 1.5)  # norms begin with zeros, which let no gradient through
+    compiled.load_state_dict(eager.state_dict(), strict=True)
+    images = torch.rand(2, 3, 128, 160, dtype=torch.float64)
+    found = []
+    for encoder in (eager, compiled):
+        outputs = encoder.double()(images)
+        sum(output.square().sum() for output in outputs.values()).backward()
+        found.append((outputs, {name: parameter.grad for name, parameter in encoder.named_parameters()}))
+    (expected, gradients), actual = found
+    assert all(gradient.any() for gradient in gradients.values())
+    assert_close(actual, (expected, gradients), rtol=1e-7, atol=1e-9)
 
 
 def test_compiling_and_checkpointing_are_refused_together():

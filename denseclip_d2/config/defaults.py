@@ -129,8 +129,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Keep weights and maps of convolutions channels-last in memory: the same numbers, faster. Models with
     # timm's FastViT stay as they are on CPUs, where torch would write beyond its memory.
     cfg.MODEL.CHANNELS_LAST = True
-    # Compile the visual encoder by torch.compile when it first runs, and again at the second image size it
-    # meets, for any size: a minute or so each time.
+    # Compile the visual encoder by torch.compile when it first runs, a minute or so. On GPUs again at the
+    # second image size it meets, for any size; on CPUs at each of the first eight, others being run as ever.
     cfg.MODEL.COMPILE = False
     # On CPUs under glibc: keep memory that was given back, in place of asking the system again for each map.
     # A tenth of the time less, a quarter of the process's memory more. Programs heed it (tools/), no library.
