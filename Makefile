@@ -88,8 +88,9 @@ web: $(INSTALLED)
 examples: $(INSTALLED)
 	examples/check.sh $(BIN)/python output/examples
 
+# A process for each core, up to four, each with one thread and one file of tests at a time.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10 --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
