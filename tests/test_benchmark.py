@@ -1,5 +1,6 @@
 import json
 import runpy
+import sys
 from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,13 +10,17 @@ import torch
 from detectron2.modeling.meta_arch import RetinaNet
 from matplotlib.figure import Figure
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from denseclip_d2.analysis import analyze
-from denseclip_d2.benchmark import Row, growth
+from denseclip_d2.benchmark import Row, figures, growth
 from denseclip_d2.benchmark.arithmetic import arithmetic
+from denseclip_d2.benchmark.data import simulate
 from denseclip_d2.benchmark.detectors import Contender, class_names, contending_configs, random_input
+from denseclip_d2.benchmark.importing import IMPORTS
 from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
 from denseclip_d2.benchmark.settings import Case
 from denseclip_d2.config import load_config
@@ -156,6 +161,37 @@ def test_data_and_checkpoints_are_measured_beside_detectron2s(small_shapes, tmp_
     both = ["Detectron2", "this project"]
     assert [row["name"] for row in rows] == [*both, *both, "DATASETS.CHECK_IMAGES False", *both]
     assert rows[2]["case"] == "20 images" and all(row["milliseconds"] > 0 for row in rows)
+
+
+def test_imports_and_cocos_figures_are_measured(tmp_path, monkeypatch):
+    pytest.importorskip("faster_coco_eval")
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--config-file", RETINANET, "--only", "imports", "figures", "--images", 20,
+        "--classes", 5, "--repeats", 1, "--json", out,
+    )  # fmt: skip
+    rows = json.loads(out.read_text())["rows"]
+    names = [("imports", name) for name in IMPORTS]
+    names += [
+        (f"figures, {kind}", name)
+        for kind in ("bbox", "segm")
+        for name in ("pycocotools", "faster-coco-eval")
+    ]
+    assert [(row["section"], row["name"]) for row in rows] == names
+    assert rows[-1]["case"] == "20 images, K = 5, 320 detections"
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_simulated_detections_are_neither_perfect_nor_hopeless(tmp_path, kind):
+    truth = COCO(str(simulate(tmp_path, 20, 5)))
+    ap, ap50, *_ = figures.evaluate(COCOeval, truth, truth.loadRes(figures.simulate_detections(truth)), kind)
+    assert 0.1 < ap < ap50 < 0.9
+
+
+def test_cocos_figures_need_both_implementations(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core.faster_eval_api", None)
+    with pytest.raises(SystemExit, match="pip install faster-coco-eval"):
+        run_tool(monkeypatch, "--config-file", RETINANET, "--only", "figures", "--repeats", 1)
 
 
 def test_a_vit_is_measured_with_its_windows_and_without(tmp_path, monkeypatch):

@@ -12,11 +12,13 @@ and, where the config has it, with; inference and a step of training of DenseCLI
 plain CLIP and of Detectron2's own; DenseCLIP's inference as trained, by default and in bfloat16 (options);
 kernels and their definitions. When asked for: DenseCLIP's inference and step of training with MODEL.COMPILE,
 which takes minutes to begin (compiled); the training loader beside Detectron2's, on DATASETS.TRAIN (loader);
-how long the first batch is waited for, on a simulated dataset (start); how long a checkpoint is, beside
-Detectron2's (checkpoint); exported files beside the model, on DATASETS.TEST, with what they take on disk and
-how well they do (exported). Contenders take turns and are compared within a round; medians over --repeats
-rounds. Weights, images and objects are random, but for those of "exported". Of several --classes, --sizes,
---batch and --threads, detectors are measured at the first of all, and at the others of each alone.
+how long the first batch is waited for, on a simulated dataset (start); what a command imports before it
+begins (imports); how long a checkpoint is, beside Detectron2's (checkpoint); COCO's figures of simulated
+detections, by pycocotools and by faster-coco-eval (figures); exported files beside the model, on
+DATASETS.TEST, with what they take on disk and how well they do (exported). Contenders take turns and are
+compared within a round; medians over --repeats rounds. Weights, images and objects are random, but for those
+of "exported". Of several --classes, --sizes, --batch and --threads, detectors are measured at the first of
+all, and at the others of each alone.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
-ASKED_FOR = ("compiled", "loader", "start", "checkpoint", "exported")
+ASKED_FOR = ("compiled", "loader", "start", "imports", "checkpoint", "figures", "exported")
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 

@@ -68,14 +68,20 @@ def simulate(folder: Path, num_images: int, num_classes: int) -> Path:
     for i in range(1, num_images + 1):
         (folder / f"{i:012}.jpg").hardlink_to(image)
         images.append({"id": i, "file_name": f"{i:012}.jpg", "width": SIZE[0], "height": SIZE[1]})
-        boxes = rng.integers(10, 200, size=(OBJECTS, 4)).tolist()
-        outlines = rng.integers(10, 400, size=(OBJECTS, 40)).tolist()
+        boxes = rng.integers(10, 200, size=(OBJECTS, 4))
         annotations += [
             {"id": next(numbers), "image_id": i, "category_id": 1 + k % num_classes, "iscrowd": 0,
-             "bbox": box, "area": box[2] * box[3], "segmentation": [outline]}
-            for k, (box, outline) in enumerate(zip(boxes, outlines, strict=True))
+             "bbox": box.tolist(), "area": int(box[2] * box[3]), "segmentation": [outline(box)]}
+            for k, box in enumerate(boxes)
         ]  # fmt: skip
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names(num_classes), start=1)]
     file = folder / "simulated.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return file
+
+
+def outline(box: np.ndarray) -> list[float]:
+    """A polygon of 20 corners, x and y in turn, on the ellipse in a box: left, top, width, height."""
+    angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    corners = box[:2] + box[2:] * (1 + np.stack([np.cos(angles), np.sin(angles)], axis=1)) / 2
+    return corners.ravel().round(1).tolist()

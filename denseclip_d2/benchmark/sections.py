@@ -21,6 +21,8 @@ from .arithmetic import arithmetic
 from .data import loader, start
 from .detectors import Contender, class_names, contending_configs
 from .exported import exported
+from .figures import figures
+from .importing import imports
 from .measure import Row, bandwidth, compare
 from .saving import checkpoint
 from .settings import Settings, with_value
@@ -209,7 +211,9 @@ SECTIONS = {
     "compiled": compiled,
     "loader": loader,
     "start": start,
+    "imports": imports,
     "checkpoint": checkpoint,
+    "figures": figures,
     "exported": exported,
 }
 """By name; each is given :class:`Settings`."""
