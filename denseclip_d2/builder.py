@@ -28,7 +28,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Returns: the model in training mode, with random weights.
     Raises:
-        ValueError: a config value that cannot be; ``MODEL.COMPILE`` together with checkpointed activations.
+        ValueError: a config value that cannot be; ``MODEL.COMPILE`` together with checkpointed activations,
+            or on a CPU without a C++ compiler.
     """
     check_config(cfg)
     if lost := lost_sync_bn(cfg):
@@ -118,8 +119,23 @@ def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:
             "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
             "torch.compile decides by itself what to compute again. Set one of them to False."
         )
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    if on_cpu:
+        _check_compiler()
     # Code for gradients of any size takes the compiler more than ten minutes on CPUs, by torch 2.14.
-    dynamic = False if torch.device(cfg.MODEL.DEVICE).type == "cpu" else None
+    dynamic = False if on_cpu else None
     for module in model.modules():
         if isinstance(module, VisualEncoder):
             module.compile(dynamic=dynamic)  # in place: weights keep their names
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which nothing else needs
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.COMPILE needs a C++ compiler on a CPU: {error}. Install g++, name another in the "
+            "environment's CXX, or set MODEL.COMPILE to False."
+        ) from None

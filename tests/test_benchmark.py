@@ -1,5 +1,6 @@
 import json
 import runpy
+import shutil
 import sys
 from functools import partialmethod
 from importlib.util import find_spec
@@ -135,6 +136,7 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
 def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
     """By a backend that compiles nothing, and takes no time."""
     counter = CompileCounter()

@@ -21,6 +21,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch._inductor import config as inductor
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
@@ -229,6 +230,12 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
     assert two == one
 
 
+needs_a_compiler = pytest.mark.skipif(
+    not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs"
+)
+
+
+@needs_a_compiler
 def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(monkeypatch):
     """By a backend that compiles nothing, and takes no time; on CPUs each size is compiled for itself."""
     counter = CompileCounter()
@@ -246,7 +253,7 @@ def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(mo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+@needs_a_compiler
 def test_what_pytorchs_compiler_makes_has_the_same_numbers_and_gradients():
     """In float64, where rounding hides nothing."""
     opts = ["MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES, "MODEL.DEVICE", "cpu"]
@@ -264,6 +271,13 @@ def test_what_pytorchs_compiler_makes_has_the_same_numbers_and_gradients():
     (expected, gradients), actual = found
     assert all(gradient.any() for gradient in gradients.values())
     assert_close(actual, (expected, gradients), rtol=1e-7, atol=1e-9)
+
+
+def test_compiling_without_a_compiler_is_refused_before_training(tmp_path):
+    opts = ["MODEL.COMPILE", True, "MODEL.DEVICE", "cpu", "MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES]
+    nowhere = inductor.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)})
+    with nowhere, pytest.raises(ValueError, match=r"needs a C\+\+ compiler on a CPU: .*no-compiler"):
+        Trainer.build_model(load_config(CONFIG, opts))
 
 
 def test_compiling_and_checkpointing_are_refused_together():
