@@ -119,11 +119,10 @@ def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:
             "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
             "torch.compile decides by itself what to compute again. Set one of them to False."
         )
-    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
-    if on_cpu:
+    dynamic = None
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
         _check_compiler()
-    # Code for gradients of any size takes the compiler more than ten minutes on CPUs, by torch 2.14.
-    dynamic = False if on_cpu else None
+        dynamic = False  # code for gradients of any size takes torch 2.14 more than ten minutes here
     for module in model.modules():
         if isinstance(module, VisualEncoder):
             module.compile(dynamic=dynamic)  # in place: weights keep their names

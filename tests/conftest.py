@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,9 @@ if "DENSECLIP_TESTS_SEE_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+needs_a_compiler = pytest.mark.skipif(
+    not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs"
+)
 
 
 class Record:

@@ -1,6 +1,5 @@
 import json
 import runpy
-import shutil
 import sys
 from functools import partialmethod
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_a_compiler
 from detectron2.modeling.meta_arch import RetinaNet
 from matplotlib.figure import Figure
 from PIL import Image
@@ -136,7 +136,7 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+@needs_a_compiler
 def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
     """By a backend that compiles nothing, and takes no time."""
     counter = CompileCounter()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_a_compiler
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -228,11 +228,6 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
     two, one = detections
     assert one
     assert two == one
-
-
-needs_a_compiler = pytest.mark.skipif(
-    not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs"
-)
 
 
 @needs_a_compiler

@@ -71,8 +71,8 @@ def simulate(folder: Path, num_images: int, num_classes: int) -> Path:
         boxes = rng.integers(10, 200, size=(OBJECTS, 4))
         annotations += [
             {"id": next(numbers), "image_id": i, "category_id": 1 + k % num_classes, "iscrowd": 0,
-             "bbox": box.tolist(), "area": int(box[2] * box[3]), "segmentation": [outline(box)]}
-            for k, box in enumerate(boxes)
+             "bbox": box, "area": box[2] * box[3], "segmentation": [outline]}
+            for k, (box, outline) in enumerate(zip(boxes.tolist(), outlines(boxes), strict=True))
         ]  # fmt: skip
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names(num_classes), start=1)]
     file = folder / "simulated.json"
@@ -80,8 +80,9 @@ def simulate(folder: Path, num_images: int, num_classes: int) -> Path:
     return file
 
 
-def outline(box: np.ndarray) -> list[float]:
-    """A polygon of 20 corners, x and y in turn, on the ellipse in a box: left, top, width, height."""
+def outlines(boxes: np.ndarray) -> list[list[float]]:
+    """Polygons of 20 corners, x and y in turn, on the ellipses in boxes (N, 4): left, top, width, height."""
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-    corners = box[:2] + box[2:] * (1 + np.stack([np.cos(angles), np.sin(angles)], axis=1)) / 2
-    return corners.ravel().round(1).tolist()
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    corners = boxes[:, None, :2] + boxes[:, None, 2:] * (1 + circle) / 2  # (N, 20, 2)
+    return corners.reshape(len(boxes), -1).round(1).tolist()

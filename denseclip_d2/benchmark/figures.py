@@ -13,7 +13,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .data import SIZE, outline, simulate
+from .data import SIZE, outlines, simulate
 from .measure import Row, compare
 from .settings import Settings
 
@@ -58,15 +58,12 @@ def evaluate(implementation: type[COCOeval], truth: COCO, detections: COCO, kind
 def simulate_detections(truth: COCO) -> list[dict]:
     """Some of each object, a little beside it, three of four under its name."""
     rng, categories = np.random.default_rng(0), truth.getCatIds()
-    detections = []
-    for annotation in [*truth.anns.values()] * DETECTIONS:
-        box = np.array(annotation["bbox"]) + rng.integers(0, 9, size=4)
-        right = rng.random() < 0.75
-        detections.append({
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"] if right else int(rng.choice(categories)),
-            "bbox": box.tolist(),
-            "segmentation": mask.merge(mask.frPyObjects([outline(box)], *SIZE[::-1])),
-            "score": rng.random(),
-        })  # fmt: skip
-    return detections
+    objects = [*truth.anns.values()] * DETECTIONS
+    boxes = np.array([annotation["bbox"] for annotation in objects])
+    boxes += rng.integers(0, 9, size=boxes.shape)
+    masks = mask.frPyObjects(outlines(boxes), *SIZE[::-1])
+    return [
+        {"image_id": annotation["image_id"], "bbox": box, "segmentation": run_lengths, "score": rng.random(),
+         "category_id": annotation["category_id"] if rng.random() < 0.75 else int(rng.choice(categories))}
+        for annotation, box, run_lengths in zip(objects, boxes.tolist(), masks, strict=True)
+    ]  # fmt: skip

@@ -164,8 +164,7 @@ def compiled(settings: Settings) -> Iterator[list[Row]]:
         cfg = contending_configs(settings.cfg, num_classes)["DenseCLIP"]
         return {name: with_value(cfg, "MODEL.COMPILE", name == "compiled") for name in ("eager", "compiled")}
 
-    for direction in ("inference", "training"):
-        training = direction == "training"
+    for direction, training in (("inference", False), ("training", True)):
         yield from _detectors(f"compiled, {direction}", settings, configs, training=training)
 
 
