@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import BinaryIO
 
 from detectron2.config import CfgNode
@@ -244,6 +245,15 @@ def _image_fault(record: dict) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the width and height of an image as it is read.
+
+    Raises:
+        ValueError: the image is missing or broken.
+    """
+    return _size_and_mode(str(path))[0]
 
 
 def _size_and_mode(path: str) -> tuple[tuple[int, int], str]:

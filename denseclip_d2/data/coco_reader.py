@@ -1,0 +1,290 @@
+"""Read COCO files as labeling tools write them, and normalize what would be read wrongly later."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from .changes import Changes
+from .coco_annotation import AnnotationNormalizer
+from .coco_masks import encode
+from .coco_source import CONVERT, CocoSource
+from .image_finder import ImageFinder
+
+LISTED = 3
+"""Items that an error names of many."""
+
+Id = int | str
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A data set in COCO's format, normalized.
+
+    The ids of images and categories are the file's own, and of one type: what is written out has them.
+
+    Attributes:
+        source: where the data are from.
+        images, annotations, categories: as COCO has them. Images and categories are in the order of their
+            ids where these are numbers, else in the file's. ``bbox``, ``area``, ``iscrowd`` and the ids are
+            always there, and ``segmentation`` where there is a valid mask.
+        paths: of each image's file, by image id.
+        changes: what is not as in the file.
+        mask_faults: the objects without a valid mask, crowds apart, and why.
+    """
+
+    source: CocoSource
+    images: list[dict]
+    annotations: list[dict]
+    categories: list[dict]
+    paths: dict[Id, Path]
+    changes: Changes = field(default_factory=Changes)
+    mask_faults: list[str] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(category["name"] for category in self.categories)
+
+    @property
+    def class_of(self) -> dict[Id, int]:
+        """The index of each class, by category id."""
+        return {category["id"]: i for i, category in enumerate(self.categories)}
+
+    def content(self) -> dict:
+        """Return the data set as a COCO file has it."""
+        return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+
+    def key_of(self, image: dict) -> str:
+        """Return the path of an image, from the folder of images where the image is below it."""
+        path = self.paths[image["id"]]
+        root = self.source.image_root
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    def records(self) -> list[dict]:
+        """Return the images in Detectron2's format, as its ``load_coco_json`` does."""
+        class_of = self.class_of
+        by_image: dict[Id, list[dict]] = {image["id"]: [] for image in self.images}
+        for annotation in self.annotations:
+            instance = {
+                "iscrowd": annotation["iscrowd"],
+                "bbox": annotation["bbox"],
+                "category_id": class_of[annotation["category_id"]],
+                "bbox_mode": BoxMode.XYWH_ABS,
+            }
+            mask = annotation.get("segmentation")
+            image = annotation["image_id"]
+            if mask:
+                is_runs = isinstance(mask, dict) and isinstance(mask["counts"], list)
+                instance["segmentation"] = encode(mask, *mask["size"]) if is_runs else mask
+            by_image[image].append(instance)
+        return [
+            {
+                "file_name": str(self.paths[image["id"]]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "annotations": by_image[image["id"]],
+            }
+            for image in self.images
+        ]
+
+
+def normalize(source: CocoSource, size_of: Callable[[Path], tuple[int, int]]) -> CocoDataset:
+    """Normalize a data set in COCO's format.
+
+    Args:
+        source: the content, as it was read, and where it is from.
+        size_of: the width and height of an image file, for images without.
+
+    Raises:
+        ValueError: the content is not in COCO's format, or ambiguous, or empty. The message names the file,
+            the item and the remedy.
+    """
+    return _Normalizer(source, size_of).run()
+
+
+class _Normalizer:
+    def __init__(self, source: CocoSource, size_of: Callable[[Path], tuple[int, int]]):
+        self.source, self.size_of = source, size_of
+        self.changes = Changes()
+        self._normalize = AnnotationNormalizer(self.changes)
+        self.paths: dict[Id, Path] = {}
+
+    def run(self) -> CocoDataset:
+        given = self._lists()
+        categories = self._with_ids(given["categories"], "category")
+        self._check_names(categories)
+        images = self._with_ids(given["images"], "image")
+        self._find_images(images)
+        for image in images:
+            self._set_size(image)
+        self._image_of = {image["id"]: image for image in images}
+        self._category_of = {category["id"]: category for category in categories}
+        lists = {"image_id": self._image_of, "category_id": self._category_of}
+        self._keys = {key: {*map(_key, items)} for key, items in lists.items()}
+        annotations = [a for a in map(self._annotation, given["annotations"]) if a]
+        self._check_fractions(annotations, images)
+        self._renumber(annotations)
+        faults = self._normalize.mask_faults
+        return CocoDataset(self.source, images, annotations, categories, self.paths, self.changes, faults)
+
+    def fail(self, fault: str) -> ValueError:
+        return ValueError(f"{self.source.description}: {fault}")
+
+    def _lists(self) -> dict[str, list[dict]]:
+        content, lists = self.source.content, {}
+        if not isinstance(content, dict):
+            raise self._no_coco(f"it holds a {type(content).__name__}")
+        for key in ("images", "annotations", "categories"):
+            items = content.get(key)
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                raise self._no_coco(f"its {key!r} are no list of objects" if items else f"it has no {key!r}")
+            if not items:
+                raise self.fail(f"it has no {key}: there is nothing to learn. {CONVERT}")
+            lists[key] = [dict(item) for item in items]
+        return lists
+
+    def _no_coco(self, fault: str) -> ValueError:
+        return ValueError(
+            f"{self.source.description} is not in COCO's format, an object with the lists images, "
+            f"annotations and categories: {fault}. {CONVERT}"
+        )
+
+    def _with_ids(self, items: list[dict], kind: str) -> list[dict]:
+        """Check the ids of images or categories, and return these in the order of their ids."""
+        seen: dict[str, dict] = {}
+        for item in items:
+            key = _key(item.get("id"))
+            if not key:
+                raise self.fail(
+                    f"{kind} {_label(item)} has the id {item.get('id')!r}; a number or a word is needed."
+                )
+            if key in seen:
+                raise self.fail(
+                    f"{kind} id {item['id']} is there twice, for {_label(seen[key])} and {_label(item)}: "
+                    f"their annotations cannot be told apart. Give each {kind} an id of its own; to "
+                    "join two exports, use a tool that renumbers."
+                )
+            seen[key] = item
+            if isinstance(item["id"], float):
+                self.changes.add(f"{kind} id was a fraction", _label(item))
+                item["id"] = int(item["id"])
+        types = {type(item["id"]) for item in items}
+        if len(types) > 1:
+            raise self.fail(f"some {kind} ids are numbers and some are words. Write all in one way.")
+        if types == {int}:
+            return sorted(items, key=lambda item: item["id"])
+        if all(item["id"].strip().isdecimal() for item in items):
+            return sorted(items, key=lambda item: int(item["id"]))
+        return items
+
+    def _check_names(self, categories: list[dict]) -> None:
+        for category in categories:
+            if not isinstance(category.get("name"), str):
+                has = f"the name {category['name']!r}" if "name" in category else "no name"
+                raise self.fail(
+                    f"category {category['id']} has {has}. The model reads the names of the categories: give "
+                    'each a word, such as "person".'
+                )
+
+    def _find_images(self, images: list[dict]) -> None:
+        finder = ImageFinder(self.source.image_root)
+        owner: dict[Path, Id] = {}
+        for image in images:
+            name = image.get("file_name")
+            if not (isinstance(name, str) and name):
+                raise self.fail(f"image {image['id']} has the file_name {name!r}; a path is needed.")
+            try:
+                path = finder.find(name)
+            except ValueError as error:
+                raise self.fail(str(error)) from error
+            if path in owner:
+                raise self.fail(
+                    f"images {owner[path]} and {image['id']} are both the file {path}. Make them one image "
+                    "with the annotations of both, and one id."
+                )
+            owner[path] = image["id"]
+            self.paths[image["id"]] = path
+            if path != self.source.image_root / name:
+                self.changes.add("file_name led elsewhere: found by its end", f"{name} is {path}")
+
+    def _set_size(self, image: dict) -> None:
+        try:
+            sides = [int(float(image[side])) for side in ("width", "height")]
+        except (KeyError, TypeError, ValueError):
+            sides = [0, 0]
+        if min(sides) <= 0:
+            sides = [*self.size_of(self.paths[image["id"]])]
+            self.changes.add("width or height was missing: read from the image", _label(image))
+        elif any(type(image[side]) is not int for side in ("width", "height")):
+            self.changes.add("width or height was no whole number", _label(image))
+        image["width"], image["height"] = sides
+
+    def _annotation(self, annotation: dict) -> dict | None:
+        """Return the annotation, normalized in place; None where it is left out."""
+        image_id = self._matched(annotation, "image_id", self._image_of)
+        if image_id is None:
+            self.changes.add("image_id is no image's: annotation left out", _label(annotation))
+            return None
+        image = self._image_of[image_id]
+        where = f"annotation {annotation.get('id')} (image {image['file_name']})"
+        category_id = self._matched(annotation, "category_id", self._category_of)
+        if category_id is None:
+            raise self.fail(
+                f"{where} has the category_id {annotation.get('category_id')!r}, which no category has. "
+                "Add the category, or take the annotation out."
+            )
+        annotation["image_id"], annotation["category_id"] = image_id, category_id
+        try:
+            return annotation if self._normalize(annotation, image, where) else None
+        except ValueError as error:
+            raise self.fail(str(error)) from error
+
+    def _matched(self, annotation: dict, key: str, items: dict[Id, dict]) -> Id | None:
+        """Return the id of the image or category that an annotation refers to; None if there is none."""
+        id_ = annotation.get(key)
+        if isinstance(id_, int | float | str) and id_ in items:
+            return items[id_]["id"]  # type: ignore[index]
+        if _key(id_) in self._keys[key]:
+            raise self.fail(
+                f"annotation {annotation.get('id')} has the {key} {id_!r}, and the list has that id as "
+                f"{'a number' if isinstance(id_, str) else 'a string'}. Write both in one way."
+            )
+        return None
+
+    def _check_fractions(self, annotations: list[dict], images: list[dict]) -> None:
+        """Refuse boxes in fractions of the image: their origin, corner or center, is not known."""
+        boxes = [a["bbox"] for a in annotations]
+        if boxes and all(max(box) <= 1 for box in boxes) and any(max(box[2:]) > 0 for box in boxes):
+            if max(min(image["width"], image["height"]) for image in images) <= 1:
+                return
+            raise self.fail(
+                f"all {len(boxes)} boxes are between 0 and 1, such as {boxes[0]}: COCO's are in pixels. "
+                "Multiply x and width by the image's width, y and height by its height."
+            )
+
+    def _renumber(self, annotations: list[dict]) -> None:
+        """Give annotations ids that evaluators take: pycocotools takes an object with the id 0 for none."""
+        ids = [annotation.get("id") for annotation in annotations]
+        if all(type(id_) is int and 0 < id_ < 2**53 for id_ in ids) and len({*ids}) == len(ids):
+            return
+        for i, annotation in enumerate(annotations, 1):
+            annotation["id"] = i
+        self.changes.add(
+            "annotation ids were no distinct numbers from 1: renumbered", f"id {ids[0]!r}", len(ids)
+        )
+
+
+def _key(id_: Any) -> str:
+    """Return an id as a string, the same for 3, "3" and 3.0; empty for what is no id."""
+    if isinstance(id_, float) and id_.is_integer():
+        id_ = int(id_)
+    if isinstance(id_, bool) or not isinstance(id_, int | str):
+        return ""
+    return str(id_).strip()
+
+
+def _label(item: dict) -> str:
+    return str(item.get("file_name") or item.get("name") or f"annotation {item.get('id')}")

@@ -1,0 +1,37 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONVERT = "docs/own_data.md says what files and folders can be read."
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """Annotations in COCO's format, as a tool wrote them or a reader converted them.
+
+    Attributes:
+        content: the lists ``images``, ``annotations`` and ``categories``.
+        image_root: an absolute folder, which the images' file names begin from.
+        description: names the file or folder in messages.
+    """
+
+    content: Any
+    image_root: Path
+    description: str
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 or UTF-32.
+
+    Raises:
+        ValueError: the file is no JSON, or in another encoding.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not encoded in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not in COCO's format, and no JSON: {error}. {CONVERT}") from error
