@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from .semantic import read_labels
+from .unused import unused_reason
 
 AREAS = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 """COCO's kinds of objects, and the area in pixels that each is below."""
@@ -169,6 +170,7 @@ def _odd_boxes(
     records: Iterable[dict], class_names: Sequence[str], scale_of: Callable[[int, int], float]
 ) -> list[Oddity]:
     outside, twice, tiny = [], [], []
+    unused: defaultdict[str, list[str]] = defaultdict(list)
     for record in records:
         height, width = record["height"], record["width"]
         seen: Counter[tuple] = Counter()
@@ -179,9 +181,12 @@ def _odd_boxes(
                 outside.append(where)
             if min(x2 - x1, y2 - y1) * scale_of(height, width) < TINY:
                 tiny.append(where)
+            if reason := unused_reason(annotation, record):
+                unused[reason].append(where)
             seen[annotation["category_id"], *box] += 1
         twice += [f"{class_names[key[0]]} in {record['file_name']}" for key, n in seen.items() if n > 1]
     return [
+        *(Oddity(f"{reason} are left out of training", tuple(where)) for reason, where in unused.items()),
         Oddity("boxes reach beyond their image", tuple(outside)),
         Oddity("boxes are there twice, of one class", tuple(twice)),
         Oddity(f"objects are narrower than {TINY} pixels as the model gets them", tuple(tiny)),

@@ -1,6 +1,7 @@
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 
 from detectron2.data import build_detection_train_loader
 from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList, ToIterableDataset
@@ -34,6 +35,7 @@ class TrainLoader:
         total_batch_size: int,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
+        unused: Mapping[str, int] = MappingProxyType({}),
     ):
         """
         All processes must call this together.
@@ -41,9 +43,11 @@ class TrainLoader:
         Args:
             dataset, mapper, ...: as of Detectron2's ``build_detection_train_loader``, whose ``from_config``
                 makes them; ``mapper`` may not return None. Images of unknown sizes are not grouped.
+            unused: how many objects the mapper drops, by reason, to be told.
         """
         self.total_batch_size = total_batch_size
         self.batch_size = total_batch_size // comm.get_world_size()
+        self.unused = unused
         self.images = 0  # yielded so far, by all processes together
         self._sizes = [(record.get("width"), record.get("height")) for record in dataset]
         # Detectron2's datasets for semantic segmentation do not know their images' sizes.

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..builder import lost_sync_bn, with_fitting_norms
+from ..data.unused import in_words
 
 # Keys that change no number of a training's result but by rounding.
 _NEUTRAL = (
@@ -20,20 +21,20 @@ _NEUTRAL = (
 
 
 def summarize_run(
-    cfg: CfgNode, recipe: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, num_images: int
+    cfg: CfgNode, recipe: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any
 ) -> str:
     """What is about to be trained, as tables to read before it takes days.
 
     Args:
         cfg: as it will be trained, scaled to the number of processes.
         recipe: what departures are named from, such as the config file without the command line.
-        num_images: of the training set.
+        loader: of the training images.
     """
     departures = departures_from(recipe, cfg) or ["none"]
     return "\n".join(
         [
             "This run:",
-            indent(tabulate(_facts(cfg, recipe, num_images), tablefmt="plain"), "  "),
+            indent(tabulate(_facts(cfg, recipe, loader), tablefmt="plain"), "  "),
             "Departures from the config file:",
             *(f"  {line}" for line in departures),
             "Learning rates, weight decays and what they are for:",
@@ -49,7 +50,9 @@ def count_images(loader: Any) -> int:
     return len(loader)
 
 
-def _facts(cfg: CfgNode, recipe: CfgNode, num_images: int) -> list[tuple[str, str]]:
+def _facts(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str]]:
+    num_images = count_images(loader)
+    unused = getattr(loader, "unused", {})
     solver, world_size = cfg.SOLVER, comm.get_world_size()
     scaled = ""
     if recipe.SOLVER.REFERENCE_WORLD_SIZE not in (0, world_size):
@@ -62,6 +65,7 @@ def _facts(cfg: CfgNode, recipe: CfgNode, num_images: int) -> list[tuple[str, st
         ("batch", f"{solver.IMS_PER_BATCH} images, {solver.IMS_PER_BATCH // world_size} a process"),
         ("learning rate", f"{solver.BASE_LR:g}{scaled}"),
         ("iterations", f"{solver.MAX_ITER}: {epochs:.1f} epochs of {num_images} images"),
+        *([("objects left out", in_words(unused))] if unused else []),
         *_schedule(cfg),
         ("precision", f"{solver.AMP.PRECISION}, mixed" if solver.AMP.ENABLED else "float32"),
         ("visual norm", norm),

@@ -24,6 +24,7 @@ from ..data.mapper import build_mapper
 from ..data.semantic import read_labels
 from ..data.tasks import is_panoptic, is_semantic, labels_pixels
 from ..data.train_loader import TrainLoader
+from ..data.unused import check_learnable
 from ..language.prompting import FOLDED_CANNOT_TRAIN
 from .coco import COCOEvaluator
 from .hooks import check_survival, with_survival
@@ -32,7 +33,7 @@ from .lvis import LVISEvaluator
 from .optimizer import build_optimizer
 from .precision import check_precision
 from .scale import check_processes, fitting_trainer_parts
-from .summary import count_images, summarize_run
+from .summary import summarize_run
 from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,7 @@ class Trainer(DefaultTrainer):
         with fitting_trainer_parts(cfg):
             super().__init__(cfg)
         check_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        num_images = count_images(self.data_loader)
-        logger.info(summarize_run(self.cfg, recipe or cfg, self.model, self.optimizer, num_images))
+        logger.info(summarize_run(self.cfg, recipe or cfg, self.model, self.optimizer, self.data_loader))
 
     @staticmethod
     def check_test_sets(cfg: CfgNode) -> None:
@@ -137,9 +137,9 @@ class Trainer(DefaultTrainer):
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             check_images=cfg.DATASETS.CHECK_IMAGES and comm.is_main_process(),
         )
-        return TrainLoader(
-            **build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg), dataset=dataset)
-        )
+        unused = check_learnable(cfg.DATASETS.TRAIN, dataset)
+        parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg), dataset=dataset)
+        return TrainLoader(**parts, unused=unused)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
