@@ -187,7 +187,7 @@ def test_every_config_key_has_a_reader():
     readers = [path for path in package.rglob("*.py") if path.parent.name != "config"]
     # Detectron2 reads the first, and configs are loaded by the others.
     elsewhere = {("DATALOADER", "RANDOM_SUBSET_RATIO")}
-    elsewhere |= {("OWN", "VAL"), ("OWN", "HELD_OUT"), ("OWN", "MIN_ITER")}
+    elsewhere |= {("OWN", "VAL"), ("OWN", "HELD_OUT"), ("OWN", "MIN_ITER"), ("OWN", "CLASS_NAMES")}
     assert keys - set().union(*map(config_keys, readers)) == elsewhere
 
 

@@ -7,14 +7,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from test_engine import final_metrics, run_tool
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
+from denseclip_d2.config.own import keep_schedule
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.own import held_out_images
 from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
@@ -227,7 +230,7 @@ def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda c: c.pop("categories"), "not in COCO's format.*KeyError: 'categories'.*own_data.md"),
+        (lambda c: c.pop("categories"), "not in COCO's format.*it has no 'categories'.*own_data.md"),
         (lambda c: c.update(categories=[]), "has no categories"),
         (lambda c: c.update(annotations=[]), "has no annotations"),
         (lambda c: c["annotations"][0].pop("segmentation"), "needs masks, and 1 of the 16 annotations"),
@@ -272,7 +275,7 @@ def test_options_that_do_not_go_together(pictures):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
             load_config(config, opts)
-    edit(pictures / "train.json", lambda c: c.update(images=c["images"][:1]))
+    edit(pictures / "train.json", lambda c: c.update(images=c["images"][1:2]))
     with pytest.raises(ValueError, match="1 training image: none can be held out.*--val"):
         own(pictures)
 
@@ -284,11 +287,106 @@ def test_names_that_do_not_tell_classes_apart(pictures, name):
         Trainer(own(pictures))
 
 
-def test_the_name_of_another_dataset_is_not_taken(pictures, tmp_path):
-    own(pictures)
-    shutil.copytree(pictures, tmp_path / "elsewhere/my")
-    with pytest.raises(ValueError, match="'my_train', which is the name of another dataset. Rename"):
-        own(tmp_path / "elsewhere/my")
+def test_files_called_alike_are_told_apart_by_their_folders(pictures, tmp_path):
+    """CVAT calls the file of every task annotations/instances_default.json."""
+    sources = {}
+    for task, split in (("task1", "train"), ("task2", "val")):
+        (tmp_path / task / "annotations").mkdir(parents=True)
+        file = tmp_path / task / "annotations/instances_default.json"
+        shutil.copy(pictures / f"{split}.json", file)
+        sources[split] = (str(file), str(pictures / "images"))
+    opts = ["DATASETS.OWN.TRAIN", sources["train"], "DATASETS.OWN.VAL", sources["val"]]
+    for _ in range(2):  # loaded again, the names are the same
+        cfg = load_config(CONFIG, opts)
+        assert cfg.DATASETS.TRAIN == ("annotations_instances_default",)
+        assert cfg.DATASETS.TEST == ("task2_annotations_instances_default",)
+    assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
+
+
+# The classes of --val
+
+
+def classes_of(cfg) -> list[list[str]]:
+    """The classes of the objects of the test set, image by image."""
+    name = cfg.DATASETS.TEST[0]
+    names = MetadataCatalog.get(name).thing_classes
+    return [[names[a["category_id"]] for a in r["annotations"]] for r in DatasetCatalog.get(name)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["categories"].reverse(),
+        lambda c: renumber(c, lambda id_: 100 - id_),
+        lambda c: renumber(c, str),
+        lambda c: renumber(c, "category {}".format),
+        lambda c: c.update(categories=[x for x in c["categories"] if x["id"] in (10, 13, 16)]),
+        lambda c: c["categories"].append({"id": 1, "name": "without objects"}),
+    ],
+    ids=["listed in reverse", "other order", "strings", "words", "fewer", "one more, without objects"],
+)
+def test_the_classes_of_val_are_matched_by_name(pictures, change):
+    """Perfect detections, and these alone, have AP 100 in every class that has objects."""
+    own(pictures, val=True)
+    expected = [[SIX[i]] if i else [] for i in range(4)]
+    edit(pictures / "val.json", change)
+    cfg = own(pictures, val=True)
+    assert classes_of(cfg) == expected
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 6
+    results = evaluate_truth(cfg)
+    by_class = {name: results[f"AP-{name}"] for name in SIX}
+    assert all(by_class[name] == pytest.approx(100) for name in SIX[1:4]), by_class
+    assert all(math.isnan(by_class[name]) for name in (SIX[0], *SIX[4:])), by_class
+    written = json.loads((pictures / "output/inference" / cfg.DATASETS.TEST[0] / RESULTS).read_text())
+    own_ids = {c["id"]: c["name"] for c in json.loads((pictures / "val.json").read_text())["categories"]}
+    assert [own_ids[result["category_id"]] for result in written] == [*SIX[1:4]]
+
+
+RESULTS = "coco_instances_results.json"
+
+
+def renumber(content: dict, change) -> None:
+    for category in content["categories"]:
+        category["id"] = change(category["id"])
+    for annotation in content["annotations"]:
+        annotation["category_id"] = change(annotation["category_id"])
+
+
+def evaluate_truth(cfg) -> dict:
+    """What the evaluator says of detections that are the ground truth."""
+    name = cfg.DATASETS.TEST[0]
+    evaluator = Trainer.build_evaluator(cfg, name)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        found = Instances((record["height"], record["width"]))
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]]).reshape(-1, 4).float()
+        boxes[:, 2:] += boxes[:, :2]
+        found.pred_boxes, found.scores = Boxes(boxes), torch.full((len(boxes),), 0.9)
+        found.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]], dtype=int)
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()["bbox"]
+
+
+def test_names_that_are_not_trained_are_refused_with_both_files(pictures):
+    edit(pictures / "val.json", lambda c: c["categories"][1].update(name="hound"))
+    with pytest.raises(ValueError, match=r"val.json has objects of 'hound'.*train.json: 'cat', 'dog'"):
+        own(pictures, val=True)
+
+
+def test_classes_in_another_order_are_not_gone_on_with(pictures):
+    cfg = own(pictures, "SOLVER.MAX_ITER", 2)
+    output = pictures / "output"
+    output.mkdir()
+    (output / "config.yaml").write_text(cfg.dump())
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    keep_schedule(own(pictures), [])
+    assert load_config(str(output / "config.yaml"), []).DATASETS.OWN.CLASS_NAMES == SIX
+    edit(pictures / "train.json", lambda c: c["categories"][0].update(id=99))
+    edit(pictures / "train.json", lambda c: [a.update(category_id=10) for a in c["annotations"]])
+    with pytest.raises(ValueError, match=r"now dog.*, cat. Those of the run in .*output are cat, dog"):
+        keep_schedule(own(pictures), ["SOLVER.MAX_ITER"])
+    with pytest.raises(ValueError, match=r"now dog.*, cat. Those of this config are cat, dog"):
+        load_config(str(output / "config.yaml"), [])
 
 
 # The command

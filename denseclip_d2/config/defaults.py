@@ -182,6 +182,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN.VAL = ()
     # With labels of pixels: a folder as SEMANTIC_FOLDERS has them. As --train-semantic.
     cfg.DATASETS.OWN.SEMANTIC = ""
+    # The names of the data's classes, as they were trained; set by the program, to see when they change.
+    cfg.DATASETS.OWN.CLASS_NAMES = ()
     # The part that is held out, by SEED, where there is nothing to evaluate on; 0 holds nothing out.
     cfg.DATASETS.OWN.HELD_OUT = 0.2
     # Iterations that few images are trained for at least, if the config's own schedule is not shorter.

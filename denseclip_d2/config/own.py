@@ -1,13 +1,14 @@
 """What a config takes from data of one's own: ``DATASETS.OWN``."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.own import OwnData, own_boxes, own_labels
+from ..data.own import OwnData, own_labels
+from ..data.own_boxes import own_boxes
 from ..data.semantic import register_semantic_folders
 from ..data.tasks import is_panoptic, is_semantic, section_of
 
@@ -35,8 +36,10 @@ def use_own_data(cfg: CfgNode, recipe: CfgNode, explicit: Collection[str]) -> No
         return
     data = _registered(cfg)
     if tuple(cfg.DATASETS.TRAIN) == (data.train,):
+        check_same_classes(own.CLASS_NAMES, data.class_names, "this config")
         return
     values = {
+        "DATASETS.OWN.CLASS_NAMES": data.class_names,
         "DATASETS.TRAIN": (data.train,),
         "DATASETS.TEST": data.test,
         f"MODEL.{section_of(cfg)}.NUM_CLASSES": len(data.class_names),
@@ -55,15 +58,40 @@ def keep_schedule(cfg: CfgNode, explicit: Iterable[str]) -> None:
 
     Args:
         explicit: keys that a person has set, which stay; with MAX_ITER among them, so does all of it.
+
+    Raises:
+        ValueError: the classes of the data have changed since.
     """
     output = Path(cfg.OUTPUT_DIR)
     own = cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC
-    if not own or "SOLVER.MAX_ITER" in explicit or not (output / "last_checkpoint").is_file():
+    if not own or not (output / "last_checkpoint").is_file():
         return
     began = yaml.safe_load((output / "config.yaml").read_text())
+    names = began["DATASETS"].get("OWN", {}).get("CLASS_NAMES", ())
+    check_same_classes(names, cfg.DATASETS.OWN.CLASS_NAMES, f"the run in {output}")
+    if "SOLVER.MAX_ITER" in explicit:
+        return
     for key in {*SCHEDULE, "SOLVER.REFERENCE_IMAGES"} - {*explicit}:
         section, name = key.split(".")
         cfg.merge_from_list([key, began[section][name]])
+
+
+def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) -> None:
+    """Refuse data whose classes are others, or in another order, than a model learned.
+
+    Args:
+        before: the classes that it learned; empty where they are not known.
+        now: those of the data.
+        whose: what learned them, for the message.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if before and tuple(before) != tuple(now):
+        raise ValueError(
+            f"The classes of the data are now {', '.join(now)}. Those of {whose} are {', '.join(before)}, in "
+            "this order. Restore the categories of the file, or train anew in another OUTPUT_DIR."
+        )
 
 
 def _registered(cfg: CfgNode) -> OwnData:

@@ -162,6 +162,7 @@ OWN = {
     "DATASETS.OWN.TRAIN": each(TEXT),
     "DATASETS.OWN.VAL": each(TEXT),
     "DATASETS.OWN.SEMANTIC": TEXT,
+    "DATASETS.OWN.CLASS_NAMES": each(TEXT),
     "DATASETS.OWN.HELD_OUT": number(0, 1, below=True),
     "DATASETS.OWN.MIN_ITER": whole(1),
     "SOLVER.REFERENCE_IMAGES": whole(0),
