@@ -1,4 +1,7 @@
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,23 @@ def read_json(path: Path) -> object:
         ValueError: the file is no JSON, or in another encoding.
     """
     try:
-        return json.loads(path.read_bytes())
+        with _without_garbage_collection():
+            return json.loads(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not encoded in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
         ) from error
     except ValueError as error:
         raise ValueError(f"{path} is not in COCO's format, and no JSON: {error}. {CONVERT}") from error
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Halve the time of making a million objects, none of which are garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -14,7 +14,7 @@ from .checks import image_size
 from .coco_reader import LISTED, CocoDataset, normalize
 from .coco_source import CONVERT, CocoSource, read_json
 from .own import OwnData, held_out_images, register
-from .unused import count_unused, nothing_to_learn
+from .unused import nothing_to_learn, unused_reason
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,8 @@ def _read(values: tuple[str, ...], split: str, stamp: Hashable) -> CocoDataset:
 @lru_cache(maxsize=8)
 def _summarize(part: CocoPart, stamp: Hashable) -> _Summary:
     dataset = part.read()
-    records = dataset.records()
+    sizes = {image["id"]: image for image in dataset.images}
+    reasons = (unused_reason(a, sizes[a["image_id"]]) for a in dataset.annotations)
     images_of = Counter(
         class_ for _, class_ in {(a["image_id"], a["category_id"]) for a in dataset.annotations}
     )
@@ -189,7 +190,7 @@ def _summarize(part: CocoPart, stamp: Hashable) -> _Summary:
         images_of=tuple(images_of[category["id"]] for category in dataset.categories),
         images={dataset.key_of(image): image["id"] in learnable for image in dataset.images},
         annotations=len(dataset.annotations),
-        unused=count_unused(records),
+        unused=Counter(filter(None, reasons)),
         mask_faults=tuple(dataset.mask_faults),
         changes=str(dataset.changes) if dataset.changes else "",
     )

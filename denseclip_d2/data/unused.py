@@ -20,13 +20,13 @@ def unused_reason(annotation: dict, record: dict) -> str:
     """Return why Detectron2's mapper drops an annotation; an empty string where it is learned from.
 
     Args:
-        annotation, record: an object and its image, in Detectron2's format.
+        annotation, record: an object and its image, in Detectron2's format or COCO's.
     """
     if annotation.get("iscrowd"):
         return "crowds (iscrowd 1)"
-    box = annotation["bbox"]
-    if annotation["bbox_mode"] != BoxMode.XYWH_ABS:
-        box = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYWH_ABS)
+    box, mode = annotation["bbox"], annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    if mode != BoxMode.XYWH_ABS:
+        box = BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
     x, y, w, h = box[:4]
     if w <= 0 or h <= 0:
         return "boxes without area"
