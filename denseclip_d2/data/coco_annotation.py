@@ -6,6 +6,8 @@ from typing import Any
 from .changes import Changes
 from .coco_masks import mask_area, mask_box, normalize_mask
 
+NUMBERS = {int, float}
+
 
 class AnnotationNormalizer:
     """Normalizes the values of annotations, in place.
@@ -116,6 +118,4 @@ class AnnotationNormalizer:
 
 
 def _is_box(box: Any) -> bool:
-    return (
-        type(box) is list and len(box) == 4 and all(type(x) in (int, float) and math.isfinite(x) for x in box)
-    )
+    return type(box) is list and len(box) == 4 and {*map(type, box)} <= NUMBERS and math.isfinite(sum(box))

@@ -71,16 +71,17 @@ def encode(mask: Mask, height: int, width: int) -> dict:
 
 def _are_polygons(segmentation: Any) -> bool:
     """Return whether this is a list of valid polygons. The test is fast: COCO has a million of them."""
-    try:
-        return bool(segmentation) and all(
-            type(polygon) is list
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and math.isfinite(sum(polygon))
-            for polygon in segmentation
-        )
-    except TypeError:  # the elements are no numbers
+    if type(segmentation) is not list or not segmentation:
         return False
+    for polygon in segmentation:
+        if type(polygon) is not list or len(polygon) < 6 or len(polygon) % 2:
+            return False
+        try:
+            if not math.isfinite(sum(polygon)):
+                return False
+        except TypeError:  # the elements are no numbers
+            return False
+    return True
 
 
 def _is_rle(segmentation: Any) -> bool:

@@ -244,9 +244,10 @@ class _Normalizer:
 
     def _matched(self, annotation: dict, key: str, items: dict[Id, dict]) -> Id | None:
         """Return the id of the image or category that an annotation refers to; None if there is none."""
-        id_ = annotation.get(key)
-        if isinstance(id_, int | float | str) and id_ in items:
-            return items[id_]["id"]  # type: ignore[index]
+        try:
+            return items[annotation[key]]["id"]
+        except (KeyError, TypeError):  # it is missing, of no image, or no id at all
+            id_ = annotation.get(key)
         if _key(id_) in self._keys[key]:
             raise self.fail(
                 f"annotation {annotation.get('id')} has the {key} {id_!r}, and the list has that id as "

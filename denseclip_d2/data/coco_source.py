@@ -31,8 +31,7 @@ def read_json(path: Path) -> object:
         ValueError: the file is no JSON, or in another encoding.
     """
     try:
-        with _without_garbage_collection():
-            return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not encoded in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
@@ -42,7 +41,7 @@ def read_json(path: Path) -> object:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Halve the time of making a million objects, none of which are garbage."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import image_size
 from .coco_reader import LISTED, CocoDataset, normalize
-from .coco_source import CONVERT, CocoSource, read_json
+from .coco_source import CONVERT, CocoSource, read_json, without_garbage_collection
 from .own import OwnData, held_out_images, register
 from .unused import nothing_to_learn, unused_reason
 
@@ -56,7 +56,8 @@ class CocoPart:
         dataset = self.read()
         if dataset.changes:
             _log_once(f"{dataset.source.description} is read with these changes:\n{dataset.changes}")
-        return dataset.records()
+        with without_garbage_collection():
+            return dataset.records()
 
     def content(self) -> dict:
         """Return the data in COCO's format, for an evaluator."""
@@ -170,7 +171,8 @@ def _summary(part: CocoPart) -> _Summary:
 
 @lru_cache(maxsize=2)
 def _read(values: tuple[str, ...], split: str, stamp: Hashable) -> CocoDataset:
-    return normalize(open_source(values, split), image_size)
+    with without_garbage_collection():
+        return normalize(open_source(values, split), image_size)
 
 
 @lru_cache(maxsize=8)
