@@ -116,9 +116,9 @@ def test_yolo_labels_as_editors_write_them(tmp_path, labels):
 
 
 def test_yolo_boxes_slightly_outside_are_clipped_and_doubled_lines_count_once(tmp_path, caplog):
-    labels = "0 0.5 0.5 1.0001 0.4\n0 0.95 0.5 0.2 0.4\n0 0.1 0.1 -0.0001 0.2\n" + BOX + BOX
+    labels = "0 0.5 0.5 1.0001 0.4\n0 0.95 0.5 0.2 0.4\n" + BOX + BOX
     source = read_yolo(write_yolo(tmp_path, a=labels))["train"]
-    expected = [[0, 30, 200, 40], [170, 30, 30, 40], [19.99, 0, 0.02, 20], PIXELS]
+    expected = [[0, 30, 200, 40], [170, 30, 30, 40], PIXELS]
     assert_close(boxes_of(source, "images/train/a.png"), expected)
     assert "1 lines are in their file twice" in caplog.text
 
@@ -153,6 +153,7 @@ def test_sizes_are_those_of_images_as_they_are_read(tmp_path):
         ("0 100 50 40 40", r"100 is not a fraction of the image's size, 0 to 1, and looks like pixels"),
         ("0 0.5 0.5 0.2 nan", r"nan is not a fraction"),
         ("0 0.5 0.5 -0.2 0.4", r"-0.2 is not a fraction of the image's size, 0 to 1\."),
+        ("0 0.5 0.5 0.2 -0.001", r"-0.001 is no width or height"),
         ("0 0.5 0.5 0.2", r"3 numbers follow the class. A box has 4, a polygon 6, 8, \.\.\."),
         ("0 0.5 0.5 0.2 0.4 0.9", r"5 numbers follow the class"),
         ("0 0.1 0.1 0.2 0.1 0.1 0.5 0.9", r"7 numbers follow the class"),
@@ -255,9 +256,17 @@ def test_a_folder_of_images_above_is_not_the_datasets(tmp_path):
     assert_close(boxes_of(read_yolo(flat)["train"], "train/a.png"), [PIXELS])
 
 
-@pytest.mark.parametrize("images", ["images", "."], ids=["Label Studio", "labelImg"])
-def test_a_yolo_folder_with_classes_txt_needs_no_yaml(tmp_path, images):
-    write(tmp_path / "classes.txt", "cat\r\ngarden gnome\r\n")
+@pytest.mark.parametrize(
+    ("file", "text", "images"),
+    [
+        ("classes.txt", "cat\r\ngarden gnome\r\n", "images"),
+        ("classes.txt", "cat\ngarden gnome\n", "."),
+        ("data.yaml", NAMES, "images"),
+    ],
+    ids=["Label Studio", "labelImg", "supervision"],
+)
+def test_a_yolo_folder_without_splits_is_for_training(tmp_path, file, text, images):
+    write(tmp_path / file, text)
     write_image(tmp_path / images / "a.png")
     write(tmp_path / images.replace("images", "labels") / "a.txt", "1 0.5 0.5 0.2 0.4\n")
     source = read_source([str(tmp_path)])["train"]
@@ -265,6 +274,26 @@ def test_a_yolo_folder_with_classes_txt_needs_no_yaml(tmp_path, images):
     (annotation,) = source.content["annotations"]
     assert annotation["category_id"] == 2
     assert_close(annotation["bbox"], PIXELS)
+
+
+def test_darknets_folder_of_yolo(tmp_path):
+    """As CVAT and Datumaro write YOLO 1.1: paths begin with a folder "data", which the archive lacks."""
+    splits = "train = data/train.txt\nvalid = data/val.txt\n"
+    write(tmp_path / "obj.data", f"classes = 2\n{splits}names = data/obj.names\nbackup = backup/\n")
+    write(tmp_path / "obj.names", "cat\ngarden gnome\n")
+    for split in ("train", "val"):
+        write(tmp_path / f"{split}.txt", f"data/obj_{split}_data/a b.png\n")
+        write_image(tmp_path / f"obj_{split}_data/a b.png")
+        write(tmp_path / f"obj_{split}_data/a b.txt", BOX)
+    for path in (tmp_path, tmp_path / "obj.data"):
+        sources = read_source([str(path)])
+        for split, source in sources.items():
+            assert [c["name"] for c in source.content["categories"]] == ["cat", "garden gnome"]
+            assert_close(boxes_of(source, f"obj_{split}_data/a b.png"), [PIXELS])
+        assert [*sources] == ["train", "val"]
+    (tmp_path / "obj.names").unlink()
+    with pytest.raises(ValueError, match="obj.data needs names"):
+        read_yolo(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +319,8 @@ def test_more_than_ten_yolo_names_stay_in_the_order_of_their_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("names: [cat]\nval: images/train\n", r'data.yaml has no "train", a folder of images'),
+        ("names: [cat]\nval: images/train\n", r"data.yaml names no images to train on. Add .* train: images"),
+        ("nc: 1\nnames: [cat]\nbackbone: []\n", r"data.yaml names no images to train on"),
         ("train: images/train\n", r"data.yaml needs names"),
         ("train: images/train\nnames: cat\n", r"data.yaml needs names"),
         ("train: images/train\nnames: []\n", r"data.yaml needs names"),
@@ -598,6 +628,8 @@ def test_what_is_no_dataset_is_told(tmp_path):
     neither = "holds neither data.yaml (YOLO) nor XML files (Pascal VOC) nor a COCO file"
     assert neither in told("nothing")
     assert neither in told("labels") and "--train-semantic" in told("labels")
+    write_voc(tmp_path / "VOCdevkit/VOC2007", a=voc_xml(DOG))
+    assert told("VOCdevkit").endswith(f"above a Pascal VOC dataset. Name {tmp_path / 'VOCdevkit/VOC2007'}.")
     assert "There is no file or folder" in told("gone")
     assert "There is no file or folder" in told("gone.yaml")
     assert "train.json needs the folder of its images" in told("coco/train/_annotations.coco.json").replace(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from .coco_source import CocoSource, listed
 from .voc import is_voc, read_voc
-from .yolo import YAML_SUFFIXES, read_yolo, yolo_file
+from .yolo import SUFFIXES as YOLO_SUFFIXES
+from .yolo import read_yolo, yolo_file
 
 FORMS = "a COCO file and the folder of its images, a YOLO data.yaml, or a YOLO or Pascal VOC folder"
 
@@ -27,12 +28,12 @@ def read_source(values: Sequence[str]) -> dict[str, CocoSource] | None:
         raise ValueError(f"{len(values)} values are given: {' '.join(values)}. Give {FORMS}.")
     path = Path(values[0]).expanduser()
     if len(values) == 2:
-        if path.is_dir() or path.suffix.lower() in YAML_SUFFIXES:
+        if path.is_dir() or path.suffix.lower() in YOLO_SUFFIXES:
             raise ValueError(f"{values[0]} is no COCO file, and goes without {values[1]}. Give {FORMS}.")
         return None
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    if path.suffix.lower() in YAML_SUFFIXES or (path.is_dir() and yolo_file(path)):
+    if path.suffix.lower() in YOLO_SUFFIXES or (path.is_dir() and yolo_file(path)):
         return read_yolo(path)
     if path.is_dir() and is_voc(path):
         return read_voc(path)

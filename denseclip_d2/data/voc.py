@@ -105,6 +105,8 @@ def _pairs(root: Path) -> dict[str, list[_Pair]]:
     folders = {split: [root / name for name in names] for split, names in SPLIT_FOLDERS.items()}
     there = {split: next(filter(Path.is_dir, names), None) for split, names in folders.items()}
     if not there["train"]:
+        if inner := next(root.rglob(FOLDERS[0][1]), None):
+            raise ValueError(f"{root} is above a Pascal VOC dataset. Name {inner.parent}.")
         return {"train": _paired(root, root)}
     return {split: _paired(place, place) for split, place in there.items() if place}
 

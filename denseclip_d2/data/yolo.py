@@ -9,12 +9,21 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from .coco_source import CocoSource, LabeledImage, as_coco, find_images, image_sizes, listed, read_utf8
+from .coco_source import (
+    CocoSource,
+    LabeledImage,
+    as_coco,
+    find_images,
+    image_sizes,
+    is_image,
+    listed,
+    read_utf8,
+)
 from .yolo_labels import CLASSES, label_file, read_labels, warn_of_labels_without_image
 
 logger = logging.getLogger(__name__)
 
-YAML_SUFFIXES = (".yaml", ".yml")
+SUFFIXES = (".yaml", ".yml", ".data")
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -52,8 +61,9 @@ def read_yolo(path: str | Path) -> dict[str, CocoSource]:
     What reaches out of the image is clipped, and a line that is in a file twice counts once.
 
     Args:
-        path: a data.yaml, or the folder that holds one. A folder with classes.txt (a name a line), images/
-            and labels/, as Label Studio writes it, is all for training.
+        path: a data.yaml, Darknet's obj.data, or the folder that holds one of these. A folder with
+            classes.txt (a name a line), images/ and labels/, as Label Studio writes it, is all for training;
+            so is one whose data.yaml names no split, as supervision writes it.
 
     Returns: "train", and "val" and "test" where the dataset has them.
 
@@ -75,14 +85,14 @@ def yolo_file(folder: Path) -> Path | None:
     Raises:
         ValueError: several files may be it.
     """
-    files = [folder / f"data{suffix}" for suffix in YAML_SUFFIXES]
-    if found := next((file for file in files if file.is_file()), None):
+    usual = (folder / name for name in ("data.yaml", "data.yml", "obj.data"))
+    if found := next(filter(Path.is_file, usual), None):
         return found
     classes = folder / CLASSES
     labels = [*folder.glob("*.txt"), *(folder / "labels").rglob("*.txt")]
     if classes.is_file() and any(file.name != CLASSES for file in labels):
         return classes
-    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in YAML_SUFFIXES]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES[:2]]
     files = [file for file in files if re.search(r"^names\s*:", read_utf8(file), re.MULTILINE)]
     if len(files) > 1:
         raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Name the dataset's.")
@@ -98,8 +108,10 @@ def _read_dataset(path: Path) -> _Dataset:
     for split, keys in KEYS.items():
         if value := next((content[key] for key in keys if content.get(key)), None):
             entries[split] = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    if not entries and any(map(is_image, (file.parent / "images").glob("*"))):  # as supervision writes it
+        entries = {"train": ["images"]}
     if "train" not in entries:
-        raise ValueError(f'{file} has no "train", a folder of images or a .txt file that lists them.')
+        raise ValueError(f"{file} names no images to train on. Add a line such as train: images/train")
     root = Path(str(content.get("path") or "."))
     folders = (file.parent / root, root.absolute(), file.parent, Path.cwd())
     normal = dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders)
@@ -111,8 +123,11 @@ def _read_dataset(path: Path) -> _Dataset:
 def _read_content(file: Path) -> Mapping:
     text = read_utf8(file)
     if file.name == CLASSES:
-        names = [line.strip() for line in text.strip().splitlines()]
-        return {"names": names, "train": "images" if (file.parent / "images").is_dir() else "."}
+        return {"names": _lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
+    if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, one of them a file of names
+        pairs = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+        names = _find(pairs.get("names") or "obj.names", (file.parent, Path.cwd()))
+        return {**pairs, "names": _lines(names) if names else None}
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -120,6 +135,10 @@ def _read_content(file: Path) -> Mapping:
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} is no data.yaml, which has the keys names and train.")
     return content
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in read_utf8(file).strip().splitlines()]
 
 
 def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:

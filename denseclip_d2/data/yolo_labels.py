@@ -82,6 +82,8 @@ def _read_line(line: str, size: tuple[int, int], num_classes: int, keypoint_numb
         raise ValueError(f"{wrong[0]:g} is not a fraction of the image's size, 0 to 1{pixels}")
     if is_box:
         x, y, width, height = numbers
+        if min(width, height) < 0:
+            raise ValueError(f"{min(width, height):g} is no width or height")
         numbers = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
     points = [min(max(x, 0.0), 1.0) * size[i % 2] for i, x in enumerate(numbers)]
     corners = (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
