@@ -1,12 +1,15 @@
 """YOLO and Pascal VOC folders, read as what a COCO file of the same data has."""
 
 import importlib.util
+import json
 import logging
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -180,11 +183,22 @@ def test_a_wrong_line_of_a_yolo_label_is_named(tmp_path, line, message):
         ("train: ../train/images\nval: ../valid/images\ntest: ../test/images\n", "{}/images"),
         ("train: train/images\nvalid: valid/images\ntest: test/images\n", "{}/images"),
         ("train: train\nvalidation: valid\ntest: test\n", "{}/images"),
+        ("Train: images/train\nValidation: images/val\nTest: images/test\n", "images/{}"),
         ("train: [images/train]\nval: [images/val]\ntest: [images/test]\n", "images/{}"),
         ("train: /elsewhere/images/train\nval: C:\\my\\images\\val\ntest: old/images/test\n", "images/{}"),
         ("path: /elsewhere\ntrain: images/train\nval: images/val\ntest: images/test\n", "images/{}"),
     ],
-    ids=["beside", "path", "Roboflow", "valid", "above images", "lists", "another machine", "another path"],
+    ids=[
+        "beside",
+        "path",
+        "Roboflow",
+        "valid",
+        "above images",
+        "CVAT",
+        "lists",
+        "another machine",
+        "another path",
+    ],
 )
 def test_yolo_layouts(tmp_path, yaml, images):
     """Ultralytics' and Roboflow's, and paths that were right on the machine where they were written."""
@@ -366,6 +380,17 @@ def test_broken_images_and_labels_without_image_are_named(tmp_path, caplog):
         read_yolo(tmp_path)
 
 
+def test_detectron2_reads_the_content_as_a_coco_file(tmp_path, catalogs):
+    source = read_yolo(write_yolo(tmp_path, a=BOX + "1 0.1 0.1 0.2 0.1 0.1 0.5\n", empty=None))["train"]
+    (tmp_path / "train.json").write_text(json.dumps(source.content))
+    labeled, empty = load_coco_json(str(tmp_path / "train.json"), str(source.image_root), "my_yolo_train")
+    assert MetadataCatalog.get("my_yolo_train").thing_classes == ["cat", "garden gnome"]
+    assert labeled["file_name"] == str(tmp_path / "images/train/a.png")
+    assert [annotation["category_id"] for annotation in labeled["annotations"]] == [0, 1]
+    assert_close(labeled["annotations"][1]["segmentation"], [[20, 10, 40, 10, 20, 50]])
+    assert (empty["width"], empty["height"], empty["annotations"]) == (200, 100, [])
+
+
 # Pascal VOC
 
 
@@ -428,9 +453,12 @@ def test_voc_lists_are_the_splits(tmp_path):
     write(lists / "train.txt", "a.jpg\n")
     write(lists / "val.txt", "b\n")
     assert (stems("train"), stems("val"), stems("test")) == (["a"], ["b"], ["c"])
-    for name in ("train", "trainval"):
-        (lists / f"{name}.txt").unlink()
-    assert stems("train") == ["a", "d e", "unlabeled"]  # nothing that is evaluated on
+    (lists / "train.txt").unlink()
+    assert stems("train") == ["a", "unlabeled", "d e"]  # nothing that is evaluated on
+    (lists / "trainval.txt").unlink()
+    assert stems("train") == ["a", "d e", "unlabeled"]
+    (lists / "val.txt").rename(lists / "Validation.txt")
+    assert stems("train") == ["a", "d e", "unlabeled"] and stems("val") == ["b"]  # as CVAT writes it
     write(lists / "val.txt", "b\nnowhere\n")
     with pytest.raises(FileNotFoundError, match=r"val.txt:2: there is no image nowhere\."):
         read_voc(tmp_path)
@@ -504,7 +532,7 @@ def test_a_voc_size_that_is_missing_is_the_images(tmp_path, size):
     ("folders", "splits"),
     [
         (("train", "valid", "test"), ["train", "val", "test"]),
-        (("train", "val"), ["train", "val"]),
+        (("Train", "Validation"), ["train", "val"]),
         (("",), ["train"]),
         (("monday", "tuesday"), ["train"]),
     ],
@@ -582,11 +610,11 @@ def test_voc_files_and_images_that_do_not_go_together_are_named(tmp_path):
         read_voc(tmp_path)
     (tmp_path / "Annotations/c.xml").unlink()
     write(tmp_path / "Annotations/b.xml", voc_xml(DOG, name="a.jpg"))
-    with pytest.raises(ValueError, match=r"b.xml is one of several .*a.jpg, .*a.xml"):
+    with pytest.raises(ValueError, match=r"a.jpg has two XML files: .*a.xml and .*b.xml"):
         read_voc(tmp_path)
     (tmp_path / "Annotations/b.xml").unlink()
     write_image(tmp_path / "JPEGImages/a.png")
-    with pytest.raises(ValueError, match=r"a.xml is one of several .*a.jpg, .*a.png"):
+    with pytest.raises(ValueError, match=r"a.xml fits several images: .*a.jpg, .*a.png"):
         read_voc(tmp_path)
     for file in ("JPEGImages/a.png", "Annotations/a.xml"):
         (tmp_path / file).unlink()

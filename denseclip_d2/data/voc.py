@@ -24,8 +24,8 @@ from .voc_annotations import VocAnnotation, counts_from_zero, read_annotation
 logger = logging.getLogger(__name__)
 
 FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"))
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-LISTS = {"train": ("train", "trainval", "default"), "val": ("val",), "test": ("test",)}
+NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+LISTS = {**NAMES, "train": ("train", "trainval", "default")}  # CVAT's without subsets is "default"
 LABEL_MAP, BACKGROUND = "labelmap.txt", "background"
 
 
@@ -65,7 +65,7 @@ def read_voc(folder: str | Path) -> dict[str, CocoSource]:
         FileNotFoundError: the image of an XML file, or what a list names, is not there.
         ValueError: a file is not as described. The error names it.
     """
-    root = Path(folder).expanduser().absolute()
+    root = Path(os.path.normpath(Path(folder).expanduser().absolute()))
     splits = _pairs(root)
     if not splits["train"]:
         raise ValueError(f"{root} holds no images to train on.")
@@ -96,19 +96,30 @@ def _pairs(root: Path) -> dict[str, list[_Pair]]:
     """Return the images of each split."""
     places = ((root / of_xml, root / of_images) for of_xml, of_images in FOLDERS)
     if place := next((place for place in places if all(map(Path.is_dir, place))), None):
-        everything, lists = _paired(*place), root / "ImageSets" / "Main"
-        files = {split: [lists / f"{name}.txt" for name in names] for split, names in LISTS.items()}
-        chosen = {split: next(filter(Path.is_file, names), None) for split, names in files.items()}
-        splits = {split: _of_list(file, everything) for split, file in chosen.items() if file}
-        in_lists = {pair for split in splits.values() for pair in split}
-        return {"train": [pair for pair in everything if pair not in in_lists], **splits}
-    folders = {split: [root / name for name in names] for split, names in SPLIT_FOLDERS.items()}
-    there = {split: next(filter(Path.is_dir, names), None) for split, names in folders.items()}
-    if not there["train"]:
+        return _listed(_paired(*place), root / "ImageSets" / "Main")
+    folders = _chosen({path.name.lower(): path for path in root.iterdir() if path.is_dir()}, NAMES)
+    if "train" not in folders:
         if inner := next(root.rglob(FOLDERS[0][1]), None):
             raise ValueError(f"{root} is above a Pascal VOC dataset. Name {inner.parent}.")
         return {"train": _paired(root, root)}
-    return {split: _paired(place, place) for split, place in there.items() if place}
+    return {split: _paired(folder, folder) for split, folder in folders.items()}
+
+
+def _listed(everything: Sequence[_Pair], lists: Path) -> dict[str, list[_Pair]]:
+    """Return the images of each split by the lists, without which everything is for training."""
+    files = {file.stem.lower(): file for file in lists.glob("*.txt")}
+    splits = {split: _of_list(file, everything) for split, file in _chosen(files, LISTS).items()}
+    train = splits.pop("train", everything)
+    if "train" not in files:
+        evaluated = {pair for split in splits.values() for pair in split}
+        train = [pair for pair in train if pair not in evaluated]
+    return {"train": [*train], **splits}
+
+
+def _chosen(places: Mapping[str, Path], names_of: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Return the place of each split that has one, by the first of its names. Case does not count."""
+    found = {split: [places[name] for name in names if name in places] for split, names in names_of.items()}
+    return {split: of_split[0] for split, of_split in found.items() if of_split}
 
 
 def _paired(of_xml: Path, of_images: Path) -> list[_Pair]:
@@ -130,9 +141,10 @@ def _paired(of_xml: Path, of_images: Path) -> list[_Pair]:
         id_ = str(xml.relative_to(of_xml).with_suffix(""))
         found = by_id.get(id_) or by_stem.get(xml.stem) or by_name.get(read_annotation(xml).image_name, [])
         found = _nearest(xml, found)
-        if len(found) > 1 or xml_of.keys() & {*found}:
-            others = [*found, *(xml_of[image] for image in found if image in xml_of)]
-            raise ValueError(f"{xml} is one of several for an image, or has several: {listed(others)}.")
+        if len(found) > 1:
+            raise ValueError(f"{xml} fits several images: {listed(found)}. Rename or remove all but one.")
+        if other := next(filter(None, map(xml_of.get, found)), None):
+            raise ValueError(f"{found[0]} has two XML files: {other} and {xml}. Remove one.")
         xml_of.update((image, xml) for image in found)
         missing += [] if found else [f"{xml} ({read_annotation(xml).image_name or xml.stem})"]
     if missing:

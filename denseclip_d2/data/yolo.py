@@ -112,7 +112,7 @@ def _read_dataset(path: Path) -> _Dataset:
         entries = {"train": ["images"]}
     if "train" not in entries:
         raise ValueError(f"{file} names no images to train on. Add a line such as train: images/train")
-    root = Path(str(content.get("path") or "."))
+    root = Path(str(content.get("path") or ".")).expanduser()
     folders = (file.parent / root, root.absolute(), file.parent, Path.cwd())
     normal = dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders)
     return _Dataset(
@@ -126,6 +126,7 @@ def _read_content(file: Path) -> Mapping:
         return {"names": _lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
     if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, one of them a file of names
         pairs = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+        pairs = {key.lower(): value for key, value in pairs.items()}
         names = _find(pairs.get("names") or "obj.names", (file.parent, Path.cwd()))
         return {**pairs, "names": _lines(names) if names else None}
     try:
@@ -134,7 +135,7 @@ def _read_content(file: Path) -> Mapping:
         raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} is no data.yaml, which has the keys names and train.")
-    return content
+    return {str(key).lower(): value for key, value in content.items()}
 
 
 def _lines(file: Path) -> list[str]:
