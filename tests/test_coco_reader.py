@@ -9,9 +9,10 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from torch.testing import assert_close
 
+from denseclip_d2.data.coco_json import read_json
 from denseclip_d2.data.coco_masks import encode, mask_area, normalize_mask
 from denseclip_d2.data.coco_reader import CocoDataset, normalize
-from denseclip_d2.data.coco_source import CocoSource, read_json
+from denseclip_d2.data.coco_source import CocoSource
 from denseclip_d2.data.image_finder import ImageFinder
 from denseclip_d2.data.unused import check_learnable, count_unused
 

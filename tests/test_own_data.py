@@ -270,7 +270,7 @@ def test_options_that_do_not_go_together(pictures):
         (["DATASETS.OWN.VAL", source], CONFIG, r"\(--val\) goes with .*\(--train\)"),
         (["DATASETS.OWN.TRAIN", source], SEMANTIC, r"SemanticFPN takes .*SEMANTIC \(--train-semantic\)"),
         (["DATASETS.OWN.SEMANTIC", "my"], CONFIG, r"DenseCLIPRetinaNet takes .*TRAIN \(--train\)"),
-        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "it has to be a file and a folder"),
+        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "it has to be a COCO file and the folder"),
         (["DATASETS.OWN.TRAIN", source], PANOPTIC, "objects and labels of pixels"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
@@ -301,6 +301,51 @@ def test_files_called_alike_are_told_apart_by_their_folders(pictures, tmp_path):
         assert cfg.DATASETS.TRAIN == ("annotations_instances_default",)
         assert cfg.DATASETS.TEST == ("task2_annotations_instances_default",)
     assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
+
+
+# Folders
+
+
+def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(pictures):
+    """The same objects as in the COCO files, and the folder's own validation images."""
+    root = pictures / "yolo"
+    for split in ("train", "val"):
+        content = json.loads((pictures / f"{split}.json").read_text())
+        (root / "labels" / split).mkdir(parents=True)
+        (root / "images" / split).mkdir(parents=True)
+        for image in content["images"]:
+            shutil.copy(pictures / "images" / image["file_name"], root / "images" / split)
+            boxes = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            lines = [
+                f"{(a['category_id'] - 7) // 3} {(x + w / 2) / 64} {(y + h / 2) / 48} {w / 64} {h / 48}\n"
+                for a in boxes
+                for x, y, w, h in [a["bbox"]]
+            ]
+            (root / "labels" / split / image["file_name"]).with_suffix(".txt").write_text("".join(lines))
+    names = "\n".join(f"  {i}: {name}" for i, name in enumerate(SIX))
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n{names}\n")
+    source = (str(root / "data.yaml"),)
+    expected = {r["file_name"].split("/")[-1]: r for r in registered(own(pictures, val=True), "TRAIN")}
+    for _ in range(2):
+        cfg = load_config(CONFIG, ["DATASETS.OWN.TRAIN", source, "OUTPUT_DIR", str(pictures / "output")])
+        assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("yolo_train",), ("yolo_val",))
+    assert tuple(get_class_names(cfg)) == SIX and cfg.SOLVER.REFERENCE_IMAGES == 20
+    records = registered(cfg, "TRAIN")
+    assert len(records) == len(expected) and len(registered(cfg, "TEST")) == 4
+    for record in records:
+        truth = expected[record["file_name"].split("/")[-1]]["annotations"]
+        assert [a["category_id"] for a in record["annotations"]] == [a["category_id"] for a in truth]
+        for found, right in zip(record["annotations"], truth, strict=True):
+            assert found["bbox"] == pytest.approx(right["bbox"], abs=0.01)
+    assert evaluate_truth(cfg)["AP"] == pytest.approx(100)
+    label = root / "labels/train/train_1.txt"
+    label.write_text("")  # read again, where a file has changed
+    load_config(CONFIG, ["DATASETS.OWN.TRAIN", source])
+    assert sum(bool(r["annotations"]) for r in registered(cfg, "TRAIN")) == 15
+
+
+def registered(cfg, split: str) -> list[dict]:
+    return DatasetCatalog.get(cfg.DATASETS[split][0])
 
 
 # The classes of --val

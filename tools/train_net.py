@@ -7,12 +7,16 @@ torchrun --nproc-per-node 8 tools/train_net.py --config-file F   # processes by 
 tools/train_net.py --config-file F --resume                      # go on where a run in OUTPUT_DIR stopped
 tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
 tools/train_net.py --config-file F --train my/train.json my/images --val my/val.json my/images   # own data
+tools/train_net.py --config-file F --train my/data.yaml          # own data of YOLO, or a Pascal VOC folder
 """
 
 import argparse
+import re
 import sys
+from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -20,6 +24,7 @@ from detectron2.utils import comm
 from denseclip_d2.builder import make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
+from denseclip_d2.data.dataset_folder import FORMS
 from denseclip_d2.engine import Trainer, run, setup, with_tta
 
 
@@ -33,9 +38,10 @@ def parse_args() -> argparse.Namespace:
     for split, what in (("train", "train on"), ("val", "evaluate on; without, some are held out")):
         parser.add_argument(
             f"--{split}",
-            nargs=2,
-            metavar=("JSON", "IMAGES"),
-            help=f"a COCO-format file and the folder of its images, to {what}",
+            nargs="+",
+            action=_DataSource,
+            metavar="PATH",
+            help=f"{FORMS}, to {what}",
         )
     parser.add_argument(
         "--train-semantic",
@@ -43,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         help="a folder with classes.txt, images/ and labels/ to train on, for semantic segmentation",
     )
     args = parser.parse_args()
-    args.opts = [*own_data(args), *args.opts]
+    args.opts = [*own_data(args), *getattr(args, "pairs", ()), *args.opts]
     if not args.config_file:
         parser.error("--config-file is needed; configs/ has them")
     if args.num_gpus > max(torch.cuda.device_count(), 1):
@@ -52,6 +58,26 @@ def parse_args() -> argparse.Namespace:
             "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ..."
         )
     return args
+
+
+class _DataSource(argparse.Action):
+    """Take one value, or two, and leave the config's KEY VALUE pairs that follow them to ``args.pairs``."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
+        source, pairs = values[:end], values[end:]
+        if end > 2 or (end == 1 and source[0].lower().endswith(".json")):
+            parser.error(f"{option_string} {' '.join(source)}: give {FORMS}")
+        setattr(namespace, self.dest, source)
+        namespace.pairs = [*getattr(namespace, "pairs", ()), *pairs]
+
+
+def _is_key(value: str) -> bool:
+    """Return whether a value is, or was meant to be, a key of the config, such as SOLVER.MAX_ITER or SEED."""
+    dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
+    cfg = get_cfg()
+    of_root = value in cfg and not isinstance(cfg[value], CfgNode)
+    return of_root or bool(dotted and not Path(value).exists())
 
 
 def own_data(args: argparse.Namespace) -> list:

@@ -175,10 +175,11 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SEMANTIC_FOLDERS = ()
     # Data of one's own, to train on in place of DATASETS.TRAIN; names of classes, NUM_CLASSES and schedule
     # are then taken from them. With boxes: a COCO-format file and the folder of its images,
-    # ("my/train.json", "my/images"). As --train.
+    # ("my/train.json", "my/images"), or a YOLO or Pascal VOC folder, ("my_yolo/data.yaml",). As --train.
     cfg.DATASETS.OWN = CfgNode()
     cfg.DATASETS.OWN.TRAIN = ()
-    # The same to evaluate on. Empty: a part of the training images is held out. As --val.
+    # The same to evaluate on. Empty: the folder's own validation part, or else a part of the training images
+    # is held out. As --val.
     cfg.DATASETS.OWN.VAL = ()
     # With labels of pixels: a folder as SEMANTIC_FOLDERS has them. As --train-semantic.
     cfg.DATASETS.OWN.SEMANTIC = ""

@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..data.dataset_folder import FORMS
 from ..data.own import OwnData, own_labels
 from ..data.own_boxes import own_boxes
 from ..data.semantic import register_semantic_folders
@@ -111,8 +112,8 @@ def _registered(cfg: CfgNode) -> OwnData:
         register_semantic_folders(cfg)
         return own_labels(own.SEMANTIC, **split)
     for key in ("TRAIN", "VAL"):
-        if len(own[key]) not in (0, 2):
-            raise ValueError(f"DATASETS.OWN.{key} is {own[key]!r}; it has to be a file and a folder.")
+        if len(own[key]) > 2 or (len(own[key]) == 1 and own[key][0].lower().endswith(".json")):
+            raise ValueError(f"DATASETS.OWN.{key} is {own[key]!r}; it has to be {FORMS}.")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     return own_boxes(own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty, **split)
 

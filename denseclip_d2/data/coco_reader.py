@@ -9,8 +9,9 @@ from detectron2.structures import BoxMode
 
 from .changes import Changes
 from .coco_annotation import AnnotationNormalizer
+from .coco_json import CONVERT
 from .coco_masks import encode
-from .coco_source import CONVERT, CocoSource
+from .coco_source import CocoSource
 from .image_finder import ImageFinder
 
 LISTED = 3

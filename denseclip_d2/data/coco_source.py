@@ -1,22 +1,28 @@
-import gc
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""What a reader of another format returns: the content that a COCO file of the same data would have."""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-CONVERT = "docs/own_data.md says what files and folders can be read."
+from PIL import Image
+from tqdm import tqdm
+
+EXIF_ORIENTATION, EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
 class CocoSource:
-    """Annotations in COCO's format, as a tool wrote them or a reader converted them.
+    """One split of a dataset.
 
     Attributes:
-        content: the lists ``images``, ``annotations`` and ``categories``.
-        image_root: an absolute folder, which the images' file names begin from.
-        description: names the file or folder in messages.
+        content: what ``json.load`` of a COCO file returns: the lists images, annotations and categories.
+            Boxes are [x, y, width, height] in pixels. All ids count from 1.
+        image_root: the folder that relative file names begin from.
+        description: names the split in messages, as "my/data.yaml (YOLO, train)".
     """
 
     content: Any
@@ -24,29 +30,139 @@ class CocoSource:
     description: str
 
 
-def read_json(path: Path) -> object:
-    """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 or UTF-32.
+@dataclass(frozen=True)
+class LabeledObject:
+    """One object of an image.
+
+    Attributes:
+        class_index: from 0, in the order of the class names.
+        corners: x0, y0, x1, y1 of the box, in pixels.
+        polygon: x, y, x, y, ... in pixels; empty without an outline.
+    """
+
+    class_index: int
+    corners: tuple[float, float, float, float]
+    polygon: tuple[float, ...] = ()
+
+    @property
+    def area(self) -> float:
+        """Return the area of the polygon, or of the box where there is no polygon, in square pixels."""
+        if not self.polygon:
+            x0, y0, x1, y1 = self.corners
+            return (x1 - x0) * (y1 - y0)
+        xs, ys = self.polygon[::2], self.polygon[1::2]
+        crossed = (xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
+        return abs(sum(crossed)) / 2
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image with its size, (width, height) in pixels as the image is read, and its objects."""
+
+    path: Path
+    size: tuple[int, int]
+    objects: Sequence[LabeledObject]
+
+
+def as_coco(
+    images: Iterable[LabeledImage], class_names: Sequence[str], root: Path, description: str
+) -> CocoSource:
+    """Return labeled images as the content of a COCO file. Images without objects stay."""
+    categories = [{"id": i, "name": name} for i, name in enumerate(class_names, 1)]
+    content: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
+    for image_id, image in enumerate(images, 1):
+        path = image.path
+        file_name = str(path.relative_to(root) if path.is_relative_to(root) else path)
+        width, height = image.size
+        content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for labeled in image.objects:
+            x0, y0, x1, y1 = labeled.corners
+            annotation = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": labeled.class_index + 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": labeled.area,
+                "iscrowd": 0,
+            }
+            if labeled.polygon:
+                annotation["segmentation"] = [[*labeled.polygon]]
+            content["annotations"].append(annotation)
+    return CocoSource(content, root, description)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images in a folder and in its folders, sorted."""
+    return [file for file in find_files(folder) if is_image(file)]
+
+
+def find_files(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the files in a folder and in its folders, sorted.
+
+    Hidden files are left out, and links to folders are followed.
+    """
+    walk = os.walk(folder, followlinks=True)  # Path.rglob follows none before Python 3.13
+    paths = (Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
+    return sorted(path for path in paths if path.suffix.lower() == suffix or not suffix)
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file has an ending of an image that Pillow reads."""
+    return path.suffix.lower() in _image_suffixes()
+
+
+@cache
+def _image_suffixes() -> frozenset[str]:
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return width and height of each image as the image is read, which is after its EXIF orientation.
+
+    Only headers are read.
 
     Raises:
-        ValueError: the file is no JSON, or in another encoding.
+        ValueError: an image cannot be read; the error names ten of them.
+    """
+    with ThreadPoolExecutor(16) as pool:  # reading headers waits for the disk, not for the processor
+        sizes = list(tqdm(pool.map(_image_size, paths), total=len(paths), delay=2, unit="image"))
+    faults = [size for size in sizes if isinstance(size, str)]
+    if faults:
+        raise ValueError(
+            f"{len(faults)} of {len(paths)} images cannot be read: {listed(faults)}. Fetch them again, or "
+            "take them and their labels out."
+        )
+    return [size for size in sizes if not isinstance(size, str)]
+
+
+def _image_size(path: Path) -> tuple[int, int] | str:
+    """Return width and height, or what is wrong with the image."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_TRANSPOSED
+            return image.size[::-1] if turned else image.size
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except Exception as error:  # Pillow raises many types for a broken file, SyntaxError among them
+        return f"{path} is broken ({error})"
+
+
+def listed(items: Sequence[object], limit: int = 10) -> str:
+    """Return the first items, separated by commas, and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(map(str, items[:limit])) + more
+
+
+def read_utf8(file: Path) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the text is not in UTF-8.
     """
     try:
-        return json.loads(path.read_bytes())
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {file}.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not encoded in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not in COCO's format, and no JSON: {error}. {CONVERT}") from error
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Halve the time of making a million objects, none of which are garbage."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+        raise ValueError(f"{file} is not in UTF-8 ({error}). Save it as UTF-8.") from None

@@ -11,8 +11,10 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import image_size
+from .coco_json import CONVERT, read_json, without_garbage_collection
 from .coco_reader import LISTED, CocoDataset, normalize
-from .coco_source import CONVERT, CocoSource, read_json, without_garbage_collection
+from .coco_source import CocoSource, find_files
+from .dataset_folder import read_source
 from .own import OwnData, held_out_images, register
 from .unused import nothing_to_learn, unused_reason
 
@@ -26,12 +28,14 @@ class CocoPart:
     Attributes:
         values: of DATASETS.OWN.TRAIN or VAL.
         split: "train" or "val", where the values name several.
+        stamp: changes when their files do.
         classes_of: the part whose classes these data are labeled in; None: their own.
         images: the paths of the images in this part, as :meth:`CocoDataset.key_of` has them; None: all.
     """
 
     values: tuple[str, ...]
     split: str
+    stamp: Hashable
     classes_of: "CocoPart | None" = None
     images: frozenset[str] | None = None
 
@@ -41,7 +45,7 @@ class CocoPart:
         Raises:
             FileNotFoundError, ValueError: see :func:`own_boxes`.
         """
-        dataset = _read(self.values, self.split, _stamp(self))
+        dataset = _read(self.values, self.split, self.stamp)
         if self.classes_of:
             dataset = _with_classes_of(dataset, self.classes_of)
         if self.images is None:
@@ -103,8 +107,9 @@ def own_boxes(
     """Register data with boxes, or boxes and masks.
 
     Args:
-        train, val: a COCO file and the folder that its file names begin from. Without ``val``, a part of the
-            training images is held out in its place.
+        train, val: a COCO file and the folder that its file names begin from, or one path that
+            :func:`read_source` reads. Without ``val``, it is the validation part of ``train``, where there is
+            one, or else a part of the training images that is held out.
         masks: whether the model learns masks.
         filter_empty: whether images without boxes are left out of training.
         held_out: that part, below 1; 0 holds nothing out.
@@ -115,15 +120,17 @@ def own_boxes(
         ValueError: a file is not in COCO's format, has nothing to learn from, or lacks masks; ``val`` has a
             class that ``train`` has not; images cannot be shared; a dataset's name is taken.
     """
-    whole = CocoPart(tuple(train), "train")
+    whole = CocoPart(tuple(train), "train", _stamp(train))
     data = _summary(whole)
     _check_learnable(data)
     if masks:
         _check_masks(data)
     name = _register(whole)
     parts = [(name, whole)]
+    if not val and "val" in (_read_folder(whole.values, whole.stamp) or {}):
+        val = train
     if val:
-        part = CocoPart(tuple(val), "val", whole)
+        part = CocoPart(tuple(val), "val", _stamp(val), whole)
         if masks:
             _check_masks(_summary(part))
         parts.append((_register(part), part))
@@ -140,16 +147,19 @@ def own_boxes(
     return OwnData(parts[0][0], tuple(name for name, _ in parts[1:]), data.class_names, num_images)
 
 
-def open_source(values: Sequence[str], split: str) -> CocoSource:
+def open_source(values: Sequence[str], split: str, stamp: Hashable) -> CocoSource:
     """Read what DATASETS.OWN.TRAIN or VAL names, without normalizing it.
 
     Args:
-        split: "train" or "val", where the values name several.
+        split: "train" or "val", where the values name several. Without "val", it is "test", or else "train".
+        stamp: changes when the files do; folders are read once for each.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: the file is not in COCO's format.
     """
+    if sources := _read_folder(tuple(values), stamp):
+        return next(sources[s] for s in (split, "test", "train") if s in sources)
     path, images = (Path(part).expanduser().resolve() for part in values)
     if not path.is_file():
         raise FileNotFoundError(f"Own data: there is no file {values[0]}. {CONVERT}")
@@ -158,25 +168,26 @@ def open_source(values: Sequence[str], split: str) -> CocoSource:
     return CocoSource(read_json(path), images, str(path))
 
 
-def _stamp(part: CocoPart) -> Hashable:
-    """Return what changes when the part's files do."""
-    path = Path(part.values[0]).expanduser()
-    own = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()
-    return own, _stamp(part.classes_of) if part.classes_of else ()
+@lru_cache(maxsize=4)
+def _read_folder(values: tuple[str, ...], stamp: Hashable) -> dict[str, CocoSource] | None:
+    return read_source(values)
 
 
-def _summary(part: CocoPart) -> _Summary:
-    return _summarize(part, _stamp(part))
+def _stamp(values: Sequence[str]) -> Hashable:
+    """Return what changes when the files of own data do: of folders, of the files in them."""
+    path = Path(values[0]).expanduser()
+    files = [path] if len(values) == 2 else find_files(path if path.is_dir() else path.parent)
+    return hash(tuple((str(file), file.stat().st_mtime_ns) for file in files if file.exists()))
 
 
 @lru_cache(maxsize=2)
 def _read(values: tuple[str, ...], split: str, stamp: Hashable) -> CocoDataset:
     with without_garbage_collection():
-        return normalize(open_source(values, split), image_size)
+        return normalize(open_source(values, split, stamp), image_size)
 
 
 @lru_cache(maxsize=8)
-def _summarize(part: CocoPart, stamp: Hashable) -> _Summary:
+def _summary(part: CocoPart) -> _Summary:
     dataset = part.read()
     sizes = {image["id"]: image for image in dataset.images}
     reasons = (unused_reason(a, sizes[a["image_id"]]) for a in dataset.annotations)
@@ -222,9 +233,13 @@ def _register(part: CocoPart) -> str:
 
     Returns: the name.
     """
-    paths = Path(part.values[0]).expanduser().resolve().with_suffix("").parts[1:]
-    for length in range(2, len(paths) + 1):
-        name = "_".join(paths[-length:])
+    path = Path(part.values[0]).expanduser().resolve()
+    if len(part.values) == 2:
+        parts = path.with_suffix("").parts
+    else:
+        parts = (*(path if path.is_dir() else path.parent).parts, part.split)
+    for length in range(2, len(parts)):
+        name = "_".join(parts[-length:])
         if name not in DatasetCatalog or MetadataCatalog.get(name).get("source") == _source(part):
             break
     _register_as(name, part)
@@ -232,12 +247,12 @@ def _register(part: CocoPart) -> str:
 
 
 def _source(part: CocoPart) -> str:
-    return " ".join(part.values)
+    return " ".join([*part.values, *([part.split] if len(part.values) == 1 else [])])
 
 
 def _register_as(name: str, part: CocoPart) -> None:
     data, whole = _summary(part), _summary(replace(part, images=None))
-    as_it_is = not data.changes and part.images is None
+    as_it_is = len(part.values) == 2 and not data.changes and part.images is None
     # Detectron2's evaluator reads "json_file"; without one, it writes what it needs into OUTPUT_DIR.
     truth = {"json_file": data.description} if as_it_is else {"coco_content": part.content}
     register(

@@ -1,0 +1,243 @@
+"""Datasets in YOLO's format: a data.yaml, folders of images, and a text file of objects for each image."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from .coco_source import (
+    CocoSource,
+    LabeledImage,
+    as_coco,
+    find_images,
+    image_sizes,
+    is_image,
+    listed,
+    read_utf8,
+)
+from .yolo_labels import CLASSES, label_file, read_labels, warn_of_labels_without_image
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".yaml", ".yml", ".data")
+KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """A data.yaml.
+
+    Attributes:
+        file: its path, or that of classes.txt.
+        entries: of each split, the folders of its images and the files that list them.
+        class_names: in the order of the class numbers.
+        keypoint_numbers: how many numbers follow the box in a line of a pose dataset, else 0.
+        folders: where relative paths may begin, the likeliest first.
+    """
+
+    file: Path
+    entries: Mapping[str, Sequence[str]]
+    class_names: tuple[str, ...]
+    keypoint_numbers: int
+    folders: tuple[Path, ...]
+
+
+def read_yolo(path: str | Path) -> dict[str, CocoSource]:
+    """Read a dataset in YOLO's format, as Ultralytics, Roboflow, CVAT and Label Studio write it.
+
+    The labels of ``images/train/a.jpg`` are in ``labels/train/a.txt``, or else in ``a.txt`` beside the image.
+    An image without this file, or with an empty one, stays as an image without objects. Each line is an
+    object: its class, and fractions of width and height of the image as the image is read:
+
+    - 4 numbers are a box: center x, center y, width, height.
+    - 6, 8, ... numbers are a polygon: x, y, x, y, .... A turned box (OBB) has 8, and keeps its outline as its
+      mask. The box of a polygon is its hull.
+    - With ``kpt_shape`` in the data.yaml, keypoints follow the box, and are left out.
+
+    What reaches out of the image is clipped, and a line that is in a file twice counts once.
+
+    Args:
+        path: a data.yaml, Darknet's obj.data, or the folder that holds one of these. A folder with
+            classes.txt (a name a line), images/ and labels/, as Label Studio writes it, is all for training;
+            so is one whose data.yaml names no split, as supervision writes it.
+
+    Returns: "train", and "val" and "test" where the dataset has them.
+
+    Raises:
+        FileNotFoundError: the file or folder, or what it names, is not there.
+        ValueError: a file, a line or an image is not as described. The error names it.
+    """
+    dataset = _read_dataset(Path(os.path.normpath(Path(path).expanduser().absolute())))
+    sources = {}
+    for split in dataset.entries:
+        if images := _images(dataset, split):
+            sources[split] = _read_split(dataset, split, images)
+    return sources
+
+
+def yolo_file(folder: Path) -> Path | None:
+    """Return the file that makes a folder a dataset in YOLO's format, or None.
+
+    Raises:
+        ValueError: several files may be it.
+    """
+    usual = (folder / name for name in ("data.yaml", "data.yml", "obj.data"))
+    if found := next(filter(Path.is_file, usual), None):
+        return found
+    classes = folder / CLASSES
+    labels = [*folder.glob("*.txt"), *(folder / "labels").rglob("*.txt")]
+    if classes.is_file() and any(file.name != CLASSES for file in labels):
+        return classes
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES[:2]]
+    files = [file for file in files if re.search(r"^names\s*:", read_utf8(file), re.MULTILINE)]
+    if len(files) > 1:
+        raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Name the dataset's.")
+    return files[0] if files else None
+
+
+def _read_dataset(path: Path) -> _Dataset:
+    file = yolo_file(path) if path.is_dir() else path
+    if file is None:
+        raise FileNotFoundError(f"{path} holds no data.yaml.")
+    content = _read_content(file)
+    entries = {}
+    for split, keys in KEYS.items():
+        if value := next((content[key] for key in keys if content.get(key)), None):
+            entries[split] = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    if not entries and any(map(is_image, (file.parent / "images").glob("*"))):  # as supervision writes it
+        entries = {"train": ["images"]}
+    if "train" not in entries:
+        raise ValueError(f"{file} names no images to train on. Add a line such as train: images/train")
+    root = Path(str(content.get("path") or ".")).expanduser()
+    folders = (file.parent / root, root.absolute(), file.parent, Path.cwd())
+    normal = dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders)
+    return _Dataset(
+        file, entries, _class_names(content, file), _keypoint_numbers(content, file), tuple(normal)
+    )
+
+
+def _read_content(file: Path) -> Mapping:
+    text = read_utf8(file)
+    if file.name == CLASSES:
+        return {"names": _lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
+    if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, one of them a file of names
+        pairs = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+        pairs = {key.lower(): value for key, value in pairs.items()}
+        names = _find(pairs.get("names") or "obj.names", (file.parent, Path.cwd()))
+        return {**pairs, "names": _lines(names) if names else None}
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} is no data.yaml, which has the keys names and train.")
+    return {str(key).lower(): value for key, value in content.items()}
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in read_utf8(file).strip().splitlines()]
+
+
+def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:
+    names = content.get("names")
+    if isinstance(names, Mapping):
+        numbered = {str(key): name for key, name in names.items()}
+        numbers = [str(i) for i in range(len(names))]
+        if {*numbered} != {*numbers}:
+            raise ValueError(f"{file}: names has the numbers {listed([*names])}. Number them 0, 1, 2, ...")
+        names = [numbered[number] for number in numbers]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f'{file} needs names, the names of the classes, such as ["cat", "dog"].')
+    for i, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError(f"{file}: YAML reads the name of class {i} as {name!r}. Put the name in quotes.")
+    if content.get("nc") not in (None, len(names)):
+        raise ValueError(f"{file}: nc is {content['nc']}, and there are {len(names)} names. Correct one.")
+    return tuple(str(name) for name in names)
+
+
+def _keypoint_numbers(content: Mapping, file: Path) -> int:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(x, int) and x > 0 for x in shape)):
+        raise ValueError(f"{file}: kpt_shape is {shape!r}; it has to be two numbers, such as [17, 3].")
+    return shape[0] * shape[1]
+
+
+def _images(dataset: _Dataset, split: str) -> list[Path]:
+    """Return the images of a split, each once.
+
+    Raises:
+        FileNotFoundError: a folder, list or image is not there. A test split that is not there is left out.
+        ValueError: an entry is neither a folder nor a list.
+    """
+    images: list[Path] = []
+    for entry in dataset.entries[split]:
+        place = _find(entry, dataset.folders, split)
+        found = _images_of(place, dataset.folders) if place else []
+        if not found and split == "test":  # Roboflow names it in any case, and training needs none
+            logger.info("%s: test: no images in %s: left out.", dataset.file, entry)
+        elif not found:
+            looked = f"{place} holds no images" if place else f"{entry} is not in {listed(dataset.folders)}"
+            raise FileNotFoundError(f"{dataset.file}: {split}: {looked}.")
+        images += found
+    return list(dict.fromkeys(images))
+
+
+def _images_of(place: Path, folders: Sequence[Path]) -> list[Path]:
+    if place.is_dir():
+        return find_images(place)
+    if place.suffix.lower() != ".txt":
+        raise ValueError(f"{place} is neither a folder of images nor a .txt file that lists them.")
+    images = []
+    for number, line in enumerate(read_utf8(place).splitlines(), 1):
+        if line.strip():
+            image = _find(line.strip(), (place.parent, *folders))
+            if image is None:
+                raise FileNotFoundError(f"{place}:{number}: there is no image {line.strip()}.")
+            images.append(image)
+    return images
+
+
+def _find(entry: str, folders: Sequence[Path], word: str = "") -> Path | None:
+    """Return the file or folder with the longest end of a path, or None.
+
+    Roboflow writes "../train/images" for "train/images", and the paths of another machine begin elsewhere. A
+    folder's name is left out only where the rest still has the word: "images" alone may hold all splits.
+    """
+    parts = PurePosixPath(entry.replace("\\", "/")).parts
+    for start in range(max(len(parts), 1)):
+        rest = str(PurePosixPath(*parts[start:]))
+        if {*parts[:start]} - {".."} and word not in rest.lower():
+            break
+        for folder in folders:
+            if (folder / rest).exists():
+                # Links stay: the labels lie beside the link.
+                return Path(os.path.normpath(folder / rest))
+    return None
+
+
+def _read_split(dataset: _Dataset, split: str, images: Sequence[Path]) -> CocoSource:
+    files = [label_file(image) for image in images]
+    if split != "test" and not any(file.is_file() for file in files):
+        raise FileNotFoundError(
+            f"{dataset.file}: {split}: none of the {len(images)} images has a label file. That of "
+            f"{images[0]} would be {files[0]}."
+        )
+    warn_of_labels_without_image(images, files)
+    labeled, repeated = [], 0
+    numbers = len(dataset.class_names), dataset.keypoint_numbers
+    for image, file, size in zip(images, files, image_sizes(images), strict=True):
+        objects = read_labels(file, size, *numbers)
+        labeled.append(LabeledImage(image, size, list(dict.fromkeys(objects))))
+        repeated += len(objects) - len(labeled[-1].objects)
+    description = f"{dataset.file} (YOLO, {split})"
+    if repeated:  # as Ultralytics has it
+        logger.warning("%s: %d lines are in their file twice, and count once.", description, repeated)
+    above = (folder for folder in dataset.folders if images[0].is_relative_to(folder))
+    return as_coco(labeled, dataset.class_names, next(above, dataset.file.parent), description)
