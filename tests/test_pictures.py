@@ -104,13 +104,13 @@ def test_where_memory_is_short_fewer_go_at_once(predictor, pictures, monkeypatch
 def test_a_broken_image_is_named_and_can_be_skipped(predictor, pictures, tmp_path, caplog):
     broken = tmp_path / "broken.png"
     broken.write_bytes(pictures[0].read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{broken} cannot be read as a picture"):
+    with pytest.raises(ValueError, match=f"{broken} is broken or truncated"):
         predictor([pictures[0], broken])
     with pytest.raises(FileNotFoundError, match="nowhere.png: there is no such file"):
         predictor("nowhere.png")
     first, second, third = predictor.stream([pictures[0], broken, pictures[1]], skip_broken=True)
     assert (len(first), second, len(third)) == (1, {}, 1)
-    assert f"Skipped: {broken} cannot be read" in caplog.text
+    assert f"Skipped: {broken} is broken" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
@@ -203,7 +203,7 @@ def test_a_folder_with_a_truncated_image_yields_the_others(tmp_path, pictures):
     zoo = "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
     done = run_tool("demo.py", *arguments, datasets=tmp_path, config=zoo)
     assert done.returncode == 3, done.stderr[-3000:]
-    assert f"Skipped: {folder}/cut.jpg cannot be read as a picture: image file is truncated" in done.stderr
+    assert f"Skipped: {folder}/cut.jpg is broken or truncated (image file is truncated" in done.stderr
     assert f"Skipped: {folder}/no.mp4 cannot be read as a video." in done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == sorted([*(path.name for path in pictures[:2]), "detections.json", "overview.png"])
