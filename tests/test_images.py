@@ -19,6 +19,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from denseclip_d2 import Predictor
 from denseclip_d2.config import load_config
 from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.image_checks import check_image_files
@@ -331,6 +332,16 @@ def test_the_example_refuses_what_the_predictor_refuses(tmp_path, name):
     UNKNOWN_WHITE[name](tmp_path / name)
     with pytest.raises(SystemExit, match=f"error: .*{name} .*save it with 8 or 16 bits"):
         example().read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("pixel_format", FORMATS)
+def test_the_predictor_sees_what_evaluation_sees(small_shapes, pixel_format):
+    predictor = Predictor.from_zoo("Shapes/denseclip_retinanet_tiny.yaml")
+    mapper = DatasetMapper(predictor.cfg, is_train=False)
+    predictor.input_format = mapper.image_format = pixel_format
+    for record in DatasetCatalog.get(small_shapes[2]):
+        expected = mapper(record)["image"].float()
+        assert torch.equal(predictor._input(record["file_name"])["image"], expected)
 
 
 # Mappers, whose calls are ours for the reader's sake

@@ -167,8 +167,11 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def ordered(picture: np.ndarray, pixel_format: str) -> np.ndarray:
-    """A picture (H, W, 3), BGR, with its channels in the order of ``INPUT.FORMAT``."""
-    return picture[:, :, ::-1] if pixel_format == "RGB" else picture
+    """Return an image (H, W, 3) uint8, BGR, as ``INPUT.FORMAT`` has it: see :func:`read_image`."""
+    if pixel_format == "BGR":
+        return picture
+    rgb = picture[:, :, ::-1]
+    return rgb if pixel_format == "RGB" else convert_PIL_to_numpy(Image.fromarray(rgb), pixel_format)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
