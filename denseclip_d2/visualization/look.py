@@ -87,10 +87,8 @@ def read_upload(path: str, limits: Limits) -> np.ndarray:
     except ImageError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # Pillow has many words for a broken file, SyntaxError among them
-        kinds = ", ".join(FORMATS)
-        raise ValueError(
-            f"{name} is no picture that can be read, or a broken one. Taken are {kinds}."
-        ) from error
+        taken = f"Taken are {', '.join(FORMATS)}."
+        raise ValueError(f"{name} is no picture that can be read, or a broken one. {taken}") from error
     raise ValueError(
         f"{name} has {width} x {height} pixels; up to {limits.megapixels} million are taken: make it smaller."
     )
