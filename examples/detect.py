@@ -7,13 +7,16 @@ python examples/detect.py model.onnx photo.jpg --runtime openvino    # pip insta
 """
 
 import argparse
+import contextlib
 import json
+import sys
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF, and a value
 
 
 def main() -> None:
@@ -31,7 +34,7 @@ def main() -> None:
 
     about, run = RUNTIMES[args.runtime](args.model)
     names = json.loads(about["class_names"])
-    picture = ImageOps.exif_transpose(Image.open(args.picture)).convert("RGB")
+    picture = read(args.picture)
     pixels = np.asarray(picture)
     if about["pixel_format"] == "BGR":
         pixels = pixels[:, :, ::-1]
@@ -48,6 +51,27 @@ def main() -> None:
         drawn = draw(drawn, found, names, args.threshold)
     Image.fromarray(drawn).save(args.output)
     print(f"Wrote {args.output}")
+
+
+def read(path: str) -> Image.Image:
+    """Read an image as the model was trained on images: upright, RGB, with 8 bits a channel.
+
+    Of 16 bits, the upper 8 are taken. Floats, integers of 32 bits and signed ones have no known white.
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except Exception as error:  # Pillow has many words for a broken file
+        sys.exit(f"error: {path} cannot be read: {error}")
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        sys.exit(f"error: {path} has Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel.")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    with contextlib.suppress(Exception):  # an EXIF block that cannot be read does not matter
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = (np.asarray(image) >> (tags.get(BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+        image = Image.fromarray(255 - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values)
+    return image.convert("RGB")
 
 
 Run = Callable[[list[str], np.ndarray], list[np.ndarray]]

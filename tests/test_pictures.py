@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 from test_engine import run_tool
@@ -18,6 +18,7 @@ from test_engine import run_tool
 from denseclip_d2 import Predictor
 from denseclip_d2.data.pictures import read_picture
 from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.engine.setup import output_folder
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
 from denseclip_d2.visualization.video import read_frames
@@ -104,13 +105,13 @@ def test_where_memory_is_short_fewer_go_at_once(predictor, pictures, monkeypatch
 def test_a_broken_image_is_named_and_can_be_skipped(predictor, pictures, tmp_path, caplog):
     broken = tmp_path / "broken.png"
     broken.write_bytes(pictures[0].read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{broken} cannot be read as a picture"):
+    with pytest.raises(ValueError, match=f"{broken} is broken or truncated"):
         predictor([pictures[0], broken])
     with pytest.raises(FileNotFoundError, match="nowhere.png: there is no such file"):
         predictor("nowhere.png")
     first, second, third = predictor.stream([pictures[0], broken, pictures[1]], skip_broken=True)
     assert (len(first), second, len(third)) == (1, {}, 1)
-    assert f"Skipped: {broken} cannot be read" in caplog.text
+    assert f"Skipped: {broken} is broken" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
@@ -203,13 +204,66 @@ def test_a_folder_with_a_truncated_image_yields_the_others(tmp_path, pictures):
     zoo = "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
     done = run_tool("demo.py", *arguments, datasets=tmp_path, config=zoo)
     assert done.returncode == 3, done.stderr[-3000:]
-    assert f"Skipped: {folder}/cut.jpg cannot be read as a picture: image file is truncated" in done.stderr
+    assert f"Skipped: {folder}/cut.jpg is broken or truncated (image file is truncated" in done.stderr
     assert f"Skipped: {folder}/no.mp4 cannot be read as a video." in done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == sorted([*(path.name for path in pictures[:2]), "detections.json", "overview.png"])
     again = run_tool("demo.py", *arguments, datasets=tmp_path, config=zoo)
     assert again.returncode == 1
     assert "exists. Choose another --output, or add --overwrite." in again.stderr
+
+
+@pytest.mark.parametrize(("source", "folder"), [("--input", "new/out"), ("--camera", "kept")])
+def test_a_run_that_saw_nothing_leaves_nothing_behind(tmp_path, source, folder):
+    """Neither a file, which would refuse the next run, nor a folder that was not there."""
+    nothing = tmp_path / "empty.mp4"
+    nothing.touch()
+    zoo = "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
+    (tmp_path / "kept").mkdir()
+    done = run_tool("demo.py", source, nothing, "--output", tmp_path / folder, datasets=tmp_path, config=zoo)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert f"Skipped: {nothing}" in done.stderr
+    assert f"No image was seen, and nothing is written to {tmp_path / folder}" in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty.mp4", "kept"]
+
+
+def test_a_folder_that_gets_nothing_is_removed_when_a_run_fails(tmp_path):
+    with pytest.raises(ValueError, match="weights"), output_folder(str(tmp_path / "a/b"), "--output"):
+        raise ValueError("no weights")
+    assert not [*tmp_path.iterdir()]
+    with output_folder(str(tmp_path / "a/b"), "--output"):
+        (tmp_path / "a/b/x").touch()
+    assert (tmp_path / "a/b/x").exists()
+
+
+def test_images_of_kinds_that_are_not_read_are_named(tmp_path, predictor):
+    """Beside their JPEG as well, whose picture is written."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir(), out.mkdir()
+    Image.new("RGB", (64, 48)).save(folder / "x.jpg")
+    (folder / "x.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    sources = find_sources([str(folder)])
+    check_outputs(sources, str(out), overwrite=False)
+    outcome = draw_sources(predictor, sources, str(out))
+    assert outcome.seen == 1
+    (fault,) = outcome.faults
+    assert fault.startswith(f"{folder / 'x.HEIC'} is no image of a kind that Pillow reads here. Convert HEIC")
+    assert sorted(path.name for path in out.iterdir()) == ["detections.json", "overview.png", "x.png"]
+
+
+def test_images_of_a_dataset_keep_their_folders(tmp_path, catalogs):
+    """As those of a folder do; names outside the output folder are none."""
+    names = ["a/1.png", "./b/1.png", "b/../b/c/2.png"]
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
+    records = [{"file_name": f"{tmp_path}/images/{name}", "height": 8, "width": 8} for name in names]
+    DatasetCatalog.register("nested", lambda: records)
+    outputs = [source.output for source in of_dataset("nested", 3)]
+    assert outputs == ["a/1.png", "b/1.png", "b/c/2.png"]
+    assert [*map(str.lower, outputs)] == [x.output for x in find_sources([str(tmp_path / "images")])]
+    assert [source.output for source in of_dataset("nested", 1)] == outputs[:1]
+    check_outputs(of_dataset("nested", 3), str(tmp_path / "out"), overwrite=False)
 
 
 def test_a_video_that_breaks_off_is_named_and_its_beginning_kept(tmp_path, predictor):

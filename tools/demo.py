@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Predictor, keep_memory
-from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.engine.setup import output_folder
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
 
@@ -73,19 +73,23 @@ def main(args: argparse.Namespace) -> int:
     else:
         cfg = load_config(args.config_file, args.opts)
     sources = find(args)
-    check_writable(args.output, "--output")
-    check_outputs(sources, args.output, overwrite=args.overwrite)
-    keep_memory(cfg)
-    predictor = Predictor(cfg)
-    predictor.at_once = args.batch or predictor.at_once
-    seen, faults = draw_sources(
-        predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,
-        dataset=args.dataset or "",
-    )  # fmt: skip
-    print(f"Wrote what was seen in {seen} images, and detections.json, to {args.output}")
+    with output_folder(args.output, "--output"):
+        check_outputs(sources, args.output, overwrite=args.overwrite)
+        keep_memory(cfg)
+        predictor = Predictor(cfg)
+        predictor.at_once = args.batch or predictor.at_once
+        seen, faults = draw_sources(
+            predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,
+            dataset=args.dataset or "",
+        )  # fmt: skip
+    if seen:
+        print(f"Wrote what was seen in {seen} images, and detections.json, to {args.output}")
     for fault in faults:
         print(f"Skipped: {fault}", file=sys.stderr)
-    return (SKIPPED if seen else 1) if faults else 0
+    if not seen:
+        print(f"No image was seen, and nothing is written to {args.output}", file=sys.stderr)
+        return 1
+    return SKIPPED if faults else 0
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN.HELD_OUT = 0.2
     # Iterations that few images are trained for at least, if the config's own schedule is not shorter.
     cfg.DATASETS.OWN.MIN_ITER = 500
-    # Before training, see that every image is there, whole and of its annotated size.
+    # Before training, see that every image is there, whole and of its annotated size. JPEGs are not decoded:
+    # damage between a JPEG's header and its last bytes is not seen, and ends training when it is read.
     cfg.DATASETS.CHECK_IMAGES = True
 
     # Part of the training images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" draws, by SEED, and trains

@@ -6,6 +6,8 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .pictures import read_image
+
 COLUMNS = ("filepath", "title")
 
 
@@ -37,10 +39,13 @@ class CaptionTable(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        """A picture, RGB, and its caption."""
+        """Return an image, RGB, and its caption.
+
+        Raises:
+            ImageError: see :func:`denseclip_d2.data.pictures.read_image`.
+        """
         path, title = self.rows[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), title
+        return Image.fromarray(read_image(path, "RGB")), title
 
 
 def _read(path: Path) -> list[tuple[Path, str]]:

@@ -5,26 +5,20 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
-from typing import BinaryIO
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils.file_io import PathManager
-from PIL import Image
-from tqdm import tqdm
 
-from .semantic import check_label_mode, check_label_size, check_labels, read_labels
+from .image_checks import check_image_files
+from .semantic import check_labels, read_labels
 from .tasks import is_semantic, section_of
 
 logger = logging.getLogger(__name__)
 
 MAX_LABELS_READ = 100  # before training, of each dataset
-EXIF_ORIENTATION, EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
-ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: bool) -> list[dict]:
@@ -34,7 +28,7 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
         names: registered datasets.
         filter_empty: leave out images without boxes.
         check_images: see that each image is there, whole and of its annotated size, and each label image
-            whole and of its image's size, by their headers and last bytes; the labels of some are read.
+            whole and of its image's size, as far as ``check_image_files`` sees; the labels of some are read.
 
     Raises:
         ValueError: no dataset is named; one is not registered, has malformed annotations or unusable images.
@@ -203,17 +197,7 @@ def _check_boxes(record: dict) -> None:
 
 
 def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
-    logger.info(f"Checking the {len(dicts)} images of {', '.join(names)} (DATASETS.CHECK_IMAGES) ...")
-    with ThreadPoolExecutor(16) as pool:  # reading headers waits for the disk, not for the processor
-        faults = [
-            f for f in tqdm(pool.map(_image_fault, dicts), total=len(dicts), delay=2, unit="image") if f
-        ]
-    if faults:
-        listed = "\n  ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
-        raise ValueError(
-            f"{len(faults)} of {len(dicts)} images of {', '.join(names)} cannot be used:\n  {listed}\n"
-            "Fetch them again, or take them out of the annotations."
-        )
+    check_image_files(names, dicts)
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
     _check_some_labels(labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ) or 1], names[0])
 
@@ -224,65 +208,3 @@ def _check_some_labels(records: Sequence[dict], name: str) -> None:
     num_classes = len(metadata.get("stuff_classes", ())) or 256  # without names, any label may be one
     for file_name in (record["sem_seg_file_name"] for record in records):
         check_labels(read_labels(file_name), file_name, num_classes, metadata.get("ignore_label"))
-
-
-def _image_fault(record: dict) -> str:
-    """What is wrong with the image of a dataset record, or with its label images; empty if nothing is."""
-    try:
-        image, label = record["file_name"], record.get("sem_seg_file_name")
-        size, _ = _size_and_mode(image)
-        annotated = (record.get("width", size[0]), record.get("height", size[1]))
-        if size != annotated:
-            raise ValueError(
-                "{} is {}x{} and annotated as {}x{} (width x height)".format(image, *size, *annotated)
-            )
-        if label:
-            label_size, mode = _size_and_mode(label)
-            check_label_mode(mode, label)
-            check_label_size(label_size, label, size, image)
-        if segments := record.get("pan_seg_file_name"):
-            check_label_size(_size_and_mode(segments)[0], segments, size, image)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Return the width and height of an image as it is read.
-
-    Raises:
-        ValueError: the image is missing or broken.
-    """
-    return _size_and_mode(str(path))[0]
-
-
-def _size_and_mode(path: str) -> tuple[tuple[int, int], str]:
-    """Width and height of an image as it is read, and Pillow's mode.
-
-    Raises:
-        ValueError: it is missing or broken.
-    """
-    try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            size = image.size
-            if image.getexif().get(EXIF_ORIENTATION) in EXIF_TRANSPOSED:
-                size = size[::-1]
-            if not _ends_well(file, image.format):
-                image.load()
-            return size, image.mode
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except Exception as error:  # Pillow has many words for a broken file, SyntaxError among them
-        raise ValueError(f"{path} is broken or truncated ({error})") from error
-
-
-def _ends_well(file: BinaryIO, image_format: str | None) -> bool:
-    """Whether a file ends as whole files of its format do; such a file need not be decoded to trust it."""
-    ending = ENDINGS.get(image_format or "")
-    if ending is None:
-        return False
-    position = file.tell()
-    file.seek(-min(len(ending), file.seek(0, 2)), 2)
-    ends_well = file.read() == ending
-    file.seek(position)
-    return ends_well

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-EXIF_ORIENTATION, EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
+from .pictures import image_size
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,9 @@ def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
 def _image_size(path: Path) -> tuple[int, int] | str:
     """Return width and height, or what is wrong with the image."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_TRANSPOSED
-            return image.size[::-1] if turned else image.size
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except Exception as error:  # Pillow raises many types for a broken file, SyntaxError among them
-        return f"{path} is broken ({error})"
+        return image_size(path)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def listed(items: Sequence[object], limit: int = 10) -> str:

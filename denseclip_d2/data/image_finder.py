@@ -4,6 +4,8 @@ from os.path import normpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote, urlsplit
 
+from .coco_source import find_files
+
 
 class ImageFinder:
     """Find the images of annotations in a folder, under whatever prefix a tool wrote before their names."""
@@ -57,9 +59,8 @@ class ImageFinder:
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
         files = defaultdict(list)
-        for path in self.root.rglob("*"):
-            if path.is_file():
-                files[path.name].append(path)
+        for path in find_files(self.root):
+            files[path.name].append(path)
         return files
 
 

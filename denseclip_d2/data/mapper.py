@@ -1,3 +1,4 @@
+import copy
 import logging
 from collections.abc import Callable, Iterable
 
@@ -9,6 +10,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from .pictures import read_image
 from .semantic import check_label_size, check_labels, read_labels
 from .tasks import is_panoptic_deeplab, is_semantic
 from .transforms import PadToSize, RandomScaleShortestEdge, ResizeShortestEdge
@@ -17,13 +19,36 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper(_DatasetMapper):
-    """Detectron2's mapper with a resizing that no image is too thin for, and this project's augmentations."""
+    """Detectron2's mapper with this project's reader, its augmentations, and a resizing for thin images."""
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train)
         return arguments
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Map a record as Detectron2 does, but for the reader of images and of label images.
+
+        Raises:
+            ValueError: an image cannot be used, or has another size than annotated.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = _read(record, self.image_format)
+        label = record.pop("sem_seg_file_name", None)
+        augmented = T.AugInput(image, sem_seg=read_labels(label) if label else None)
+        transforms = self.augmentations(augmented)
+        size = augmented.image.shape[:2]
+        record["image"] = _as_tensor(augmented.image)
+        if augmented.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, size, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, size)
+        return record
 
 
 class SemanticMapper:
@@ -47,7 +72,7 @@ class SemanticMapper:
         Args:
             is_train: whether to return labels; they are checked in any case.
             augmentations: what happens to image and labels, in this order.
-            image_format: "RGB", or another that Detectron2's ``read_image`` knows.
+            image_format: "RGB", or another that :func:`read_image` knows.
             num_classes, ignore_label: labels are below ``num_classes``, or ``ignore_label``.
         """
         mode = "training" if is_train else "inference"
@@ -85,8 +110,7 @@ class SemanticMapper:
             ValueError: labels are out of range, not of the image's size, or in no format that holds labels.
         """
         record = dict(record)
-        image = utils.read_image(record["file_name"], self.image_format)
-        utils.check_image_size(record, image)
+        image = _read(record, self.image_format)
         labels, file_name = None, record.pop("sem_seg_file_name", None)
         if file_name:
             labels = read_labels(file_name)
@@ -94,10 +118,50 @@ class SemanticMapper:
             check_label_size(labels.shape[::-1], file_name, image.shape[1::-1], record["file_name"])
         augmented = T.AugInput(image, sem_seg=labels if self.is_train else None)
         self.augmentations(augmented)
-        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        record["image"] = _as_tensor(augmented.image)
         if augmented.sem_seg is not None:
             record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
         return record
+
+
+class PanopticDeepLabMapper:
+    """Map records of panoptic segmentation as Detectron2's ``PanopticDeeplabDatasetMapper`` does in training.
+
+    Detectron2's own has no method of its own that reads images.
+    """
+
+    def __init__(
+        self,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        panoptic_target_generator: Callable[[np.ndarray, list[dict]], dict],
+    ):
+        """
+        Args:
+            augmentations: of image and segments, in this order.
+            image_format: "RGB", or another that :func:`read_image` knows.
+            panoptic_target_generator: makes targets of segment ids (H, W) and ``segments_info``.
+        """
+        logger.info("Augmentations used in training: %s", augmentations)
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.panoptic_target_generator = panoptic_target_generator
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Return a record with ``image``, (3, H, W) uint8, and Panoptic-DeepLab's targets.
+
+        Raises:
+            ValueError: an image cannot be used, or has another size than annotated.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = _read(record, self.image_format)
+        segments = read_image(record.pop("pan_seg_file_name"), "RGB")
+        augmented = T.AugInput(image, sem_seg=segments)
+        self.augmentations(augmented)
+        record["image"] = _as_tensor(augmented.image)
+        ids = augmented.sem_seg.astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
+        return record | self.panoptic_target_generator(ids, record["segments_info"])
 
 
 def build_mapper(cfg: CfgNode, is_train: bool = True) -> Callable[[dict], dict]:
@@ -107,13 +171,24 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> Callable[[dict], dict]:
     return (SemanticMapper if is_semantic(cfg) else DatasetMapper)(cfg, is_train)
 
 
-def _panoptic_deeplab_mapper(cfg: CfgNode) -> Callable[[dict], dict]:
-    """Detectron2's mapper for Panoptic-DeepLab, whose targets are centers and offsets too."""
+def _panoptic_deeplab_mapper(cfg: CfgNode) -> PanopticDeepLabMapper:
     from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper  # needs panopticapi
 
     arguments = PanopticDeeplabDatasetMapper.from_config(cfg)
     arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train=True)
-    return PanopticDeeplabDatasetMapper(**arguments)
+    return PanopticDeepLabMapper(**arguments)
+
+
+def _read(record: dict, image_format: str) -> np.ndarray:
+    """Return the image of a record, (H, W, C), after Detectron2's check of its size."""
+    image = read_image(record["file_name"], image_format)
+    utils.check_image_size(record, image)
+    return image
+
+
+def _as_tensor(image: np.ndarray) -> torch.Tensor:
+    """Return an image (H, W, C) as (C, H, W)."""
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _with_own(augmentations: Iterable, cfg: CfgNode, is_train: bool) -> list:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .checks import image_size
 from .coco_json import CONVERT, read_json, without_garbage_collection
 from .coco_reader import LISTED, CocoDataset, normalize
 from .coco_source import CocoSource, find_files
 from .dataset_folder import read_source
 from .own import OwnData, held_out_images, register
+from .pictures import image_size
 from .unused import nothing_to_learn, unused_reason
 
 logger = logging.getLogger(__name__)

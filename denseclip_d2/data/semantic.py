@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 from PIL import Image
+
+from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
     Raises:
         ValueError: there is none.
     """
-    images = _files(Path(image_root), set(Image.registered_extensions()))
+    # Those of kinds that Pillow does not read as well: whoever reads them says so, and nothing is left out.
+    images = _files(Path(image_root), {*OTHER_SUFFIXES, *Image.registered_extensions()})
     labels = _files(Path(label_root), {".png"})
     if unpaired := images.keys() ^ labels.keys():
         logger.warning(
@@ -105,28 +107,30 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
 
 
 def read_labels(file_name: str, dtype: type = np.uint8) -> np.ndarray:
-    """The (H, W) labels in a file, a palette left aside; Detectron2's reader would take its colours.
+    """The (H, W) labels in a file, upright, a palette left aside; Detectron2's reader would take its colours.
 
     Also the ``sem_seg_loading_fn`` for Detectron2's ``SemSegEvaluator``, whose own fails with numpy 2.
 
     Raises:
-        ValueError: the file has several channels, or more than 8 bits a pixel.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or has several channels, or more than 8 bits a pixel.
     """
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+    with open_image(file_name) as image:
         check_label_mode(image.mode, file_name)
-        return np.array(image, dtype=dtype)
+        return np.array(turned(image, orientation_of(image)), dtype=dtype)
 
 
 def check_label_mode(mode: str, file_name: str) -> None:
     """Refuse an image whose pixels are no labels, by Pillow's mode.
 
     Raises:
-        ValueError: the image has several channels, or more than 8 bits a pixel.
+        ImageError: the image has several channels, or more than 8 bits a pixel.
     """
     if mode not in ("1", "L", "P"):
-        raise ValueError(
-            f"{file_name} is an image of Pillow's mode {mode!r}. Label images have one channel of 8 "
-            "bits, with a palette ('P') or without ('L'), whose values are class ids: convert it."
+        raise ImageError(
+            f"{file_name} is an image of Pillow's mode {mode!r}",
+            "Label images have one channel of 8 bits, with a palette ('P') or without ('L'), whose values "
+            "are class ids: convert them.",
         )
 
 
@@ -134,11 +138,12 @@ def check_label_size(label_size: tuple[int, int], label: str, size: tuple[int, i
     """Refuse a label image of another size than its image's; sizes are widths and heights.
 
     Raises:
-        ValueError: they differ.
+        ImageError: they differ.
     """
     if label_size != size:
-        raise ValueError(
-            "{} is {}x{}, but its image {} {}x{} (width x height)".format(label, *label_size, image, *size)
+        raise ImageError(
+            "{} is {}x{}, but its image {} {}x{} (width x height)".format(label, *label_size, image, *size),
+            "Make such labels again from these images, or take both out of the dataset.",
         )
 
 
@@ -159,9 +164,10 @@ def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_la
 
 
 def _files(root: Path, extensions: set[str]) -> dict[str, Path]:
-    """Files below ``root`` with one of the extensions, by relative path without it."""
-    return {
-        str(path.relative_to(root).with_suffix("")): path
-        for path in root.rglob("*")
-        if path.suffix.lower() in extensions
-    }
+    """Return files below ``root`` with one of the extensions, by relative path without it.
+
+    Of several with one name, such as a HEIC photo and its JPEG, one that Pillow reads is taken.
+    """
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions)
+    files.sort(key=lambda path: path.suffix.lower() not in OTHER_SUFFIXES)  # the last of a name stays
+    return {str(path.relative_to(root).with_suffix("")): path for path in files}

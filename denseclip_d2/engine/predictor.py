@@ -135,8 +135,11 @@ class Predictor(DefaultPredictor):
     def _input(self, image: Picture) -> dict:
         """A picture as Detectron2's models take it."""
         image = _as_bgr(image)
-        resized = self.aug.get_transform(image).apply_image(image)
-        resized = ordered(resized, self.input_format)
+        resize = self.aug.get_transform(image).apply_image
+        if self.input_format in ("RGB", "BGR"):
+            resized = ordered(resize(image), self.input_format)
+        else:  # as in training; of other values than bytes another resizing is made
+            resized = resize(ordered(image, self.input_format))
         pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 

@@ -2,6 +2,8 @@ import argparse
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -50,3 +52,21 @@ def check_writable(directory: str, key: str) -> None:
         raise OSError(
             f"{key} = {directory!r} cannot be written: {error.strerror}. Set {key} to another."
         ) from error
+
+
+@contextmanager
+def output_folder(directory: str, key: str) -> Iterator[None]:
+    """Make the directory that ``key`` names for a block; those made are removed if nothing is written there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(directory)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    check_writable(directory, key)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a directory that is not empty stays
+            for folder in made:
+                folder.rmdir()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice, tee
+from itertools import chain, groupby, islice, tee
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +82,8 @@ def draw_sources(
 ) -> Outcome:
     """Write a picture of every image, an MP4 of every video, an overview, and detections.json, to a folder.
 
-    What cannot be read is skipped. detections.json has everything the model gives, in COCO's format.
+    What cannot be read is skipped; if that is everything, nothing is written. detections.json has everything
+    the model gives, in COCO's format.
 
     Args:
         names: whose score maps to draw; none: of some classes in the ground truth, where there is any.
@@ -98,11 +99,15 @@ def draw_sources(
     faults: list[str] = []
     shots = islice(_shots(predictor, sources, names, faults), count)
     overview: list[Row] = []
+    seen_by_model = _looked_at(predictor, shots)
+    first = next(seen_by_model, None)
+    if first is None:
+        return Outcome(0, faults)
     with (
         coco_file(Path(output, DETECTIONS), class_names, ids) as coco,
         tqdm(total=_total(sources, count), unit="image") as progress,
     ):
-        for source, seen in groupby(_looked_at(predictor, shots), key=lambda pair: pair[0].source):
+        for source, seen in groupby(chain([first], seen_by_model), key=lambda pair: pair[0].source):
             path = Path(output, source.output)
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = (_row(predictor, shot, outputs, threshold, coco, progress) for shot, outputs in seen)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import get_class_names
-from ..data.pictures import as_bgr
+from ..data.pictures import ImageError, as_bgr
 from ..data.shapes_scene import draw_scene
 from ..data.shapes_worlds import SHAPES
 from ..data.tasks import is_semantic
@@ -84,11 +84,11 @@ def read_upload(path: str, limits: Limits) -> np.ndarray:
                 return np.asarray(upright)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has more pixels than are taken: make it smaller.") from error
+    except ImageError as error:
+        raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # Pillow has many words for a broken file, SyntaxError among them
-        kinds = ", ".join(FORMATS)
-        raise ValueError(
-            f"{name} is no picture that can be read, or a broken one. Taken are {kinds}."
-        ) from error
+        taken = f"Taken are {', '.join(FORMATS)}."
+        raise ValueError(f"{name} is no picture that can be read, or a broken one. {taken}") from error
     raise ValueError(
         f"{name} has {width} x {height} pixels; up to {limits.megapixels} million are taken: make it smaller."
     )

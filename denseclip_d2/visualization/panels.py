@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..data.semantic import read_labels
 from .drawing import (
     HEAT,
     draw_detections,
@@ -129,7 +130,7 @@ def _add_axes(figure: Figure, left: float, bottom: float, width: float, height: 
 
 
 def _truth(record: dict) -> np.ndarray | None:
-    return np.asarray(Image.open(record["sem_seg_file_name"])) if "sem_seg_file_name" in record else None
+    return read_labels(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else None
 
 
 def _classes_in(record: dict, truth: np.ndarray | None, num_classes: int) -> list[int]:

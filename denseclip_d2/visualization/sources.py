@@ -1,5 +1,6 @@
 """What there is to look at: image files, folders, globs, videos, a camera, the images of a dataset."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.checks import load_datasets
-from ..data.pictures import read_picture
+from ..data.pictures import OTHER_SUFFIXES, read_picture
 from .video import VIDEO_SUFFIXES, frame_count, read_frames
 
 
@@ -53,7 +54,8 @@ class Source:
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """Files, the images and videos below folders, and what globs match, in the order given.
 
-    Of a folder, files keep the folders that they are in.
+    Of a folder, files keep the folders that they are in. Images of kinds that Pillow does not read are among
+    them: reading one raises an error that names it.
 
     Raises:
         FileNotFoundError: there is nothing of that name, or in that folder.
@@ -80,13 +82,19 @@ def camera(device: str) -> Source:
 
 
 def of_dataset(name: str, count: int) -> list[Source]:
-    """The first images of a registered dataset, with their ground truth.
+    """Return the first images of a registered dataset, with their ground truth.
+
+    As those of a folder, they keep the folders that they are in, below the one that all images of the dataset
+    are in.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: see :func:`denseclip_d2.data.checks.load_datasets`.
     """
-    records = load_datasets([name], filter_empty=False, check_images=False)[:count]
-    return [Source(x["file_name"], Path(x["file_name"]).stem, record=x) for x in records]
+    records = load_datasets([name], filter_empty=False, check_images=False)
+    files = [Path(os.path.abspath(record["file_name"])) for record in records]  # noqa: PTH100 (".." taken away)
+    root = os.path.commonpath([file.parent for file in files])
+    names = [str(file.relative_to(root).with_suffix("")) for file in files[:count]]
+    return [Source(x["file_name"], name, record=x) for x, name in zip(records, names, strict=False)]
 
 
 def _below(given: str) -> Iterator[Source]:
@@ -95,8 +103,13 @@ def _below(given: str) -> Iterator[Source]:
         for file in sorted(path.rglob("*")):
             below = file.relative_to(path)
             hidden = any(part.startswith(".") for part in below.parts)
-            if not hidden and file.is_file() and file.suffix.lower() in _image_suffixes() | VIDEO_SUFFIXES:
+            suffix = file.suffix.lower()
+            if hidden or not file.is_file():
+                continue
+            if suffix in _image_suffixes() | VIDEO_SUFFIXES:
                 yield _file(str(file), str(below.with_suffix("")))
+            elif suffix in OTHER_SUFFIXES:  # nothing is written of it; its JPEG may lie beside it
+                yield _file(str(file), str(below))
     elif path.is_file() or "://" in given:
         yield _file(given, path.stem)
     else:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Instances
 
+from ..data.pictures import read_image
 from ..data.semantic import read_labels
 from ..random_state import seeded_random
 from .drawing import draw_boxes, draw_ground_truth, draw_label_map

@@ -35,7 +35,7 @@ def read_frames(path: str, *, live: bool = False) -> Iterator[np.ndarray]:
         live: read until there is nothing more, or until Ctrl-C, which then stops nothing else.
 
     Raises:
-        ValueError: it cannot be opened, or breaks off.
+        ValueError: it cannot be opened, or breaks off; or a camera gives nothing.
     """
     capture, count = _open(path), 0
     try:
@@ -53,8 +53,11 @@ def read_frames(path: str, *, live: bool = False) -> Iterator[np.ndarray]:
                     break
                 count += 1
                 yield frame
+            stopped = interrupted.is_set()
     finally:
         capture.release()
+    if live and not count and not stopped:
+        raise ValueError(f"{path}: the camera gives no image. Another program may have it.")
     # Some containers estimate their number of frames: a second is let pass.
     if not live and (not count or count + max(rate, 1) < promised):
         raise ValueError(f"{path} breaks off after {count} of {promised:.0f} frames.")

@@ -2,7 +2,7 @@
 //
 //   pip install openvino        # its wheel has the library, the headers and the CMake files
 //   cmake -S examples/cpp -B build -DOpenVINO_DIR=$(python -c "import openvino.utils as u; print(u.get_cmake_path())")
-//   cmake --build build && build/detect model.onnx photo.ppm 0.5      # binary PPM: convert photo.jpg photo.ppm
+//   cmake --build build && build/detect model.onnx photo.ppm 0.5      # binary PPM: convert photo.jpg -auto-orient -depth 8 photo.ppm
 
 #include <cstdint>
 #include <exception>
