@@ -1,6 +1,7 @@
 """The report of a training: what it reads, computes and shows, and what it must never do."""
 
 import json
+import math
 import runpy
 import shutil
 from functools import cache
@@ -330,6 +331,42 @@ def test_confusions_are_of_the_boxes_above_the_best_threshold(boxes):
     assert few.quality == {1: (4 / 6, 3), 2: (1.0, 1), 3: (0.0, 1)}
     assert few.objects.tolist() == [2, 2]
     assert few.sizes == {"small": 4}
+
+
+def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
+    """No `iscrowd`, no areas, objects without a mask, and a detection of a model that diverged."""
+    path = tmp_path / "truth.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["id"] = f"image {image['id']}"
+    for k, annotation in enumerate(content["annotations"]):
+        del annotation["iscrowd"], annotation["area"]
+        annotation |= {"id": 0, "image_id": f"image {annotation['image_id']}"}
+        if k:
+            annotation["segmentation"] = []
+    path.write_text(json.dumps(content))
+    mask = encode_counts([10, 20, 9970], (100, 100))
+    results = [
+        {
+            "image_id": f"image {image}",
+            "category_id": 7 + c,
+            "bbox": box,
+            "score": score,
+            "segmentation": mask,
+        }
+        for image, c, box, score in (*RIGHT, (3, 0, [0, 0, 9, 9], math.nan))
+    ]
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    found = read_detections("pets", tmp_path, ["bbox", "segm"])
+    assert found.confusions.tolist() == [[1, 0, 1], [0, 1, 2], [0, 0, 0]]
+    assert found.sizes == {"small": 4, "medium": 1}
+    assert found.quality == {"image 1": (2 / 5, 4), "image 2": (1.0, 1)}
+    assert found.figures["bbox/AP50"] > 0 == found.figures["segm/AP50"]
+
+
+def test_detections_of_other_data_are_told(boxes, tmp_path):
+    with pytest.raises(ValueError, match="image 9 and category 7, which the ground truth does not have"):
+        boxes((9, 0, [0, 0, 9, 9], 0.5))
 
 
 def test_a_model_that_finds_nothing_has_a_page_all_the_same(boxes):
