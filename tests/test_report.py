@@ -333,6 +333,13 @@ def test_confusions_are_of_the_boxes_above_the_best_threshold(boxes):
     assert few.sizes == {"small": 4}
 
 
+def test_a_crowd_excuses_boxes_of_its_own_class_alone(boxes):
+    """As in COCO: the crowd is of dogs."""
+    cat, dog = (1, 0, [55, 55, 20, 20], 0.95), (1, 1, [55, 70, 20, 20], 0.95)
+    assert boxes(*RIGHT, dog).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
+    assert boxes(*RIGHT, cat).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [1, 0, 0]]
+
+
 def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
     """No `iscrowd`, no areas, objects without a mask, and a detection of a model that diverged."""
     path = tmp_path / "truth.json"

@@ -120,7 +120,7 @@ class _Boxes:
         id: of the image.
         true: (N,) classes of the objects, crowds left out.
         found, scores: (D,) classes and scores of the detections, the highest score first; left out are those
-            on a crowd, and those on nothing of a class that was not looked for in the image.
+            on a crowd of their class, and those on nothing of a class that LVIS has not marked throughout.
         iou: (D, N).
         hits: (D,) which object of its class each is on, each object once; -1 for none.
     """
@@ -185,9 +185,11 @@ def _boxes_by_image(
             boxes = [d["bbox"] for d in detections], [box_of(a, image) for a in truth]
             iou = run_lengths.iou(*(np.array(x, dtype=float) for x in boxes), crowd.astype(np.uint8).tolist())
         hits = _hits(iou[:, ~crowd], found, true[~crowd])
-        counts = iou.max(1, initial=0, where=crowd) < IOU
+        # As in COCO's matching, a crowd excuses false boxes of its own class alone.
+        counts = iou.max(1, initial=0, where=crowd & (found[:, None] == true)) < IOU
         if "neg_category_ids" in image:  # LVIS: what else is in the image is not known
             looked_for = {classes[c] for c in image["neg_category_ids"]} | set(true.tolist())
+            looked_for -= {classes[c] for c in image.get("not_exhaustive_category_ids", ())}
             counts &= np.isin(found, [*looked_for])
         counts |= hits >= 0
         scores = np.array([d["score"] for d in detections])
