@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 from pycocotools import mask as run_lengths
+from test_coco_eval import by_pycocotools, scene
 from test_engine import final_metrics
 from torch.testing import assert_close
 
@@ -338,6 +339,24 @@ def test_a_crowd_excuses_boxes_of_its_own_class_alone(boxes):
     cat, dog = (1, 0, [55, 55, 20, 20], 0.95), (1, 1, [55, 70, 20, 20], 0.95)
     assert boxes(*RIGHT, dog).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
     assert boxes(*RIGHT, cat).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_are_right_and_false_as_for_coco(seed, tmp_path, catalogs):
+    content, results = scene(seed, crowds=0.4, images=20)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    register_coco_instances("crowds", {}, str(tmp_path / "truth.json"), str(tmp_path))
+    found = read_detections("crowds", tmp_path, ["bbox"])
+    evaluation = by_pycocotools(content, results, "bbox")
+    right = false = 0
+    for image in filter(None, evaluation.evalImgs):
+        if image["aRng"] == evaluation.params.areaRng[0]:
+            counts = (np.array(image["dtScores"]) >= found.threshold) & ~image["dtIgnore"][0]
+            right += (image["dtMatches"][0][counts] > 0).sum()
+            false += (image["dtMatches"][0][counts] == 0).sum()
+    assert false > 10
+    assert (found.confusions[:-1, :-1].trace(), found.confusions[:, :-1].sum()) == (right, right + false)
 
 
 def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
