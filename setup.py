@@ -34,6 +34,7 @@ setup(
         "open_clip_torch",
         "timm>=1.0.20",
         "pycocotools",
+        "hotcoco>=1.3",
         "ftfy",
         "safetensors",
         "matplotlib",
@@ -46,6 +47,5 @@ setup(
         "lvis": ["lvis"],
         "web": ["gradio>=6.31"],
         "export": ["onnx", "onnxruntime"],
-        "fast-evaluation": ["faster-coco-eval>=1.8"],
     },
 )

@@ -1,6 +1,6 @@
+import copy
 import json
 import runpy
-import sys
 from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,6 @@ from detectron2.modeling.meta_arch import RetinaNet
 from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -166,7 +165,7 @@ def test_data_and_checkpoints_are_measured_beside_detectron2s(small_shapes, tmp_
 
 
 def test_imports_and_cocos_figures_are_measured(tmp_path, monkeypatch):
-    pytest.importorskip("faster_coco_eval")
+    pytest.importorskip("hotcoco")
     out = tmp_path / "report.json"
     run_tool(
         monkeypatch, "--config-file", RETINANET, "--only", "imports", "figures", "--images", 20,
@@ -174,25 +173,24 @@ def test_imports_and_cocos_figures_are_measured(tmp_path, monkeypatch):
     )  # fmt: skip
     rows = json.loads(out.read_text())["rows"]
     names = [("imports", name) for name in IMPORTS]
-    names += [
-        (f"figures, {kind}", name)
-        for kind in ("bbox", "segm")
-        for name in ("pycocotools", "faster-coco-eval")
-    ]
+    names += [(f"figures, {kind}", name) for kind in ("bbox", "segm") for name in ("pycocotools", "hotcoco")]
     assert [(row["section"], row["name"]) for row in rows] == names
     assert rows[-1]["case"] == "20 images, K = 5, 320 detections"
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_simulated_detections_are_neither_perfect_nor_hopeless(tmp_path, kind):
+    pytest.importorskip("hotcoco")
     truth = COCO(str(simulate(tmp_path, 20, 5)))
-    ap, ap50, *_ = figures.evaluate(COCOeval, truth, truth.loadRes(figures.simulate_detections(truth)), kind)
+    content, results = copy.deepcopy(truth.dataset), figures.simulate_detections(truth)
+    ap, ap50, *_ = values = figures.by_pycocotools(truth, results, kind)
     assert 0.1 < ap < ap50 < 0.9
+    assert values == figures.by_hotcoco(content, results, kind)
 
 
 def test_cocos_figures_need_both_implementations(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faster_coco_eval.core.faster_eval_api", None)
-    with pytest.raises(SystemExit, match="pip install faster-coco-eval"):
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install hotcoco"):
         run_tool(monkeypatch, "--config-file", RETINANET, "--only", "figures", "--repeats", 1)
 
 

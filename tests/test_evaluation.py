@@ -4,24 +4,21 @@ import json
 import math
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data.transforms import ResizeTransform
-from detectron2.evaluation import coco_evaluation
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
-from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes import CLASS_NAMES
 from denseclip_d2.engine import RetinaNetWithTTA, Trainer, with_tta
-from denseclip_d2.engine.coco import COCOEvaluator, fast_coco_api
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
@@ -269,74 +266,14 @@ def test_expected_results_can_be_those_of_augmentation(config):
     Trainer(cfg).train()
 
 
-def noisy(truth: COCO, seed: int) -> list[dict]:
-    """Detections in COCO's format, from the objects: moved, doubled, under other names, with scores that tie.
-
-    Of one class in one image there are more than COCO's 100 that count.
-    """
-    rng, found = np.random.default_rng(seed), []
-    objects = [*truth.anns.values(), *(list(truth.anns.values())[:1] * 60)]
-    for annotation in objects:
-        x, y, width, height = annotation["bbox"]
-        for noise in (0.0, 0.05, 0.3):
-            shift = np.exp(rng.normal(0, noise, 4))
-            box = [x * shift[0], y * shift[1], width * shift[2], height * shift[3]]
-            category = annotation["category_id"] if rng.random() < 0.8 else rng.choice(truth.getCatIds())
-            image = truth.imgs[annotation["image_id"]]
-            left, top = box[0] + box[2], box[1] + box[3]
-            outline = [box[0], box[1], left, box[1], left, top, box[0], top]
-            mask = run_lengths.frPyObjects([outline], image["height"], image["width"])[0]
-            found.append(
-                {"image_id": image["id"], "category_id": int(category), "bbox": box,
-                 "score": round(float(rng.random()), 2), "segmentation": mask}
-            )  # fmt: skip
-    return found
-
-
-def figures(truth: COCO, found: list[dict], task: str, api: type) -> dict[str, np.ndarray]:
-    evaluated = coco_evaluation._evaluate_predictions_on_coco(truth, found, task, cocoeval_fn=api)
-    return {"figures": np.asarray(evaluated.stats[:12]), **evaluated.eval}
-
-
-def assert_the_same_figures(annotations: Path) -> None:
-    truth = COCO(str(annotations))
-    for task in ("bbox", "segm"):
-        found = noisy(truth, seed=0)
-        with fast_coco_api():
-            ours = figures(truth, found, task, coco_evaluation.COCOeval_opt)
-        expected = figures(truth, found, task, COCOeval)
-        assert expected["figures"][0] > 0.1
-        for name in ("figures", "precision", "recall", "scores"):
-            np.testing.assert_allclose(
-                ours[name], expected[name], rtol=0, atol=1e-12, err_msg=f"{task} {name}"
-            )
-
-
-def test_the_fast_evaluation_has_pycocotools_figures(small_shapes):
-    pytest.importorskip("faster_coco_eval")
-    assert_the_same_figures(small_shapes[0] / "annotations/instances_val.json")
-
-
-def test_the_fast_evaluation_has_pycocotools_figures_on_photographs(coco_root):
-    """These have crowds, objects of all sizes and 80 classes."""
-    pytest.importorskip("faster_coco_eval")
-    assert_the_same_figures(coco_root / "coco/annotations/instances_val2017.json")
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_coco_is_evaluated_fast_where_it_can_be(config, tmp_path, monkeypatch, caplog, installed):
-    """And by pycocotools where not; Detectron2's own evaluator stays as it is."""
-    if installed:
-        pytest.importorskip("faster_coco_eval")
-    else:
-        monkeypatch.setitem(sys.modules, "faster_coco_eval.core.faster_eval_api", None)
-    monkeypatch.setattr(coco_evaluation, "COCOeval_opt", COCOeval)  # as of Detectron2's wheel
+def test_coco_is_evaluated_by_hotcoco_with_the_figures_of_pycocotools(config, monkeypatch):
+    hotcoco = pytest.importorskip("hotcoco")
     cfg = config()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
-    evaluator = Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])._evaluators[0]
-    assert isinstance(evaluator, COCOEvaluator)
-    with caplog.at_level("INFO", logger="detectron2"):
-        results = Trainer.test(cfg, Trainer.build_model(cfg))
-    assert math.isfinite(results["bbox"]["AP"])
-    assert ("unofficial COCO API" in caplog.text) == installed
-    assert coco_evaluation.COCOeval_opt is COCOeval
+    model = Trainer.build_model(cfg)
+    with patch.object(hotcoco, "COCOeval", wraps=hotcoco.COCOeval) as evaluation:
+        fast = Trainer.test(cfg, model)
+    assert evaluation.call_count == 1
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    np.testing.assert_equal(Trainer.test(cfg, model), fast)
+    assert math.isfinite(fast["bbox"]["AP"])

@@ -185,6 +185,29 @@ def test_perfect_detections_have_an_ap_of_100(config):
         assert {kind for kind in "rcf" if results[task][f"AP{kind}"] > 99} == kinds
 
 
+@needs_lvis
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_false_boxes_of_a_class_that_is_not_marked_throughout_do_not_count(tmp_path, exhaustive):
+    """For LVIS's figures and for the report."""
+    file = write_lvis(tmp_path / "coco", "val2017", 2)
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image["not_exhaustive_category_ids"] = [] if exhaustive else [FREQUENT]
+    file.write_text(json.dumps(content))
+    name = f"{tmp_path.name}_marked_lvis_v1_val"
+    register_lvis_instances(name, get_lvis_instances_meta(name), str(file), str(tmp_path))
+    results = [
+        {"image_id": 1, "category_id": FREQUENT, "bbox": box, "score": score}
+        for box, score in (([60.0, 5.0, 9.0, 9.0], 0.9), (content["annotations"][0]["bbox"], 0.8))
+    ]
+    (tmp_path / "lvis_instances_results.json").write_text(json.dumps(results))
+    report = read_detections(name, tmp_path, ["bbox"])
+    assert report.confusions[-1].sum() == exhaustive
+    assert report.figures["bbox/APf"] == pytest.approx(25.25 if exhaustive else 50.5, abs=0.1)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
 def found(record: dict) -> Instances:
     """What a perfect detector would have found, and one object more, of a class that no one looked for."""
     size = (record["height"], record["width"])

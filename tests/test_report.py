@@ -1,6 +1,7 @@
 """The report of a training: what it reads, computes and shows, and what it must never do."""
 
 import json
+import math
 import runpy
 import shutil
 from functools import cache
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 from pycocotools import mask as run_lengths
+from test_coco_eval import by_pycocotools, scene
 from test_engine import final_metrics
 from torch.testing import assert_close
 
@@ -330,6 +332,67 @@ def test_confusions_are_of_the_boxes_above_the_best_threshold(boxes):
     assert few.quality == {1: (4 / 6, 3), 2: (1.0, 1), 3: (0.0, 1)}
     assert few.objects.tolist() == [2, 2]
     assert few.sizes == {"small": 4}
+
+
+def test_a_crowd_excuses_boxes_of_its_own_class_alone(boxes):
+    """As in COCO: the crowd is of dogs."""
+    cat, dog = (1, 0, [55, 55, 20, 20], 0.95), (1, 1, [55, 70, 20, 20], 0.95)
+    assert boxes(*RIGHT, dog).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
+    assert boxes(*RIGHT, cat).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_are_right_and_false_as_for_coco(seed, tmp_path, catalogs):
+    content, results = scene(seed, crowds=0.4, images=20)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    register_coco_instances("crowds", {}, str(tmp_path / "truth.json"), str(tmp_path))
+    found = read_detections("crowds", tmp_path, ["bbox"])
+    evaluation = by_pycocotools(content, results, "bbox")
+    right = false = 0
+    for image in filter(None, evaluation.evalImgs):
+        if image["aRng"] == evaluation.params.areaRng[0]:
+            counts = (np.array(image["dtScores"]) >= found.threshold) & ~image["dtIgnore"][0]
+            right += (image["dtMatches"][0][counts] > 0).sum()
+            false += (image["dtMatches"][0][counts] == 0).sum()
+    assert false > 10
+    assert (found.confusions[:-1, :-1].trace(), found.confusions[:, :-1].sum()) == (right, right + false)
+
+
+def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
+    """No `iscrowd`, no areas, objects without a mask, and a detection of a model that diverged."""
+    path = tmp_path / "truth.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["id"] = f"image {image['id']}"
+    for k, annotation in enumerate(content["annotations"]):
+        del annotation["iscrowd"], annotation["area"]
+        annotation |= {"id": 0, "image_id": f"image {annotation['image_id']}"}
+        if k:
+            annotation["segmentation"] = []
+    path.write_text(json.dumps(content))
+    mask = encode_counts([10, 20, 9970], (100, 100))
+    results = [
+        {
+            "image_id": f"image {image}",
+            "category_id": 7 + c,
+            "bbox": box,
+            "score": score,
+            "segmentation": mask,
+        }
+        for image, c, box, score in (*RIGHT, (3, 0, [0, 0, 9, 9], math.nan))
+    ]
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    found = read_detections("pets", tmp_path, ["bbox", "segm"])
+    assert found.confusions.tolist() == [[1, 0, 1], [0, 1, 2], [0, 0, 0]]
+    assert found.sizes == {"small": 4, "medium": 1}
+    assert found.quality == {"image 1": (2 / 5, 4), "image 2": (1.0, 1)}
+    assert found.figures["bbox/AP50"] > 0 == found.figures["segm/AP50"]
+
+
+def test_detections_of_other_data_are_told(boxes, tmp_path):
+    with pytest.raises(ValueError, match="image 9 and category 7, which the ground truth does not have"):
+        boxes((9, 0, [0, 0, 9, 9], 0.5))
 
 
 def test_a_model_that_finds_nothing_has_a_page_all_the_same(boxes):

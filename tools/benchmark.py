@@ -14,7 +14,7 @@ kernels and their definitions. When asked for: DenseCLIP's inference and step of
 which takes minutes to begin (compiled); the training loader beside Detectron2's, on DATASETS.TRAIN (loader);
 how long the first batch is waited for, on a simulated dataset (start); what a command imports before it
 begins (imports); how long a checkpoint is, beside Detectron2's (checkpoint); COCO's figures of simulated
-detections, by pycocotools and by faster-coco-eval (figures); exported files beside the model, on
+detections, by pycocotools and by hotcoco (figures); exported files beside the model, on
 DATASETS.TEST, with what they take on disk and how well they do (exported). Contenders take turns and are
 compared within a round; medians over --repeats rounds. Weights, images and objects are random, but for those
 of "exported". Of several --classes, --sizes, --batch and --threads, detectors are measured at the first of

@@ -1,18 +1,23 @@
 """COCO's figures of detections: how long they take."""
 
+import copy
 import io
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..engine.coco_eval import evaluate_coco
+from ..engine.ground_truth import category_ids
 from .data import SIZE, outlines, simulate
 from .measure import Row, compare
 from .settings import Settings
@@ -22,37 +27,37 @@ DETECTIONS = 2
 
 
 def figures(settings: Settings) -> Iterator[list[Row]]:
-    """pycocotools and faster-coco-eval, of simulated detections, boxes and masks; reading files is not in it.
+    """Compare pycocotools, as Detectron2 calls it, with this project's evaluation by hotcoco.
+
+    The detections are simulated, with boxes and masks. Reading files is not in the times.
 
     Raises:
-        ValueError: faster-coco-eval is not installed.
+        ValueError: hotcoco is not installed.
     """
-    try:
-        from faster_coco_eval.core.faster_eval_api import COCOeval as FasterCOCOeval
-    except ImportError as error:
-        raise ValueError(
-            f"--only figures needs faster-coco-eval (pip install faster-coco-eval): {error}"
-        ) from None
+    if find_spec("hotcoco") is None:
+        raise ValueError("--only figures needs hotcoco: pip install hotcoco.")
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         truth = COCO(str(simulate(Path(folder), settings.images, settings.classes[0])))
-        detections = truth.loadRes(simulate_detections(truth))
-    case = f"{settings.images} images, K = {settings.classes[0]}, {len(detections.anns)} detections"
+    content, results = copy.deepcopy(truth.dataset), simulate_detections(truth)
+    case = f"{settings.images} images, K = {settings.classes[0]}, {len(results)} detections"
     for kind in ("bbox", "segm"):
         steps = {
-            name: partial(evaluate, implementation, truth, detections, kind)
-            for name, implementation in (("pycocotools", COCOeval), ("faster-coco-eval", FasterCOCOeval))
+            "pycocotools": partial(by_pycocotools, truth, results, kind),
+            "hotcoco": partial(by_hotcoco, content, results, kind),
         }
         yield compare(f"figures, {kind}", case, steps, settings.repeats, torch.device("cpu"))
 
 
-def evaluate(implementation: type[COCOeval], truth: COCO, detections: COCO, kind: str) -> np.ndarray:
-    """The twelve figures of "bbox" or "segm"."""
+def by_pycocotools(truth: COCO, results: list[dict], kind: str) -> list[float]:
+    """Return AP and its like of "bbox" or "segm", as Detectron2 computes them."""
     with redirect_stdout(io.StringIO()):
-        evaluation = implementation(truth, detections, kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats
+        return _evaluate_predictions_on_coco(truth, results, kind, cocoeval_fn=COCOeval).stats[:6].tolist()
+
+
+def by_hotcoco(content: dict, results: list[dict], kind: str) -> list[float]:
+    """Return the same of this project's evaluation."""
+    with redirect_stdout(io.StringIO()):
+        return [*evaluate_coco(content, results, kind, category_ids(content, {})).figures.values()]
 
 
 def simulate_detections(truth: COCO) -> list[dict]:

@@ -2,20 +2,20 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from pycocotools import mask as run_lengths
-from pycocotools.coco import COCO
 
 from ..data.statistics import size_of
-from ..engine.lvis import readable_by_lvis
+from ..engine.coco_eval import evaluate_coco, evaluate_lvis
+from ..engine.ground_truth import Content, area_of, box_of, category_ids, finite
 
 RESULTS = {"coco": "coco_instances_results.json", "lvis": "lvis_instances_results.json"}
 IOU = 0.5
@@ -46,7 +46,7 @@ class Detections:
     threshold: float
     confusions: np.ndarray
     sizes: Mapping[str, int]
-    quality: Mapping[int, tuple[float, int]]
+    quality: Mapping[Hashable, tuple[float, int]]
 
     @property
     def f1(self) -> float:
@@ -78,22 +78,22 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
     """
     metadata = MetadataCatalog.get(name)
     kind = "lvis" if metadata.get("evaluator_type") == "lvis" else "coco"
-    results = json.loads((folder / RESULTS[kind]).read_text())
+    results = finite(json.loads((folder / RESULTS[kind]).read_text()))
     # Of data without a file of their own, the evaluator has written what it compared with.
     own = folder / f"{name}_coco_format.json"
-    truth = own if own.is_file() else Path(metadata.json_file)
-    with redirect_stdout(StringIO()):
-        coco = COCO(truth)
-    evaluate = evaluate_on_lvis if kind == "lvis" else evaluate_on_coco
+    content = json.loads((own if own.is_file() else Path(metadata.json_file)).read_bytes())
+    ids = category_ids(content, metadata)
+    classes = {id_: i for i, id_ in enumerate(ids)}
+    evaluate: Any = evaluate_lvis if kind == "lvis" else evaluate_coco
     figures: dict[str, float] = {}
     precision: dict[str, np.ndarray] = {}
     for task in tasks if results else ():
         with redirect_stdout(StringIO()):
-            found, by_class = evaluate(truth if kind == "lvis" else coco, results, task)
-        figures |= {f"{task}/{key}": 100 * value if value >= 0 else np.nan for key, value in found.items()}
-        precision[task] = np.where(by_class >= 0, by_class, np.nan)
-    ids = sorted(coco.cats)
-    images = [*_boxes_by_image(coco, results, {category: i for i, category in enumerate(ids)})]
+            found = evaluate(content, results, task, ids)
+        figures |= {f"{task}/{key}": 100 * v if v >= 0 else np.nan for key, v in found.figures.items()}
+        precision[task] = np.where(found.precision >= 0, found.precision, np.nan)
+    objects = _objects_by_image(content, classes)
+    images = [*_boxes_by_image(content, objects, results, classes)]
     threshold = _best_threshold(images)
     confusions = np.zeros((len(ids) + 1, len(ids) + 1), dtype=int)
     quality = {}
@@ -103,34 +103,13 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
         if of_image.any():
             quality[image.id] = _f1(of_image), int(of_image.sum())
     sizes = Counter(
-        size_of(annotation["area"]) for annotation in coco.anns.values() if not annotation.get("iscrowd")
+        size_of(area_of(annotation, image))
+        for image in content["images"]
+        for annotation in objects[image["id"]]
+        if not annotation.get("iscrowd")
     )
-    names = metadata.get("thing_classes") or [coco.cats[category]["name"] for category in ids]
+    names = metadata.get("thing_classes") or _names(content, ids)
     return Detections(names, figures, precision, threshold, confusions, sizes, quality)
-
-
-def evaluate_on_coco(coco: COCO, results: list[dict], task: str) -> tuple[dict[str, float], np.ndarray]:
-    """What Detectron2's evaluator computes.
-
-    Returns: AP and its like, -1 for what is not defined; precision (10, 101, K), -1 likewise.
-    """
-    evaluated = _evaluate_predictions_on_coco(coco, results, task)
-    figures = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), evaluated.stats, strict=False))
-    return figures, evaluated.eval["precision"][..., 0, -1]
-
-
-def evaluate_on_lvis(truth: Path, results: list[dict], task: str) -> tuple[dict[str, float], np.ndarray]:
-    """The same for LVIS: what Detectron2's evaluator computes, with the precisions that it throws away."""
-    from lvis import LVIS, LVISEval, LVISResults  # an extra
-
-    if task == "segm":  # sizes are then those of masks
-        results = [{k: v for k, v in result.items() if k != "bbox"} for result in results]
-    with readable_by_lvis():
-        lvis = LVIS(str(truth))
-        evaluated = LVISEval(lvis, LVISResults(lvis, results), task)
-        evaluated.run()
-    figures = {key: value for key, value in evaluated.get_results().items() if key.startswith("AP")}
-    return figures, evaluated.eval["precision"][..., 0]
 
 
 @dataclass(frozen=True)
@@ -140,13 +119,13 @@ class _Boxes:
     Attributes:
         id: of the image.
         true: (N,) classes of the objects, crowds left out.
-        found, scores: (D,) classes and scores of the detections, the highest score first; those on a crowd,
-            and on nothing, but of a class that was not looked for in the image, left out.
+        found, scores: (D,) classes and scores of the detections, the highest score first; left out are those
+            on a crowd of their class, and those on nothing of a class that LVIS has not marked throughout.
         iou: (D, N).
         hits: (D,) which object of its class each is on, each object once; -1 for none.
     """
 
-    id: int
+    id: Hashable
     true: np.ndarray
     found: np.ndarray
     scores: np.ndarray
@@ -168,32 +147,54 @@ class _Boxes:
         return table
 
 
-def _boxes_by_image(coco: COCO, results: list[dict], classes: Mapping[int, int]) -> Iterator[_Boxes]:
+def _names(content: Content, ids: Sequence[Hashable]) -> list[str]:
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    return [names[id_] for id_ in ids]
+
+
+def _objects_by_image(content: Content, classes: Mapping[Hashable, int]) -> Mapping[Hashable, list[dict]]:
+    objects = defaultdict(list)
+    for annotation in content["annotations"]:
+        if annotation["category_id"] in classes:
+            objects[annotation["image_id"]].append(annotation)
+    return objects
+
+
+def _boxes_by_image(
+    content: Content,
+    objects: Mapping[Hashable, list[dict]],
+    results: list[dict],
+    classes: Mapping[Hashable, int],
+) -> Iterator[_Boxes]:
     """
     Args:
+        objects: annotations by the ids of their images.
         classes: numbers of the classes by the ids of the categories.
     """
     by_image = defaultdict(list)
     for result in results:
         by_image[result["image_id"]].append(result)
-    for id_, image in coco.imgs.items():
-        truth = coco.imgToAnns[id_]
+    for image in content["images"]:
+        truth = objects[image["id"]]
         crowd = np.array([bool(a.get("iscrowd")) for a in truth], dtype=bool)
         true = np.array([classes[a["category_id"]] for a in truth], dtype=int)
-        detections = sorted(by_image[id_], key=lambda d: -d["score"])
+        detections = sorted(by_image[image["id"]], key=lambda d: -d["score"])
         found = np.array([classes[d["category_id"]] for d in detections], dtype=int)
         iou = np.zeros((len(detections), len(truth)))
         if detections and truth:
-            boxes = [np.array([x["bbox"] for x in xs], dtype=float) for xs in (detections, truth)]
-            iou = run_lengths.iou(*boxes, crowd.astype(np.uint8).tolist())
+            boxes = [d["bbox"] for d in detections], [box_of(a, image) for a in truth]
+            iou = run_lengths.iou(*(np.array(x, dtype=float) for x in boxes), crowd.astype(np.uint8).tolist())
         hits = _hits(iou[:, ~crowd], found, true[~crowd])
-        counts = iou.max(1, initial=0, where=crowd) < IOU
+        # As in COCO's matching, a crowd excuses false boxes of its own class alone.
+        counts = iou.max(1, initial=0, where=crowd & (found[:, None] == true)) < IOU
         if "neg_category_ids" in image:  # LVIS: what else is in the image is not known
             looked_for = {classes[c] for c in image["neg_category_ids"]} | set(true.tolist())
+            looked_for -= {classes[c] for c in image.get("not_exhaustive_category_ids", ())}
             counts &= np.isin(found, [*looked_for])
         counts |= hits >= 0
         scores = np.array([d["score"] for d in detections])
-        yield _Boxes(id_, true[~crowd], found[counts], scores[counts], iou[counts][:, ~crowd], hits[counts])
+        iou = iou[counts][:, ~crowd]
+        yield _Boxes(image["id"], true[~crowd], found[counts], scores[counts], iou, hits[counts])
 
 
 def _hits(iou: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:

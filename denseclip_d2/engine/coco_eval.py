@@ -1,0 +1,165 @@
+"""Figures of COCO and LVIS: by hotcoco where it is installed, else by pycocotools and the package lvis.
+
+The figures and curves are the same to the last bit; docs/performance.md has the times.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from pycocotools.coco import COCO
+
+from .ground_truth import Content, Results, renumbered
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+LVIS_FIGURES = (*FIGURES, "APr", "APc", "APf")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Attributes:
+        figures: 0 to 1, by the names in :data:`FIGURES` or :data:`LVIS_FIGURES`; -1 where not defined.
+        precision: (10, 101, K) for objects of all sizes, at IoUs of 0.5 to 0.95 and recalls of 0 to 1; -1 for
+            classes without objects.
+    """
+
+    figures: Mapping[str, float]
+    precision: np.ndarray
+
+
+def evaluate_coco(
+    content: Content,
+    results: Results,
+    task: str,
+    categories: Sequence[Any],
+    *,
+    image_ids: Collection[Any] | None = None,
+    max_detections: int = 100,
+) -> Evaluation:
+    """Evaluate detections as COCO does, and print its table.
+
+    Args:
+        content: the ground truth, with ids of any kind. A missing area is taken from the mask or the box,
+            and a missing box from the mask. An object without a mask counts as missed, as one with an empty
+            mask does in pycocotools.
+        results: with the ids of the ground truth, and without NaN: see :func:`.ground_truth.finite`.
+        task: "bbox" or "segm".
+        categories: ids of the K categories by class: see :func:`.ground_truth.category_ids`.
+        image_ids: ids of the images to evaluate; None: all.
+        max_detections: how many detections of a class in an image count.
+
+    Raises:
+        ValueError: a detection is of an image or of a category that the ground truth does not have.
+    """
+    truth, found = renumbered(content, results, task, categories, image_ids=image_ids)
+    if hotcoco := _hotcoco():
+        ground_truth = hotcoco.COCO(truth)
+        evaluation = hotcoco.COCOeval(ground_truth, ground_truth.load_res(found), task)
+    else:
+        ground_truth = _coco(truth)
+        detections = ground_truth.loadRes(found) if found else _coco({**truth, "annotations": []})
+        evaluation = COCOevalMaxDets(ground_truth, detections, task)
+    evaluation.params.maxDets = [1, 10, max_detections]
+    _run(evaluation)
+    figures = dict(zip(FIGURES, map(float, evaluation.stats), strict=False))
+    return Evaluation(figures, evaluation.eval["precision"][..., 0, -1])
+
+
+def evaluate_lvis(
+    content: Content,
+    results: Results,
+    task: str,
+    categories: Sequence[Any],
+    *,
+    max_detections: int = 300,
+) -> Evaluation:
+    """Evaluate detections as LVIS does.
+
+    Args:
+        content, results, task, categories: as for :func:`evaluate_coco`.
+        max_detections: how many detections in an image count, those of all classes together; below 0: all.
+
+    Raises:
+        ValueError: as in :func:`evaluate_coco`.
+    """
+    truth, found = renumbered(content, results, task, categories, lvis=True)
+    hotcoco = _hotcoco()
+    # hotcoco does not know `ignore`, which LVIS's own files do not have.
+    if hotcoco and not any(annotation["ignore"] for annotation in truth["annotations"]):
+        truth["annotations"] = [annotation for annotation in truth["annotations"] if annotation["area"] > 0]
+        ground_truth = hotcoco.COCO(truth)
+        detections = hotcoco.LVISResults(
+            ground_truth, _counted_by_lvis(found, task, max_detections, hotcoco), -1
+        )
+        evaluation = hotcoco.LVISEval(ground_truth, detections, task)
+        _run(evaluation)
+        precision = evaluation.eval["precision"][..., 0, 0]
+    else:
+        evaluation = _lvis(truth, found, task, max_detections)
+        precision = evaluation.eval["precision"][..., 0]
+    figures = evaluation.get_results()
+    return Evaluation({name: float(figures[name]) for name in LVIS_FIGURES}, precision)
+
+
+def _hotcoco() -> ModuleType | None:
+    try:
+        import hotcoco
+    except ImportError:
+        return None
+    return hotcoco
+
+
+def _run(evaluation: Any) -> None:
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+
+
+def _coco(content: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _counted_by_lvis(results: list[dict], task: str, limit: int, hotcoco: ModuleType) -> list[dict]:
+    """Return what the package lvis evaluates: the highest scores of each image, less those of area 0.
+
+    hotcoco counts an empty box or mask as a false detection.
+    """
+    by_image = defaultdict(list)
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    kept = []
+    for found in by_image.values():
+        found.sort(key=lambda result: -result["score"])
+        kept += found[: limit if limit >= 0 else None]
+    if task == "bbox":
+        areas = [result["bbox"][2] * result["bbox"][3] for result in kept]
+    else:
+        areas = hotcoco.mask.area([result["segmentation"] for result in kept])
+    return [result for result, area in zip(kept, areas, strict=True) if area > 0]
+
+
+def _lvis(truth: dict, found: list[dict], task: str, limit: int) -> Any:
+    """Evaluate by the package lvis, an extra."""
+    from lvis import LVIS, LVISEval, LVISResults
+
+    class Loaded(LVIS):
+        """LVIS's content instead of the path of its file."""
+
+        def _load_json(self, content: dict) -> dict:
+            return content
+
+    # lvis 0.5.3, the newest release, reads a name that numpy 1.24 took away.
+    with patch.object(np, "float", float, create=True):
+        ground_truth = Loaded(truth)
+        evaluation = LVISEval(ground_truth, LVISResults(ground_truth, found, limit), task)
+        evaluation.run()
+    return evaluation
