@@ -36,6 +36,7 @@ setup(
         "pycocotools",
         "ftfy",
         "safetensors",
+        "shapely",  # fvcore cuts polygons with it
         "matplotlib",
         "jinja2",
         "numpy",
