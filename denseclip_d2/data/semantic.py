@@ -158,6 +158,46 @@ def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_la
         )
 
 
+def labels_in(labels: np.ndarray) -> set[int]:
+    """Return the values of (H, W) labels of 8 bits."""
+    return set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+
+
+def log_absent_classes(
+    name: str, found: set[int], class_names: Sequence[str], ignore_label: int | None, *, read: int, total: int
+) -> None:
+    """Log which classes have no pixel in label images; a warning, unless they may be rare ones.
+
+    Args:
+        name: the data set.
+        found: the values in the label images that were read.
+        read, total: how many label images were read, and how many there are. In a part of them less than
+            half of the classes may be absent without a warning.
+    """
+    absent = [i for i in range(len(class_names)) if i not in found]
+    if len(class_names) == 1:
+        logger.warning(
+            "%s has one class, %r, so that every pixel is of it. Give the background a class too.",
+            name, class_names[0],
+        )  # fmt: skip
+    if not absent:
+        return
+    listed = ", ".join(f"{class_names[i]!r} ({i})" for i in absent[:10]) + (", ..." if absent[10:] else "")
+    images = f"its {total} label images" if read == total else f"the {read} read of its {total} label images"
+    hint = ""
+    if len(absent) == 1 and ignore_label in found:
+        hint = (
+            f" Pixels of {ignore_label} are ignored: if they are meant to be {class_names[absent[0]]!r}, "
+            f"change their value to {absent[0]}."
+        )
+    surely = read == total or 2 * len(absent) >= len(class_names)
+    logger.log(
+        logging.WARNING if surely else logging.INFO,
+        "%s: %d of %d classes have no pixel in %s, and cannot be learned or evaluated there: %s.%s",
+        *(name, len(absent), len(class_names), images, listed, hint),
+    )
+
+
 def _files(root: Path, extensions: set[str]) -> dict[str, Path]:
     """Files below ``root`` with one of the extensions, by relative path without it."""
     return {
