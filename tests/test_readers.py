@@ -291,7 +291,9 @@ def test_a_file_without_weights_is_refused(tmp_path, data):
 
 
 def test_a_folder_is_no_file_of_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="it is a folder"):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=rf"it is a folder.*such as {tmp_path}/model.safetensors\.$"):
         DenseCLIPCheckpointer(tiny_model()).load(str(tmp_path))
 
 

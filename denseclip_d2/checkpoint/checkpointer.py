@@ -33,6 +33,7 @@ _NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generat
 # Detectron2's way of asking for names to be matched by their ends.
 _HEURISTICS = "matching_heuristics=True"
 
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl"}  # by which people know weights
 _CURE = (
     "Check that weights and config belong together, or load the {} tensors that fit with --allow-partial "
     "(MODEL.ALLOW_PARTIAL_WEIGHTS True)."
@@ -81,11 +82,19 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         broken = [n for n, parameter in self.model.named_parameters() if not _is_finite(parameter.detach())]
         if broken:
             raise FloatingPointError(
-                f"No checkpoint {name!r} written, for parameters are not finite: {first(broken)}. "
-                f"The last good one is {self.get_checkpoint_file() or 'not there yet'}. "
-                "Lower SOLVER.BASE_LR and go on with --resume."
+                f"No checkpoint {name!r} is written, because parameters are not finite: {first(broken)}. "
+                f"{self.advise_lower_rate()}"
             )
         super().save(name, **kwargs)
+
+    def advise_lower_rate(self) -> str:
+        """Return what to do after a divergence; a resumed run would keep its learning rate."""
+        if not (last := self.get_checkpoint_file()):
+            return "There is no checkpoint yet: lower SOLVER.BASE_LR and start again."
+        return (
+            f"The last good checkpoint is {last}. Set MODEL.WEIGHTS to it, lower SOLVER.BASE_LR and start "
+            "without --resume, which would keep the old learning rate."
+        )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As Detectron2's; what a run goes on from has to hold every tensor."""
@@ -108,8 +117,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         if path and path.startswith(PREFIX):
             check_gelu(self.model, path, parse_openclip_path(path)[2].get("quick_gelu", False))
         elif path and "://" not in path and not Path(path.partition("?")[0]).is_file():
-            found = "it is a folder" if Path(path).is_dir() else "there is no such file"
-            raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {found}.")
+            raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {_why_no_file(Path(path))}.")
         if path and path.partition("?")[2] not in ("", _HEURISTICS):
             raise ValueError(
                 f"MODEL.WEIGHTS = {path!r}: after the question mark nothing but {_HEURISTICS} is understood. "
@@ -232,6 +240,13 @@ def _why_nothing_fits(report: LoadReport) -> str:
         f"of {len(names)} tensors, {shared}. The file's first names are {first(names, 3)}; the model's, "
         f"{first(report.missing, 3)}. Take weights and a config that belong together."
     )
+
+
+def _why_no_file(path: Path) -> str:
+    if not path.is_dir():
+        return "there is no such file"
+    files = sorted(str(file) for file in path.iterdir() if file.suffix in _SUFFIXES)
+    return "it is a folder. Give a file of weights" + (f", such as {first(files, 3)}" if files else "")
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
@@ -72,12 +73,13 @@ def unwrap(content: object, to_tensor: ToTensor, fits: Fits | None = None) -> Un
         raise NotWeightsError(
             f"it holds several sets of weights, under {first(map(repr, ranked))}. Save the one you mean alone"
         )
-    candidates = [Unwrapped(_plain(found[where], to_tensor), where) for where in ranked]
+    candidates = (Unwrapped(_plain(found[where], to_tensor), where) for where in ranked)
+    chosen = usual = next(candidates)
     if fits is not None:
-        candidates = [_without_prefix(candidate, fits) for candidate in candidates]
-        candidates.sort(key=lambda candidate: not fits(candidate.weights))  # stable: the order stays
-    _log(candidates[0], ranked, len(found[candidates[0].where]))
-    return candidates[0]
+        fitted = (_without_prefix(candidate, fits) for candidate in chain([usual], candidates))
+        chosen = next((candidate for candidate in fitted if fits(candidate.weights)), usual)
+    _log(chosen, ranked, len(found[chosen.where]))
+    return chosen
 
 
 def _dictionaries(content: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping]]:
