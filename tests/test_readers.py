@@ -121,6 +121,13 @@ def test_several_models_in_a_file_are_told_apart_by_what_fits(tmp_path):
     assert list(read_weights(path, lambda weights: "d.weight" in weights)["model"]) == ["d.weight"]
 
 
+def test_a_dictionary_inside_itself_is_read_once(tmp_path):
+    content: dict = {"state_dict": WEIGHTS}
+    content |= {f"copy {i}": content for i in range(1000)}
+    torch.save(content, tmp_path / "x.pth")
+    assert_weights(read_weights(str(tmp_path / "x.pth")))
+
+
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_the_names_of_pytorchs_wrappers_are_removed(loads, wrapper):
     wrapped = {wrapper + name: tensor for name, tensor in WEIGHTS.items()}

@@ -65,7 +65,7 @@ def unwrap(content: object, to_tensor: ToTensor, fits: Fits | None = None) -> Un
     Raises:
         NotWeightsError: there are no weights by name, or several and nothing says which are meant.
     """
-    found = dict(_dictionaries(content))
+    found = dict(_dictionaries(content, set()))
     if not found:
         raise NotWeightsError(f"{_description(content)}. Weights by name are needed, as of {SAVE}")
     ranked = sorted(found, key=_rank)
@@ -82,17 +82,24 @@ def unwrap(content: object, to_tensor: ToTensor, fits: Fits | None = None) -> Un
     return chosen
 
 
-def _dictionaries(content: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping]]:
-    """Yield every dictionary of tensors by name, with the keys that lead to it; optimizers' are left out."""
-    if not isinstance(content, Mapping) or not content:
+def _dictionaries(
+    content: object, seen: set[int], keys: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Mapping]]:
+    """Yield every dictionary of tensors by name, with the keys that lead to it; optimizers' are left out.
+
+    Args:
+        seen: dictionaries met so far, since a file may hold one of them many times, or inside itself.
+    """
+    if not isinstance(content, Mapping) or not content or id(content) in seen:
         return
+    seen.add(id(content))
     names = all(isinstance(key, str) for key in content)
     if names and all(isinstance(value, Tensor | PickledArray) for value in content.values()):
         yield ".".join(keys), content
     elif len(keys) < _DEPTH:
         for key, value in content.items():
             if isinstance(key, str) and not key.startswith("optim"):
-                yield from _dictionaries(value, (*keys, key))
+                yield from _dictionaries(value, seen, (*keys, key))
 
 
 def _rank(where: str) -> tuple[bool, int, int]:
