@@ -250,7 +250,7 @@ def test_a_class_alone_is_told(folder, caplog):
 def test_in_a_part_of_the_label_images_a_few_classes_may_be_absent(
     folder, caplog, monkeypatch, labels, level
 ):
-    monkeypatch.setattr("denseclip_d2.data.checks.MAX_LABELS_READ", 2)
+    monkeypatch.setattr("denseclip_d2.data.semantic.MAX_LABELS_READ", 2)
     (folder / "classes.txt").write_text("a\nb\nc\nd\n")
     with caplog.at_level(logging.INFO):
         labelled(folder, labels, labels, labels, labels)

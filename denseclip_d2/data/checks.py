@@ -16,19 +16,11 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tqdm import tqdm
 
-from .semantic import (
-    check_label_mode,
-    check_label_size,
-    check_labels,
-    labels_in,
-    log_absent_classes,
-    read_labels,
-)
+from .semantic import check_label_mode, check_label_size, check_some_labels
 from .tasks import is_semantic, section_of
 
 logger = logging.getLogger(__name__)
 
-MAX_LABELS_READ = 100  # before training, of each dataset
 EXIF_ORIENTATION, EXIF_TRANSPOSED = 0x0112, (5, 6, 7, 8)
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -222,21 +214,7 @@ def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
         )
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
     if labelled:
-        _check_some_labels(labelled, names)
-
-
-def _check_some_labels(labelled: Sequence[dict], names: Sequence[str]) -> None:
-    """A fault of the whole dataset shows in some labels; the mapper checks each when it reads it."""
-    metadata = MetadataCatalog.get(names[0])
-    classes, ignore_label = metadata.get("stuff_classes", ()), metadata.get("ignore_label")
-    records = labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ)]
-    found: set[int] = set()
-    for file_name in (record["sem_seg_file_name"] for record in records):
-        labels = read_labels(file_name)
-        check_labels(labels, file_name, len(classes) or 256, ignore_label)  # without names, any may be one
-        found |= labels_in(labels)
-    counts = {"read": len(records), "total": len(labelled)}
-    log_absent_classes(", ".join(names), found, classes, ignore_label, **counts)
+        check_some_labels(labelled, names)
 
 
 def _image_fault(record: dict) -> str:

@@ -1,6 +1,7 @@
 """Datasets for semantic segmentation: a folder of images, one of label images, and a list of names."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 logger = logging.getLogger(__name__)
+
+MAX_LABELS_READ = 100  # before training, of each dataset
 
 
 def register_semantic_folder(
@@ -158,12 +161,31 @@ def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_la
         )
 
 
-def labels_in(labels: np.ndarray) -> set[int]:
-    """Return the values of (H, W) labels of 8 bits."""
-    return set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+def check_some_labels(labelled: Sequence[dict], names: Sequence[str]) -> None:
+    """Check the labels of up to 100 images, and log which classes have no pixel in them.
+
+    A fault of the whole data set shows in some labels; the mapper checks each when it reads it.
+
+    Args:
+        labelled: records with ``sem_seg_file_name``, at least one.
+        names: the data sets that they are of.
+
+    Raises:
+        ValueError: labels are of no class.
+    """
+    metadata = MetadataCatalog.get(names[0])
+    classes, ignore_label = metadata.get("stuff_classes", ()), metadata.get("ignore_label")
+    records = labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ)]
+    found: set[int] = set()
+    for file_name in (record["sem_seg_file_name"] for record in records):
+        labels = read_labels(file_name)
+        check_labels(labels, file_name, len(classes) or 256, ignore_label)  # without names, any may be one
+        found.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+    counts = {"read": len(records), "total": len(labelled)}
+    _log_absent_classes(", ".join(names), found, classes, ignore_label, **counts)
 
 
-def log_absent_classes(
+def _log_absent_classes(
     name: str, found: set[int], class_names: Sequence[str], ignore_label: int | None, *, read: int, total: int
 ) -> None:
     """Log which classes have no pixel in label images; a warning, unless they may be rare ones.
