@@ -37,6 +37,7 @@ setup(
         "hotcoco>=1.3",
         "ftfy",
         "safetensors",
+        "shapely",  # fvcore cuts polygons with it
         "matplotlib",
         "jinja2",
         "numpy",

@@ -175,6 +175,22 @@ def test_weights_of_another_backbone_are_refused(change, message, tmp_path):
             built(config, TIMM, **{"MODEL.WEIGHTS": clip, "MODEL.DENSECLIP.VISUAL.WEIGHTS": path})
 
 
+def test_a_backbone_is_found_under_a_trainers_key_and_prefix_or_refused_by_name(tmp_path):
+    weights = timm.create_model("test_efficientnet").state_dict()
+    path, keys = (
+        tmp_path / "x.pth",
+        {"MODEL.WEIGHTS": "", "MODEL.DENSECLIP.VISUAL.WEIGHTS": tmp_path / "x.pth"},
+    )
+    wrapped = {f"model.backbone.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"state_dict": {**wrapped, "model.head.weight": torch.ones(2)}}, path)
+    model = built(TWIN, TIMM, **keys)
+    trunk = next(m for name, m in model.named_modules() if name.endswith(".trunk"))
+    assert torch.equal(trunk.state_dict()["conv_stem.weight"], weights["conv_stem.weight"])
+    torch.save({"other.weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="VISUAL.WEIGHTS = .*x.pth' holds nothing of .*other.weight; those"):
+        built(TWIN, TIMM, **keys)
+
+
 @pytest.mark.parametrize(
     "weights, error, message",
     [

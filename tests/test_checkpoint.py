@@ -67,6 +67,75 @@ def test_clip_weights_load_from_every_kind_of_file(clip, tmp_path):
         assert_holds(model, clip, atol=0, rtol=0)
 
 
+def prefixed(prefix: str, weights: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+PREFIXES = ("_orig_mod.", "module._orig_mod.", "model.", "clip_model.", "model.clip.module.", "ema_model.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_prefix_without_which_all_fits_is_removed_and_the_log_says_so(clip, tmp_path, caplog, prefix):
+    detector = tiny_model().state_dict()
+    for weights, fresh_start in ((clip.state_dict(), True), (detector, False)):
+        torch.save({"epoch": 1, "state_dict": prefixed(prefix, weights)}, tmp_path / "x.pth")
+        model = tiny_model()
+        with caplog.at_level("INFO"):
+            DenseCLIPCheckpointer(model, fresh_start=fresh_start).load(str(tmp_path / "x.pth"))
+        if fresh_start:
+            assert_holds(model, clip, atol=0, rtol=0)
+        else:
+            assert all(torch.equal(x, detector[name]) for name, x in model.state_dict().items())
+    assert "_orig_mod" in prefix or f"without the prefix {prefix!r}" in caplog.text
+
+
+def test_what_a_trainer_has_beside_the_model_is_left_aside_and_counted(clip, tmp_path, caplog):
+    """Lightning's state dict is that of the whole module, its loss included; others have an average."""
+    state = clip.state_dict()
+    loss = {"criterion.weight": torch.ones(3), "pixel_mean": torch.ones(3)}
+    torch.save({"state_dict": {**prefixed("model.", state), **loss}}, tmp_path / "x.ckpt")
+    DenseCLIPCheckpointer(model := tiny_model()).load(str(tmp_path / "x.ckpt"))
+    assert_holds(model, clip, atol=0, rtol=0)
+    assert "2 tensors whose names do not begin with 'model.' are not loaded" in caplog.text
+    average = prefixed("ema.", {name: x + 1 for name, x in state.items()})
+    torch.save({**average, **prefixed("net.", state)}, tmp_path / "y.pth")
+    DenseCLIPCheckpointer(model := tiny_model()).load(str(tmp_path / "y.pth"))
+    assert_holds(model, clip, atol=0, rtol=0)
+    assert "names do not begin with 'net.'" in caplog.text
+
+
+def test_of_several_weights_those_that_fit_are_taken(clip, tmp_path):
+    torch.save({"model": {"other.weight": torch.ones(2)}, "clip": clip.state_dict()}, tmp_path / "x.pth")
+    DenseCLIPCheckpointer(model := tiny_model()).load(str(tmp_path / "x.pth"))
+    assert_holds(model, clip, atol=0, rtol=0)
+
+
+def test_weights_that_fit_in_part_are_refused_with_the_prefix_and_how_many_fit(clip, tmp_path):
+    state = prefixed("model.", {k: v for k, v in clip.state_dict().items() if k != "ln_final.weight"})
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    words = r"read under the key 'state_dict', without the prefix 'model.',.*Missing \(1\).*load the \d+ tens"
+    with pytest.raises(ValueError, match=words):
+        DenseCLIPCheckpointer(tiny_model()).load(str(tmp_path / "x.pth"))
+
+
+LATERAL = "backbone.fpn.fpn_lateral3.weight"
+NOTHING = [
+    ({"a.b.weight": 1, "a.b.bias": 2}, r"2 tensors, every tensor's name begins with 'a.b.', and none fits"),
+    ({"a.weight": 1, "b.bias": 2}, r"of 2 tensors, no name is the same. The file's first names are a.weight"),
+    ({LATERAL: 7, "pixel_mean": 3}, rf"all 1 tensors .* another shape, such as {LATERAL}, \(7,\)"),
+    ({"pixel_std": 3}, "holds nothing of this model"),
+]
+
+
+@pytest.mark.parametrize("allow_partial", [False, True])
+@pytest.mark.parametrize(("sizes", "message"), NOTHING)
+def test_weights_of_which_nothing_fits_are_refused_even_in_part(tmp_path, sizes, message, allow_partial):
+    torch.save({name: torch.ones(size) for name, size in sizes.items()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=message) as refused:
+        DenseCLIPCheckpointer(tiny_model(), allow_partial=allow_partial).load(str(tmp_path / "x.pth"))
+    assert "allow-partial" not in str(refused.value)
+
+
 def test_an_archive_in_half_precision_gives_float32(clip, tmp_path):
     save_openai_archive(clip, tmp_path / "archive.pt")
     model = tiny_model()
@@ -104,10 +173,12 @@ def test_clip_weights_with_a_tensor_missing_are_refused_by_name(clip, tmp_path, 
 def test_clip_alone_is_no_trained_model(clip, tmp_path):
     """Enough to begin training, not to evaluate."""
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    with pytest.raises(ValueError, match="backbone.language.contexts"):
+    with pytest.raises(ValueError, match="backbone.language.contexts.*Name those of a trained model"):
         DenseCLIPCheckpointer(tiny_model(), fresh_start=False).load(str(tmp_path / "clip.pt"))
-    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
-        DenseCLIPCheckpointer(tiny_model(), fresh_start=False).load("")
+    for allow_partial in (False, True):
+        checkpointer = DenseCLIPCheckpointer(tiny_model(), fresh_start=False, allow_partial=allow_partial)
+        with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+            checkpointer.load("")
 
 
 def test_an_archive_is_refused_where_the_model_has_plain_gelu(clip, tmp_path):

@@ -1,6 +1,10 @@
 import json
 
+import numpy as np
 import pytest
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from detectron2.structures.masks import polygons_to_bitmask
 from PIL import Image
 
 from denseclip_d2.config import load_config
@@ -8,6 +12,7 @@ from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import DatasetMapper
 from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.random_state import seeded_random
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
@@ -146,3 +151,63 @@ def test_no_class_names_anywhere_is_refused():
     cfg = load_config(CONFIG, ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"])
     with pytest.raises(ValueError, match="No class names.*CLASS_NAMES is empty"):
         get_class_names(cfg)
+
+
+MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
+CROPPED = (
+    "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [60, 80],
+    "INPUT.MIN_SIZE_TRAIN", (60,), "INPUT.RANDOM_FLIP", "none",
+)  # fmt: skip
+
+
+def record_of(path, *polygons: list[float], size: tuple[int, int] = (160, 120)) -> dict:
+    """An image of Detectron2's format, and an object per polygon."""
+    Image.new("RGB", size).save(path)
+    boxes = [[min(p[::2]), min(p[1::2]), max(p[::2]), max(p[1::2])] for p in polygons]
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": i, "segmentation": [polygon]}
+        for i, (box, polygon) in enumerate(zip(boxes, polygons, strict=True))
+    ]
+    return {"file_name": str(path), "width": size[0], "height": size[1], "annotations": annotations}
+
+
+def test_a_crop_cuts_polygons_and_drops_those_outside_with_their_boxes(tmp_path):
+    """Of a triangle and of a concave polygon, which a crop can cut into several; and of an object beside."""
+    triangle = [0.0, 0.0, 90.0, 0.0, 0.0, 70.0]
+    fork = [(10, 10), (150, 10), (150, 40), (30, 40), (30, 80), (150, 80), (150, 110), (10, 110)]
+    fork = [float(x) for point in fork for x in point]
+    corner = [100.0, 75.0, 108.0, 75.0, 108.0, 83.0, 100.0, 83.0]
+    record = record_of(tmp_path / "a.png", triangle, fork, corner)
+    mapper = DatasetMapper(load_config(MASKS, list(CROPPED)))
+    whole = [polygons_to_bitmask([np.array(p)], 120, 160) for p in (triangle, fork, corner)]
+    kept, parts = [], 0
+    for seed in range(40):
+        with seeded_random(seed):
+            mapped = mapper(record)
+        with seeded_random(seed):
+            crop = T.RandomCrop("absolute", (60, 80)).get_transform(np.zeros((120, 160, 3)))
+        instances = mapped["instances"]
+        seen = {i: mask[crop.y0 :, crop.x0 :][:60, :80] for i, mask in enumerate(whole)}
+        assert instances.gt_classes.tolist() == [i for i, mask in seen.items() if mask.any()]
+        classes = instances.gt_classes.tolist()
+        for i, box, polygons in zip(classes, instances.gt_boxes, instances.gt_masks, strict=True):
+            mask = polygons_to_bitmask(polygons, 60, 80)
+            assert (mask != seen[i]).sum() <= 0.02 * 60 * 80  # of pixels that an outline halves
+            ys, xs = np.nonzero(seen[i])
+            expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+            np.testing.assert_allclose(box, expected, atol=2)  # a sharp corner fills no pixel
+            parts = max(parts, len(polygons))
+        kept.append(len(instances))
+    assert (min(kept), max(kept)) == (2, 3)
+    assert parts == 2
+
+
+def test_an_image_without_objects_can_be_cropped(tmp_path):
+    """With DATALOADER.FILTER_EMPTY_ANNOTATIONS False, or with crowds alone, it is trained on."""
+    mapper = DatasetMapper(load_config(MASKS, list(CROPPED)))
+    crowd = record_of(tmp_path / "a.png", [10.0, 10.0, 50.0, 10.0, 50.0, 50.0])
+    crowd["annotations"][0]["iscrowd"] = 1
+    for record in (record_of(tmp_path / "b.png"), crowd):
+        mapped = mapper(record)
+        assert mapped["image"].shape == (3, 60, 80)
+        assert len(mapped["instances"]) == 0

@@ -103,7 +103,7 @@ def test_what_cannot_be_converted_leaves_no_file(tmp_path, trained):
     for source, output, config, message in (
         (trained, "taken.safetensors", CONFIG, "exists, and is not overwritten"),
         (trained, "model.pth", CONFIG, "end in .safetensors"),
-        (trained, "model.safetensors", mask_rcnn, "MODEL.WEIGHTS does not hold this model. Missing"),
+        (trained, "model.safetensors", mask_rcnn, "trained.pth. does not hold this model. Missing"),
         (tmp_path / "cut.pth", "model.safetensors", CONFIG, "cannot be read as weights"),
         (tmp_path / "empty", "model.safetensors", CONFIG, "it is a folder"),
         (tmp_path / "nowhere.pth", "model.safetensors", CONFIG, "there is no such file"),

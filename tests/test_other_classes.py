@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.file_io import PathManager
 from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
+from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes import CLASS_NAMES
 
@@ -98,3 +100,19 @@ def test_a_model_of_the_zoo_gets_the_text_encoder_of_its_clip(caplog):
     assert_close(contexts, clip.backbone.language.contexts, rtol=0, atol=0)
     with pytest.raises(ValueError, match="has folded text.*TEXT_WEIGHTS to the CLIP's weights"):
         DenseCLIPCheckpointer(model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", "")).load(ZOO)
+
+
+def test_a_text_encoder_comes_from_a_clip_under_any_prefix_and_from_nothing_else(tmp_path):
+    clip = model_of(SIX)
+    weights = read_weights(PathManager.get_local_path("denseclip://Shapes/clip_tiny"))["model"]
+    DenseCLIPCheckpointer(clip).load("denseclip://Shapes/clip_tiny")
+    path = str(tmp_path / "clip.pth")
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}}, path)
+    DenseCLIPCheckpointer(model := model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", path)).load(ZOO)
+    for name, tensor in clip.backbone.language.text_encoder.state_dict().items():
+        assert_close(model.backbone.language.text_encoder.state_dict()[name], tensor, rtol=0, atol=0)
+    torch.save({"other.weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"TEXT_WEIGHTS = .*clip.pth' has not the text encoder.*missing"):
+        DenseCLIPCheckpointer(model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", path)).load(ZOO)
+    with pytest.raises(FileNotFoundError, match="TEXT_WEIGHTS = 'nowhere.pth': there is no such file"):
+        DenseCLIPCheckpointer(model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", "nowhere.pth")).load(ZOO)

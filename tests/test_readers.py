@@ -1,11 +1,16 @@
 import json
 import pickle
+from argparse import Namespace
+from collections import defaultdict, deque
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from detectron2.config import get_cfg
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from test_checkpoint import CLIP, save_openai_archive, tiny_model
 from torch import nn
@@ -75,6 +80,76 @@ def test_weights_come_out_of_what_trainers_wrap_around_them(loads):
     assert ours["iteration"] == 7
 
 
+KEYS = ("model_state_dict", "net", "weights", "ema", "state_dict_ema", "student", "whatever")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_only_weights_of_a_file_are_read_under_any_key(loads, key):
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    optimizer.step()
+    beside = {"epoch": 3, "optimizer": optimizer.state_dict(), "optim_ema": {"a": torch.ones(2)}}
+    read = loads(lambda path: torch.save({key: WEIGHTS, **beside}, path))
+    assert_weights(read)
+    assert "optimizer" not in read  # of another trainer: nothing to resume from
+    assert_weights(loads(lambda path: torch.save({**beside, key: {"module": WEIGHTS, "updates": 7}}, path)))
+    arrays = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    pickled = loads(lambda path: write_pickle({key: arrays, "epoch": 3}, path))
+    assert_weights(pickled)
+    assert "matching_heuristics" not in pickled
+
+
+@pytest.mark.parametrize(
+    ("model", "average"), [("model", "ema"), ("state_dict", "ema_state_dict"), ("student", "teacher")]
+)
+def test_of_a_model_and_its_average_the_model_is_read_and_the_log_says_so(tmp_path, caplog, model, average):
+    other = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+    for average_holds in (other, {"module": other, "updates": 7}):
+        caplog.clear()
+        torch.save({average: average_holds, model: WEIGHTS}, tmp_path / "x.pth")
+        with caplog.at_level("WARNING"):
+            assert_weights(read_weights(str(tmp_path / "x.pth")))
+        assert f"also has weights under '{average}" in caplog.text
+
+
+def test_several_models_in_a_file_are_told_apart_by_what_fits(tmp_path):
+    generator, discriminator = {"g.weight": torch.ones(2)}, {"d.weight": torch.ones(3)}
+    path = str(tmp_path / "gan.pth")
+    torch.save({"generator": generator, "discriminator": discriminator}, path)
+    with pytest.raises(ValueError, match="several sets of weights, under 'generator', 'discriminator'"):
+        read_weights(path)
+    assert list(read_weights(path, lambda weights: "d.weight" in weights)["model"]) == ["d.weight"]
+
+
+def test_a_dictionary_inside_itself_is_read_once(tmp_path):
+    content: dict = {"state_dict": WEIGHTS}
+    content |= {f"copy {i}": content for i in range(1000)}
+    torch.save(content, tmp_path / "x.pth")
+    assert_weights(read_weights(str(tmp_path / "x.pth")))
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_names_of_pytorchs_wrappers_are_removed(loads, wrapper):
+    wrapped = {wrapper + name: tensor for name, tensor in WEIGHTS.items()}
+    assert_weights(loads(lambda path: torch.save(wrapped, path)))
+    assert_weights(loads(lambda path: save_file(wrapped, path)))
+
+
+def test_a_part_that_was_compiled_or_sharded_has_its_own_names(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    names = ["0.weight", "0.bias", "1._fsdp_wrapped_module.weight", "1._orig_mod.bias"]
+    torch.save(dict(zip(names, model.state_dict().values(), strict=True)), tmp_path / "x.pth")
+    assert list(read_weights(str(tmp_path / "x.pth"))["model"]) == [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+    ]
+    both = {"a.weight": torch.zeros(1), "a._orig_mod.weight": torch.ones(1)}
+    torch.save(both, tmp_path / "both.pth")
+    assert read_weights(str(tmp_path / "both.pth"))["model"] == both
+
+
 def test_detectron2s_pickles_of_arrays_are_read(loads):
     arrays = {k: v.numpy() for k, v in WEIGHTS.items()}
     zoo = loads(lambda path: write_pickle({"model": arrays, "__author__": "somebody"}, path))
@@ -83,6 +158,20 @@ def test_detectron2s_pickles_of_arrays_are_read(loads):
     caffe2 = loads(lambda path: write_pickle(blobs, path))
     assert_weights(caffe2)
     assert caffe2["matching_heuristics"]
+
+
+def test_what_trainers_keep_beside_weights_is_left_unread(loads):
+    """Namespaces, paths, omegaconf's and yacs' configs; nothing of their libraries is run or kept."""
+    beside = {
+        "args": Namespace(lr=0.1, nested=Namespace(x=1)), "path": Path("a/b"), "when": datetime.now(UTC),
+        "counts": defaultdict(list, {"a": [1]}), "recent": deque([1, 2], maxlen=3), "word": np.str_("x"),
+        "cfg": get_cfg(), "hyper_parameters": OmegaConf.create({"a": {"b": [1, 2.5, None]}, "c": "x"}),
+        "method": Namespace(f=WEIGHTS["a"].numpy().max),
+    }  # fmt: skip
+    for key, value in beside.items():
+        assert_weights(loads(lambda path, x={key: value}: torch.save({"state_dict": WEIGHTS, **x}, path)))
+    old = {"_use_new_zipfile_serialization": False}
+    assert_weights(loads(lambda path: torch.save({"model": WEIGHTS, "args": beside["args"]}, path, **old)))
 
 
 class CodeOnLoading(nn.Module):
@@ -112,8 +201,19 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, wrap):
     torch.save(wrap(Code()), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     write_pickle(wrap(Code()), tmp_path / "plain.pkl")
     for name in ("torch.pth", "old.pth", "plain.pkl"):
-        with pytest.raises(ValueError, match=rf"{name}' is not opened: .*can run any code"):
+        with pytest.raises(ValueError, match=rf"{name}' is not opened: .*can run any code") as refused:
             read_weights(str(tmp_path / name))
+        said = str(refused.value)
+        first_of_pickle = ("torch._utils.",) if name == "plain.pkl" else ()  # how it builds a tensor
+        assert said.partition("it holds ")[2].startswith((f"{run.__module__}.run, ", *first_of_pickle))
+        assert "\x1b" not in said
+        assert "\n" not in said
+
+
+def test_a_whole_model_is_refused_with_its_classes_and_the_way_out(tmp_path):
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"torch.nn.modules.container.Sequential.*model.state_dict\(\)"):
+        read_weights(str(tmp_path / "x.pth"))
 
 
 def test_code_in_a_torchscript_archive_is_refused_and_not_run(tmp_path):
@@ -149,14 +249,16 @@ def test_arrays_keep_their_order_and_type(loads):
 
 
 @pytest.mark.parametrize(
-    "data", [3, None, "text", [1], {1: WEIGHTS["a"]}, {"model": {1: WEIGHTS["a"]}}, {"model": {"a": WEIGHTS}}]
+    "data",
+    [3, None, "text", [1], {1: WEIGHTS["a"]}, {"model": {1: WEIGHTS["a"]}}, {"model": {"a": [WEIGHTS["a"]]}}],
 )
 def test_anything_else_is_one_clear_error(tmp_path, data):
     torch.save(data, tmp_path / "x.pth")
     write_pickle({"blobs": [1]} if isinstance(data, dict) else data, tmp_path / "x.pkl")
     for name in ("x.pth", "x.pkl"):
-        with pytest.raises(ValueError, match=f"{name}' cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read as weights") as refused:
             read_weights(str(tmp_path / name))
+        assert "downloaded" not in str(refused.value)  # the file is whole
 
 
 def test_a_file_cut_short_is_said_to_be(tmp_path):
@@ -178,12 +280,14 @@ def test_a_file_cut_short_is_said_to_be(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>log in</html>", "a web page"),
         (b"GIF89a...", "no format begins with"),
+        (b'{"metadata": {"total_size": 1}}', "JSON text"),
     ],
 )
 def test_what_is_no_weights_is_named(tmp_path, content, hint):
     (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=hint):
+    with pytest.raises(ValueError, match=hint) as refused:
         read_weights(str(tmp_path / "weights.pth"))
+    assert "bytes may not be all" not in str(refused.value)
 
 
 @pytest.mark.parametrize("data", [{}, {"state_dict": {}}, {"epoch": 3}, [1, 2]])
@@ -194,7 +298,9 @@ def test_a_file_without_weights_is_refused(tmp_path, data):
 
 
 def test_a_folder_is_no_file_of_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="it is a folder"):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=rf"it is a folder.*such as {tmp_path}/model.safetensors\.$"):
         DenseCLIPCheckpointer(tiny_model()).load(str(tmp_path))
 
 

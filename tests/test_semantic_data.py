@@ -198,6 +198,67 @@ def test_ignored_labels_are_in_range(semantic_shapes):
     assert (build_mapper(semantic_config(*RECIPE))(record)["sem_seg"] == 255).all()
 
 
+def labelled(root: Path, *values: list[int]) -> None:
+    """Load images whose labels have these values."""
+    for path in root.glob("*/train/*"):
+        path.unlink()
+    for i, wanted in enumerate(values):
+        Image.new("RGB", (40, 30)).save(root / f"images/train/{i}.png")
+        labels = np.resize(np.array(wanted, np.uint8), (30, 40))
+        Image.fromarray(labels).save(root / f"labels/train/{i}.png")
+    semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(root),))
+    load("rooms_train")
+
+
+def told(caplog) -> list[tuple[str, str]]:
+    return [(r.levelname, r.getMessage()) for r in caplog.records if "pixel" in r.getMessage()]
+
+
+def test_a_class_without_a_pixel_is_told_and_that_255_is_ignored(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        labelled(folder, [0, 255], [0])
+    ((level, said),) = told(caplog)
+    assert level == "WARNING"
+    assert "rooms_train: 1 of 2 classes have no pixel in its 2 label images" in said
+    assert (
+        "'floor, flooring' (1). Pixels of 255 are ignored: if they are meant to be 'floor, flooring', "
+        in said
+    )
+    assert said.endswith("change their value to 1.")
+
+
+def test_a_class_without_a_pixel_is_told_where_nothing_is_ignored(folder, caplog):
+    labelled(folder, [1], [1])
+    ((_, said),) = told(caplog)
+    assert said.endswith("cannot be learned or evaluated there: 'wall' (0).")
+
+
+def test_nothing_is_told_where_each_class_has_a_pixel(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        labelled(folder, [0, 255], [1])
+    assert told(caplog) == []
+
+
+def test_a_class_alone_is_told(folder, caplog):
+    (folder / "classes.txt").write_text("crack\n")
+    labelled(folder, [0, 255])
+    ((_, said),) = told(caplog)
+    assert "has one class, 'crack'" in said
+
+
+@pytest.mark.parametrize(("labels", "level"), [([0, 1, 2], "INFO"), ([0, 1], "WARNING")])
+def test_in_a_part_of_the_label_images_a_few_classes_may_be_absent(
+    folder, caplog, monkeypatch, labels, level
+):
+    monkeypatch.setattr("denseclip_d2.data.semantic.MAX_LABELS_READ", 2)
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n")
+    with caplog.at_level(logging.INFO):
+        labelled(folder, labels, labels, labels, labels)
+    ((told_as, said),) = told(caplog)
+    assert told_as == level
+    assert "no pixel in the 2 read of its 4 label images" in said
+
+
 def test_a_perfect_prediction_has_full_marks(semantic_shapes):
     evaluator = SemSegEvaluator("val", distributed=False, sem_seg_loading_fn=read_labels)
     evaluator.reset()

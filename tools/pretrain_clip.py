@@ -71,7 +71,9 @@ def measure(args: argparse.Namespace) -> None:
     if args.json:
         check_writable(str(args.json.parent), "the folder of --json")
     model = open_clip.create_model(args.model)
-    weights = read_weights(PathManager.get_local_path(args.weights))["model"]
+    names = model.state_dict().keys()
+    local = PathManager.get_local_path(args.weights)
+    weights = read_weights(local, lambda weights: len(names & weights.keys()))["model"]
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -21,12 +21,15 @@ class ArrayType:
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
 
+    def is_number(self) -> bool:
+        return isinstance(self.code, str) and bool(_NUMBERS.fullmatch(self.code)) and self.order in "<>|="
+
     def numbers(self, raw: bytes | str) -> np.ndarray:
         """
         Raises:
             UnpicklingError: these are no numbers.
         """
-        if not isinstance(self.code, str) or not _NUMBERS.fullmatch(self.code) or self.order not in "<>|=":
+        if not self.is_number():
             raise pickle.UnpicklingError(f"an array of {self.code!r}")
         raw = raw.encode("latin1") if isinstance(raw, str) else raw  # as Python 2 wrote it
         dtype = np.dtype(self.code).newbyteorder(self.order)
@@ -50,7 +53,8 @@ def _array(*_) -> PickledArray:
 
 
 def _scalar(dtype: ArrayType, raw: bytes | str):
-    return dtype.numbers(raw)[0].item()
+    """Return a number; None for words and dates, which weights never are."""
+    return dtype.numbers(raw)[0].item() if dtype.is_number() else None
 
 
 NUMPY: dict[str, Callable] = {

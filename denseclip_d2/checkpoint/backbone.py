@@ -13,9 +13,11 @@ from ..config.pixels import TIMM_WEIGHTS
 from ..visual import EmbeddedBackbone, TimmBackbone
 from .clip import names_under, prefix_of
 from .readers import read_weights
+from .report import first
 
 KEY = "MODEL.DENSECLIP.VISUAL.WEIGHTS"
 TORCHVISION = "torchvision://"
+_CLASSIFIER = ("fc.", "stem.fc.")
 _COPY = "Copy the file here from a machine with a network, and set the key to its path."
 
 # EfficientNet's layers, as its first port to PyTorch calls them, in timm's names; of a block, by whether it
@@ -61,28 +63,50 @@ def read_backbone(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be downloaded.
-        ValueError: it is damaged, or holds code, or there are no weights of this name.
+        ValueError: it is damaged, or holds code, or there are no weights of this name, or none fit.
     """
     found = _with_weights(model)
     if found is None:
         return {}
     prefix, visual = found
     backbone, path = visual.backbone, visual.weights
-    checkpoint = {"model": _of_timm(path)} if path.startswith(TIMM_WEIGHTS) else read_weights(_local(path))
-    weights, state = checkpoint["model"], backbone.state_dict()
-    if "layer1.0.conv1.weight" in weights and "stem.conv1.weight" in state:
-        weights = {_of_torchvision(name): tensor for name, tensor in weights.items()}
-    elif checkpoint.get("matching_heuristics"):
+    state = backbone.state_dict()
+
+    def count_fitting(weights: dict[str, Tensor]) -> int:
+        return len(_renamed(weights, backbone).keys() & state.keys())
+
+    if path.startswith(TIMM_WEIGHTS):
+        checkpoint: dict = {"model": _of_timm(path)}
+    else:
+        checkpoint = read_weights(_local(path), count_fitting)
+    weights = in_file = checkpoint["model"]
+    if checkpoint.get("matching_heuristics") and not _is_torchvisions(weights, state):
         caffe2 = checkpoint.get("__author__") == "Caffe2"
         weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
-    if isinstance(backbone, TimmBackbone):
-        if "_conv_stem.weight" in weights:
-            weights = dict(efficientnet_names(weights, backbone.trunk))
-        weights = {f"trunk.{name}": tensor for name, tensor in weights.items()}
-        weights = {name: tensor for name, tensor in weights.items() if name not in backbone.left_out}
-    return {
-        prefix + name: tensor for name, tensor in weights.items() if not name.startswith(("fc.", "stem.fc."))
-    }
+    weights = _renamed(weights, backbone)
+    if weights.keys().isdisjoint(state):
+        raise ValueError(
+            f"{KEY} = {path!r} holds nothing of {type(backbone).__name__}: its first names are "
+            f"{first(in_file, 3)}; those of the backbone, {first(state, 3)}. Give weights of this backbone."
+        )
+    return {prefix + name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
+
+
+def _is_torchvisions(weights: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    """Whether weights have torchvision's names of a ResNet, and the backbone Detectron2's."""
+    return "layer1.0.conv1.weight" in weights and "stem.conv1.weight" in state
+
+
+def _renamed(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Return weights under the names that they have in the backbone, less what it leaves out."""
+    if _is_torchvisions(weights, backbone.state_dict()):
+        return {_of_torchvision(name): tensor for name, tensor in weights.items()}
+    if not isinstance(backbone, TimmBackbone):
+        return weights
+    if "_conv_stem.weight" in weights:
+        weights = dict(efficientnet_names(weights, backbone.trunk))
+    named = {f"trunk.{name}": tensor for name, tensor in weights.items()}
+    return {name: tensor for name, tensor in named.items() if name not in backbone.left_out}
 
 
 def _local(path: str) -> str:

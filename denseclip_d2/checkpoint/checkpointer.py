@@ -7,6 +7,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .backbone import KEY as BACKBONE_KEY
 from .backbone import names_of_backbone, read_backbone
 from .clip import (
     begin_contexts,
@@ -24,12 +25,20 @@ from .readers import is_torchscript, read_weights
 from .released import convert_released, is_released
 from .report import LoadReport, first
 from .whole_files import WholeFiles
+from .wrappers import common_prefix
 
 # These may be missing or left over.
 _NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
 # Detectron2's way of asking for names to be matched by their ends.
 _HEURISTICS = "matching_heuristics=True"
+
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl"}  # by which people know weights
+_CURE = (
+    "Check that weights and config belong together, or load the {} tensors that fit with --allow-partial "
+    "(MODEL.ALLOW_PARTIAL_WEIGHTS True)."
+)
+_TRAIN_FIRST = "These are the weights of a CLIP, from which training begins. Name those of a trained model."
 
 
 class DenseCLIPCheckpointer(DetectionCheckpointer):
@@ -56,7 +65,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         Args:
             fresh_start: CLIP's weights alone, or none, or those of a model of other classes are enough, as to
                 begin training; False: every tensor must come from the file, as to evaluate.
-            allow_partial: load what fits instead of raising where tensors are missing, misshapen, left over.
+            allow_partial: load what fits instead of raising where tensors are missing, misshapen, left over;
+                where nothing fits, loading raises all the same.
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager = WholeFiles(self.path_manager)
@@ -72,11 +82,19 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         broken = [n for n, parameter in self.model.named_parameters() if not _is_finite(parameter.detach())]
         if broken:
             raise FloatingPointError(
-                f"No checkpoint {name!r} written, for parameters are not finite: {first(broken)}. "
-                f"The last good one is {self.get_checkpoint_file() or 'not there yet'}. "
-                "Lower SOLVER.BASE_LR and go on with --resume."
+                f"No checkpoint {name!r} is written, because parameters are not finite: {first(broken)}. "
+                f"{self.advise_lower_rate()}"
             )
         super().save(name, **kwargs)
+
+    def advise_lower_rate(self) -> str:
+        """Return what to do after a divergence; a resumed run would keep its learning rate."""
+        if not (last := self.get_checkpoint_file()):
+            return "There is no checkpoint yet: lower SOLVER.BASE_LR and start again."
+        return (
+            f"The last good checkpoint is {last}. Set MODEL.WEIGHTS to it, lower SOLVER.BASE_LR and start "
+            "without --resume, which would keep the old learning rate."
+        )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As Detectron2's; what a run goes on from has to hold every tensor."""
@@ -91,15 +109,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         Raises:
             FileNotFoundError: no such file, or it cannot be downloaded.
             ValueError: the file is damaged, holds code, or is of another model; tensors the model needs are
-                missing or of another shape; weights were trained with another GELU, or other settings.
+                missing or of another shape; weights were trained with another GELU, or other settings; no
+                tensor fits.
         """
-        if not path and not (self.fresh_start or self.allow_partial):
+        if not path and not self.fresh_start:
             raise ValueError("MODEL.WEIGHTS is empty. Set it to the weights of a trained model.")
         if path and path.startswith(PREFIX):
             check_gelu(self.model, path, parse_openclip_path(path)[2].get("quick_gelu", False))
         elif path and "://" not in path and not Path(path.partition("?")[0]).is_file():
-            found = "it is a folder" if Path(path).is_dir() else "there is no such file"
-            raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {found}.")
+            raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {_why_no_file(Path(path))}.")
         if path and path.partition("?")[2] not in ("", _HEURISTICS):
             raise ValueError(
                 f"MODEL.WEIGHTS = {path!r}: after the question mark nothing but {_HEURISTICS} is understood. "
@@ -108,7 +126,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         try:
             self._fetch(path)
             if not path and self.fresh_start and (weights := read_backbone(self.model)):
-                self._take(weights, {}, names_of_backbone(self.model))
+                self._take(weights, {}, names_of_backbone(self.model), BACKBONE_KEY)
                 return {}
             return super().load(path, *args, **kwargs)
         finally:
@@ -121,14 +139,25 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         comm.synchronize()
 
     def _load_file(self, filename: str) -> dict:
-        checkpoint = read_weights(filename)
+        by_ends = self._parsed_url_during_load and self._parsed_url_during_load.query == _HEURISTICS
+        checkpoint = read_weights(filename, None if by_ends else self._count_fitting)
         checkpoint["file"] = filename
-        if self._parsed_url_during_load and self._parsed_url_during_load.query == _HEURISTICS:
+        if by_ends:
             checkpoint["matching_heuristics"] = True
         return checkpoint
 
+    def _count_fitting(self, weights: dict[str, Tensor]) -> int:
+        """Return how many of a file's tensors have, by their names, a place in the model."""
+        if is_released(weights):
+            return len(weights)
+        names = rename_clip(weights, self.model) if is_clip(weights) else weights
+        return sum(not name.endswith(_NEGLIGIBLE) for name in self.model.state_dict() if name in names)
+
     def _load_model(self, checkpoint: dict):
         filename, state = checkpoint.pop("file"), self.model.state_dict()
+        source = f"MODEL.WEIGHTS = {filename!r}"
+        if unwrapped := checkpoint.pop("unwrapped"):
+            source += f", read {unwrapped},"
         weights, from_clip = checkpoint["model"], is_clip(checkpoint["model"])
         reshaped: dict[str, str] = {}
         if checkpoint.pop("matching_heuristics", False):
@@ -152,34 +181,72 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             needed = [name for name in needed if name not in {*contexts, *new}]
         if from_clip and self.fresh_start:
             needed = names_in_clip(self.model) + names_of_backbone(self.model)
-            weights = {**weights, **read_backbone(self.model)}
-        incompatible = self._take(weights, reshaped, needed)
+            if backbone := read_backbone(self.model):
+                source += f" with {BACKBONE_KEY}"
+                weights = {**weights, **backbone}
+        cure = _TRAIN_FIRST if from_clip and not self.fresh_start else _CURE
+        incompatible = self._take(weights, reshaped, needed, source, cure)
         if any(name.endswith(".contexts") and name not in weights for name in state):
             begin_contexts(self.model)
         return incompatible
 
-    def _take(self, weights: dict[str, Tensor], reshaped: dict[str, str], needed: Sequence[str]):
+    def _take(
+        self,
+        weights: dict[str, Tensor],
+        reshaped: dict[str, str],
+        needed: Sequence[str],
+        source: str,
+        cure: str = _CURE,
+    ):
         """Load weights under the model's names, of which it must get those that are needed."""
         report = LoadReport.compare(weights, self.model.state_dict(), reshaped)
         self.logger.info(str(report))
-        self._check(report, set(needed))
+        self._check(report, set(needed), source, cure)
         return super()._load_model({"model": {name: weights[name] for name in report.matched}})
 
-    def _check(self, report: LoadReport, needed: Set[str]) -> None:
+    def _check(self, report: LoadReport, needed: Set[str], source: str, cure: str) -> None:
+        if not any(not name.endswith(_NEGLIGIBLE) for name in report.matched):
+            raise ValueError(f"{source} holds nothing of this model: {_why_nothing_fits(report)}")
         missing = [k for k in report.missing if k in needed and not k.endswith(_NEGLIGIBLE)]
         left_over = [k for k in report.left_over if not k.endswith(_NEGLIGIBLE)]
         misshapen = [f"{k} is {there}, not {here}" for k, (there, here) in report.misshapen.items()]
         if (missing or left_over or misshapen) and not self.allow_partial:
             raise ValueError(
-                "MODEL.WEIGHTS does not hold this model. "
+                f"{source} does not hold this model. "
                 f"Missing ({len(missing)}): {first(missing)}. "
                 f"Of another shape ({len(misshapen)}): {first(misshapen)}. "
-                f"Left over ({len(left_over)}): {first(left_over)}. "
-                "Check that weights and config belong together, or load what fits with --allow-partial."
+                f"Left over ({len(left_over)}): {first(left_over)}. {cure.format(len(report.matched))}"
             )
 
     def _log_incompatible_keys(self, incompatible) -> None:
         """The table of :class:`LoadReport` has said it."""
+
+
+def _why_nothing_fits(report: LoadReport) -> str:
+    if report.misshapen:
+        name, (there, here) = next(iter(report.misshapen.items()))
+        return (
+            f"all {len(report.misshapen)} tensors that both have are of another shape, such as {name}, "
+            f"{there} in the file and {here} in the model. Take weights and a config that belong together."
+        )
+    names = report.left_over
+    if not names:  # left out before: encoders that the model lacks, or layers of other classes
+        return "its tensors are of encoders that the model lacks, or of layers that depend on other classes."
+    if prefix := common_prefix(names):
+        shared = f"every tensor's name begins with {prefix!r}, and none fits with or without it"
+    else:
+        shared = "no name is the same"
+    return (
+        f"of {len(names)} tensors, {shared}. The file's first names are {first(names, 3)}; the model's, "
+        f"{first(report.missing, 3)}. Take weights and a config that belong together."
+    )
+
+
+def _why_no_file(path: Path) -> str:
+    if not path.is_dir():
+        return "there is no such file"
+    files = sorted(str(file) for file in path.iterdir() if file.suffix in _SUFFIXES)
+    return "it is a folder. Give a file of weights" + (f", such as {first(files, 3)}" if files else "")
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -95,8 +95,11 @@ def begin_contexts(model: nn.Module) -> None:
             module.begin_contexts()
 
 
-def check_gelu(model: nn.Module, path: str, quick_gelu: bool) -> None:
+def check_gelu(model: nn.Module, path: str, quick_gelu: bool, key: str = "MODEL.WEIGHTS") -> None:
     """See that a model has the GELU its weights were trained with: with the other they run, and are wrong.
+
+    Args:
+        key: the config key that names the weights.
 
     Raises:
         ValueError: it has the other.
@@ -105,7 +108,7 @@ def check_gelu(model: nn.Module, path: str, quick_gelu: bool) -> None:
         if getattr(module, "quick_gelu", quick_gelu) != quick_gelu:
             needed, has = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
             raise ValueError(
-                f"MODEL.WEIGHTS = {path!r} was trained with {needed}, and the model has {has}. Set "
+                f"{key} = {path!r} was trained with {needed}, and the model has {has}. Set "
                 "MODEL.DENSECLIP.CLIP_MODEL to the architecture "
                 f"{'with' if quick_gelu else 'without'} '-quickgelu' at its end."
             )

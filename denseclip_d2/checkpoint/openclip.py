@@ -38,7 +38,7 @@ def resolve_openclip_path(path: str) -> str:
         raise FileNotFoundError(
             f"MODEL.WEIGHTS = {path!r} is not in open_clip's cache and could not be downloaded ({error}). "
             f"With a network, `open_clip.create_model({architecture!r}, pretrained={tag!r})` fetches "
-            "it; copy the file here and set MODEL.WEIGHTS to its path, or to '' to start from random weights."
+            "it; copy the file here and set MODEL.WEIGHTS to its path, or to '' to train from random weights."
         ) from error
 
 

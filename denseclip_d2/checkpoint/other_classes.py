@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..config.header import read_header
 from ..guidance import guidance_of
-from .clip import check_gelu, rename_clip
+from .clip import check_gelu, is_clip, is_openai_clip, rename_clip
 from .openclip import PREFIX, parse_openclip_path
-from .readers import read_weights
+from .readers import is_torchscript, read_weights
+from .report import first
 
 # Tensors of layers that tell classes apart, and the rows they have where they do not. Infinity: layers that
 # read classes' scores or features beside them, of which the widths alone tell the number of classes.
@@ -29,6 +30,7 @@ _DEPENDENT = {
     "backbone.fpn.simfp_*": math.inf,
 }
 _LANGUAGE = "backbone.language."
+_TEXT_KEY = "MODEL.DENSECLIP.TEXT_WEIGHTS"
 
 
 def begin_from_other_classes(
@@ -93,11 +95,38 @@ def with_text_encoder(
             "denseclip://Shapes/clip_tiny."
         )
     if source.startswith(PREFIX):
-        check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False))
-    clip = rename_clip(read_weights(PathManager.get_local_path(source))["model"], model)
-    text = {name: tensor for name, tensor in clip.items() if name.startswith(f"{_LANGUAGE}text_encoder.")}
+        check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False), key=_TEXT_KEY)
+    text = _read_text_encoder(source, model)
     weights = {name: t for name, t in weights.items() if name != f"{_LANGUAGE}text_embeddings"}
     return {**weights, **text}, [f"{_LANGUAGE}contexts"]
+
+
+def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
+    """
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not the file of a CLIP with this text encoder.
+    """
+    prefix = f"{_LANGUAGE}text_encoder."
+    needed = {name for name in model.state_dict() if name.startswith(prefix)}
+
+    def text_in(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        clip = rename_clip(weights, model) if is_clip(weights) else {}
+        return {name: tensor for name, tensor in clip.items() if name.startswith(prefix)}
+
+    local = PathManager.get_local_path(source)
+    if not PathManager.isfile(local):
+        raise FileNotFoundError(f"{_TEXT_KEY} = {source!r}: there is no such file.")
+    weights = read_weights(local, lambda weights: len(text_in(weights)))["model"]
+    if is_torchscript(local) or is_openai_clip(weights):
+        check_gelu(model, source, quick_gelu=True, key=_TEXT_KEY)
+    text = text_in(weights)
+    if missing := needed - text.keys():
+        raise ValueError(
+            f"{_TEXT_KEY} = {source!r} has not the text encoder of this model's CLIP: {len(missing)} of "
+            f"{len(needed)} tensors are missing, such as {first(sorted(missing), 3)}."
+        )
+    return text
 
 
 def _names_others(model: nn.Module, path: str) -> bool:

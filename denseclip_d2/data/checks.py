@@ -13,12 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.utils.file_io import PathManager
 
 from .image_checks import check_image_files
-from .semantic import check_labels, read_labels
+from .semantic import check_some_labels
 from .tasks import is_semantic, section_of
 
 logger = logging.getLogger(__name__)
-
-MAX_LABELS_READ = 100  # before training, of each dataset
 
 
 def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: bool) -> list[dict]:
@@ -199,12 +197,5 @@ def _check_boxes(record: dict) -> None:
 def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
     check_image_files(names, dicts)
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
-    _check_some_labels(labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ) or 1], names[0])
-
-
-def _check_some_labels(records: Sequence[dict], name: str) -> None:
-    """A fault of the whole dataset shows in some labels; the mapper checks each when it reads it."""
-    metadata = MetadataCatalog.get(name)
-    num_classes = len(metadata.get("stuff_classes", ())) or 256  # without names, any label may be one
-    for file_name in (record["sem_seg_file_name"] for record in records):
-        check_labels(read_labels(file_name), file_name, num_classes, metadata.get("ignore_label"))
+    if labelled:
+        check_some_labels(labelled, names)

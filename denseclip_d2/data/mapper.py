@@ -50,6 +50,14 @@ class DatasetMapper(_DatasetMapper):
             self._transform_annotations(record, transforms, size)
         return record
 
+    def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple) -> None:
+        """As Detectron2's, which after a crop fails at an image that has no object to train on."""
+        if all(annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
+        else:
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+
 
 class SemanticMapper:
     """Images with the labels of their pixels, as Detectron2's semantic segmentors take them.

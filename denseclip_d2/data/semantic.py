@@ -1,6 +1,7 @@
 """Datasets for semantic segmentation: a folder of images, one of label images, and a list of names."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 
 logger = logging.getLogger(__name__)
+
+MAX_LABELS_READ = 100  # before training, of each dataset
 
 
 def register_semantic_folder(
@@ -161,6 +164,65 @@ def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_la
             f"{num_classes - 1}, and {ignore_label} for pixels to ignore. Number the classes from 0, or "
             "correct the list of their names and MODEL.SEM_SEG_HEAD.NUM_CLASSES."
         )
+
+
+def check_some_labels(labelled: Sequence[dict], names: Sequence[str]) -> None:
+    """Check the labels of up to 100 images, and log which classes have no pixel in them.
+
+    A fault of the whole data set shows in some labels; the mapper checks each when it reads it.
+
+    Args:
+        labelled: records with ``sem_seg_file_name``, at least one.
+        names: the data sets that they are of.
+
+    Raises:
+        ValueError: labels are of no class.
+    """
+    metadata = MetadataCatalog.get(names[0])
+    classes, ignore_label = metadata.get("stuff_classes", ()), metadata.get("ignore_label")
+    records = labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ)]
+    found: set[int] = set()
+    for file_name in (record["sem_seg_file_name"] for record in records):
+        labels = read_labels(file_name)
+        check_labels(labels, file_name, len(classes) or 256, ignore_label)  # without names, any may be one
+        found.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+    counts = {"read": len(records), "total": len(labelled)}
+    _log_absent_classes(", ".join(names), found, classes, ignore_label, **counts)
+
+
+def _log_absent_classes(
+    name: str, found: set[int], class_names: Sequence[str], ignore_label: int | None, *, read: int, total: int
+) -> None:
+    """Log which classes have no pixel in label images; a warning, unless they may be rare ones.
+
+    Args:
+        name: the data set.
+        found: the values in the label images that were read.
+        read, total: how many label images were read, and how many there are. In a part of them less than
+            half of the classes may be absent without a warning.
+    """
+    absent = [i for i in range(len(class_names)) if i not in found]
+    if len(class_names) == 1:
+        logger.warning(
+            "%s has one class, %r, so that every pixel is of it. Give the background a class too.",
+            name, class_names[0],
+        )  # fmt: skip
+    if not absent:
+        return
+    listed = ", ".join(f"{class_names[i]!r} ({i})" for i in absent[:10]) + (", ..." if absent[10:] else "")
+    images = f"its {total} label images" if read == total else f"the {read} read of its {total} label images"
+    hint = ""
+    if len(absent) == 1 and ignore_label in found:
+        hint = (
+            f" Pixels of {ignore_label} are ignored: if they are meant to be {class_names[absent[0]]!r}, "
+            f"change their value to {absent[0]}."
+        )
+    surely = read == total or 2 * len(absent) >= len(class_names)
+    logger.log(
+        logging.WARNING if surely else logging.INFO,
+        "%s: %d of %d classes have no pixel in %s, and cannot be learned or evaluated there: %s.%s",
+        *(name, len(absent), len(class_names), images, listed, hint),
+    )
 
 
 def _files(root: Path, extensions: set[str]) -> dict[str, Path]:

@@ -106,11 +106,10 @@ class _LossCheck(HookBase):
         if torch.isfinite(sum(self._losses.values())):
             return
         losses = ", ".join(f"{name} = {loss.item():.4g}" for name, loss in self._losses.items())
-        last = self._checkpointer.get_checkpoint_file() or "not there yet"
         raise FloatingPointError(
             f"The loss is not finite at iteration {self.trainer.iter}: {losses}. "
-            f"Images: {', '.join(self._images)}. The last good checkpoint is {last}. "
-            "Look at these images; if they are fine, lower SOLVER.BASE_LR and go on with --resume."
+            f"Images: {', '.join(self._images)}. Look at these images. If they are fine: "
+            f"{self._checkpointer.advise_lower_rate()}"
         )
 
 
