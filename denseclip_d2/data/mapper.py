@@ -1,7 +1,9 @@
 import logging
 from collections.abc import Callable, Iterable
+from copy import copy
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper as _DatasetMapper
@@ -17,13 +19,30 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper(_DatasetMapper):
-    """Detectron2's mapper with a resizing that no image is too thin for, and this project's augmentations."""
+    """Detectron2's mapper with a resizing that no image is too thin for, and this project's augmentations.
+
+    Masks may be RLE, compressed or as lists of counts, whatever ``INPUT.MASK_FORMAT`` is.
+    """
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train)
         return arguments
+
+    def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple) -> None:
+        """Give an image with RLE masks bitmaps for all its masks: Detectron2 has no polygons of RLE."""
+        mapper = copy(self)
+        learnt = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+        masks = [a.get("segmentation") for a in learnt] if self.use_instance_mask else []
+        if rle := [mask for mask in masks if isinstance(mask, dict)]:
+            mapper.instance_mask_format = "bitmask"
+            for mask in rle:
+                if isinstance(mask["counts"], list):
+                    mask.update(mask_util.frPyObjects(mask, *mask["size"]))
+        # Without any mask, Detectron2 would fail to compute boxes of masks.
+        mapper.recompute_boxes = self.recompute_boxes and any(masks)
+        super(DatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
 
 
 class SemanticMapper:
