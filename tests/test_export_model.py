@@ -457,8 +457,15 @@ def test_every_size_becomes_what_detectron2_makes_of_it(limits):
             torch.testing.assert_close(given, detectron2_sizes(some, *limits), rtol=0, atol=0)
 
 
+def just_below(longest: int) -> torch.Tensor:
+    """Large sizes whose shorter side scales to nearly a half: there float32 has no such integers."""
+    low, high = torch.arange(4000, LARGEST - 400), torch.arange(LARGEST - 399, LARGEST, 2)
+    low, high = torch.cartesian_prod(low, high).T
+    return torch.stack([low, high], dim=1)[(2 * longest * low + high + 1) % (2 * high) == 0]
+
+
 class Sizes(nn.Module):
-    """What remains of a ``WholeModel`` if it gives the resized size alone."""
+    """What remains of a ``WholeModel`` if it gives resized sizes alone: of a picture, or of numbers."""
 
     prepared = any_batch = False
 
@@ -467,20 +474,36 @@ class Sizes(nn.Module):
         self.limits = limits
 
     def forward(self, pictures):
-        return {"classes": fitted_size(shapes_to_tensor([*pictures.shape[1:3]]), *self.limits)}
+        sides = pictures[0] if pictures.dim() == 3 else shapes_to_tensor([*pictures.shape[1:3]])
+        return {"classes": fitted_size(sides, *self.limits)}
 
 
 @needs_onnx
-@pytest.mark.parametrize("limits", LIMITS[:3])
+@pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("runtime", [onnx_runtime, pytest.param(openvino_runtime, marks=needs_openvino)])
 def test_runtimes_compute_detectron2s_sizes(limits, runtime, tmp_path):
     file = tmp_path / "sizes.onnx"
-    file.write_bytes(FORMATS["onnx"].content(Sizes(limits), torch.zeros(1, 30, 40, 1).byte(), {}))
-    doubled = torch.arange(1, 1001, 9)[:, None] * torch.tensor([2, 1])
-    sizes = torch.cat([doubled, halves(*limits, 1500)[::25], torch.tensor([[1024, 2048], [3, 12000]])])
+    doubled = torch.arange(1, 2001)[:, None] * torch.tensor([2, 1])
+    large = torch.randint(LARGEST // 2, LARGEST + 1, (2000, 2), generator=torch.Generator().manual_seed(0))
+    sizes = torch.cat([doubled, halves(*limits, LARGEST)[::9], large, just_below(limits[1])])
+    file.write_bytes(FORMATS["onnx"].content(Sizes(limits), sizes[None, :9], {}))
     with runtime(file) as run:
-        given = [run(np.zeros((1, *size, 1), np.uint8))["classes"].tolist() for size in sizes.tolist()]
-    assert given == detectron2_sizes(sizes, *limits).tolist()
+        given = torch.from_numpy(run(sizes[None].numpy())["classes"])
+    torch.testing.assert_close(given, detectron2_sizes(sizes, *limits), rtol=0, atol=0)
+
+
+@needs_onnx
+@pytest.mark.parametrize("runtime", [onnx_runtime, pytest.param(openvino_runtime, marks=needs_openvino)])
+def test_runtimes_measure_pictures(runtime, tmp_path):
+    file = tmp_path / "sizes.onnx"
+    file.write_bytes(FORMATS["onnx"].content(Sizes((800, 1333)), torch.zeros(1, 30, 40, 1).byte(), {}))
+    with runtime(file) as run:
+        for size, fitted in {
+            (1024, 2048): [667, 1333],
+            (1594, 797): [1333, 666],
+            (3, 800): [5, 1333],
+        }.items():
+            assert run(np.zeros((1, *size, 1), np.uint8))["classes"].tolist() == fitted
 
 
 def test_the_example_of_half_pixels():

@@ -37,10 +37,17 @@ def fitted_size(sides: Tensor, shortest: int, longest: int) -> Tensor:
     low, high = sides.amin(dim=-1, keepdim=True), sides.amax(dim=-1, keepdim=True)
     capped = shortest * high > longest * low
     new, old = torch.where(capped, longest, shortest), torch.where(capped, high, low)
-    half_up = torch.div(2 * new * sides + old, 2 * old, rounding_mode="trunc")
+    half_up = _divided(2 * new * sides + old, 2 * old)
     lower, higher = torch.from_numpy(rounded_down(shortest, longest)).unbind(dim=1)
     down = ((low == lower) & (high == higher)).any(dim=-1, keepdim=True)
     return (half_up - (down & (sides != old)).long()).clamp(min=1)
+
+
+def _divided(a: Tensor, b: Tensor) -> Tensor:
+    """Return a / b, rounded down. OpenVINO divides integers in float32, so that the quotient is corrected."""
+    quotient = torch.div(a, b, rounding_mode="trunc")
+    rest = a - quotient * b
+    return quotient + (rest >= b).long() - (rest < 0).long()
 
 
 def resize(images: Tensor, size: Tensor) -> Tensor:
