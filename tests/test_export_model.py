@@ -527,6 +527,18 @@ def test_files_are_verified_with_sides_that_scale_to_a_half(limits):
         assert shortest * high < longest * low
 
 
+@pytest.mark.parametrize("limits", [(800, 1333), (200, 333), (96, 161)])
+def test_files_that_resize_in_float32_are_told_apart(limits):
+    shortest, longest = limits
+    sizes = torch.tensor(telling_sizes(*limits))
+    scaled = sizes.float()
+    scaled = scaled * (shortest / scaled.amin(dim=1, keepdim=True))
+    scaled = scaled * (longest / scaled.amax(dim=1, keepdim=True)).clamp(max=1)
+    others = (scaled + 0.5).long()
+    assert (others != fitted_size(sizes, *limits)).any()
+    assert (detectron2_sizes(sizes, *limits) == fitted_size(sizes, *limits)).all()
+
+
 def test_images_to_verify_with_stay_small_without_a_longest_side():
     """A side of ``MAX_SIZE_TEST`` is not needed to be one of them."""
     assert max(map(max, telling_sizes(800, 10**8))) < 4000

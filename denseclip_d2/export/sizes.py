@@ -54,12 +54,12 @@ def _most_telling(
 ) -> tuple[int, int]:
     """Return the size with the properties of :func:`telling_sizes`; of several, one near to ``aspect``."""
     right = fitted(sizes, shortest, longest)
-    unlike_float32 = _in_float32(sizes, shortest, longest) != right
+    unlike = sum(_in_float32(sizes, shortest, longest, kind) != right for kind in (np.float32, np.float64))
     as_wanted = (_half_up(sizes, shortest, longest) > right) == down
     low, high = sizes.T
     distance = np.abs(np.log(low / (0.75 * shortest))) + np.abs(np.log(high / low / aspect))
     large = low * high > 1.5 * shortest * longest
-    low, high = sizes[np.lexsort((distance, ~as_wanted, ~unlike_float32, large))[0]].tolist()
+    low, high = sizes[np.lexsort((distance, ~as_wanted, -unlike, large))[0]].tolist()
     return low, high
 
 
@@ -77,12 +77,18 @@ def _half_up(sizes: np.ndarray, shortest: int, longest: int) -> np.ndarray:
     return ((2 * new * sizes.T + old) // (2 * old)).clip(1).sum(axis=0)
 
 
-def _in_float32(sizes: np.ndarray, shortest: int, longest: int) -> np.ndarray:
-    """Return the same, computed in float32, with a number divided by a tensor as torch divides it."""
-    sides = sizes.astype(np.float32)
-    sides *= np.reciprocal(sides[:, :1]) * np.float32(shortest)
-    sides *= (np.reciprocal(sides[:, 1:]) * np.float32(longest)).clip(max=1)
-    return np.floor(sides + np.float32(0.5)).clip(1).sum(axis=1)
+def _in_float32(sizes: np.ndarray, shortest: int, longest: int, kind: type[np.floating]) -> np.ndarray:
+    """Return the same, computed as runtimes do where single numbers, or all, have become float32.
+
+    Args:
+        kind: of what is no single number.
+    """
+    sides = sizes.astype(kind)
+    scale = np.reciprocal(sides[:, :1]).astype(np.float32) * np.float32(shortest)
+    sides = sides * scale.astype(kind)
+    scale = np.reciprocal(sides[:, 1:]).astype(np.float32) * np.float32(longest)
+    sides = sides * scale.clip(max=1).astype(kind)
+    return np.floor(sides + kind(0.5)).clip(1).sum(axis=1)
 
 
 def longer_halves(shortest: int, longest: int, largest: int) -> np.ndarray:
