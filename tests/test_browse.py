@@ -86,6 +86,13 @@ def test_a_dataset_is_browsed(kind, small_shapes, tmp_path, monkeypatch, capsys)
     assert f"{name}: 8 images, " in capsys.readouterr().out
 
 
+def test_objects_of_images_that_keep_their_size_are_not_called_narrow(small_shapes, tmp_path, monkeypatch):
+    options = ["--config-file", "configs/Shapes/denseclip_mask_rcnn_tiny.yaml", "--dataset", small_shapes[1]]
+    browse(monkeypatch, *options, "--count", "1", "--output", str(tmp_path), "INPUT.MIN_SIZE_TEST", "0")
+    odd = json.loads((tmp_path / "statistics.json").read_text())["odd"]
+    assert not [oddity for oddity in odd if "narrower" in oddity["what"]]
+
+
 def test_a_dataset_that_is_not_there_ends_in_a_line(tmp_path, monkeypatch):
     config = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
     with pytest.raises(SystemExit, match="error: DATASETS names 'nowhere', which is not registered"):

@@ -1,20 +1,28 @@
 import json
+import math
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
+import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
+from detectron2.utils.events import EventStorage
 from PIL import Image
+from torch.nn.functional import max_pool2d
 
+from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import DatasetMapper
 from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.guidance.losses import mask_targets
 from denseclip_d2.random_state import seeded_random
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
+MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
 
 
 def load(name: str, check_images: bool = True) -> list[dict]:
@@ -153,7 +161,6 @@ def test_no_class_names_anywhere_is_refused():
         get_class_names(cfg)
 
 
-MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
 CROPPED = (
     "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [60, 80],
     "INPUT.MIN_SIZE_TRAIN", (60,), "INPUT.RANDOM_FLIP", "none",
@@ -178,7 +185,7 @@ def test_a_crop_cuts_polygons_and_drops_those_outside_with_their_boxes(tmp_path)
     fork = [float(x) for point in fork for x in point]
     corner = [100.0, 75.0, 108.0, 75.0, 108.0, 83.0, 100.0, 83.0]
     record = record_of(tmp_path / "a.png", triangle, fork, corner)
-    mapper = DatasetMapper(load_config(MASKS, list(CROPPED)))
+    mapper = DatasetMapper(load_config(MASK_RCNN, list(CROPPED)))
     whole = [polygons_to_bitmask([np.array(p)], 120, 160) for p in (triangle, fork, corner)]
     kept, parts = [], 0
     for seed in range(40):
@@ -204,10 +211,124 @@ def test_a_crop_cuts_polygons_and_drops_those_outside_with_their_boxes(tmp_path)
 
 def test_an_image_without_objects_can_be_cropped(tmp_path):
     """With DATALOADER.FILTER_EMPTY_ANNOTATIONS False, or with crowds alone, it is trained on."""
-    mapper = DatasetMapper(load_config(MASKS, list(CROPPED)))
+    mapper = DatasetMapper(load_config(MASK_RCNN, list(CROPPED)))
     crowd = record_of(tmp_path / "a.png", [10.0, 10.0, 50.0, 10.0, 50.0, 50.0])
     crowd["annotations"][0]["iscrowd"] = 1
     for record in (record_of(tmp_path / "b.png"), crowd):
         mapped = mapper(record)
         assert mapped["image"].shape == (3, 60, 80)
         assert len(mapped["instances"]) == 0
+
+
+MASKS_LEARNT = ["MODEL.DENSECLIP.LOSS_TARGET", "mask"]
+OUTLINE = [20.0, 12.5, 101.0, 20.0, 88.5, 70.0, 60.0, 35.0, 30.0, 77.0]
+
+
+def counts_of(mask: np.ndarray) -> list[int]:
+    """The runs of a mask, column by column, from one of zeros on."""
+    pixels = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(pixels)) + 1
+    runs = np.diff([0, *ends, pixels.size]).tolist()
+    return [0, *runs] if pixels[0] else runs
+
+
+@pytest.fixture
+def record_with(tmp_path):
+    """A white object on black, its mask written in one of three forms: ``record_with("counts")``."""
+    mask = polygons_to_bitmask([np.array(OUTLINE)], 90, 120).astype(np.uint8)
+    Image.fromarray(255 * mask).convert("RGB").save(tmp_path / "object.png")
+    forms = {
+        "polygon": [OUTLINE],
+        "compressed": mask_util.encode(np.asfortranarray(mask)),
+        "counts": {"size": [90, 120], "counts": counts_of(mask)},
+    }
+
+    def record(form: str, **more) -> dict:
+        annotation = {"bbox": [20.0, 12.5, 101.0, 77.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+        annotations = [{**annotation, "segmentation": forms[form], **more}]
+        return {
+            "file_name": str(tmp_path / "object.png"), "height": 90, "width": 120, "image_id": 1,
+            "annotations": annotations,
+        }  # fmt: skip
+
+    return record
+
+
+def assert_alike(masks: torch.Tensor, others: torch.Tensor) -> None:
+    """Masks, (N, H, W), differ at most in pixels at their outline."""
+    masks, others = masks.float(), others.float()
+    assert masks.shape == others.shape
+    assert masks.any()
+    assert (others <= max_pool2d(masks, 3, 1, 1)).all()
+    assert (1 - others <= max_pool2d(1 - masks, 3, 1, 1)).all()
+
+
+@pytest.mark.parametrize("form", ["compressed", "counts"])
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["INPUT.RANDOM_FLIP", "none"],
+        ["INPUT.RANDOM_FLIP", "horizontal"],
+        ["INPUT.RANDOM_FLIP", "vertical", "INPUT.MIN_SIZE_TRAIN", "(50, 70, 200)"],
+        ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "relative_range", "INPUT.CROP.SIZE", "[0.5, 0.5]"],
+        ["INPUT.SCALE_RANGE_TRAIN", "(0.5, 2.0)"],
+    ],
+    ids=["resized", "mirrored", "upside down", "cropped", "scaled"],
+)
+def test_run_lengths_go_where_their_pixels_go(record_with, opts, form):
+    mapper = DatasetMapper(load_config(MASK_RCNN, opts))
+    for seed in range(6):
+        with seeded_random(seed):
+            mapped = mapper(record_with(form))
+        instances, white = mapped["instances"], mapped["image"][0] > 127
+        assert isinstance(instances.gt_masks, BitMasks)
+        assert_alike(instances.gt_masks.tensor, white[None])
+        box = BitMasks(white[None]).get_bounding_boxes().tensor
+        # The given box is that of the outline, whose corners fill no whole pixel, enlarged up to three times.
+        assert (instances.gt_boxes.tensor - box).abs().max() <= 4
+
+
+@pytest.mark.parametrize("form", ["compressed", "counts"])
+def test_run_lengths_are_learnt_as_polygons_are(record_with, form):
+    mapper = DatasetMapper(load_config(MASK_RCNN, []))
+    found = []
+    for each in ("polygon", form):
+        with seeded_random(3):
+            found.append(mapper(record_with(each))["instances"])
+    polygons, bitmaps = (instances.gt_masks for instances in found)
+    assert isinstance(polygons, PolygonMasks) and isinstance(bitmaps, BitMasks)
+    boxes, classes = found[0].gt_boxes.tensor, found[0].gt_classes
+    torch.testing.assert_close(found[1].gt_boxes.tensor, boxes)
+    assert_alike(*(masks.crop_and_resize(boxes, 28) for masks in (polygons, bitmaps)))
+    size = tuple(math.ceil(side / 32) * 8 for side in found[0].image_size)
+    assert_alike(*(mask_targets([masks], [classes], 3, size)[0, 1:2] for masks in (polygons, bitmaps)))
+
+
+def test_masks_of_one_image_may_be_written_in_both_ways(record_with):
+    """The image has bitmaps then, unless only a crowd is run lengths; the other images keep polygons."""
+    mapper = DatasetMapper(load_config(MASK_RCNN, []))
+    both, crowd = (record_with("polygon") for _ in range(2))
+    both["annotations"] += record_with("counts")["annotations"]
+    crowd["annotations"] += record_with("compressed", iscrowd=1)["annotations"]
+    masks = mapper(both)["instances"].gt_masks
+    assert_alike(masks.tensor[:1], masks.tensor[1:])
+    assert isinstance(mapper(crowd)["instances"].gt_masks, PolygonMasks)
+    assert isinstance(both["annotations"][1]["segmentation"]["counts"], list)  # the record stays as it was
+
+
+def test_an_image_of_crowds_alone_is_cropped(record_with):
+    mapper = DatasetMapper(load_config(MASK_RCNN, ["INPUT.CROP.ENABLED", "True"]))
+    assert len(mapper(record_with("compressed", iscrowd=1))["instances"]) == 0
+
+
+@pytest.mark.parametrize("config", [MASK_RCNN, "configs/Shapes/systems/cascade_mask_rcnn.yaml"])
+def test_polygons_and_run_lengths_train_in_one_batch(record_with, config):
+    cfg = load_config(config, [*MASKS_LEARNT, "INPUT.RANDOM_FLIP", "none"])
+    mapper, model, losses = DatasetMapper(cfg), build_model(cfg), []
+    for forms in (["polygon"] * 2, ["polygon", "counts"]):
+        batch = [mapper(record_with(form)) for form in forms] + [mapper(record_with("counts", iscrowd=1))]
+        with seeded_random(1), EventStorage():
+            losses.append(model(batch))
+    assert "loss_mask" in losses[0] and "loss_pixel_text" in losses[0]
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][name], loss, rtol=0.05, atol=1e-3)

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.layers import paste_masks_in_image
+from detectron2.layers import paste_masks_in_image, shapes_to_tensor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -21,6 +20,7 @@ from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.config import load_config
 from denseclip_d2.data.shapes_worlds import SHAPES
+from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
 from denseclip_d2.export.decode_retinanet import decode
@@ -29,6 +29,7 @@ from denseclip_d2.export.precision import PREDICTORS, store_float16
 from denseclip_d2.export.refusals import exportable
 from denseclip_d2.export.resizing import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
+from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves, telling_sizes
 from denseclip_d2.export.verification import Verdict, _compared, verify
 from denseclip_d2.export.whole import RetinaNetHeads, WholeDenseDetector, paste
 
@@ -154,6 +155,11 @@ def test_an_onnx_file_says_what_it_is_and_has_no_text_encoder(exported):
     names = [x.name for x in model.graph.initializer] + [x.name for x in model.graph.node]
     assert any("context_decoder" in name for name in names)
     assert not any("text_encoder" in name or "token_embedding" in name for name in names)
+    types = {x.data_type for x in model.graph.initializer}
+    types |= {a.t.data_type for node in model.graph.node for a in node.attribute if a.HasField("t")}
+    types |= {node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
+    assert onnx.TensorProto.FLOAT in types
+    assert onnx.TensorProto.DOUBLE not in types  # which some runtimes compute in float32
     kinds = {x.op_type for x in model.graph.node}
     assert "Conv" in kinds
     assert "BatchNormalization" not in kinds
@@ -366,7 +372,7 @@ def moving_labels(path):
 def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
     """The runtime moves the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
-    with pytest.raises(ValueError, match="of a picture of 96 x 128, .*% of the pixels"):
+    with pytest.raises(ValueError, match="of a picture of 256 x 341, .*% of the pixels"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
@@ -414,14 +420,145 @@ def test_what_a_file_may_change():
 def test_pictures_are_resized_as_pillow_resizes_them(size):
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     expected = ResizeShortestEdge(128, 192).get_transform(picture).apply_image(picture)
-    fitted = fitted_size(*size, 128, 192)
+    fitted = fitted_size(torch.tensor(size), 128, 192)
     assert tuple(fitted) == expected.shape[:2]
     given = resize(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), fitted)[0].permute(1, 2, 0)
     off = (given - torch.from_numpy(expected.astype(np.float32))).abs()
     assert off.max() <= 1
     # Pillow's weights are whole numbers over 2**22, so that some halves are just not halves in it.
     assert (off > 0).float().mean() < 6e-3
-    assert tuple(fitted_size(*size, 0, 192)) == size
+    assert tuple(fitted_size(torch.tensor(size), 0, 192)) == size
+
+
+LIMITS = [(800, 1333), (128, 192), (333, 500), (512, 2048), (800, 800), (1333, 800), (1, 7)]
+"""``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``."""
+
+
+def detectron2_sizes(sizes: torch.Tensor, shortest: int, longest: int) -> torch.Tensor:
+    shapes = [ResizeShortestEdge.get_output_shape(*size, shortest, longest) for size in sizes.tolist()]
+    return torch.tensor(shapes)
+
+
+def halves(shortest: int, longest: int, largest: int) -> torch.Tensor:
+    sizes = longer_halves(shortest, longest, largest), shorter_halves(shortest, longest, largest)
+    return torch.from_numpy(np.concatenate(sizes))
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_every_size_becomes_what_detectron2_makes_of_it(limits):
+    """Of the sizes, some scale to a half pixel; Detectron2 rounds about a tenth of these down."""
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.arange(1, 181)
+    portraits = halves(*limits, LARGEST)[::9].flip(1)
+    large = torch.randint(1, LARGEST + 1, (1000, 2), generator=generator)
+    for sizes in (torch.cartesian_prod(sides, sides), halves(*limits, 1500), portraits, large):
+        for some in sizes.split(1000):
+            given = fitted_size(some, *limits)
+            torch.testing.assert_close(given, detectron2_sizes(some, *limits), rtol=0, atol=0)
+
+
+def just_below(longest: int) -> torch.Tensor:
+    """Large sizes whose shorter side scales to nearly a half: there float32 has no such integers."""
+    low, high = torch.arange(4000, LARGEST - 400), torch.arange(LARGEST - 399, LARGEST, 2)
+    low, high = torch.cartesian_prod(low, high).T
+    return torch.stack([low, high], dim=1)[(2 * longest * low + high + 1) % (2 * high) == 0]
+
+
+class Sizes(nn.Module):
+    """What remains of a ``WholeModel`` if it gives resized sizes alone: of a picture, or of numbers."""
+
+    prepared = any_batch = False
+
+    def __init__(self, limits: tuple[int, int]):
+        super().__init__()
+        self.limits = limits
+
+    def forward(self, pictures):
+        sides = pictures[0] if pictures.dim() == 3 else shapes_to_tensor([*pictures.shape[1:3]])
+        return {"classes": fitted_size(sides, *self.limits)}
+
+
+@needs_onnx
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("runtime", [onnx_runtime, pytest.param(openvino_runtime, marks=needs_openvino)])
+def test_runtimes_compute_detectron2s_sizes(limits, runtime, tmp_path):
+    file = tmp_path / "sizes.onnx"
+    doubled = torch.arange(1, 2001)[:, None] * torch.tensor([2, 1])
+    large = torch.randint(LARGEST // 2, LARGEST + 1, (2000, 2), generator=torch.Generator().manual_seed(0))
+    sizes = torch.cat([doubled, halves(*limits, LARGEST)[::9], large, just_below(limits[1])])
+    file.write_bytes(FORMATS["onnx"].content(Sizes(limits), sizes[None, :9], {}))
+    with runtime(file) as run:
+        given = torch.from_numpy(run(sizes[None].numpy())["classes"])
+    torch.testing.assert_close(given, detectron2_sizes(sizes, *limits), rtol=0, atol=0)
+
+
+@needs_onnx
+@pytest.mark.parametrize("runtime", [onnx_runtime, pytest.param(openvino_runtime, marks=needs_openvino)])
+def test_runtimes_measure_pictures(runtime, tmp_path):
+    file = tmp_path / "sizes.onnx"
+    file.write_bytes(FORMATS["onnx"].content(Sizes((800, 1333)), torch.zeros(1, 30, 40, 1).byte(), {}))
+    with runtime(file) as run:
+        for size, fitted in {
+            (1024, 2048): [667, 1333],
+            (1594, 797): [1333, 666],
+            (3, 800): [5, 1333],
+        }.items():
+            assert run(np.zeros((1, *size, 1), np.uint8))["classes"].tolist() == fitted
+
+
+def test_the_example_of_half_pixels():
+    """In float64, 800 * (1333 / 1600) is 666.5, and 800 * (1333 / 1600.0000000000002) is less."""
+    sizes = torch.tensor([[1024, 2048], [512, 1024], [400, 800], [1594, 797]])
+    assert fitted_size(sizes, 800, 1333).tolist() == [[667, 1333]] * 3 + [[1333, 666]]
+
+
+@pytest.mark.parametrize("limits", LIMITS[:-1])
+def test_files_are_verified_with_sides_that_scale_to_a_half(limits):
+    shortest, longest = limits
+    sizes = [sorted(size) for size in telling_sizes(*limits)]
+    low, high = sizes.pop()
+    assert high == 2 * low
+    low, high = sizes.pop()
+    assert longest * low / high % 1 == 0.5
+    assert shortest * high > longest * low
+    assert len(sizes) == (shortest < longest)
+    for low, high in sizes:
+        assert shortest * high / low % 1 == 0.5
+        assert shortest * high < longest * low
+
+
+@pytest.mark.parametrize("limits", [(800, 1333), (200, 333), (96, 161)])
+def test_files_that_resize_in_float32_are_told_apart(limits):
+    shortest, longest = limits
+    sizes = torch.tensor(telling_sizes(*limits))
+    scaled = sizes.float()
+    scaled = scaled * (shortest / scaled.amin(dim=1, keepdim=True))
+    scaled = scaled * (longest / scaled.amax(dim=1, keepdim=True)).clamp(max=1)
+    others = (scaled + 0.5).long()
+    assert (others != fitted_size(sizes, *limits)).any()
+    assert (detectron2_sizes(sizes, *limits) == fitted_size(sizes, *limits)).all()
+
+
+def test_images_to_verify_with_stay_small_without_a_longest_side():
+    """A side of ``MAX_SIZE_TEST`` is not needed to be one of them."""
+    assert max(map(max, telling_sizes(800, 10**8))) < 4000
+    assert fitted_size(torch.tensor([100, 1000]), 800, 10**8).tolist() == [800, 8000]
+
+
+@needs_onnx
+def test_a_file_that_rounds_a_half_otherwise_is_an_error(tmp_path, monkeypatch):
+    """The file rounds every half up."""
+    format = FORMATS["onnx"]
+
+    def content(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr("denseclip_d2.export.resizing.rounded_down", lambda *_: np.empty((0, 2), np.int64))
+            return format.content(*args)
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(format, content=content))
+    size = " x ".join(map(str, telling_sizes(128, 192)[1]))
+    with pytest.raises(ValueError, match=f"differs from the model: of a picture of {size}"):
+        export_model(zoo_config("retinanet"), tmp_path / "model.onnx", "onnx")
 
 
 def test_masks_are_pasted_as_detectron2_pastes_them():

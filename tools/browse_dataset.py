@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tabulate import tabulate
@@ -26,6 +25,7 @@ from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import build_mapper
 from denseclip_d2.data.statistics import Statistics, statistics_of
 from denseclip_d2.data.tasks import is_semantic
+from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.language.tokenizers import get_tokenizer
 from denseclip_d2.visualization import grid

@@ -3,6 +3,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper as _DatasetMapper
@@ -19,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper(_DatasetMapper):
-    """Detectron2's mapper with this project's reader, its augmentations, and a resizing for thin images."""
+    """Detectron2's mapper with this project's reader, its augmentations, and a resizing for thin images.
+
+    Masks may be RLE, compressed or as lists of counts, whatever ``INPUT.MASK_FORMAT`` is.
+    """
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
@@ -51,12 +55,18 @@ class DatasetMapper(_DatasetMapper):
         return record
 
     def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple) -> None:
-        """As Detectron2's, which after a crop fails at an image that has no object to train on."""
-        if all(annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
-            del dataset_dict["annotations"]
-            dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
-        else:
-            super()._transform_annotations(dataset_dict, transforms, image_shape)
+        """Give an image with RLE masks bitmaps for all its masks: Detectron2 has no polygons of RLE."""
+        mapper = copy.copy(self)
+        learnt = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+        masks = [a.get("segmentation") for a in learnt] if self.use_instance_mask else []
+        if rle := [mask for mask in masks if isinstance(mask, dict)]:
+            mapper.instance_mask_format = "bitmask"
+            for mask in rle:
+                if isinstance(mask["counts"], list):
+                    mask.update(mask_util.frPyObjects(mask, *mask["size"]))
+        # Without any mask, Detectron2 would fail to compute boxes of masks.
+        mapper.recompute_boxes = self.recompute_boxes and any(masks)
+        super(DatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
 
 
 class SemanticMapper:

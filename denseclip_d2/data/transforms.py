@@ -9,6 +9,14 @@ from detectron2.data import transforms as T
 class ResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's resizing, but each side of a thin and very long image keeps at least one pixel."""
 
+    @staticmethod
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """Return height and width as Detectron2's method does; 0 as ``short_edge_length`` keeps the size."""
+        if not short_edge_length:
+            return oldh, oldw
+        height, width = T.ResizeShortestEdge.get_output_shape(oldh, oldw, short_edge_length, max_size)
+        return max(height, 1), max(width, 1)
+
     def get_transform(self, image) -> T.Transform:
         transform = super().get_transform(image)
         if isinstance(transform, T.ResizeTransform):

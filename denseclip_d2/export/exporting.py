@@ -24,13 +24,14 @@ from .agreement import Agreement, agreement
 from .formats import FORMATS
 from .precision import PRECISIONS
 from .refusals import exportable, is_guided
+from .sizes import telling_sizes
 from .verification import Verdict, verify
 from .whole import PAGE, WholeModel
 
 TRACED = (1.0, 1.25)
 """Height and width of the picture that is traced, in shortest sides at test time."""
-VERIFIED = ((0.75, 1.0), (1.2, 1.0), (1.0, 1.6))
-"""And of those that a file is verified with, beside one without objects."""
+VERIFIED = ((0.75, 1.0), (1.2, 1.0), (0.8, 1.6))
+"""And of those that a file is verified with, where resizing asks for no others, beside an empty one."""
 EMPTY = (0.9, 0.8)
 SIDE = 256
 """The shortest side where pictures are not resized."""
@@ -85,13 +86,15 @@ def export_model(
     )
     side = cfg.INPUT.MIN_SIZE_TEST or SIDE
     step = whole.model.backbone.size_divisibility if FORMATS[format].asks_nothing else 1
-    sized = partial(_of_size, side=side, step=step)
+    size = partial(_size, side=side, step=step)
     said = {**_about(whole, cfg), "precision": precision}
-    content = FORMATS[format].content(whole, whole.prepare(sized(sources[0], TRACED)), said)
+    content = FORMATS[format].content(whole, whole.prepare(_resized(sources[0], size(TRACED))), said)
     content = PRECISIONS[precision](content, (whole.prepare(x).numpy() for x in sources))
-    number = len(VERIFIED) if exact else max(len(VERIFIED), len(sources))
-    pictures = [sized(x, sides) for x, sides in islice(zip(cycle(sources), cycle(VERIFIED)), number)]
-    pictures.append(sized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), EMPTY))
+    sizes = telling_sizes(whole.shortest, whole.longest) if whole.shortest else []
+    sizes += map(size, VERIFIED[len(sizes) :])
+    number = len(sizes) if exact else max(len(sizes), len(sources))
+    pictures = [_resized(*x) for x in islice(zip(cycle(sources), cycle(sizes)), number)]
+    pictures.append(_resized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), size(EMPTY)))
     with written_whole(file, "wb") as written:
         written.write(content)
         written.flush()
@@ -184,7 +187,12 @@ def _shapes(seed: int) -> np.ndarray:
     return as_bgr(image)
 
 
-def _of_size(picture: np.ndarray, sides: tuple[float, float], *, side: int, step: int) -> np.ndarray:
-    """A picture whose height and width are ``sides`` times ``side``, to a multiple of ``step``."""
+def _size(sides: tuple[float, float], *, side: int, step: int) -> tuple[int, int]:
+    """Height and width that are ``sides`` times ``side``, to a multiple of ``step``."""
     height, width = (step * round(side * x / step) for x in sides)
-    return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height)))
+    return height, width
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture of this height and width."""
+    return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize(size[::-1]))

@@ -6,26 +6,48 @@ import torch
 from detectron2.layers import shapes_to_tensor
 from torch import Tensor
 
+from .sizes import LARGEST, rounded_down
+
 Side = Any
 """Pixels: an int, and while a model is traced a tensor."""
 
 # Weighted sums that are halves by arithmetic are so in no runtime exactly; this rounds them up in all.
 HALF = 0.5 + 1 / 4096
 
+MOST = 4 * LARGEST - 1
+"""The longest side that images are resized to: twice it times ``LARGEST`` is within int32, which
+OpenVINO makes of int64."""
 
-def fitted_size(height: Side, width: Side, shortest: int, longest: int) -> Tensor:
-    """The size that Detectron2's ``ResizeShortestEdge`` gives an image at test time.
+
+def fitted_size(sides: Tensor, shortest: int, longest: int) -> Tensor:
+    """Return the size that ``ResizeShortestEdge`` gives an image at test time.
+
+    Only integers are computed: exporters and runtimes turn float64, which Detectron2 uses, into float32.
 
     Args:
-        shortest, longest: ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``; 0 as the former leaves it as it is.
-    Returns: (2,) int64, height and width.
+        sides: (..., 2) int64, height and width, up to ``LARGEST``. If larger sides scale to a half, the
+            result may be one pixel too large.
+        shortest, longest: ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``; with 0 as the former, images keep
+            their size.
+    Returns: (..., 2) int64, height and width.
     """
-    sides = shapes_to_tensor([height, width])
     if not shortest:
         return sides
-    exact = sides.double() * (shortest / sides.min().double())
-    exact = exact * (longest / exact.max()).clamp(max=1)
-    return (exact + 0.5).floor().clamp(min=1).long()
+    longest = min(longest, MOST)
+    low, high = sides.amin(dim=-1, keepdim=True), sides.amax(dim=-1, keepdim=True)
+    capped = shortest * high > longest * low
+    new, old = torch.where(capped, longest, shortest), torch.where(capped, high, low)
+    half_up = _divided(2 * new * sides + old, 2 * old)
+    lower, higher = torch.from_numpy(rounded_down(shortest, longest)).unbind(dim=1)
+    down = ((low == lower) & (high == higher)).any(dim=-1, keepdim=True)
+    return (half_up - (down & (sides != old)).long()).clamp(min=1)
+
+
+def _divided(a: Tensor, b: Tensor) -> Tensor:
+    """Return a / b, rounded down. OpenVINO divides integers in float32, so that the quotient is corrected."""
+    quotient = torch.div(a, b, rounding_mode="trunc")
+    rest = a - quotient * b
+    return quotient + (rest >= b).long() - (rest < 0).long()
 
 
 def resize(images: Tensor, size: Tensor) -> Tensor:
@@ -43,11 +65,11 @@ def resize(images: Tensor, size: Tensor) -> Tensor:
 
 def _weights(new: Side, old: Side) -> Tensor:
     """(new, old) weights of old pixels in new ones: triangles, as wide as the step where that is over 1."""
-    step = old / new.double()
-    centres = (torch.arange(new) + 0.5) * step - 0.5
-    distances = (torch.arange(old) - centres[:, None]).abs()
-    weights = (1 - distances / step.clamp(min=1)).clamp(min=0)
-    return (weights / weights.sum(dim=1, keepdim=True)).float()
+    # In units of 1 / (2 * new) of an old pixel, centers and widths are integers.
+    centers = (2 * torch.arange(new) + 1) * old
+    distances = ((2 * torch.arange(old) + 1) * new - centers[:, None]).abs()
+    weights = (2 * shapes_to_tensor([new, old]).amax() - distances).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _rounded(levels: Tensor) -> Tensor:

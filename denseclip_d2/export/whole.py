@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.layers import shapes_to_tensor
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -101,7 +102,7 @@ class WholeModel(nn.Module):
     def resized(self, pictures: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 pictures, (N, 3, h, w) as the model takes them, not normalised."""
         height, width = pictures.shape[1:3]
-        size = fitted_size(height, width, self.shortest, self.longest)
+        size = fitted_size(shapes_to_tensor([height, width]), self.shortest, self.longest)
         return resize(pictures.movedim(3, 1).float(), size)
 
     def prepare(self, picture: np.ndarray) -> Tensor:
