@@ -1,6 +1,7 @@
 """Files of label tools are read as they were meant: tests/label_tools/ has them, all of one scene."""
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,8 +48,10 @@ class File:
     images: tuple[str, ...] = IMAGES
 
     @property
-    def source(self) -> tuple[str, str]:
-        return str(FOLDER / self.path), str(FOLDER / "images")
+    def source(self) -> tuple[str, ...]:
+        """The values of --train: a COCO file with the folder of the images, or a file or folder alone."""
+        images = [str(FOLDER / "images")] if self.path.endswith(".json") else []
+        return str(FOLDER / self.path), *images
 
 
 FILES = (
@@ -81,14 +84,26 @@ FILES = (
     File("sahi/coco.json", crowds=(), ring=HOLE_FILLED),
     File("supervision/coco.json", crowds=("ring", "barrows"), ring=HOLE_KEPT),
 )
+ROUNDED = {"barrow": [(4, 7, 21, 15)], "gnome": [(35, 10, 12, 25)]}
+FOLDERS = (
+    File("datumaro/yolo/data.yaml", boxes={"barrows": []}),  # crowds are left out
+    File("datumaro/voc", crowds=()),
+    File(
+        "supervision/voc",
+        classes=tuple(sorted(USED)),
+        boxes={**ROUNDED, "cat": [(10, 8, 31, 31)], **PARTS},
+        crowds=(),
+    ),
+)
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.path)
 
 
 def read(source: tuple[str, ...], tmp_path: Path) -> tuple[tuple[str, ...], list[dict]]:
-    """Class names and records of own data, as training loads them."""
+    """Class names and records of own data, as training and evaluation load them."""
     keys = ["DATASETS.OWN.TRAIN", source, "DATASETS.OWN.HELD_OUT", 0.0]
     cfg = load_config(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
-    records = load_datasets(cfg.DATASETS.TRAIN, filter_empty=False, check_images=True)
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    records = load_datasets(names, filter_empty=False, check_images=True)
     return tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes), records
 
 
@@ -101,6 +116,17 @@ def found_in(records: list[dict], classes: tuple[str, ...]) -> list[tuple]:
     )
 
 
+def assert_has_the_objects(records: list[dict], classes: tuple[str, ...], file: File) -> None:
+    expected = sorted(
+        (each.image, each.label, int(each.key in file.crowds), *box)
+        for each in OBJECTS
+        for box in file.boxes.get(each.key, [each.box])
+    )
+    found = found_in(records, classes)
+    assert [x[:3] for x in found] == [x[:3] for x in expected]
+    np.testing.assert_allclose([x[3:] for x in found], [x[3:] for x in expected], atol=0.01)
+
+
 def pixels(annotation: dict) -> int:
     """How many pixels a record's mask covers."""
     mask = annotation["segmentation"]
@@ -111,21 +137,25 @@ def pixels(annotation: dict) -> int:
     return int(mask_util.area(mask))
 
 
-@each_file
+@pytest.mark.parametrize("file", [*FILES, *FOLDERS], ids=lambda file: file.path)
 def test_classes_images_boxes_and_crowds_are_those_of_the_tool(file, tmp_path, catalogs):
     classes, records = read(file.source, tmp_path)
     assert classes == file.classes
-    assert sorted(Path(record["file_name"]).resolve() for record in records) == [
-        FOLDER / "images" / name for name in file.images
-    ]
-    expected = sorted(
-        (each.image, each.label, int(each.key in file.crowds), *box)
-        for each in OBJECTS
-        for box in file.boxes.get(each.key, [each.box])
-    )
-    found = found_in(records, classes)
-    assert [x[:3] for x in found] == [x[:3] for x in expected]
-    np.testing.assert_allclose([x[3:] for x in found], [x[3:] for x in expected], atol=0.01)
+    assert sorted(Path(record["file_name"]).name for record in records) == list(file.images)
+    assert_has_the_objects(records, classes, file)
+
+
+def test_supervisions_yolo_needs_a_line_that_names_the_images(tmp_path, catalogs):
+    shutil.copytree(FOLDER / "supervision/yolo", tmp_path / "yolo")
+    data = tmp_path / "yolo/data.yaml"
+    with pytest.raises(ValueError, match="train"):
+        read((str(data),), tmp_path)
+    data.write_text(data.read_text() + "train: train/images\n")
+    classes, records = read((str(data),), tmp_path)
+    assert (classes, len(records)) == (CLASSES, 4)
+    parts = [(44, 4, 15, 15), (44, 28, 15, 15)]
+    boxes = {"cat": [(10, 8, 30, 30)], "ring": [(8, 6, 31, 31)], "barrows": parts}
+    assert_has_the_objects(records, classes, File("supervision/yolo", boxes=boxes, crowds=()))
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.ring], ids=lambda file: file.path)
