@@ -29,7 +29,7 @@ HOLE_KEPT, HOLE_FILLED, FILLED_BY_CONTOUR = 880, 1024, 961  # a contour runs thr
 
 @dataclass(frozen=True)
 class File:
-    """What a tool wrote: where it differs from the scene, the tool lost it.
+    """What a tool wrote. The values that differ from the scene are what the tool lost.
 
     Attributes:
         path: of the file.
@@ -49,7 +49,7 @@ class File:
 
     @property
     def source(self) -> tuple[str, ...]:
-        """The values of --train: a COCO file with the folder of the images, or a file or folder alone."""
+        """Return the values of --train: a COCO file and the folder of the images, or one path."""
         images = [str(FOLDER / "images")] if self.path.endswith(".json") else []
         return str(FOLDER / self.path), *images
 
@@ -99,7 +99,7 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.path)
 
 
 def read(source: tuple[str, ...], tmp_path: Path) -> tuple[tuple[str, ...], list[dict]]:
-    """Class names and records of own data, as training and evaluation load them."""
+    """Return class names and records, as training and evaluation load them."""
     keys = ["DATASETS.OWN.TRAIN", source, "DATASETS.OWN.HELD_OUT", 0.0]
     cfg = load_config(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
@@ -108,7 +108,7 @@ def read(source: tuple[str, ...], tmp_path: Path) -> tuple[tuple[str, ...], list
 
 
 def found_in(records: list[dict], classes: tuple[str, ...]) -> list[tuple]:
-    """Image, class, crowd and box of every annotation, sorted."""
+    """Return image, class, crowd and box of every annotation, sorted."""
     return sorted(
         (Path(r["file_name"]).name, classes[a["category_id"]], a.get("iscrowd", 0), *map(float, a["bbox"]))
         for r in records
@@ -128,7 +128,7 @@ def assert_has_the_objects(records: list[dict], classes: tuple[str, ...], file: 
 
 
 def pixels(annotation: dict) -> int:
-    """How many pixels a record's mask covers."""
+    """Return how many pixels the mask of an annotation covers."""
     mask = annotation["segmentation"]
     if isinstance(mask, list):
         mask = mask_util.merge(mask_util.frPyObjects(mask, HEIGHT, WIDTH))
@@ -168,7 +168,7 @@ def test_a_hole_is_there_where_the_tool_wrote_it(file, tmp_path, catalogs):
 
 @each_file
 def test_perfect_detections_have_an_ap_of_100(file, tmp_path, catalogs):
-    """Whatever ids, areas and flags are in the file, the evaluator finds each object."""
+    """The evaluator finds each object, whatever ids, areas and flags the file has."""
     keys = ["DATASETS.OWN.TRAIN", file.source, "DATASETS.OWN.VAL", file.source]
     cfg = load_config(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     name = cfg.DATASETS.TEST[0]

@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 64, 48
 
 @dataclass(frozen=True)
 class Object:
-    """One object: a box, a polygon or a mask.
+    """A box, a polygon or a mask.
 
     Attributes:
         key: what the tests call the object.

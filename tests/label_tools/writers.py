@@ -12,7 +12,7 @@ from scene import CLASSES, HEIGHT, IMAGES, OBJECTS, WIDTH, Object, objects_of, o
 
 
 def datumaro(folder: Path) -> None:
-    """COCO with masks as they are drawn and with the flag set, YOLO as Ultralytics has it, and Pascal VOC."""
+    """Write COCO files, with masks as drawn and with ``is_crowd`` given, a YOLO and a Pascal VOC dataset."""
     from datumaro.components.annotation import Bbox, Mask, Polygon
     from datumaro.components.dataset import Dataset
     from datumaro.components.dataset_base import DatasetItem
@@ -48,7 +48,7 @@ def datumaro(folder: Path) -> None:
 
 
 def globox(folder: Path) -> None:
-    """Boxes alone; the ids are the tool's own."""
+    """Write boxes alone, under the tool's own ids."""
     from globox import Annotation, AnnotationSet, BoundingBox
 
     def box(each: Object):
@@ -60,7 +60,7 @@ def globox(folder: Path) -> None:
 
 
 def imantics(folder: Path) -> None:
-    """Boxes, a polygon and masks, each made from a NumPy array or a list."""
+    """Write boxes, a polygon and masks."""
     from imantics import Annotation, Category, Dataset, Image, Mask, Polygons
 
     data = Dataset("garden")
@@ -80,7 +80,7 @@ def imantics(folder: Path) -> None:
 
 
 def kwcoco(folder: Path) -> None:
-    """A bundle whose masks are kwimage's segmentations: run lengths, and polygons with interiors."""
+    """Write a bundle whose masks are kwimage's segmentations: an RLE, and polygons with interiors."""
     import kwcoco
     import kwimage
 
@@ -101,7 +101,7 @@ def kwcoco(folder: Path) -> None:
 
 
 def label_studio(folder: Path) -> None:
-    """The exports "COCO" and "Brush labels to COCO" of a project with boxes, polygons and brush strokes."""
+    """Export a project with boxes, polygons and brush strokes as "COCO" and as "Brush labels to COCO"."""
     from label_studio_sdk.converter import Converter
 
     labels = "".join(f'<Label value="{name}"/>' for name in CLASSES)
@@ -126,7 +126,7 @@ def label_studio(folder: Path) -> None:
 
 
 def _region(each: Object, brush: bool) -> dict:
-    """A region as Label Studio keeps it, in percent of the image; a mask is a brush stroke or its box."""
+    """Return a region as Label Studio keeps it, in percent of the image; a mask is a stroke or its box."""
     from label_studio_sdk.converter.brush import mask2rle
 
     across, down = 100 / WIDTH, 100 / HEIGHT
@@ -146,7 +146,7 @@ def _region(each: Object, brush: bool) -> dict:
 
 
 def labelme2coco(folder: Path) -> None:
-    """Files as labelme 5 saves them, beside the images; the masks are given as polygons, one shape a part."""
+    """Convert files as labelme 5 saves them. The masks are given as polygons, a shape for each part."""
     import labelme2coco
 
     def shape(label: str, kind: str, points: list, group: int | None = None) -> dict:
@@ -174,7 +174,7 @@ def labelme2coco(folder: Path) -> None:
 
 
 def pycocowriter(folder: Path) -> None:
-    """A table of boxes, and a file built by the constructors, with polygons and run lengths."""
+    """Write a table of boxes, and a file built by the constructors, with polygons and RLEs."""
     from pycocotools import mask as mask_util
     from pycocowriter import coco
     from pycocowriter.csv2coco import Iterable2COCO, Iterable2COCOConfig
@@ -206,7 +206,7 @@ def pycocowriter(folder: Path) -> None:
 
 
 def pylabel(folder: Path) -> None:
-    """A COCO file read and written again."""
+    """Read a COCO file, and write it."""
     from pylabel import importer
 
     ids = {name: i for i, name in enumerate(IMAGES, 1)}
@@ -228,7 +228,7 @@ def pylabel(folder: Path) -> None:
 
 
 def sahi(folder: Path) -> None:
-    """Boxes and polygons; a mask is the polygons of its parts."""
+    """Write boxes and polygons. A mask is given as the polygons of its parts."""
     from sahi.utils.coco import Coco, CocoAnnotation, CocoCategory, CocoImage
 
     data = Coco()
@@ -253,7 +253,7 @@ def sahi(folder: Path) -> None:
 
 
 def supervision(folder: Path) -> None:
-    """Boxes on the first image, masks on two others; also as YOLO and as Pascal VOC."""
+    """Write boxes of the first image and masks of two others, as COCO, YOLO and Pascal VOC."""
     import numpy as np
     import supervision as sv
 
