@@ -1,7 +1,6 @@
 """Files of label tools are read as they were meant: tests/label_tools/ has them, all of one scene."""
 
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,6 +88,15 @@ FOLDERS = (
     File("datumaro/yolo/data.yaml", boxes={"barrows": []}),  # crowds are left out
     File("datumaro/voc", crowds=()),
     File(
+        "supervision/yolo/data.yaml",  # which names no folder of images
+        boxes={
+            "cat": [(10, 8, 30, 30)],
+            "ring": [(8, 6, 31, 31)],
+            "barrows": [(44, 4, 15, 15), (44, 28, 15, 15)],
+        },
+        crowds=(),
+    ),
+    File(
         "supervision/voc",
         classes=tuple(sorted(USED)),
         boxes={**ROUNDED, "cat": [(10, 8, 31, 31)], **PARTS},
@@ -110,21 +118,15 @@ def read(source: tuple[str, ...], tmp_path: Path) -> tuple[tuple[str, ...], list
 def found_in(records: list[dict], classes: tuple[str, ...]) -> list[tuple]:
     """Return image, class, crowd and box of every annotation, sorted."""
     return sorted(
-        (Path(r["file_name"]).name, classes[a["category_id"]], a.get("iscrowd", 0), *map(float, a["bbox"]))
-        for r in records
-        for a in r["annotations"]
+        (
+            Path(record["file_name"]).name,
+            classes[each["category_id"]],
+            each.get("iscrowd", 0),
+            *(round(float(x), 2) for x in each["bbox"]),
+        )
+        for record in records
+        for each in record["annotations"]
     )
-
-
-def assert_has_the_objects(records: list[dict], classes: tuple[str, ...], file: File) -> None:
-    expected = sorted(
-        (each.image, each.label, int(each.key in file.crowds), *box)
-        for each in OBJECTS
-        for box in file.boxes.get(each.key, [each.box])
-    )
-    found = found_in(records, classes)
-    assert [x[:3] for x in found] == [x[:3] for x in expected]
-    np.testing.assert_allclose([x[3:] for x in found], [x[3:] for x in expected], atol=0.01)
 
 
 def pixels(annotation: dict) -> int:
@@ -142,20 +144,14 @@ def test_classes_images_boxes_and_crowds_are_those_of_the_tool(file, tmp_path, c
     classes, records = read(file.source, tmp_path)
     assert classes == file.classes
     assert sorted(Path(record["file_name"]).name for record in records) == list(file.images)
-    assert_has_the_objects(records, classes, file)
-
-
-def test_supervisions_yolo_needs_a_line_that_names_the_images(tmp_path, catalogs):
-    shutil.copytree(FOLDER / "supervision/yolo", tmp_path / "yolo")
-    data = tmp_path / "yolo/data.yaml"
-    with pytest.raises(ValueError, match="train"):
-        read((str(data),), tmp_path)
-    data.write_text(data.read_text() + "train: train/images\n")
-    classes, records = read((str(data),), tmp_path)
-    assert (classes, len(records)) == (CLASSES, 4)
-    parts = [(44, 4, 15, 15), (44, 28, 15, 15)]
-    boxes = {"cat": [(10, 8, 30, 30)], "ring": [(8, 6, 31, 31)], "barrows": parts}
-    assert_has_the_objects(records, classes, File("supervision/yolo", boxes=boxes, crowds=()))
+    expected = sorted(
+        (each.image, each.label, int(each.key in file.crowds), *box)
+        for each in OBJECTS
+        for box in file.boxes.get(each.key, [each.box])
+    )
+    found = found_in(records, classes)
+    assert [x[:3] for x in found] == [x[:3] for x in expected]
+    np.testing.assert_allclose([x[3:] for x in found], [x[3:] for x in expected], atol=0.01)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.ring], ids=lambda file: file.path)

@@ -277,7 +277,7 @@ def supervision(folder: Path) -> None:
     data = sv.DetectionDataset(list(CLASSES), list(annotations), annotations)
     data.as_coco(annotations_path=str(folder / "coco.json"))
     yolo, voc = folder / "yolo", folder / "voc"
-    data.as_yolo(str(yolo / "train/images"), str(yolo / "train/labels"), str(yolo / "data.yaml"))
+    data.as_yolo(str(yolo / "images"), str(yolo / "labels"), str(yolo / "data.yaml"))
     data.as_pascal_voc(str(voc / "JPEGImages"), str(voc / "Annotations"))
 
 
