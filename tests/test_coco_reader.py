@@ -9,9 +9,10 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from torch.testing import assert_close
 
+from denseclip_d2.data.coco_dataset import CocoDataset
 from denseclip_d2.data.coco_json import read_json
 from denseclip_d2.data.coco_masks import encode, mask_area, normalize_mask
-from denseclip_d2.data.coco_reader import CocoDataset, normalize
+from denseclip_d2.data.coco_reader import normalize
 from denseclip_d2.data.coco_source import CocoSource
 from denseclip_d2.data.image_finder import ImageFinder
 from denseclip_d2.data.unused import check_learnable, count_unused
@@ -179,6 +180,34 @@ def test_boxes_are_numbers_inside_their_image(read):
     assert len(dataset.annotations) == 2 and "outside the image" in str(dataset.changes)
 
 
+def test_what_is_no_object_is_left_out_and_counted(read):
+    """A point of VIA's; what pylabel writes twice; the group that Roboflow has as a category."""
+
+    def change(content):
+        first = content["annotations"][0]
+        content["annotations"] += [
+            {**first, "id": 9, "bbox": [], "segmentation": [[]], "area": []},
+            {**first},
+        ]
+        content["categories"].insert(0, {"id": 0, "name": "my project", "supercategory": "none"})
+        for category in content["categories"][1:]:
+            category["supercategory"] = "my project"
+
+    dataset = read(change)
+    assert [a["id"] for a in dataset.annotations] == [1, 2, 3]
+    assert dataset.class_names == ("cat", "dog")
+    assert len(dataset.changes.first) == 3 and not dataset.mask_faults
+    same_id = read(lambda content: content["annotations"][1].update(id=1))
+    assert len(same_id.annotations) == 3  # of another class
+
+
+def test_turned_boxes_are_told(read):
+    dataset = read(each(attributes={"rotation": 30.0}))
+    assert [*dataset.changes.first] == ["attributes.rotation is not 0: the box is read as an upright one"]
+    assert not read(each(attributes={"occluded": False, "rotation": 0.0})).changes
+    assert not read(each(attributes=None)).changes
+
+
 @pytest.mark.parametrize(
     ("values", "error"),
     [
@@ -186,7 +215,6 @@ def test_boxes_are_numbers_inside_their_image(read):
         ({"bbox": [4, 4, -10, 10]}, r"annotation 1 \(image a.png\).*negative width"),
         ({"bbox": [4, 4, 10]}, "annotation 1 .*x, y, width and height are needed"),
         ({"bbox": [4, 4, float("nan"), 10]}, "annotation 1 .*all finite"),
-        ({"bbox": None, "segmentation": []}, "annotation 1 .*bbox None"),
         ({"iscrowd": 2}, "annotation 1 .*iscrowd 2"),
     ],
 )

@@ -28,15 +28,26 @@ class AnnotationNormalizer:
             image: the annotation's, with ``width`` and ``height`` in pixels.
             where: names the annotation in messages.
 
-        Returns: False if the annotation is to be left out, since all of its box is outside the image.
+        Returns: False if the annotation is to be left out: it has no box, or all of it is outside the image.
         Raises:
             ValueError: a value is none that COCO's format allows, and says not what was meant.
         """
         self._set_crowd(annotation, where)
-        mask = self._set_mask(annotation, image, where)
+        given = annotation.pop("segmentation", None)
+        mask, fault = normalize_mask(given, image["height"], image["width"])
         if not self._set_box(annotation, mask, image, where):
             return False
+        if mask:
+            annotation["segmentation"] = mask
+        if fault:
+            self.changes.add(f"{'part of ' if mask else ''}the mask was dropped: {fault}", where)
+        elif mask is not given and mask:
+            self.changes.add("the mask was written otherwise: made polygons or an RLE", where)
+        if not mask and not annotation["iscrowd"]:
+            self.mask_faults.append(f"{where}: {fault or 'no segmentation'}")
         self._set_area(annotation, mask, image, where)
+        if (annotation.get("attributes") or {}).get("rotation"):  # CVAT's
+            self.changes.add("attributes.rotation is not 0: the box is read as an upright one", where)
         return True
 
     def _set_crowd(self, annotation: dict, where: str) -> None:
@@ -51,24 +62,13 @@ class AnnotationNormalizer:
             annotation["iscrowd"] = 1
             self.changes.add("ignore was set: read as iscrowd 1", where)
 
-    def _set_mask(self, annotation: dict, image: dict, where: str) -> Any:
-        given = annotation.get("segmentation")
-        mask, fault = normalize_mask(given, image["height"], image["width"])
-        if fault:
-            self.changes.add(f"{'part of ' if mask else ''}the mask was dropped: {fault}", where)
-        elif mask is not given and (mask or given):
-            self.changes.add("the mask was written otherwise: made polygons or an RLE", where)
-        if not mask and not annotation["iscrowd"]:
-            self.mask_faults.append(f"{where}: {fault or 'no segmentation'}")
-        annotation.pop("segmentation", None)
-        if mask:
-            annotation["segmentation"] = mask
-        return mask
-
     def _set_box(self, annotation: dict, mask: Any, image: dict, where: str) -> bool:
-        """Set the box; False where the annotation is left out, since all of its box is outside the image."""
+        """Set the box; False where there is none, or none inside the image."""
         box: Any = annotation.get("bbox")
-        if not box and mask:
+        if not box and not mask:
+            self.changes.add("neither box nor mask, as of a point: annotation left out", where)
+            return False
+        if not box:
             box = mask_box(mask, image["height"], image["width"])
             self.changes.add("bbox was missing: the mask's", where)
         if not _is_box(box):

@@ -1,95 +1,16 @@
 """Read COCO files as labeling tools write them, and normalize what would be read wrongly later."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.structures import BoxMode
-
 from .changes import Changes
 from .coco_annotation import AnnotationNormalizer
+from .coco_dataset import CocoDataset, Id
 from .coco_json import CONVERT
-from .coco_masks import encode
 from .coco_source import CocoSource
 from .image_finder import ImageFinder
-
-LISTED = 3
-"""Items that an error names of many."""
-
-Id = int | str
-
-
-@dataclass(frozen=True)
-class CocoDataset:
-    """A data set in COCO's format, normalized.
-
-    The ids of images and categories are the file's own, and of one type: what is written out has them.
-
-    Attributes:
-        source: where the data are from.
-        images, annotations, categories: as COCO has them. Images and categories are in the order of their
-            ids where these are numbers, else in the file's. ``bbox``, ``area``, ``iscrowd`` and the ids are
-            always there, and ``segmentation`` where there is a valid mask.
-        paths: of each image's file, by image id.
-        changes: what is not as in the file.
-        mask_faults: the objects without a valid mask, crowds apart, and why.
-    """
-
-    source: CocoSource
-    images: list[dict]
-    annotations: list[dict]
-    categories: list[dict]
-    paths: dict[Id, Path]
-    changes: Changes = field(default_factory=Changes)
-    mask_faults: list[str] = field(default_factory=list)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(category["name"] for category in self.categories)
-
-    @property
-    def class_of(self) -> dict[Id, int]:
-        """The index of each class, by category id."""
-        return {category["id"]: i for i, category in enumerate(self.categories)}
-
-    def content(self) -> dict:
-        """Return the data set as a COCO file has it."""
-        return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
-
-    def key_of(self, image: dict) -> str:
-        """Return the path of an image, from the folder of images where the image is below it."""
-        path = self.paths[image["id"]]
-        root = self.source.image_root
-        return str(path.relative_to(root) if path.is_relative_to(root) else path)
-
-    def records(self) -> list[dict]:
-        """Return the images in Detectron2's format, as its ``load_coco_json`` does."""
-        class_of = self.class_of
-        by_image: dict[Id, list[dict]] = {image["id"]: [] for image in self.images}
-        for annotation in self.annotations:
-            instance = {
-                "iscrowd": annotation["iscrowd"],
-                "bbox": annotation["bbox"],
-                "category_id": class_of[annotation["category_id"]],
-                "bbox_mode": BoxMode.XYWH_ABS,
-            }
-            mask = annotation.get("segmentation")
-            image = annotation["image_id"]
-            if mask:
-                is_runs = isinstance(mask, dict) and isinstance(mask["counts"], list)
-                instance["segmentation"] = encode(mask, *mask["size"]) if is_runs else mask
-            by_image[image].append(instance)
-        return [
-            {
-                "file_name": str(self.paths[image["id"]]),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "annotations": by_image[image["id"]],
-            }
-            for image in self.images
-        ]
 
 
 def normalize(source: CocoSource, size_of: Callable[[Path], tuple[int, int]]) -> CocoDataset:
@@ -117,6 +38,7 @@ class _Normalizer:
         given = self._lists()
         categories = self._with_ids(given["categories"], "category")
         self._check_names(categories)
+        categories = self._without_groups(categories, given["annotations"])
         images = self._with_ids(given["images"], "image")
         self._find_images(images)
         for image in images:
@@ -125,7 +47,7 @@ class _Normalizer:
         self._category_of = {category["id"]: category for category in categories}
         lists = {"image_id": self._image_of, "category_id": self._category_of}
         self._keys = {key: {*map(_key, items)} for key, items in lists.items()}
-        annotations = [a for a in map(self._annotation, given["annotations"]) if a]
+        annotations = [a for a in map(self._annotation, self._once(given["annotations"])) if a]
         self._check_fractions(annotations, images)
         self._renumber(annotations)
         faults = self._normalize.mask_faults
@@ -189,6 +111,33 @@ class _Normalizer:
                     f"category {category['id']} has {has}. The model reads the names of the categories: give "
                     'each a word, such as "person".'
                 )
+
+    def _without_groups(self, categories: list[dict], annotations: list[dict]) -> list[dict]:
+        """Leave out categories that group the others and have no objects, such as the first of Roboflow's."""
+        groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
+        if not groups & {c["name"] for c in categories}:
+            return categories
+        used = {_key(annotation.get("category_id")) for annotation in annotations}
+        empty = [c for c in categories if c["name"] in groups and _key(c["id"]) not in used]
+        for category in empty:
+            self.changes.add(
+                "category is others' supercategory and has no objects: left out", category["name"]
+            )
+        return [c for c in categories if c not in empty]
+
+    def _once(self, annotations: list[dict]) -> list[dict]:
+        """Leave out annotations that are there twice, with their ids and all."""
+        if len({_key(annotation.get("id")) for annotation in annotations}) == len(annotations):
+            return annotations
+        kept, seen = [], set()
+        for annotation in annotations:
+            content = json.dumps(annotation, sort_keys=True)
+            if "id" in annotation and content in seen:
+                self.changes.add("annotation is there twice: left out once", _label(annotation))
+            else:
+                kept.append(annotation)
+            seen.add(content)
+        return kept
 
     def _find_images(self, images: list[dict]) -> None:
         finder = ImageFinder(self.source.image_root)
