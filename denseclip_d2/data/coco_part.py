@@ -173,8 +173,8 @@ def _with_classes_of(dataset: CocoDataset, training: CocoPart) -> CocoDataset:
     if unknown:
         raise ValueError(
             f"{dataset.source.description} has objects of {listed([*map(repr, unknown)], 3)}, which are not "
-            f"among the categories of {train.description}: {listed([*map(repr, train.class_names)])}. Give the "
-            "categories the same names in both, or take these objects out."
+            f"among the categories of {train.description}: {listed([*map(repr, train.class_names)])}. Give "
+            "the categories the same names in both, or take these objects out."
         )
     type_ = type(dataset.categories[0]["id"])
     taken = {category["id"] for category in dataset.categories}

@@ -76,8 +76,8 @@ def _check_masks(data: Summary) -> None:
         return
     raise ValueError(
         f"MODEL.MASK_ON needs masks, and {len(data.mask_faults)} of the {data.annotations} annotations in "
-        f"{data.description} have no valid mask: {listed(data.mask_faults, 3)}. Set MODEL.MASK_ON False, to find boxes "
-        "alone, or take a RetinaNet."
+        f"{data.description} have no valid mask: {listed(data.mask_faults, 3)}. Set MODEL.MASK_ON False, "
+        "to find boxes alone, or take a RetinaNet."
     )
 
 
