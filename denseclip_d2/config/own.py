@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from ..data.own import OwnData, own_boxes, own_labels
 from ..data.semantic import register_semantic_folders
 from ..data.tasks import is_panoptic, is_semantic, section_of
+from ..data.text import read_text
 
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD")
 """What follows the number of images."""
@@ -60,7 +61,7 @@ def keep_schedule(cfg: CfgNode, explicit: Iterable[str]) -> None:
     own = cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC
     if not own or "SOLVER.MAX_ITER" in explicit or not (output / "last_checkpoint").is_file():
         return
-    began = yaml.safe_load((output / "config.yaml").read_text())
+    began = yaml.safe_load(read_text(output / "config.yaml"))
     for key in {*SCHEDULE, "SOLVER.REFERENCE_IMAGES"} - {*explicit}:
         section, name = key.split(".")
         cfg.merge_from_list([key, began[section][name]])
