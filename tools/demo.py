@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Predictor, keep_memory
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
@@ -89,7 +90,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         sys.exit(main(parse_args()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -10,7 +10,6 @@ tools/train_net.py --config-file F --train my/train.json my/images --val my/val.
 """
 
 import argparse
-import sys
 
 import torch
 from detectron2.engine import default_argument_parser
@@ -21,6 +20,7 @@ from denseclip_d2.builder import make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run, setup, with_tta
+from denseclip_d2.engine.errors import errors_in_a_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,10 +91,6 @@ def main(args: argparse.Namespace):
 
 if __name__ == "__main__":
     args = parse_args()
-    try:
-        load_config(
-            args.config_file, args.opts
-        )  # what is wrong with it is said once, and not by every process
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    run(main, args)
+    with errors_in_a_line():
+        load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
+        run(main, args)
