@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .semantic import check_label_mode, check_label_size, check_labels, read_labels
 from .tasks import is_semantic, section_of
+from .text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,12 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
     return dicts
 
 
+def describe_dataset(name: str) -> str:
+    """Return what a person knows a dataset by: own data's source, the annotation file, or else the name."""
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("source") or metadata.get("json_file") or name
+
+
 def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     """Refuse datasets, once loaded, whose classes are not the model's or differ among them.
 
@@ -64,26 +71,28 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     num_classes = cfg.MODEL[section].NUM_CLASSES
     classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
+        dataset = describe_dataset(name)
         if not own:
             raise ValueError(
-                f"{name!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for another "
-                "task. Give DATASETS other datasets."
+                f"{dataset!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for "
+                "another task. Give DATASETS other datasets."
             )
         if len(own) != num_classes:
             raise ValueError(
-                f"{name!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
+                f"{dataset!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
                 f"Set MODEL.{section}.NUM_CLASSES to {len(own)}, or give DATASETS other datasets."
             )
         if own != classes[names[0]]:
             raise ValueError(
-                f"{name!r} and {names[0]!r} have different classes, or the same in another order. "
-                "Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
+                f"{dataset!r} and {describe_dataset(names[0])!r} have different classes, or the same in "
+                "another order. Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
             )
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         ignored = MetadataCatalog.get(name).get("ignore_label", ignore_value)
         if is_semantic(cfg) and ignored != ignore_value:
             raise ValueError(
-                f"{name!r} ignores label {ignored}, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}. "
+                f"{dataset!r} ignores label {ignored}, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is "
+                f"{ignore_value}. "
                 f"Set it to {ignored}."
             )
 
@@ -107,7 +116,7 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
         files = [MetadataCatalog.get(name).get("json_file") for name in names]
         for file in filter(None, files):
             _check_category_names(file)
-        culprits = ", ".join(file or name for file, name in zip(files, names, strict=True))
+        culprits = ", ".join(map(describe_dataset, names))
         of_lvis = any(map(_is_lvis, names))
         needed = f"A file in {'LVIS' if of_lvis else 'COCO'}'s format is needed; fetch or make it again."
         raise ValueError(
@@ -126,7 +135,8 @@ def check_class_names(name: str, class_names: Sequence) -> None:
         return
     if file := MetadataCatalog.get(name).get("json_file"):
         _check_category_names(file)
-    raise ValueError(f"{name!r} has class names that are no strings: {list(class_names)[:5]} ...")
+    dataset = describe_dataset(name)
+    raise ValueError(f"{dataset!r} has class names that are no strings: {list(class_names)[:5]} ...")
 
 
 def _check_category_names(json_file: str) -> None:
@@ -135,8 +145,7 @@ def _check_category_names(json_file: str) -> None:
         ValueError: a category of a COCO-format file has no name, or one that is no string.
     """
     try:
-        with PathManager.open(json_file) as file:
-            categories = json.load(file)["categories"]
+        categories = json.loads(read_text(json_file))["categories"]
         nameless = [c for c in categories if not isinstance(c.get("name"), str)]
     except (AttributeError, LookupError, TypeError, ValueError):
         return  # no categories at all: another error's matter
@@ -170,8 +179,7 @@ def _check_package(name: str) -> None:
     """Refuse a dataset of LVIS where the package is missing by which Detectron2 reads and evaluates it."""
     if _is_lvis(name) and find_spec("lvis") is None:
         raise ImportError(
-            f"Dataset {name!r} needs the package lvis, which is not installed: "
-            "pip install 'denseclip_d2[lvis]', or pip install lvis."
+            f"Dataset {name!r} needs the package lvis, which is not installed: pip install lvis."
         )
 
 
@@ -209,8 +217,9 @@ def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
         ]
     if faults:
         listed = "\n  ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
+        datasets = ", ".join(map(describe_dataset, names))
         raise ValueError(
-            f"{len(faults)} of {len(dicts)} images of {', '.join(names)} cannot be used:\n  {listed}\n"
+            f"{len(faults)} of {len(dicts)} images of {datasets} cannot be used:\n  {listed}\n"
             "Fetch them again, or take them out of the annotations."
         )
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
