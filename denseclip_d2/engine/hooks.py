@@ -163,7 +163,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def before_train(self) -> None:
         # Kept beside model_best.pth, which it describes, and not in checkpoints, which may be deleted.
         if self.trainer.start_iter > 0 and self._memory.exists():
-            memory = json.loads(self._memory.read_text())
+            memory = json.loads(self._memory.read_bytes())
             if memory["metric"] == self._val_metric:
                 self.best_metric, self.best_iter = memory["score"], memory["iteration"]
 
@@ -172,7 +172,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         super()._best_checking()
         if self.best_iter != before:
             memory = {"metric": self._val_metric, "score": self.best_metric, "iteration": self.best_iter}
-            with self._checkpointer.path_manager.open(str(self._memory), "w") as file:
+            with self._checkpointer.path_manager.open(str(self._memory), "w", encoding="utf-8") as file:
                 json.dump(memory, file)
 
 

@@ -34,7 +34,7 @@ class ZooEntry:
 
 def zoo_index() -> dict[str, ZooEntry]:
     """Trained weights by the name of their config; those of a CLIP, by a name that is no config's."""
-    entries = json.loads((_ROOT / "index.json").read_text())
+    entries = json.loads((_ROOT / "index.json").read_bytes())
     return {name: ZooEntry(**entry) for name, entry in entries.items()}
 
 
