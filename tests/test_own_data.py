@@ -273,8 +273,9 @@ def test_options_that_do_not_go_together(pictures):
         with pytest.raises(ValueError, match=error):
             load_config(config, opts)
     edit(pictures / "train.json", lambda c: c.update(images=c["images"][:1]))
-    with pytest.raises(ValueError, match="1 training image: none can be held out.*--val"):
+    with pytest.raises(ValueError, match="1 training image: none can be held out.*HELD_OUT to 0"):
         own(pictures)
+    assert own(pictures, "DATASETS.OWN.HELD_OUT", "0").DATASETS.TEST == ()
 
 
 @pytest.mark.parametrize("name", ["Dog ", "dog", ""])

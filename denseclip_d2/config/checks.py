@@ -66,7 +66,8 @@ def check_config(cfg: CfgNode) -> None:
     elif cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS:
         raise ValueError(
             f"MODEL.DENSECLIP.VISUAL.WEIGHTS is {cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS!r}, and VISUAL.BACKBONE, "
-            "whose weights these are, is empty. Set it, or set MODEL.WEIGHTS for a CLIP's."
+            "whose weights these are, is empty. Set BACKBONE, or, for a CLIP's weights, set MODEL.WEIGHTS "
+            "and VISUAL.WEIGHTS to ''."
         )
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
     if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):

@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tqdm import tqdm
 
+from .agreement import check_ignored, describe_dataset, way_to_as_many_classes
 from .semantic import check_label_mode, check_label_size, check_labels, read_labels
 from .tasks import is_semantic, section_of
 from .text import read_text
@@ -42,7 +43,7 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
         ImportError: the package that reads one is not installed.
     """
     if not names:
-        raise ValueError("No dataset to load: DATASETS.TRAIN is empty.")
+        raise ValueError("No dataset to load: DATASETS.TRAIN is empty. Name one there, or give --train.")
     with explained_annotation_errors(names):
         dicts = get_detection_dataset_dicts(names, filter_empty=filter_empty)
         for record in dicts:
@@ -52,12 +53,6 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
     if check_images:
         _check_images(names, dicts)
     return dicts
-
-
-def describe_dataset(name: str) -> str:
-    """Return what a person knows a dataset by: own data's source, the annotation file, or else the name."""
-    metadata = MetadataCatalog.get(name)
-    return metadata.get("source") or metadata.get("json_file") or name
 
 
 def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -80,21 +75,20 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         if len(own) != num_classes:
             raise ValueError(
                 f"{dataset!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
-                f"Set MODEL.{section}.NUM_CLASSES to {len(own)}, or give DATASETS other datasets."
+                f"{way_to_as_many_classes(cfg, section, kind, len(own))}"
+            )
+        if (named := len(cfg.MODEL.DENSECLIP.CLASS_NAMES)) not in (0, num_classes):
+            raise ValueError(
+                f"{dataset!r} has {num_classes} classes, MODEL.DENSECLIP.CLASS_NAMES has {named} names. "
+                "Give it one for each class, or set it to (), which takes those of the dataset."
             )
         if own != classes[names[0]]:
             raise ValueError(
                 f"{dataset!r} and {describe_dataset(names[0])!r} have different classes, or the same in "
                 "another order. Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
             )
-        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        ignored = MetadataCatalog.get(name).get("ignore_label", ignore_value)
-        if is_semantic(cfg) and ignored != ignore_value:
-            raise ValueError(
-                f"{dataset!r} ignores label {ignored}, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is "
-                f"{ignore_value}. "
-                f"Set it to {ignored}."
-            )
+    if is_semantic(cfg):
+        check_ignored(names, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
 
 @contextmanager
@@ -220,7 +214,7 @@ def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
         datasets = ", ".join(map(describe_dataset, names))
         raise ValueError(
             f"{len(faults)} of {len(dicts)} images of {datasets} cannot be used:\n  {listed}\n"
-            "Fetch them again, or take them out of the annotations."
+            "Fetch them again, correct their annotations, or take them out of these."
         )
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
     _check_some_labels(labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ) or 1], names[0])
