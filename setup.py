@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = next(
     line.split('"')[1]
-    for line in (root / "denseclip_d2/version.py").read_text().splitlines()
+    for line in (root / "denseclip_d2/version.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
 
@@ -13,7 +13,7 @@ setup(
     name="denseclip_d2",
     version=version,
     description="DenseCLIP (CVPR 2022) as a Detectron2 extension: language-guided detection and segmentation",
-    long_description=(root / "README.md").read_text(),
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["denseclip_d2", "denseclip_d2.*"]),

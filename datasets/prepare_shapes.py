@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def info_on_disk(root: Path) -> dict | None:
     """What the dataset in ``root`` says of itself, None if there is no dataset."""
     path = root / "annotations" / "instances_train.json"
-    return json.loads(path.read_text())["info"] if path.is_file() else None
+    return json.loads(path.read_bytes())["info"] if path.is_file() else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,11 @@ from torch import nn
 
 from .checkpoint import DenseCLIPCheckpointer
 from .config import check_config
+from .config.checks import leaves
+from .config.projects import default_config
 from .fusion import fuse_norms
+from .memory import available_memory
+from .random_state import get_random_state, set_random_state
 from .visual import VisualEncoder
 
 logger = logging.getLogger(__name__)
@@ -30,8 +34,10 @@ def build_model(cfg: CfgNode) -> nn.Module:
     Raises:
         ValueError: a config value that cannot be; ``MODEL.COMPILE`` together with checkpointed activations,
             or on a CPU without a C++ compiler.
+        MemoryError: the weights are larger than the memory that is free.
     """
     check_config(cfg)
+    _check_size(cfg)
     if lost := lost_sync_bn(cfg):
         logger.warning("%s.", lost)
     model = modeling.build_model(with_fitting_norms(cfg))
@@ -111,6 +117,53 @@ def replace_sync_bn(node: MutableMapping | MutableSequence) -> None:
             replace_sync_bn(value)
         elif value == "SyncBN" and str(key).lower().endswith("norm"):
             node[key] = "BN"
+
+
+def _check_size(cfg: CfgNode) -> None:
+    """
+    Raises:
+        MemoryError: a size far above its default makes the weights larger than the memory that is free.
+    """
+    # Linux grants memory that it does not have, and then kills: nothing would be said.
+    defaults = dict(leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS or ())))
+    larger = [
+        f"{key} is {value}"
+        for key, value in leaves(cfg.MODEL, "MODEL.")
+        if isinstance(value, int) and isinstance(usual := defaults.get(key), int) and value > 4 * usual > 0
+    ]
+    free = available_memory()
+    if not larger or free is None or cfg.MODEL.DEVICE == "meta":
+        return
+    state, copy = get_random_state(), with_fitting_norms(cfg).clone()
+    copy.defrost()
+    copy.MODEL.DEVICE = "meta"
+    try:
+        with torch.device("meta"):
+            model = modeling.build_model(copy)
+    except (NotImplementedError, RuntimeError):  # a backbone that needs numbers to be built
+        return
+    finally:
+        set_random_state(state)
+    needed = sum(weight.nbytes for weight in model.state_dict().values())
+    if needed > free:
+        raise MemoryError(
+            f"The model's weights take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
+            f"free. Most are of {_largest_part(model)}. Lower what is far above its default: "
+            f"{', '.join(larger)}."
+        )
+
+
+def _largest_part(module: nn.Module) -> str:
+    """The path of the smallest part of a module that has more than half of its weights, and its class."""
+
+    def size(part: nn.Module) -> int:
+        return sum(weight.nbytes for weight in part.state_dict().values())
+
+    half, path = size(module) / 2, []
+    while larger := [(name, part) for name, part in module.named_children() if size(part) > half]:
+        path.append(larger[0][0])
+        module = larger[0][1]
+    return f"{'.'.join(path)} ({type(module).__name__})"
 
 
 def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:

@@ -2,8 +2,11 @@
 import json
 import subprocess
 import sys
+from functools import reduce
+from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -11,9 +14,11 @@ from detectron2.data.datasets import register_coco_instances
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import add_denseclip_config, load_config
 from denseclip_d2.config.checks import leaves
+from denseclip_d2.config.projects import PROJECTS, default_config
 from denseclip_d2.config.rules import DETECTRON2, OWN
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
@@ -86,6 +91,16 @@ BAD = [
     ("MODEL.DEVICE", "gpu", " is 'gpu'; it has to be a device of torch's"),
     ("INPUT.MIN_SIZE_TRAIN", (-8,), " is (-8,); it has to be "),
     ("INPUT.FORMAT", "rgb", " is 'rgb'; it has to be one of 'RGB', 'BGR'"),
+    ("INPUT.FORMAT", "L", " is 'L'; it has to be one of 'RGB', 'BGR'."),
+    ("INPUT.FORMAT", "YUV-BT.601", " is 'YUV-BT.601'; it has to be one of 'RGB', 'BGR'."),
+    ("INPUT.CROP.TYPE", "random", " is 'random'; it has to be one of 'relative', 'relative_range'"),
+    ("MODEL.PIXEL_MEAN", [110.0], " and PIXEL_STD have 1 and 3 values; INPUT.FORMAT 'RGB' has 3 channels"),
+    ("MODEL.DEVICE", "xpu", " is 'xpu', where torch cannot compute. This machine has 0 GPUs for CUDA: set"),
+    ("MODEL.DEVICE", "meta", " is 'meta', where torch cannot compute."),
+    ("SOLVER.MAX_ITER", 0, " is 0; it has to be a whole number of at least 1."),
+    ("SOLVER.STEPS", (3, 1), " is (3, 1); it has to be in increasing order."),
+    ("SOLVER.STEPS", (0, 1), " is (0, 1); it has to be a list, each a whole number of at least 1."),
+    ("SOLVER", 5, " is 5, and a section: set one of its keys, such as SOLVER.AMP."),
     ("SOLVER.IMS_PER_BATCH", -1, " is -1; it has to be a whole number of at least 1."),
     ("SOLVER.BASE_LR", -0.1, " is -0.1; it has to be a number of at least 0."),
     ("SOLVER.BASE_LR", None, " is None; it needs a value"),
@@ -101,6 +116,135 @@ def test_bad_values_end_before_a_model_is_built_and_name_their_key(key, value, e
         load_config(CONFIG, [key, value])
     assert str(caught.value).startswith(key + error), caught.value
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("projects", [(), tuple(PROJECTS)], ids=["", "projects"])
+def test_whole_numbers_are_taken_for_every_fraction(projects, tmp_path, panopticapi):
+    """On the command line and in files, of this project's keys, of Detectron2's and of its projects'."""
+    fractions = [key for key, default in leaves(default_config(projects)) if type(default) is float]
+    assert len(fractions) > 50
+    by_list, by_file = default_config(projects), default_config(projects)
+    by_list.merge_from_list([x for key in fractions for x in (key, "1")])
+    content: dict = {}
+    for key in fractions:
+        *sections, name = key.split(".")
+        reduce(lambda node, section: node.setdefault(section, {}), sections, content)[name] = 1
+    (tmp_path / "base.yaml").write_text(json.dumps({"VERSION": 2, **content}), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("_BASE_: base.yaml", encoding="utf-8")
+    by_file.merge_from_file(str(tmp_path / "config.yaml"))
+    for cfg in (by_list, by_file):
+        values = dict(leaves(cfg))
+        assert {(type(values[key]), values[key]) for key in fractions} == {(float, 1.0)}
+
+
+def test_numbers_in_lists_stay_what_they_are_but_yamls_1e_4_is_one(tmp_path):
+    """Detectron2 tells pixels from parts by the type."""
+    path = tmp_path / "config.yaml"
+    lists = "{CROP: {SIZE: [128, 160]}, SCALE_RANGE_TRAIN: [1e-1, 2]}"
+    path.write_text(f'_BASE_: "{Path(CONFIG).resolve()}"\nINPUT: {lists}\nSOLVER: {{BASE_LR: 1e-4}}\n')
+    cfg = load_config(str(path), ["OUTPUT_DIR", "2024"])
+    assert repr(cfg.INPUT.CROP.SIZE) == "[128, 160]"
+    assert repr(cfg.INPUT.SCALE_RANGE_TRAIN) == "(0.1, 2)"
+    assert (cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == (1e-4, "2024")
+
+
+NO_CONFIGS = [
+    ("SOLVER:\n\tBASE_LR: 0.1\n", r"{}, line 2: .*found character '\\t'.* indented by spaces\."),
+    ("", "{} is empty; a config file holds keys with values"),
+    ("# nothing\n", "{} is empty"),
+    ("- a\n- b\n", "{} holds a list; a config file holds keys"),
+    ("RetinaNet\n", "{} holds one value; a config file holds keys"),
+    ("SEED: [\n", "{}, line 2: .*expected the node content"),
+    ("SEED: 1\n---\nSEED: 2\n", "{}, line 2: expected a single document"),
+    ("SEED: \x07\n", "{}: .*special characters are not allowed"),
+    ("_BASE_: config.yaml\n", "A config file is its own _BASE_: {} -> {}. Take _BASE_ out"),
+    ("_BASE_: other.yaml\n", "A config file is its own _BASE_: {} -> .*other.yaml -> {}. Take"),
+    ("_BASE_: nowhere.yaml\n", "{}: there is no file .*nowhere.yaml, its _BASE_. A relative path counts"),
+    ("_BASE_: .\n", "{}: there is no file .*, its _BASE_"),
+    ("_BASE_: 5\n", "{}: _BASE_ has to be the path"),
+    ("_BASE_:\n  a: b\n", "{}: _BASE_ has to be the path"),
+    ("1: 2\n", "{}, line 1: the key '1' is no word"),
+    ("SOLVER:\n  STEPS: []\nSOLVER:\n  MAX_ITER: 3\n", "{}, line 3: SOLVER is there already, in line 1"),
+    ("SOLVER: 5\n", "SOLVER is 5, and a section"),
+    ("SOLVER:\n", "SOLVER is None, and a section"),
+    ("SEED: {{A: 1}}\n", "SEED has keys below it, and is no section"),
+    ("SOLVER: {{STEPS: !!python/object/apply:nowhere.f []}}\n", "{}, line 1: .*cannot find module 'nowhere'"),
+]
+
+
+@pytest.mark.parametrize(("text", "error"), NO_CONFIGS, ids=lambda x: x[:20])
+def test_a_file_that_is_no_config_is_named_in_one_line(text, error, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace("{{", "{").replace("}}", "}"), encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("_BASE_: config.yaml\n", encoding="utf-8")
+    with pytest.raises((ValueError, FileNotFoundError), match=error.replace("{}", str(path))) as caught:
+        load_config(str(path), [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "utf-16-le"])
+def test_a_file_is_read_in_the_encoding_that_it_tells(encoding, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f'# größer\n_BASE_: "{Path(CONFIG).resolve()}"\nSEED: 7\n', encoding=encoding)
+    if encoding == "latin-1":
+        with pytest.raises(ValueError, match=f"{path}, line 1: byte 0xf6 is not UTF-8. Save the file as"):
+            load_config(str(path), [])
+    elif encoding == "utf-16-le":  # without a mark
+        with pytest.raises(ValueError, match=f"{path}.* Save "):
+            load_config(str(path), [])
+    else:
+        assert load_config(str(path), []).SEED == 7
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    assert load_config(CONFIG, ["MODEL.DEVICE", "cuda:0"]).MODEL.DEVICE == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert load_config(CONFIG, ["MODEL.DEVICE", "cuda:0"]).MODEL.DEVICE == "cuda:0"
+    with pytest.raises(
+        ValueError, match="MODEL.DEVICE is 'cuda:3'.* has 1 GPUs for CUDA: set .* to cuda, or"
+    ):
+        load_config(CONFIG, ["MODEL.DEVICE", "cuda:3"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "fits"),
+    [
+        ("absolute", (64, 64), True),
+        ("absolute", (0.5, 0.5), False),
+        ("relative", (1, 0.5), True),
+        ("relative_range", (64, 64), False),
+    ],
+)
+def test_a_crop_is_in_pixels_or_parts_as_its_type_says(kind, size, fits):
+    opts = ["INPUT.CROP.TYPE", kind, "INPUT.CROP.SIZE", size]
+    load_config(CONFIG, opts)  # it is not enabled
+    if fits:
+        load_config(CONFIG, [*opts, "INPUT.CROP.ENABLED", True])
+        return
+    with pytest.raises(ValueError, match=rf"INPUT.CROP.SIZE is .*; with INPUT.CROP.TYPE '{kind}' it has"):
+        load_config(CONFIG, [*opts, "INPUT.CROP.ENABLED", True])
+
+
+@pytest.mark.parametrize("max_iter", [3, 4, 5, 9])
+def test_steps_at_the_end_and_beyond_change_nothing(max_iter):
+    cfg = load_config(
+        CONFIG, ["SOLVER.STEPS", (2, 4, 8), "SOLVER.MAX_ITER", max_iter, "SOLVER.WARMUP_ITERS", 0]
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(max_iter):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    expected = [cfg.SOLVER.GAMMA ** sum(step <= i for step in (2, 4, 8)) for i in range(max_iter)]
+    assert rates == pytest.approx(expected)
+
+
+def test_an_option_after_the_keys_is_named():
+    with pytest.raises(ValueError, match="--resume stands among the config keys: options go before"):
+        load_config(CONFIG, ["SEED", "1", "--resume"])
 
 
 def test_values_set_in_python_are_checked_as_well():

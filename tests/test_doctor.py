@@ -66,7 +66,8 @@ def test_a_machine_is_looked_at_and_left_as_it_is(small_shapes, tmp_path, hub):
     image.write_bytes(image.read_bytes()[:500])
     done = run_doctor(tmp_path, hub, "--output", tmp_path / "runs", "--datasets", *names)
     assert done.returncode == 1
-    assert "wrong  shapes_train: 1 of 8 images of shapes_train cannot be used:" in done.stdout
+    file = tmp_path / "shapes/annotations/instances_train.json"
+    assert f"wrong  shapes_train: 1 of 8 images of {file} cannot be used:" in done.stdout
     assert "000000000002.png is broken or truncated" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 wrong, ")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch.testing import assert_close
 
@@ -249,6 +249,71 @@ def test_datasets_of_other_classes_than_the_models_are_refused(config):
     with pytest.raises(ValueError, match="different classes, or the same in another order"):
         check_classes(config, [*config.DATASETS.TRAIN, "other"])
     MetadataCatalog.remove("other")
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "named", "cures"),
+    [
+        (2, 2, 18, {"MODEL.RETINANET.NUM_CLASSES": 2, "MODEL.DENSECLIP.CLASS_NAMES": ()}),
+        (3, 3, 2, {"MODEL.RETINANET.NUM_CLASSES": 3, "MODEL.DENSECLIP.CLASS_NAMES": ()}),
+        (2, 2, 0, {"MODEL.RETINANET.NUM_CLASSES": 2}),
+        (2, 3, 0, {}),
+        (3, 2, 3, {}),
+    ],
+)
+def test_what_is_said_of_the_number_of_classes_is_the_way_out(catalogs, trained, tested, named, cures):
+    """All of it at once: no second error asks for another number."""
+    for name, count in (("train", trained), ("test", tested)):
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).thing_classes = list(CLASS_NAMES[:count])
+    opts = ["DATASETS.TRAIN", ("train",), "DATASETS.TEST", ("test",)]
+    cfg = load_config(CONFIG, [*opts, "MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES[:named]])
+    with pytest.raises(ValueError, match="has . classes, MODEL.RETINANET.NUM_CLASSES is 18") as caught:
+        check_classes(cfg, cfg.DATASETS.TEST)
+    for key, value in cures.items():
+        assert f"{key} to {value}" in str(caught.value)
+        cfg.merge_from_list([key, value])
+    if cures:
+        check_classes(cfg, ["train", "test"])
+        Trainer.build_model(cfg)
+    else:
+        assert f"the same classes: train has {trained}, test has {tested}." in str(caught.value)
+
+
+def test_a_lower_learning_rate_is_heeded_when_a_run_goes_on(config):
+    """As the error of a loss that is not finite advises."""
+    config.DATASETS.TEST, config.SOLVER.CHECKPOINT_PERIOD = (), 2
+    trainer = Trainer(config)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    Path(config.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    rates = []
+    for factor in (1, 0.1):
+        config.SOLVER.BASE_LR *= factor
+        trainer = Trainer(config)
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_iter == 2
+        run_step = trainer.run_step
+
+        def watched(trainer=trainer, run_step=run_step) -> None:
+            rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+            run_step()
+
+        trainer.run_step = watched
+        trainer.train()
+        Path(config.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    assert len(rates) == 2
+    assert rates[1] == pytest.approx([rate / 10 for rate in rates[0]])
+
+
+def test_a_detector_without_masks_trains_by_masks_and_is_evaluated(config):
+    """As LOSS_TARGET 'mask' advises to set MASK_ON."""
+    config.MODEL.MASK_ON, config.MODEL.DENSECLIP.LOSS_TARGET = True, "mask"
+    config.MODEL.RETINANET.SCORE_THRESH_TEST, config.SOLVER.MAX_ITER = 0.0, 1
+    trainer = Trainer(config)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert {key.split("/")[0] for key in final_metrics(Path(config.OUTPUT_DIR)) if "/" in key} == {"bbox"}
 
 
 def test_no_training_set_is_refused(config):

@@ -63,3 +63,23 @@ def test_contributing_lists_every_room_below_those_it_knows():
         if room_of(path) != "__init__":
             above = listed[: listed.index(room_of(path)) + 1]
             assert imports_of(path) <= set(above), path
+
+
+def test_text_is_read_and_written_in_an_encoding_that_the_locale_does_not_choose():
+    root = PACKAGE.parent
+    programs = [p for folder in ("tools", "datasets", "examples") for p in (root / folder).glob("*.py")]
+    for path in [*PACKAGE.rglob("*.py"), *programs, root / "setup.py"]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and _opens_text(call):
+                assert {"encoding", None} & {k.arg for k in call.keywords}, f"{path}:{call.lineno}"
+
+
+def _opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a file as text: none of Pillow's, of the system's, or of bytes."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    of = getattr(getattr(call.func, "value", None), "id", "")
+    if name in ("open", "written_whole"):
+        modes = [a.value for a in ast.walk(call) if isinstance(a, ast.Constant)]
+        is_folder = name == "written_whole" and len(call.args) < 2
+        return of not in ("Image", "os") and not is_folder and not {"rb", "wb", "ab"} & {*modes}
+    return name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)

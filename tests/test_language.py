@@ -252,7 +252,7 @@ def test_the_spread_of_contexts_can_be_that_of_tokens():
 @pytest.mark.parametrize(
     "mode, words, message",
     [
-        ("post", "a photo of a red", "has 5 tokens, and PROMPT.NUM_CONTEXTS is 4. Set it to 5"),
+        ("post", "a photo of a red", "has 5 tokens, and PROMPT.NUM_CONTEXTS is 4. Set NUM_CONTEXTS to 5"),
         ("pre", "a photo of a", "mode 'pre' learns no contexts"),
         ("template", "a photo of a", "mode 'template' learns no contexts"),
     ],

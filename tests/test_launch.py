@@ -110,6 +110,14 @@ def test_launches_that_cannot_work_are_refused(monkeypatch, given, environment, 
         run(pytest.fail, Namespace(**{**ONE_PROCESS, **given}))
 
 
+def test_a_batch_that_the_references_processes_cannot_share_is_refused():
+    opts = ["SOLVER.REFERENCE_WORLD_SIZE", 3]
+    with pytest.raises(
+        ValueError, match="cannot be shared by 3 processes, which .*: set it to a multiple of 3"
+    ):
+        Trainer(load_config(CONFIG, opts))
+
+
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")

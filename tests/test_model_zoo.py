@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,15 @@ def test_a_file_that_is_not_the_published_one_is_not_used(published):
     with pytest.raises(ValueError, match=f"not the file that was published: its sha256.*not {SHA256}"):
         local_file("far.yaml")
     assert path.read_bytes() == b"changed since"  # it may be the user's
+
+
+def test_a_file_of_the_package_is_not_said_to_be_fetched(monkeypatch):
+    entry = ZooEntry("denseclip_retinanet_tiny.safetensors", SHA256)
+    monkeypatch.setattr(zoo, "zoo_index", lambda: {"far.yaml": entry, "gone.yaml": replace(entry, file="x")})
+    with pytest.raises(ValueError, match="not the file that was .* It comes with this package: install that"):
+        local_file("far.yaml")
+    with pytest.raises(FileNotFoundError, match="weights/x is not there. It comes with this package"):
+        local_file("gone.yaml")
 
 
 def test_offline_the_file_and_its_place_are_named(published):

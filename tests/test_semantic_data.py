@@ -277,6 +277,9 @@ def test_another_number_of_classes_or_ignored_label_is_refused(semantic_shapes):
         check_classes(semantic_config(num_classes=18), ["train"])
     with pytest.raises(ValueError, match=r"'train' ignores label 255, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 0"):
         check_classes(semantic_config("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0), ["train"])
+    vars(MetadataCatalog.get("val"))["ignore_label"] = 0
+    with pytest.raises(ValueError, match=r"'train' ignores label 255, 'val' ignores label 0. Register all"):
+        check_classes(semantic_config(), ["train", "val"])
 
 
 def test_a_dataset_for_another_task_is_refused(semantic_shapes):

@@ -20,6 +20,7 @@ import torch
 
 import denseclip_d2  # noqa: F401  (registers the datasets and denseclip://)
 from denseclip_d2.ablation import finished, read_ablation, run_all, write_table
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 
 
@@ -68,14 +69,12 @@ def main(args: argparse.Namespace) -> int:
             ablation, args.output, train, jobs=args.jobs, gpus_per_job=args.gpus_per_job, after_each=write
         )
     write()
-    print((args.output / "table.md").read_text())
+    print((args.output / "table.md").read_text(encoding="utf-8"))
     for run in failed:
         print(f"failed: {run.row.name}, seed {run.seed}; see {run.folder / 'output.txt'}", file=sys.stderr)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         sys.exit(main(parse_args()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

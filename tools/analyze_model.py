@@ -10,12 +10,12 @@ proposals and 100 masks, a segmentor on the whole image. Weights are random, and
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from denseclip_d2.analysis import TASKS, analyze, format_table
 from denseclip_d2.config import load_config
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 
 
@@ -63,12 +63,10 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         figures = {task: {"total": count.total, **asdict(count)} for task, count in counts.items()}
         report = {"config_file": args.config_file, "opts": args.opts, "size": args.size, **figures}
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"Wrote {args.json}")
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -35,6 +34,7 @@ import torch
 from denseclip_d2.benchmark import CONTENDERS, GROWING, SECTIONS, Settings, format_table
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import keep_memory
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
             rows += table
     if args.json:
         report = {**about, "rows": [asdict(row) for row in rows]}
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"\nWrote {args.json}")
     if args.plot:
         from denseclip_d2.benchmark.growth import draw  # matplotlib, which measuring needs nothing of
@@ -142,7 +142,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -9,7 +9,6 @@ Nothing is trained, and no weights are read. DIR gets statistics.json and pictur
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from denseclip_d2.data.mapper import build_mapper
 from denseclip_d2.data.statistics import Statistics, statistics_of
 from denseclip_d2.data.tasks import is_semantic
 from denseclip_d2.data.transforms import ResizeShortestEdge
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.language.tokenizers import get_tokenizer
 from denseclip_d2.visualization import grid
@@ -67,7 +67,9 @@ def main(args: argparse.Namespace) -> None:
 
     statistics = statistics_of(records, class_names, scale_of=scale_of, tokens_of=tokens_of)
     print(report(name, statistics))
-    Path(args.output, "statistics.json").write_text(json.dumps(asdict(statistics), indent=2))
+    Path(args.output, "statistics.json").write_text(
+        json.dumps(asdict(statistics), indent=2), encoding="utf-8"
+    )
     mapper = build_mapper(cfg)
     chosen = np.random.default_rng(max(cfg.SEED, 0)).permutation(len(records))[: args.count]
     rows = [training_panels(records[i], mapper, cfg.INPUT.FORMAT, class_names) for i in sorted(chosen)]
@@ -92,7 +94,5 @@ def report(name: str, statistics: Statistics) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")

@@ -11,7 +11,6 @@ The authors' DenseCLIP checkpoints go with the configs of their names, under con
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
@@ -22,6 +21,7 @@ from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
 from denseclip_d2.checkpoint.exported import check_output
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.guidance import guidance_of
 from denseclip_d2.model_zoo.card import check_card, find_figures, model_card, write_card
@@ -90,7 +90,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -17,9 +17,9 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Predictor, keep_memory
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import output_folder
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
@@ -67,11 +67,8 @@ def main(args: argparse.Namespace) -> int:
     for name in ("count", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; at least 1 is needed.")
-    if args.zoo:
-        cfg = model_zoo.get_config(args.zoo, trained=True)
-        cfg.merge_from_list(args.opts)
-    else:
-        cfg = load_config(args.config_file, args.opts)
+    # The zoo's weights bring their config, as all exported weights.
+    cfg = load_config(f"denseclip://{args.zoo}" if args.zoo else args.config_file, args.opts)
     sources = find(args)
     with output_folder(args.output, "--output"):
         check_outputs(sources, args.output, overwrite=args.overwrite)
@@ -93,7 +90,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         sys.exit(main(parse_args()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 try:
     from denseclip_d2.doctor import examine
+    from denseclip_d2.engine.errors import errors_in_a_line
 except ImportError as error:
     reason = f" ({error.__cause__})" if error.__cause__ else ""
     sys.exit(f"wrong  denseclip_d2 cannot be imported: {error}{reason}\n       -> `make install`")
@@ -43,4 +44,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    with errors_in_a_line():
+        sys.exit(main(parse_args()))

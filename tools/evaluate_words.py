@@ -7,7 +7,6 @@ tools/evaluate_words.py --config-file configs/Shapes192/denseclip_semantic_fpn_t
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
@@ -18,6 +17,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.data import readable_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Predictor, evaluate_words, keep_memory
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 
 
@@ -47,11 +47,9 @@ def main(args: argparse.Namespace) -> None:
     text = json.dumps({"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}, indent=2)
     print(text)
     if args.json:
-        args.json.write_text(text + "\n")
+        args.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -12,13 +12,13 @@ their inputs, outputs and metadata.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from detectron2.evaluation import print_csv_format
 from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.config import load_config
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
 
@@ -80,7 +80,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -9,7 +9,6 @@ tools/lazyconfig_train_net.py --config-file F.py --eval-only train.init_checkpoi
 """
 
 import argparse
-import sys
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -17,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.engine import run
+from denseclip_d2.engine.errors import errors_in_a_line, keep_tracebacks_in_the_log
 from denseclip_d2.engine.lazy import build_lazy_model, evaluate_lazily, load_lazy_config, train_lazily
 from denseclip_d2.engine.setup import check_writable
 
@@ -26,6 +26,7 @@ def main(args: argparse.Namespace) -> None:
     check_writable(cfg.train.output_dir, "train.output_dir")
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="denseclip_d2")
+    keep_tracebacks_in_the_log()
     if args.eval_only:
         model = build_lazy_model(cfg)
         DenseCLIPCheckpointer(model, fresh_start=False).load(cfg.train.init_checkpoint)
@@ -39,8 +40,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if not args.config_file.endswith(".py"):
         parser.error("--config-file F.py is needed; YAML is for tools/train_net.py")
-    try:
+    with errors_in_a_line():
         load_lazy_config(args.config_file, args.opts)  # what is wrong with it is said once
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    run(main, args)
+        run(main, args)

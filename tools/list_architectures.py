@@ -12,7 +12,6 @@ is on a hub and not here, the text encoder is built beside the rest, and the lin
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import open_clip
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from denseclip_d2.config import load_config
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.survey import Finding, survey
 
@@ -48,7 +48,9 @@ def main(args: argparse.Namespace) -> None:
     built = sum(finding.built for finding in findings)
     print(f"{built} of {len(findings)} architectures are built from {args.config_file}.")
     if args.json:
-        Path(args.json).write_text(json.dumps([vars(finding) for finding in findings], indent=2))
+        Path(args.json).write_text(
+            json.dumps([vars(finding) for finding in findings], indent=2), encoding="utf-8"
+        )
 
 
 def table(findings: list[Finding]) -> str:
@@ -58,7 +60,5 @@ def table(findings: list[Finding]) -> str:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -8,7 +8,6 @@ tools/pretrain_clip.py --eval-only --weights output/clip/clip.pt --seed 12345 --
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import open_clip
@@ -18,6 +17,7 @@ import denseclip_d2  # noqa: F401  (registers denseclip:// and the tiny architec
 from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.pretraining import (
     PRECISIONS,
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace) -> None:
     text = json.dumps({"weights": args.weights, "model": args.model, "seed": args.seed, **figures}, indent=2)
     print(text)
     if args.json:
-        args.json.write_text(text + "\n")
+        args.json.write_text(text + "\n", encoding="utf-8")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -111,7 +111,5 @@ def train(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    try:
+    with errors_in_a_line():
         (measure if arguments.eval_only else train)(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")

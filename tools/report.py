@@ -9,9 +9,9 @@ are found. The run is only read.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.report import write_report
 
 
@@ -32,7 +32,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

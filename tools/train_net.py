@@ -12,7 +12,6 @@ tools/train_net.py --config-file F --train my/data.yaml          # own data of Y
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.data.dataset_folder import FORMS
 from denseclip_d2.engine import Trainer, run, setup, with_tta
+from denseclip_d2.engine.errors import errors_in_a_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -117,10 +117,6 @@ def main(args: argparse.Namespace):
 
 if __name__ == "__main__":
     args = parse_args()
-    try:
-        load_config(
-            args.config_file, args.opts
-        )  # what is wrong with it is said once, and not by every process
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    run(main, args)
+    with errors_in_a_line():
+        load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
+        run(main, args)

@@ -10,7 +10,7 @@ The other models of the zoo can be chosen on the page. It asks nothing of the ne
 """
 
 import argparse
-import sys
+from contextlib import suppress
 from threading import Event
 
 from detectron2.utils.logger import setup_logger
@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import keep_memory
+from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.visualization.look import Limits, Models
 
 
@@ -70,9 +71,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with suppress(KeyboardInterrupt), errors_in_a_line():
         main(parse_args())
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit()

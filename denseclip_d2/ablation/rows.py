@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from ..config import load_config
+from ..data.text import read_text
 
 _OURS = ("OUTPUT_DIR", "SEED")
 _FILE_KEYS = ("title", "config", "metrics", "seeds", "set", "rows")
@@ -63,8 +64,8 @@ def read_ablation(path: Path) -> Ablation:
         FileNotFoundError: the file, or a config, is not there.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} has no rows. It needs {', '.join(_FILE_KEYS)}.")

@@ -41,7 +41,7 @@ class Run:
         path = self.folder / RESULT
         if not path.exists():
             return None
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
         if found["options"] != self.options or found["config"] != self.row.config.name:
             raise ValueError(
                 f"{self.folder} has a run of other options, {found['config']} {' '.join(found['options'])}. "
@@ -128,7 +128,7 @@ def _train(
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [*train, "--config-file", str(run.row.config), "--resume", *run.options]
     start = time.monotonic()
-    with (run.folder / LOG).open("a") as log:
+    with (run.folder / LOG).open("a", encoding="utf-8") as log:
         print("$", *command, file=log, flush=True)
         ended = subprocess.run(
             [*command, "OUTPUT_DIR", str(run.folder)],
@@ -139,13 +139,15 @@ def _train(
             print(f"! status {ended.returncode}; wanted: {', '.join(metrics)}", file=log)
             return False
     reached["seconds"] = round(time.monotonic() - start) if whole else None
-    with written_whole(run.folder / RESULT, "w") as file:
+    with written_whole(run.folder / RESULT, "w", encoding="utf-8") as file:
         json.dump({"config": run.row.config.name, "options": run.options, "metrics": reached}, file, indent=2)
     return True
 
 
 def _last_metrics(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
     for line in reversed(lines):
         if all(name in line for name in names):
             return {name: line[name] for name in names}
@@ -167,7 +169,7 @@ def _environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:
 def _alone(output: Path) -> Iterator[int]:
     """A lock that the runs inherit: where one outlives who began it, its folder is not written twice."""
     output.mkdir(parents=True, exist_ok=True)
-    with (output / "lock").open("w") as file:
+    with (output / "lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

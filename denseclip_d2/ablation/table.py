@@ -25,7 +25,7 @@ def write_table(
     Args:
         note: put below the Markdown table.
     """
-    with written_whole(output / f"{TABLE}.csv", "w") as file:
+    with written_whole(output / f"{TABLE}.csv", "w", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["row", "seed", *ablation.metrics, "seconds"])
         for run, result in sorted(
@@ -38,7 +38,7 @@ def write_table(
         [[result[metric] for run, result in results.items() if run.row == row] for metric in ablation.metrics]
         for row in ablation.rows
     ]
-    with written_whole(output / f"{TABLE}.md", "w") as file:
+    with written_whole(output / f"{TABLE}.md", "w", encoding="utf-8") as file:
         file.write(_markdown(ablation, values, results) + (f"\n{note}\n" if note else ""))
     _draw(ablation, values, output / f"{TABLE}.png")
 

@@ -76,7 +76,9 @@ def simulate(folder: Path, num_images: int, num_classes: int) -> Path:
         ]  # fmt: skip
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names(num_classes), start=1)]
     file = folder / "simulated.json"
-    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    file.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8"
+    )
     return file
 
 

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 
 import timm
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -65,7 +66,8 @@ def check_config(cfg: CfgNode) -> None:
     elif cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS:
         raise ValueError(
             f"MODEL.DENSECLIP.VISUAL.WEIGHTS is {cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS!r}, and VISUAL.BACKBONE, "
-            "whose weights these are, is empty. Set it, or set MODEL.WEIGHTS for a CLIP's."
+            "whose weights these are, is empty. Set BACKBONE, or, for a CLIP's weights, set MODEL.WEIGHTS "
+            "and VISUAL.WEIGHTS to ''."
         )
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
     if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
@@ -74,6 +76,14 @@ def check_config(cfg: CfgNode) -> None:
             "CLIPs and timm's models take, as `load_config` does. For another backbone, set what its weights "
             "take."
         )
+    channels = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    if channels != (3, 3):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN and PIXEL_STD have {channels[0]} and {channels[1]} values; INPUT.FORMAT "
+            f"{cfg.INPUT.FORMAT!r} has 3 channels: give each 3, or [] for those of the architecture."
+        )
+    _check_crop(cfg)
+    _check_schedule(cfg)
     check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
     decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
     if decoder.WIDTH % decoder.HEADS:
@@ -114,6 +124,46 @@ def check_context_init(mode: str, context_init: str) -> None:
         raise ValueError(
             f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {mode!r} learns no "
             "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
+        )
+
+
+def check_device(device: str) -> None:
+    """See that torch can compute on a device.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    kind, index = torch.device(device).type, torch.device(device).index or 0
+    if kind == "cuda" and index < torch.cuda.device_count():
+        return  # without a use of it, for processes may be started still
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, where torch cannot compute. This machine has {gpus} GPUs for CUDA: "
+            "set MODEL.DEVICE to " + ("cuda, or to cpu." if gpus else "cpu.")
+        ) from error
+
+
+def _check_crop(cfg: CfgNode) -> None:
+    crop, absolute = cfg.INPUT.CROP, cfg.INPUT.CROP.TYPE.startswith("absolute")
+    fits = all(isinstance(side, int) if absolute else side <= 1 for side in crop.SIZE)
+    if crop.ENABLED and not fits:
+        needed = "two whole numbers, of pixels" if absolute else "two parts of the image's sides, up to 1"
+        raise ValueError(
+            f"INPUT.CROP.SIZE is {crop.SIZE!r}; with INPUT.CROP.TYPE {crop.TYPE!r} it has to be {needed}."
+        )
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and [*solver.STEPS] != sorted({*solver.STEPS}):
+        raise ValueError(f"SOLVER.STEPS is {solver.STEPS!r}; it has to be in increasing order.")
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not 0 <= solver.BASE_LR_END <= solver.BASE_LR > 0:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; WarmupCosineLR needs it from 0 to SOLVER.BASE_LR, "
+            f"{solver.BASE_LR}, and that above 0."
         )
 
 

@@ -1,12 +1,12 @@
 import logging
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from ..data.semantic import register_semantic_folders
-from .checks import check_config
+from .checks import check_config, check_device
 from .header import header_config, merge_header_config
+from .node import CfgNode
 from .own import use_own_data
 from .pixels import set_pixels
 from .projects import default_config, projects_of
@@ -45,11 +45,12 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         raise ValueError(error.args[0] if error.args else str(error)) from error
     if tuple(cfg.MODEL.DENSECLIP.PROJECTS or ()) != projects:
         raise ValueError("MODEL.DENSECLIP.PROJECTS decides which keys there are: set it in the config file.")
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+    if str(cfg.MODEL.DEVICE).partition(":")[0] == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
     set_pixels(cfg)
     check_config(cfg)
+    check_device(cfg.MODEL.DEVICE)
     register_semantic_folders(cfg)
     use_own_data(cfg, recipe, opts[::2])
     return cfg

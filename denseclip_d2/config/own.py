@@ -12,6 +12,7 @@ from ..data.own import OwnData, own_labels
 from ..data.own_boxes import own_boxes
 from ..data.semantic import register_semantic_folders
 from ..data.tasks import is_panoptic, is_semantic, section_of
+from ..data.text import read_text
 
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD")
 """What follows the number of images."""
@@ -67,7 +68,7 @@ def keep_schedule(cfg: CfgNode, explicit: Iterable[str]) -> None:
     own = cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC
     if not own or not (output / "last_checkpoint").is_file():
         return
-    began = yaml.safe_load((output / "config.yaml").read_text())
+    began = yaml.safe_load(read_text(output / "config.yaml"))
     names = began["DATASETS"].get("OWN", {}).get("CLASS_NAMES", ())
     check_same_classes(names, cfg.DATASETS.OWN.CLASS_NAMES, f"the run in {output}")
     if "SOLVER.MAX_ITER" in explicit:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 from .defaults import add_denseclip_config
+from .node import CfgNode
 
 PROJECTS = {
     "point_rend": "add_pointrend_config",
@@ -41,7 +42,7 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
             )
         getattr(_package_of(project), PROJECTS[project])(cfg)
     add_denseclip_config(cfg)  # last, for some of its defaults are other ones
-    return cfg
+    return CfgNode(cfg)
 
 
 def _package_of(project: str) -> ModuleType:

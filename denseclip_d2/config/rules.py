@@ -182,7 +182,9 @@ DETECTRON2 = {
     "DATALOADER.NUM_WORKERS": whole(0),
     "DATASETS.TEST": each(TEXT),
     "DATASETS.TRAIN": each(TEXT),
-    "INPUT.FORMAT": one_of("RGB", "BGR", "L", "YUV-BT.601"),
+    "INPUT.CROP.SIZE": each(POSITIVE, length=2),
+    "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.FORMAT": one_of("RGB", "BGR"),  # of Detectron2's, those that have a visual encoder
     "INPUT.MAX_SIZE_TEST": whole(1),
     "INPUT.MAX_SIZE_TRAIN": whole(1),
     "INPUT.MIN_SIZE_TEST": whole(0),
@@ -217,9 +219,9 @@ DETECTRON2 = {
     "SOLVER.LR_SCHEDULER_NAME": one_of(
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR"
     ),
-    "SOLVER.MAX_ITER": whole(0),
+    "SOLVER.MAX_ITER": whole(1),
     "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
-    "SOLVER.STEPS": each(whole(0)),
+    "SOLVER.STEPS": each(whole(1)),
     "SOLVER.WARMUP_ITERS": whole(0),
     "SOLVER.WEIGHT_DECAY": number(0),
     "TEST.DETECTIONS_PER_IMAGE": whole(1),

@@ -1,12 +1,14 @@
 """Tables of images and captions, as open_clip's trainer reads them."""
 
 import csv
+import io
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from .pictures import read_image
+from .text import read_text
 
 COLUMNS = ("filepath", "title")
 
@@ -55,11 +57,10 @@ def _read(path: Path) -> list[tuple[Path, str]]:
             "`datasets/prepare_shapes.py --captions N` makes one."
         )
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file, delimiter="\t")
-            missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
-            rows = [] if missing else [(Path(row["filepath"]), row["title"] or "") for row in table]
-    except (csv.Error, UnicodeDecodeError) as error:
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t")
+        missing = [column for column in COLUMNS if column not in (table.fieldnames or ())]
+        rows = [] if missing else [(Path(row["filepath"]), row["title"] or "") for row in table]
+    except csv.Error as error:
         raise ValueError(f"{path} is not a table of text: {error}.") from error
     if missing:
         raise ValueError(

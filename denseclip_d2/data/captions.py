@@ -107,7 +107,10 @@ def write_pairs(pairs: ImageCaptionPairs, root: Path) -> None:
     root = root.resolve()
     if root.exists():
         raise FileExistsError(f"{root} exists: delete it or choose another directory")
-    with written_whole(root) as partial, (partial / "captions.tsv").open("w", newline="") as file:
+    with (
+        written_whole(root) as partial,
+        (partial / "captions.tsv").open("w", newline="", encoding="utf-8") as file,
+    ):
         (partial / "images").mkdir()
         table = csv.writer(file, delimiter="\t")
         table.writerow(["filepath", "title"])

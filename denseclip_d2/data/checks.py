@@ -12,9 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils.file_io import PathManager
 
+from .agreement import check_ignored, describe_dataset, way_to_as_many_classes
 from .image_checks import check_image_files
 from .semantic import check_some_labels
 from .tasks import is_semantic, section_of
+from .text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
         ImportError: the package that reads one is not installed.
     """
     if not names:
-        raise ValueError("No dataset to load: DATASETS.TRAIN is empty.")
+        raise ValueError("No dataset to load: DATASETS.TRAIN is empty. Name one there, or give --train.")
     with explained_annotation_errors(names):
         dicts = get_detection_dataset_dicts(names, filter_empty=filter_empty)
         for record in dicts:
@@ -57,28 +59,29 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     num_classes = cfg.MODEL[section].NUM_CLASSES
     classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
+        dataset = describe_dataset(name)
         if not own:
             raise ValueError(
-                f"{name!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for another "
-                "task. Give DATASETS other datasets."
+                f"{dataset!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for "
+                "another task. Give DATASETS other datasets."
             )
         if len(own) != num_classes:
             raise ValueError(
-                f"{name!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
-                f"Set MODEL.{section}.NUM_CLASSES to {len(own)}, or give DATASETS other datasets."
+                f"{dataset!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
+                f"{way_to_as_many_classes(cfg, section, kind, len(own))}"
+            )
+        if (named := len(cfg.MODEL.DENSECLIP.CLASS_NAMES)) not in (0, num_classes):
+            raise ValueError(
+                f"{dataset!r} has {num_classes} classes, MODEL.DENSECLIP.CLASS_NAMES has {named} names. "
+                "Give it one for each class, or set it to (), which takes those of the dataset."
             )
         if own != classes[names[0]]:
             raise ValueError(
-                f"{name!r} and {names[0]!r} have different classes, or the same in another order. "
-                "Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
+                f"{dataset!r} and {describe_dataset(names[0])!r} have different classes, or the same in "
+                "another order. Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
             )
-        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        ignored = MetadataCatalog.get(name).get("ignore_label", ignore_value)
-        if is_semantic(cfg) and ignored != ignore_value:
-            raise ValueError(
-                f"{name!r} ignores label {ignored}, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}. "
-                f"Set it to {ignored}."
-            )
+    if is_semantic(cfg):
+        check_ignored(names, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
 
 @contextmanager
@@ -100,7 +103,7 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
         files = [MetadataCatalog.get(name).get("json_file") for name in names]
         for file in filter(None, files):
             _check_category_names(file)
-        culprits = ", ".join(file or name for file, name in zip(files, names, strict=True))
+        culprits = ", ".join(map(describe_dataset, names))
         of_lvis = any(map(_is_lvis, names))
         needed = f"A file in {'LVIS' if of_lvis else 'COCO'}'s format is needed; fetch or make it again."
         raise ValueError(
@@ -119,7 +122,8 @@ def check_class_names(name: str, class_names: Sequence) -> None:
         return
     if file := MetadataCatalog.get(name).get("json_file"):
         _check_category_names(file)
-    raise ValueError(f"{name!r} has class names that are no strings: {list(class_names)[:5]} ...")
+    dataset = describe_dataset(name)
+    raise ValueError(f"{dataset!r} has class names that are no strings: {list(class_names)[:5]} ...")
 
 
 def _check_category_names(json_file: str) -> None:
@@ -128,8 +132,7 @@ def _check_category_names(json_file: str) -> None:
         ValueError: a category of a COCO-format file has no name, or one that is no string.
     """
     try:
-        with PathManager.open(json_file) as file:
-            categories = json.load(file)["categories"]
+        categories = json.loads(read_text(json_file))["categories"]
         nameless = [c for c in categories if not isinstance(c.get("name"), str)]
     except (AttributeError, LookupError, TypeError, ValueError):
         return  # no categories at all: another error's matter
@@ -163,8 +166,7 @@ def _check_package(name: str) -> None:
     """Refuse a dataset of LVIS where the package is missing by which Detectron2 reads and evaluates it."""
     if _is_lvis(name) and find_spec("lvis") is None:
         raise ImportError(
-            f"Dataset {name!r} needs the package lvis, which is not installed: "
-            "pip install 'denseclip_d2[lvis]', or pip install lvis."
+            f"Dataset {name!r} needs the package lvis, which is not installed: pip install lvis."
         )
 
 

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
+from .text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def register_semantic_folders(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: a folder is not arranged like that.
-        ValueError: a name is taken by another dataset.
+        ValueError: a name is taken by another dataset; ``classes.txt`` is not UTF-8.
     """
     for folder in cfg.DATASETS.SEMANTIC_FOLDERS:
         root = Path(folder).expanduser().resolve()
@@ -73,9 +74,7 @@ def register_semantic_folders(cfg: CfgNode) -> None:
         for split in splits:
             name, images = f"{root.name}_{split}", root / "images" / split
             if name not in DatasetCatalog:
-                class_names = [
-                    line.strip() for line in names.read_text(encoding="utf-8").strip().splitlines()
-                ]
+                class_names = [line.strip() for line in read_text(names).strip().splitlines()]
                 register_semantic_folder(name, images, root / "labels" / split, class_names)
             elif MetadataCatalog.get(name).get("image_root") != str(images):
                 raise ValueError(

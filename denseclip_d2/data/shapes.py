@@ -88,7 +88,7 @@ def generate_shapes(
             (partial / split).mkdir()
             coco = _generate_split(partial / split, num_images, (seed, SPLITS.index(split)), world)
             path = partial / "annotations" / f"instances_{split}.json"
-            path.write_text(json.dumps({"info": info, **coco}))
+            path.write_text(json.dumps({"info": info, **coco}), encoding="utf-8")
         add_labels(partial)
         add_panoptic(partial)
         if world.held_out:

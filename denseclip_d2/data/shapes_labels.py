@@ -31,7 +31,7 @@ def add_labels(root: Path) -> bool:
     with written_whole(labels) as partial:
         for split in SPLITS:
             (partial / split).mkdir(parents=True)
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
             for image, annotations in annotated_images(coco):
                 classes = [annotation["category_id"] - 1 for annotation in annotations]
                 label = paint(image, annotations, classes, background=len(coco["categories"]))
@@ -56,14 +56,16 @@ def add_seen(root: Path, world: World) -> bool:
     with written_whole(root / "seen") as partial:
         (partial / "annotations").mkdir(parents=True)
         for split in SPLITS:
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
             coco["categories"] = [{"id": i, "name": n} for i, n in enumerate(world.seen_class_names, start=1)]
             coco["annotations"] = [
                 {**annotation, "category_id": new_ids[annotation["category_id"] - 1] + 1}
                 for annotation in coco["annotations"]
                 if annotation["category_id"] - 1 in new_ids
             ]
-            (partial / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
+            (partial / "annotations" / f"instances_{split}.json").write_text(
+                json.dumps(coco), encoding="utf-8"
+            )
             (partial / "labels" / split).mkdir(parents=True)
             for path in sorted((root / "labels" / split).glob("*.png")):
                 label = new_labels[np.asarray(Image.open(path))]

@@ -32,12 +32,12 @@ def add_panoptic(root: Path) -> bool:
         return False
     with written_whole(root / "panoptic") as partial:
         for split in SPLITS:
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
             categories = [{**category, "isthing": 1} for category in coco["categories"]]
             categories.append({"id": len(categories) + 1, "name": BACKGROUND, "isthing": 0})
             annotations = _draw_split(partial, split, coco)
             panoptic = {"images": coco["images"], "categories": categories, "annotations": annotations}
-            (partial / f"panoptic_{split}.json").write_text(json.dumps(panoptic))
+            (partial / f"panoptic_{split}.json").write_text(json.dumps(panoptic), encoding="utf-8")
     return True
 
 
@@ -137,7 +137,7 @@ def register_panoptic(name: str, root: Path, split: str, world: World, **metadat
 
 def _load_segments(files: dict[str, str], num_things: int) -> list[dict]:
     """Images and segments in Detectron2's format; its own reader takes every image for a JPEG."""
-    coco = json.loads(Path(files["panoptic_json"]).read_text())
+    coco = json.loads(Path(files["panoptic_json"]).read_bytes())
     sizes = {image["id"]: {"height": image["height"], "width": image["width"]} for image in coco["images"]}
     return [
         {

@@ -31,6 +31,11 @@ def labels_pixels(cfg: CfgNode) -> bool:
     return is_semantic(cfg) or is_panoptic(cfg)
 
 
+def finds_masks(cfg: CfgNode) -> bool:
+    """Whether the model finds a mask for each object; RetinaNet and FCOS do not, with ``MASK_ON`` either."""
+    return cfg.MODEL.MASK_ON and section_of(cfg) == "ROI_HEADS"
+
+
 def is_panoptic(cfg: CfgNode) -> bool:
     """Whether the model makes one picture of instances and labels, ``panoptic_seg``."""
     return _is_a(_system(cfg), PanopticFPN) or is_panoptic_deeplab(cfg)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..memory import available_memory
 from .finding import Finding
 
 GIB = 2**30
@@ -54,25 +55,6 @@ def look_at_memory() -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("memory", "ok", text)
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that can be had, within a container's limit as well; None where Linux is not.
-
-    Args:
-        root: of the file system that has ``proc`` and ``sys``.
-    """
-    meminfo = root / "proc/meminfo"
-    if not meminfo.is_file():
-        return None
-    kib = next(
-        line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
-    )
-    available = 1024 * int(kib)
-    limit, used = root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory.current"
-    if limit.is_file() and used.is_file() and (bound := limit.read_text().strip()).isdecimal():
-        available = min(available, max(int(bound) - int(used.read_text()), 0))
-    return available
 
 
 def look_at_shared_memory() -> Iterator[Finding]:

@@ -48,7 +48,7 @@ def known_versions(requirements: Path) -> dict[str, str]:
     """Version by package, of those that running needs: what comes after "# Checks." does not."""
     if not requirements.is_file():
         return {}
-    return dict(_REQUIREMENT.findall(requirements.read_text().partition("# Checks.")[0]))
+    return dict(_REQUIREMENT.findall(requirements.read_text(encoding="utf-8").partition("# Checks.")[0]))
 
 
 def look_at_detectron2() -> Finding:

@@ -1,6 +1,7 @@
 """Hooks that let training survive: kills, non-finite losses, full disks."""
 
 import json
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..checkpoint import DenseCLIPCheckpointer
 from ..random_state import get_random_state, set_random_state
+
+logger = logging.getLogger(__name__)
 
 
 class RunState(HookBase):
@@ -58,6 +62,27 @@ class RunState(HookBase):
         # A moving average that Detectron2's dense detectors keep outside of their state_dict.
         modules = self.trainer.checkpointer.model.named_modules()
         return [(n, m) for n, m in modules if isinstance(m, DenseDetector) and hasattr(m, "loss_normalizer")]
+
+
+class LearningRates(HookBase):
+    """Train on at the config's learning rates after a resume, which torch would take from the checkpoint."""
+
+    def __init__(self, scheduler: LRScheduler):
+        """
+        Args:
+            scheduler: as built from the config, before a checkpoint is loaded.
+        """
+        self._rates = [*scheduler.base_lrs]
+
+    def before_train(self) -> None:
+        scheduler, before = self.trainer.scheduler, self.trainer.scheduler.base_lrs
+        if before == self._rates:
+            return
+        logger.warning("The config's learning rates differ from the checkpoint's, and replace them.")
+        scheduler.base_lrs = self._rates
+        groups = zip(self.trainer.optimizer.param_groups, self._rates, scheduler.get_lr(), strict=True)
+        for group, initial, rate in groups:
+            group.update(initial_lr=initial, lr=rate)
 
 
 class UnoptimizedScripts(HookBase):
@@ -162,7 +187,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def before_train(self) -> None:
         # Kept beside model_best.pth, which it describes, and not in checkpoints, which may be deleted.
         if self.trainer.start_iter > 0 and self._memory.exists():
-            memory = json.loads(self._memory.read_text())
+            memory = json.loads(self._memory.read_bytes())
             if memory["metric"] == self._val_metric:
                 self.best_metric, self.best_iter = memory["score"], memory["iteration"]
 
@@ -171,7 +196,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         super()._best_checking()
         if self.best_iter != before:
             memory = {"metric": self._val_metric, "score": self.best_metric, "iteration": self.best_iter}
-            with self._checkpointer.path_manager.open(str(self._memory), "w") as file:
+            with self._checkpointer.path_manager.open(str(self._memory), "w", encoding="utf-8") as file:
                 json.dump(memory, file)
 
 
@@ -228,4 +253,5 @@ def with_survival(trainer, default_hooks: list[HookBase | None]) -> list[HookBas
     if cfg.SOLVER.KEEP_BEST and comm.is_main_process():
         best = BestWeights(trainer.model, cfg.OUTPUT_DIR)
         others.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.KEEP_BEST))
-    return [*others, RunState(cfg.SEED), UnoptimizedScripts(), LossGuard(), *periodic, *writers]
+    ours = [RunState(cfg.SEED), LearningRates(trainer.scheduler), UnoptimizedScripts(), LossGuard()]
+    return [*others, *ours, *periodic, *writers]

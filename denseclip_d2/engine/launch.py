@@ -1,7 +1,10 @@
 import argparse
+import json
 import logging
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -9,6 +12,8 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
+
+from .errors import keep_traceback, line_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +33,12 @@ def run(main: Main, args: argparse.Namespace) -> None:
         ValueError: the arguments or torchrun's environment do not fit together, or the machine.
     """
     if "LOCAL_RANK" in os.environ:
-        # Without `record`, torchrun's last lines would not tell what went wrong.
-        record(_run_under_torchrun)(main, args)
+        try:
+            # Without `record`, torchrun's last lines would not tell what went wrong.
+            record(_run_under_torchrun)(main, args)
+        except Exception as error:
+            _tell_torchrun(line_of(error))
+            raise
         return
     _check_machines(args)
     launch(
@@ -69,9 +78,23 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> None:
     _run_and_leave(main, args)
 
 
+def _tell_torchrun(line: str) -> None:
+    """Have torchrun's last lines say this, if it is not empty, in place of `record`'s traceback."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if line and file:
+        about = {"py_callstack": f"error: {line}", "timestamp": str(int(time.time()))}
+        content = {"message": {"message": line, "extraInfo": about}}
+        Path(file).write_text(json.dumps(content), encoding="utf-8")
+
+
 def _run_and_leave(main: Main, args: argparse.Namespace) -> None:
     comm.synchronize()
-    main(args)
+    try:
+        main(args)
+    except Exception as error:
+        if line_of(error):
+            keep_traceback(error)  # here, for other processes are told its line alone
+        raise
     # Not in a `finally`: after an error, leaving would wait for processes that are still at work.
     if dist.is_initialized():
         dist.destroy_process_group()

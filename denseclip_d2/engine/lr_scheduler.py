@@ -52,6 +52,10 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     """Detectron2's schedules by ``SOLVER.LR_SCHEDULER_NAME``, and "WarmupPolyLR"."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        if solver.MAX_ITER in solver.STEPS:  # fvcore refuses a step at the end, which would change nothing
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step != solver.MAX_ITER)
         return _build_lr_scheduler(cfg, optimizer)
     return WarmupPolyLR(
         optimizer,

@@ -25,6 +25,13 @@ def check_processes(cfg: CfgNode) -> None:
             "MODEL.DEVICE is 'cpu', but the processes were started for GPUs. "
             "Hide the GPUs by CUDA_VISIBLE_DEVICES= in the environment, or leave MODEL.DEVICE 'cuda'."
         )
+    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference and batch % reference:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH = {batch} images cannot be shared by {reference} processes, which "
+            f"SOLVER.REFERENCE_WORLD_SIZE says it is for: set it to a multiple of {reference}, or "
+            "REFERENCE_WORLD_SIZE to 0."
+        )
     batch = DefaultTrainer.auto_scale_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
     if batch % world_size:
         raise ValueError(

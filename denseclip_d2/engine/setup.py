@@ -13,6 +13,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
 from ..config.own import keep_schedule
+from ..data.text import read_text
+from .errors import keep_tracebacks_in_the_log
 from .memory import keep_memory
 
 
@@ -29,12 +31,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
     logged = argparse.Namespace(**vars(args))
-    if args.config_file.endswith(".safetensors") or "://" in args.config_file:
-        logged.config_file = ""  # default_setup would log the file's text
+    logged.config_file = ""  # default_setup would log the file's text, in the locale's encoding
     default_setup(cfg, logged)
     # default_setup gives Detectron2's and fvcore's loggers a console and OUTPUT_DIR/log.txt, and no other's.
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="denseclip_d2")
+    keep_tracebacks_in_the_log()
     logger.info("Command: %s", shlex.join(sys.argv))
+    if not (args.config_file.endswith(".safetensors") or "://" in args.config_file):
+        logger.info("Contents of %s:\n%s", args.config_file, read_text(args.config_file))
     keep_memory(cfg)
     return cfg
 

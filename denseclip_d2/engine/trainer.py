@@ -22,7 +22,7 @@ from ..config.projects import GET_PANOPTICAPI
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
 from ..data.semantic import read_labels
-from ..data.tasks import is_panoptic, is_semantic, labels_pixels
+from ..data.tasks import finds_masks, is_panoptic, is_semantic, labels_pixels
 from ..data.train_loader import TrainLoader
 from ..data.unused import check_learnable
 from ..language.prompting import FOLDED_CANNOT_TRAIN
@@ -153,7 +153,7 @@ class Trainer(DefaultTrainer):
         evaluator_type = metadata.evaluator_type
         if evaluator_type in INSTANCES and not is_semantic(cfg):
             # The evaluator would otherwise read the tasks off the predictions, and there may be none.
-            tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+            tasks = ("bbox", "segm") if finds_masks(cfg) else ("bbox",)
             evaluator = INSTANCES[evaluator_type]
             evaluators.append(evaluator(dataset_name, tasks=tasks, output_dir=output_dir))
         has_labels = evaluator_type != "coco_panoptic_seg" or metadata.get("sem_seg_root")

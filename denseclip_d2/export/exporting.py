@@ -101,7 +101,7 @@ def export_model(
         with FORMATS[format].runtime(Path(written.name)) as run:
             verdict = verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
         if PAGE in said:
-            with written_whole(file.with_name(PAGE), "w") as page:
+            with written_whole(file.with_name(PAGE), "w", encoding="utf-8") as page:
                 page.write(said[PAGE])
     return verdict
 

@@ -201,7 +201,7 @@ class RetinaNetHeads(WholeModel):
             "overlap": self.model.test_nms_thresh,
             "detections": self.model.max_detections_per_image,
         }
-        return {PAGE: self.page.read_text(), "decoding": json.dumps(decoding)}
+        return {PAGE: self.page.read_text(encoding="utf-8"), "decoding": json.dumps(decoding)}
 
 
 WHOLE: dict[type[nn.Module], type[WholeModel]] = {

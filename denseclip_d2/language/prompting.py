@@ -17,7 +17,7 @@ MODES = ("post", "pre", "context", "template")
 
 FOLDED_CANNOT_TRAIN = (
     "A model with folded text has no contexts left to train. Set MODEL.DENSECLIP.PROMPT.FOLDED to False and "
-    "train from weights that were not folded."
+    "train from weights that were not folded, or give a CLIP's as MODEL.DENSECLIP.TEXT_WEIGHTS."
 )
 
 
@@ -276,7 +276,8 @@ class PromptedTextEncoder(nn.Module):
         if len(tokens) != self.num_contexts:
             raise ValueError(
                 f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = {context_init!r} has {len(tokens)} tokens, and "
-                f"PROMPT.NUM_CONTEXTS is {self.num_contexts}. Set it to {len(tokens)}, or take other words."
+                f"PROMPT.NUM_CONTEXTS is {self.num_contexts}. Set NUM_CONTEXTS to {len(tokens)}, or "
+                "take other words."
             )
         return tokens
 
@@ -284,7 +285,7 @@ class PromptedTextEncoder(nn.Module):
         if self.mode == "pre":
             raise ValueError(
                 "MODEL.DENSECLIP.PROMPT.MODE = 'pre' makes the contexts from each image, so that its text "
-                "embeddings cannot be folded. Set MODEL.DENSECLIP.PROMPT.FOLDED to False."
+                "embeddings cannot be folded. Leave --fold-text out, or set PROMPT.FOLDED to False."
             )
 
     def _prompts(

@@ -84,5 +84,5 @@ def check_prompts(
         raise ValueError(
             f"The longest class name takes {prompts.shape[1]} tokens, and {num_contexts} contexts "
             f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS) go with it; the text encoder has {context_length} "
-            "positions. Shorten the names or take fewer contexts."
+            f"positions. Shorten the names or {'take fewer contexts' if num_contexts else 'PROMPT.TEMPLATE'}."
         )

@@ -89,11 +89,15 @@ class PixelTextSupervision(nn.Module):
         count, num_classes = len(self.backbone.language.class_names), cfg.MODEL[self.section].NUM_CLASSES
         if count != num_classes:
             raise ValueError(
-                f"{count} class names for MODEL.{self.section}.NUM_CLASSES = {num_classes}. Set "
-                f"MODEL.DENSECLIP.CLASS_NAMES to the {num_classes} names, or NUM_CLASSES to {count}."
+                f"{count} class names for MODEL.{self.section}.NUM_CLASSES = {num_classes}. Set NUM_CLASSES "
+                "to what the data have, or the weights, and MODEL.DENSECLIP.CLASS_NAMES to a name for each, "
+                "or to (), which takes those of the data."
             )
         if cfg.MODEL.DENSECLIP.LOSS_TARGET == "mask" and not cfg.MODEL.MASK_ON:
-            raise ValueError("MODEL.DENSECLIP.LOSS_TARGET = 'mask' needs masks: set MODEL.MASK_ON True.")
+            raise ValueError(
+                "MODEL.DENSECLIP.LOSS_TARGET = 'mask' needs masks: set MODEL.MASK_ON True, or LOSS_TARGET to "
+                "'box' where there are none."
+            )
 
     def forward(self, batched_inputs: list[dict]):
         if not self.training:

@@ -116,7 +116,7 @@ def find_figures(metrics: str | None, weights: str) -> dict[str, float]:
         raise FileNotFoundError(f"--metrics {path}: there is no such file.")
     figures: dict[str, float] = {}
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             figures.update({k: value for k, value in json.loads(line).items() if FIGURE.fullmatch(k)})
     except (ValueError, AttributeError) as error:
         raise ValueError(f"--metrics {path} is no metrics.json of a training: {error}.") from error

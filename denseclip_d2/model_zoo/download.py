@@ -34,24 +34,32 @@ def download(url: str, path: Path, sha256: str) -> None:
             f"goes on where it broke off, or fetch the file elsewhere and put it at {path}."
         ) from error
     try:
-        verify(partial, sha256)
+        verify(partial, sha256, url)
     except ValueError:
         partial.unlink()
         raise
     partial.replace(path)
 
 
-def verify(path: Path, sha256: str) -> None:
+def verify(path: Path, sha256: str, url: str) -> None:
     """See that a file is the one that was published.
 
+    Args:
+        url: where it is fetched from; empty for a file of this package.
+
     Raises:
-        ValueError: it is not.
+        FileNotFoundError: it is not there.
+        ValueError: it is another.
     """
+    way_out = "Remove it if it is there, and try again: it is fetched anew."
+    if not url:
+        way_out = "It comes with this package: install that again, or check it out again in a clone."
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there. {way_out}")
     found = sha256_of(str(path))
     if found != sha256:
         raise ValueError(
-            f"{path} is not the file that was published: its sha256 is {found}, not {sha256}. Let it be "
-            "fetched anew: remove it if it is there, and try again."
+            f"{path} is not the file that was published: its sha256 is {found}, not {sha256}. {way_out}"
         )
 
 

@@ -34,7 +34,7 @@ class ZooEntry:
 
 def zoo_index() -> dict[str, ZooEntry]:
     """Trained weights by the name of their config; those of a CLIP, by a name that is no config's."""
-    entries = json.loads((_ROOT / "index.json").read_text())
+    entries = json.loads((_ROOT / "index.json").read_bytes())
     return {name: ZooEntry(**entry) for name, entry in entries.items()}
 
 
@@ -114,10 +114,10 @@ def local_file(name: str) -> Path:
     get_checkpoint_url(name)
     entry = zoo_index()[name]
     packaged = _ROOT / "weights" / entry.file
-    path = packaged if packaged.is_file() else cache_dir() / entry.file
-    if not path.is_file():
+    path = packaged if packaged.is_file() or not entry.url else cache_dir() / entry.file
+    if not path.is_file() and entry.url:
         download(entry.url, path, entry.sha256)
-    verify(path, entry.sha256)
+    verify(path, entry.sha256, entry.url)
     return path
 
 

@@ -125,7 +125,7 @@ def pretrain(
                 continue
             metrics = {"step": run.step, "loss": loss, **run.evaluate(run.model)}
             progress.set_postfix(loss=f"{loss:.3f}", dense=f"{metrics['dense_accuracy']:.3f}")
-            with (output / METRICS).open("a") as file:
+            with (output / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
             run.save(last)
     with written_whole(output / WEIGHTS, "wb") as file:
@@ -262,7 +262,7 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
 
 def _forget_metrics_after(path: Path, step: int) -> None:
     """Leave out what a killed run wrote between its last checkpoint and its end."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    with written_whole(path, "w") as file:
+    with written_whole(path, "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in kept)

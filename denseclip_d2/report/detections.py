@@ -78,7 +78,7 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
     """
     metadata = MetadataCatalog.get(name)
     kind = "lvis" if metadata.get("evaluator_type") == "lvis" else "coco"
-    results = finite(json.loads((folder / RESULTS[kind]).read_text()))
+    results = finite(json.loads((folder / RESULTS[kind]).read_bytes()))
     # Of data without a file of their own, the evaluator has written what it compared with.
     own = folder / f"{name}_coco_format.json"
     content = json.loads((own if own.is_file() else Path(metadata.json_file)).read_bytes())

@@ -67,7 +67,7 @@ def read_labelled(name: str, folder: Path) -> Labels:
     classes = metadata.get("stuff_dataset_id_to_contiguous_id", {})
     count = len(metadata.stuff_classes)
     segments = defaultdict(list)
-    for segment in json.loads((folder / RESULTS).read_text()):
+    for segment in json.loads((folder / RESULTS).read_bytes()):
         segments[segment["file_name"]].append(segment)
     records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
     of_records, of_segments = _below_their_folder(records), _below_their_folder(segments)

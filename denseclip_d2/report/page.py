@@ -18,6 +18,7 @@ from ..checkpoint.whole_files import written_whole
 from ..config.checks import leaves
 from ..config.projects import default_config
 from ..data.checks import check_registered, explained_annotation_errors
+from ..data.tasks import finds_masks
 from ..engine import Predictor
 from ..model_zoo.card import FIGURE
 from ..version import __version__
@@ -113,7 +114,7 @@ def _template():
 
 def _parts(run: Run) -> tuple[list[Part], list[str]]:
     """What was evaluated, and what of it cannot be shown."""
-    tasks = ("bbox", "segm") if run.cfg.MODEL.MASK_ON else ("bbox",)
+    tasks = ("bbox", "segm") if finds_masks(run.cfg) else ("bbox",)
     read_objects = partial(read_detections, tasks=tasks)
     kinds = (
         (detections.RESULTS.values(), read_objects, part_of_objects, "image_id"),

@@ -80,7 +80,7 @@ def read_run(folder: Path) -> Run:
     cfg = load_config(str(config), [])
     last = folder / "last_checkpoint"
     if last.is_file():
-        cfg.MODEL.WEIGHTS = str(folder / last.read_text().strip())
+        cfg.MODEL.WEIGHTS = str(folder / last.read_text(encoding="utf-8").strip())
     elif records:  # killed before its first checkpoint
         cfg.MODEL.WEIGHTS = ""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""

@@ -20,7 +20,7 @@ from ..data import get_class_names
 from ..data.pictures import ImageError, as_bgr
 from ..data.shapes_scene import draw_scene
 from ..data.shapes_worlds import SHAPES
-from ..data.tasks import is_semantic
+from ..data.tasks import finds_masks, is_semantic
 from ..engine import Predictor
 from .coco_file import coco_file, ids_of_dataset
 from .drawing import draw_detections, draw_label_map, draw_legend, draw_score_map
@@ -295,4 +295,4 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _kind(cfg: CfgNode) -> str:
-    return "Pixels" if is_semantic(cfg) else "Masks" if cfg.MODEL.MASK_ON else "Boxes"
+    return "Pixels" if is_semantic(cfg) else "Masks" if finds_masks(cfg) else "Boxes"

@@ -19,9 +19,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would tell its makers of 
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError(
-        "The web page needs Gradio: pip install 'denseclip_d2[web]', or pip install gradio."
-    ) from error
+    raise ImportError("The web page needs Gradio: pip install gradio.") from error
 
 logger = logging.getLogger(__name__)
 
