@@ -350,7 +350,7 @@ def test_more_than_ten_yolo_names_stay_in_the_order_of_their_numbers(tmp_path):
         ("train: images/none\nnames: [cat]\n", r"data.yaml: train: .*images/none holds no images"),
         ("train: images/train/a.png\nnames: [cat]\n", r"a.png is neither a folder of images nor"),
         ("train: images/bare\nnames: [cat]\n", r"none of the 1 images has .*bare/a.png .*labels/bare/a.txt"),
-        (b"train: images/train\nnames: [caf\xe9]\n", r"data.yaml is not in UTF-8"),
+        (b"train: images/train\nnames: [caf\xe9]\n", r"data.yaml, line 2: byte 0xe9 is not UTF-8"),
     ],
 )
 def test_a_wrong_data_yaml_is_named(tmp_path, yaml, message):

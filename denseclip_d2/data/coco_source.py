@@ -147,18 +147,3 @@ def listed(items: Sequence[object], limit: int = 10) -> str:
     """Return the first items, separated by commas, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(map(str, items[:limit])) + more
-
-
-def read_utf8(file: Path) -> str:
-    """Return the text of a file, without a byte order mark.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the text is not in UTF-8.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no file {file}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not in UTF-8 ({error}). Save it as UTF-8.") from None

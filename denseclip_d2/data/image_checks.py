@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import ImageFile
 from tqdm import tqdm
 
+from .agreement import describe_dataset
 from .pictures import (
     ImageError,
     check_pixels,
@@ -54,7 +55,8 @@ def check_image_files(names: Sequence[str], dicts: Sequence[dict]) -> None:
     Raises:
         ImageError: some cannot be used; the message lists them by what to do about them.
     """
-    logger.info(f"Checking the {len(dicts)} images of {', '.join(names)} (DATASETS.CHECK_IMAGES) ...")
+    datasets = ", ".join(map(describe_dataset, names))
+    logger.info(f"Checking the {len(dicts)} images of {datasets} (DATASETS.CHECK_IMAGES) ...")
     with ThreadPool(16) as pool:  # reading headers waits for the disk, not for the processor
         inspected = pool.imap(_inspect, dicts, chunksize=8)
         results = list(tqdm(inspected, total=len(dicts), delay=2, unit="image"))
@@ -64,7 +66,7 @@ def check_image_files(names: Sequence[str], dicts: Sequence[dict]) -> None:
             faults[result.cure].append(result.fault)
     if faults:
         raise ImageError(
-            f"{sum(map(len, faults.values()))} of {len(dicts)} images of {', '.join(names)} cannot be used:\n"
+            f"{sum(map(len, faults.values()))} of {len(dicts)} images of {datasets} cannot be used:\n"
             + "\n".join(_listed(of_cure, cure) for cure, of_cure in faults.items())
         )
     deep = [r["file_name"] for r, mode in zip(dicts, results, strict=True) if str(mode).startswith("I")]

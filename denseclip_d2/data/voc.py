@@ -17,8 +17,8 @@ from .coco_source import (
     image_sizes,
     is_image,
     listed,
-    read_utf8,
 )
+from .text import read_text
 from .voc_annotations import VocAnnotation, counts_from_zero, read_annotation
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _of_list(file: Path, everything: Sequence[_Pair]) -> list[_Pair]:
     for pair in everything:
         pairs[pair.id].append(pair)
     chosen: list[_Pair] = []
-    for number, line in enumerate(read_utf8(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         if name := line.strip().strip('"'):
             id_ = str(PurePosixPath(name).with_suffix("")) if is_image(Path(name)) else name
             if id_ not in pairs:
@@ -188,7 +188,7 @@ def _class_names(root: Path, annotations: Iterable[VocAnnotation]) -> tuple[str,
         if not first_with:
             raise ValueError(f"{root} has no object in any XML file: there is nothing to learn.")
         return tuple(sorted(first_with))
-    lines = [line.strip() for line in read_utf8(file).splitlines()]
+    lines = [line.strip() for line in read_text(file).splitlines()]
     names = [line.split(":")[0].strip() for line in lines if line and not line.startswith("#")]
     names = [name for name in dict.fromkeys(names) if name != BACKGROUND]
     if unknown := sorted(first_with.keys() - {*names}):

@@ -17,8 +17,8 @@ from .coco_source import (
     image_sizes,
     is_image,
     listed,
-    read_utf8,
 )
+from .text import read_text
 from .yolo_labels import CLASSES, label_file, read_labels, warn_of_labels_without_image
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def yolo_file(folder: Path) -> Path | None:
     if classes.is_file() and any(file.name != CLASSES for file in labels):
         return classes
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES[:2]]
-    files = [file for file in files if re.search(r"^names\s*:", read_utf8(file), re.MULTILINE)]
+    files = [file for file in files if re.search(r"^names\s*:", read_text(file), re.MULTILINE)]
     if len(files) > 1:
         raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Name the dataset's.")
     return files[0] if files else None
@@ -121,7 +121,7 @@ def _read_dataset(path: Path) -> _Dataset:
 
 
 def _read_content(file: Path) -> Mapping:
-    text = read_utf8(file)
+    text = read_text(file)
     if file.name == CLASSES:
         return {"names": _lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
     if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, one of them a file of names
@@ -139,7 +139,7 @@ def _read_content(file: Path) -> Mapping:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in read_utf8(file).strip().splitlines()]
+    return [line.strip() for line in read_text(file).strip().splitlines()]
 
 
 def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ def _images_of(place: Path, folders: Sequence[Path]) -> list[Path]:
     if place.suffix.lower() != ".txt":
         raise ValueError(f"{place} is neither a folder of images nor a .txt file that lists them.")
     images = []
-    for number, line in enumerate(read_utf8(place).splitlines(), 1):
+    for number, line in enumerate(read_text(place).splitlines(), 1):
         if line.strip():
             image = _find(line.strip(), (place.parent, *folders))
             if image is None:

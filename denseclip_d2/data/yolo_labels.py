@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .coco_source import LabeledObject, is_image, listed, read_utf8
+from .coco_source import LabeledObject, is_image, listed
+from .text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def read_labels(
         ValueError: a line is not as ``read_yolo`` describes. The error names file and line.
     """
     objects: list[LabeledObject] = []
-    for number, line in enumerate(read_utf8(file).splitlines() if file.is_file() else (), 1):
+    for number, line in enumerate(read_text(file).splitlines() if file.is_file() else (), 1):
         if line.strip():
             try:
                 objects.append(_read_line(line, size, num_classes, keypoint_numbers))
