@@ -128,7 +128,7 @@ def check_context_init(mode: str, context_init: str) -> None:
 
 
 def check_device(device: str) -> None:
-    """See that torch can compute on a device.
+    """See that torch can make tensors on a device, which may be "meta".
 
     Raises:
         ValueError: it cannot.
@@ -137,7 +137,7 @@ def check_device(device: str) -> None:
     if kind == "cuda" and index < torch.cuda.device_count():
         return  # without a use of it, for processes may be started still
     try:
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise ValueError(
