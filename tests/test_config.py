@@ -96,7 +96,6 @@ BAD = [
     ("INPUT.CROP.TYPE", "random", " is 'random'; it has to be one of 'relative', 'relative_range'"),
     ("MODEL.PIXEL_MEAN", [110.0], " and PIXEL_STD have 1 and 3 values; INPUT.FORMAT 'RGB' has 3 channels"),
     ("MODEL.DEVICE", "xpu", " is 'xpu', where torch cannot compute. This machine has 0 GPUs for CUDA: set"),
-    ("MODEL.DEVICE", "meta", " is 'meta', where torch cannot compute."),
     ("SOLVER.MAX_ITER", 0, " is 0; it has to be a whole number of at least 1."),
     ("SOLVER.STEPS", (3, 1), " is (3, 1); it has to be in increasing order."),
     ("SOLVER.STEPS", (0, 1), " is (0, 1); it has to be a list, each a whole number of at least 1."),
