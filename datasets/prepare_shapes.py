@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
-from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs  # noqa: E402
-from denseclip_d2.data.shapes import generate_shapes, shapes_info  # noqa: E402
-from denseclip_d2.data.shapes_labels import add_labels, add_seen  # noqa: E402
-from denseclip_d2.data.shapes_panoptic import add_panoptic  # noqa: E402
-from denseclip_d2.data.shapes_worlds import WORLDS  # noqa: E402
+from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs  # noqa: E402
+from denseclip_d2.shapes.dataset import generate_shapes, shapes_info  # noqa: E402
+from denseclip_d2.shapes.labels import add_labels, add_seen  # noqa: E402
+from denseclip_d2.shapes.panoptic import add_panoptic  # noqa: E402
+from denseclip_d2.shapes.vocabulary import WORLDS  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

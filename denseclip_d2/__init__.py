@@ -15,9 +15,9 @@ except ImportError as error:
         "GETTING_STARTED.md says more."
     ) from error
 
-from . import checkpoint, data, guidance, meta_arch, visual  # noqa: F401  (imported for what they register)
+from . import checkpoint, data, guidance, meta_arch, shapes, visual  # noqa: F401  (imported for what they register)
 from .config import add_denseclip_config
-from .engine import Predictor
+from .inference import Predictor
 from .version import __version__
 
 __all__ = ["Predictor", "__version__", "add_denseclip_config"]

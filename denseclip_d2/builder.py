@@ -1,25 +1,31 @@
 """A config's model, made ready to run on the device and the processes at hand."""
 
 import logging
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import Iterator, MutableMapping, MutableSequence
+from typing import Any
 
 import torch
 from detectron2 import modeling
 from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.utils import comm
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from timm.models import FastVit
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import DenseCLIPCheckpointer
 from .config import check_config
 from .config.checks import leaves
 from .config.projects import default_config
-from .fusion import fuse_norms
-from .memory import available_memory
-from .random_state import get_random_state, set_random_state
+from .utils.memory import available_memory
+from .utils.random_state import get_random_state, set_random_state
 from .visual import VisualEncoder
 
 logger = logging.getLogger(__name__)
+
+Norm = _BatchNorm | FrozenBatchNorm2d
 
 SYNC_BN_ON_CPUS = (
     "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalises by the images of its own, "
@@ -191,3 +197,47 @@ def _check_compiler() -> None:
             f"MODEL.COMPILE needs a C++ compiler on a CPU: {error}. Install g++, name another in the "
             "environment's CXX, or set MODEL.COMPILE to False."
         ) from None
+
+
+def fuse_norms(model: nn.Module) -> None:
+    """Fuse, in place, the batch norms of CLIP's ResNets, of Detectron2's convolutions and of sequences.
+
+    Outputs are the same to rounding. Other norms stay: they depend on the image, or it is timm's forward
+    pass that knows what is before them.
+
+    Args:
+        model: in evaluation mode; its weights have other names and values afterwards.
+    """
+    assert not model.training, "a norm that still learns cannot be fused"
+    for module in list(model.modules()):
+        for convolution, norm in _pairs(module):
+            _fuse(module.get_submodule(convolution), module.get_submodule(norm))
+            module.set_submodule(norm, nn.Identity())
+        if isinstance(module, Conv2d) and isinstance(module.norm, Norm):
+            _fuse(module, module.norm)
+            module.norm = None
+
+
+def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of a module's convolutions and of the norms that take what they give."""
+    if isinstance(module, ModifiedResNet | Bottleneck):
+        names = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+    elif isinstance(module, nn.Sequential):
+        children = [name for name, _ in module.named_children()]
+        names = list(zip(children, children[1:], strict=False))
+    else:
+        return
+    for convolution, norm in names:
+        before, after = module.get_submodule(convolution), module.get_submodule(norm)
+        # Detectron2's own may have an activation in between.
+        plain = isinstance(before, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(before, Conv2d)
+        if plain and isinstance(after, Norm):
+            yield convolution, norm
+
+
+@torch.no_grad()
+def _fuse(convolution: Any, norm: Any) -> None:
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
+        norm.weight, norm.bias, transpose=isinstance(convolution, nn.ConvTranspose2d),
+    )  # fmt: skip

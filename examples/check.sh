@@ -9,7 +9,7 @@ test -x "$folder/venv/bin/python" || "$python" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
 "$python" - "$folder/shapes" <<'PYTHON'
 import sys
-from denseclip_d2.data.shapes import generate_shapes
+from denseclip_d2.shapes.dataset import generate_shapes
 from pathlib import Path
 if not Path(sys.argv[1]).exists():
     generate_shapes(Path(sys.argv[1]), num_train=1, num_val=1, seed=3)

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes
 
 # Numbers are promised for CPUs. With no GPU in sight tests are the same everywhere; test_gpu.py has the rest.
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -15,11 +15,11 @@ from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.benchmark.detectors import Contender, contending_configs
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.data import shapes
 from denseclip_d2.data.pictures import as_bgr
-from denseclip_d2.data.shapes_scene import draw_scene
 from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.precision import PRECISIONS
+from denseclip_d2.shapes import dataset as shapes
+from denseclip_d2.shapes.scene import draw_scene
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 ZOO = [f"Shapes/denseclip_{name}_tiny.yaml" for name in ("retinanet", "mask_rcnn", "semantic_fpn")]

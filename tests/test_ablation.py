@@ -9,7 +9,7 @@ import pytest
 
 from denseclip_d2.ablation import finished, read_ablation, run_all, write_table
 from denseclip_d2.ablation.runs import all_runs
-from denseclip_d2.data.shapes import generate_shapes
+from denseclip_d2.shapes.dataset import generate_shapes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"

@@ -10,11 +10,11 @@ from detectron2.utils.analysis import FlopCountAnalysis as Detectron2FlopCountAn
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
-from denseclip_d2.analysis import activation_analysis, analyze, flop_analysis
+from denseclip_d2.analysis.cost import activation_analysis, analyze, flop_analysis
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import CLASS_NAMES
 from denseclip_d2.language.packing import pack_prompts
 from denseclip_d2.language.text_encoder import PACK_TOKENS
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.DEVICE", "cpu"]

@@ -14,7 +14,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.data.mapper import SemanticMapper, build_mapper
 from denseclip_d2.data.transforms import RandomScaleShortestEdge
 from denseclip_d2.engine import Trainer
-from denseclip_d2.random_state import seeded_random
+from denseclip_d2.utils.random_state import seeded_random
 
 
 @pytest.mark.parametrize("size", [(683, 512), (512, 683), (3000, 300), (300, 3000), (256, 256)])

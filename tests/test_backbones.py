@@ -16,10 +16,11 @@ from denseclip_d2.checkpoint.backbone import _BLOCK, _EFFICIENTNET
 from denseclip_d2.checkpoint.exported import export
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
-from denseclip_d2.engine import Predictor, Trainer
+from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.optimizer import build_optimizer
 from denseclip_d2.guidance import LanguageGuidedFPN
 from denseclip_d2.guidance.fpn import no_top_block
+from denseclip_d2.inference import Predictor
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
 from denseclip_d2.visual import EmbeddedBackbone, TimmBackbone
 from denseclip_d2.visual.timm_backbone import create_trunk

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from denseclip_d2.analysis import analyze
+from denseclip_d2.analysis.cost import analyze
 from denseclip_d2.benchmark import Row, figures, growth
 from denseclip_d2.benchmark.arithmetic import arithmetic
 from denseclip_d2.benchmark.data import simulate

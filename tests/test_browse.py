@@ -9,8 +9,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
 from denseclip_d2.data.statistics import statistics_of
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
 
 NAMES = ["dog", "cat", "traffic light"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denseclip_d2.data.captions import ALIKE, ImageCaptionPairs, caption, write_pairs
-from denseclip_d2.data.shapes_worlds import SHAPES, SHAPES_192
+from denseclip_d2.shapes.captions import ALIKE, ImageCaptionPairs, caption, write_pairs
+from denseclip_d2.shapes.vocabulary import SHAPES, SHAPES_192
 
 
 def test_the_same_seed_gives_the_same_pairs_however_many():

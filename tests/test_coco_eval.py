@@ -20,9 +20,9 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from denseclip_d2.engine.coco import COCOEvaluator
-from denseclip_d2.engine.coco_eval import evaluate_coco, evaluate_lvis
-from denseclip_d2.engine.ground_truth import category_ids, finite
+from denseclip_d2.evaluation.coco import COCOEvaluator
+from denseclip_d2.evaluation.coco_eval import evaluate_coco, evaluate_lvis
+from denseclip_d2.evaluation.ground_truth import category_ids, finite
 
 WIDTH, HEIGHT = 200, 160
 EMPTY = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}

@@ -17,9 +17,9 @@ from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import DatasetMapper
-from denseclip_d2.data.shapes import CLASS_NAMES
 from denseclip_d2.guidance.losses import mask_targets
-from denseclip_d2.random_state import seeded_random
+from denseclip_d2.shapes.dataset import CLASS_NAMES
+from denseclip_d2.utils.random_state import seeded_random
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from denseclip_d2.checkpoint.released import our_name
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import check_classes
-from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes
 from denseclip_d2.engine import Trainer, build_optimizer
 from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("loss_cls", "loss_box_reg", "loss_pixel_text")

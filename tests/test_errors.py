@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import check_registered
-from denseclip_d2.data.text import read_text
 from denseclip_d2.engine import run
 from denseclip_d2.engine.errors import errors_in_a_line, line_of
+from denseclip_d2.utils.text import read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"

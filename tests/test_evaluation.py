@@ -17,8 +17,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.engine import RetinaNetWithTTA, Trainer, with_tta
+from denseclip_d2.engine import Trainer
+from denseclip_d2.inference import RetinaNetWithTTA, with_tta
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"

@@ -19,7 +19,6 @@ from torch import nn
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes_worlds import SHAPES
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
@@ -32,6 +31,7 @@ from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves, telling_sizes
 from denseclip_d2.export.verification import Verdict, _compared, verify
 from denseclip_d2.export.whole import RetinaNetHeads, WholeDenseDetector, paste
+from denseclip_d2.shapes.vocabulary import SHAPES
 
 needs_onnx = pytest.mark.skipif(
     not all(find_spec(name) for name in FORMATS["onnx"].packages),

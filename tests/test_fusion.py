@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
+from denseclip_d2.builder import fuse_norms
 from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.data.pictures import as_bgr
-from denseclip_d2.data.shapes_scene import draw_scene
-from denseclip_d2.fusion import fuse_norms
+from denseclip_d2.shapes.scene import draw_scene
 from denseclip_d2.visual import CLIPResNet
 
 ZOO = [f"Shapes/denseclip_{name}_tiny.yaml" for name in ("retinanet", "mask_rcnn", "semantic_fpn")]

@@ -26,9 +26,9 @@ from denseclip_d2.data.image_checks import check_image_files
 from denseclip_d2.data.mapper import DatasetMapper, build_mapper
 from denseclip_d2.data.pictures import ImageError, as_bgr, image_size, read_image, read_picture
 from denseclip_d2.data.semantic import load_semantic_folder, read_labels
-from denseclip_d2.data.shapes import generate_shapes, register_shapes
-from denseclip_d2.random_state import seeded_random
-from denseclip_d2.visualization.look import Limits, read_upload
+from denseclip_d2.shapes.dataset import generate_shapes, register_shapes
+from denseclip_d2.utils.random_state import seeded_random
+from denseclip_d2.web_demo.session import Limits, read_upload
 
 RNG = np.random.default_rng(0)
 COLORS = RNG.integers(256, size=(6, 9, 3), dtype=np.uint8)

@@ -7,12 +7,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import CLASS_NAMES
 from denseclip_d2.engine import Trainer
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.context_decoder import ContextDecoder
 from denseclip_d2.language.prompts import check_class_names, tokenize_names
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 SMALL = {"width": 32, "heads": 4, "layers": 2, "output_dim": 32, "quick_gelu": True}
 NAMES = ["person", "hot dog", "traffic light"]

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import generate_shapes
 from denseclip_d2.engine.lazy import build_lazy_model, load_lazy_config
 from denseclip_d2.engine.optimizer import build_optimizer
+from denseclip_d2.shapes.dataset import generate_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = sorted(path.with_suffix("") for path in ROOT.glob("configs/COCO-*/*.py"))
@@ -26,7 +26,7 @@ TWINS = sorted(path.with_suffix("") for path in ROOT.glob("configs/COCO-*/*.py")
 SMALL = """
 from detectron2.config import LazyConfig
 from denseclip_d2.clip_models import get_clip_architecture
-from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visual import CLIPResNet
 
 _cfg = LazyConfig.load("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.py")

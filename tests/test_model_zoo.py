@@ -13,9 +13,9 @@ from PIL import Image
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
 from denseclip_d2.model_zoo import zoo
 from denseclip_d2.model_zoo.zoo import ZooEntry, local_file, zoo_index
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
 
 NAME = "Shapes/denseclip_retinanet_tiny.yaml"
 CONTENT = bytes(range(256)) * 4000

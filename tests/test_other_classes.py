@@ -11,7 +11,7 @@ from denseclip_d2.builder import build_model
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
 from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"

@@ -20,9 +20,9 @@ from denseclip_d2.config import load_config
 from denseclip_d2.config.own import keep_schedule
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.own import held_out_images
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes
 from denseclip_d2.engine import Trainer
 from denseclip_d2.report import write_report
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"

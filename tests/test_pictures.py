@@ -17,8 +17,8 @@ from test_engine import run_tool
 
 from denseclip_d2 import Predictor
 from denseclip_d2.data.pictures import read_picture
-from denseclip_d2.data.shapes import CLASS_NAMES
 from denseclip_d2.engine.setup import output_folder
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
 from denseclip_d2.visualization.video import read_frames

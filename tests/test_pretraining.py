@@ -15,11 +15,11 @@ from open_clip.loss import ClipLoss
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.config import load_config
 from denseclip_d2.data.caption_table import CaptionTable
-from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.pretraining import Recipe, SharedCaptionLoss, pretrain
 from denseclip_d2.pretraining.evaluation import retrieval_at_1
 from denseclip_d2.pretraining.muon import Muon
 from denseclip_d2.pretraining.trainer import _order
+from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = "denseclip://Shapes/clip_tiny"

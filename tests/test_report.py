@@ -20,7 +20,6 @@ from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
 from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import CLASS_NAMES, SEMANTIC_CLASS_NAMES, generate_shapes
 from denseclip_d2.engine import Trainer
 from denseclip_d2.report import page, report_training, write_report
 from denseclip_d2.report.charts import MAX_POINTS, line_chart
@@ -29,6 +28,7 @@ from denseclip_d2.report.labels import read_labelled
 from denseclip_d2.report.parts import number, part_of_objects
 from denseclip_d2.report.pictures import SIZES, best_and_worst, encoded
 from denseclip_d2.report.run import read_records, read_run
+from denseclip_d2.shapes.dataset import CLASS_NAMES, SEMANTIC_CLASS_NAMES, generate_shapes
 
 KINDS = ("denseclip_retinanet", "denseclip_mask_rcnn", "denseclip_semantic_fpn", "clip_semantic_fpn")
 EVIL = "<script>alert('$x_1$ & \"y\"')</script>"

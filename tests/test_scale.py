@@ -25,9 +25,9 @@ from torch._inductor import config as inductor
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
-from denseclip_d2.data import shapes
 from denseclip_d2.data.mapper import DatasetMapper
 from denseclip_d2.engine import Trainer, run
+from denseclip_d2.shapes import dataset as shapes
 from denseclip_d2.visual import CLIPResNet
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,10 @@ from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
 from denseclip_d2.data import register_semantic_folder
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES
-from denseclip_d2.engine import Predictor, Trainer, with_tta
+from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
+from denseclip_d2.inference import Predictor, with_tta
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
 
 DENSECLIP = "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"
 CLIP = "configs/Shapes/clip_semantic_fpn_tiny.yaml"

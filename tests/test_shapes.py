@@ -11,11 +11,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 
-from denseclip_d2.data import shapes
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.data.shapes import CLASS_NAMES, generate_shapes, register_shapes
-from denseclip_d2.data.shapes_scene import TEXTURES
-from denseclip_d2.data.shapes_worlds import SHAPES, SHAPES_192
+from denseclip_d2.shapes import dataset as shapes
+from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes, register_shapes
+from denseclip_d2.shapes.scene import TEXTURES
+from denseclip_d2.shapes.vocabulary import SHAPES, SHAPES_192
 
 NUM_TRAIN = 250
 NUM_VAL = 3

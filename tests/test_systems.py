@@ -18,13 +18,14 @@ from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import SEMANTIC_CLASS_NAMES, generate_shapes, register_shapes
 from denseclip_d2.data.tasks import section_of
-from denseclip_d2.engine import Predictor, Trainer, with_tta
+from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.trainer import has_panopticapi
+from denseclip_d2.inference import Predictor, with_tta
 from denseclip_d2.meta_arch import language_guided
 from denseclip_d2.meta_arch.pixel_text import captured_features
 from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes, register_shapes
 
 CONFIGS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
 SYSTEMS = [path for path in CONFIGS if not path.stem.startswith("clip_")]

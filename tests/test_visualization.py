@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from denseclip_d2.data.shapes import CLASS_NAMES
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization import Panel, drawing, grid
 
 

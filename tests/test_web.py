@@ -25,10 +25,10 @@ from test_engine import ROOT
 
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
-from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.visualization import look
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization.drawing import draw_detections, draw_label_map
-from denseclip_d2.visualization.look import Detections, LabelMap, Limits, Models, names_typed, read_upload
+from denseclip_d2.web_demo import session as look
+from denseclip_d2.web_demo.session import Detections, LabelMap, Limits, Models, names_typed, read_upload
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
 ANY_WORDS = "any words"
@@ -39,7 +39,7 @@ NAMES = "red solid circle, blue striped square"
 def web():
     """The module of the page."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
-    from denseclip_d2.visualization import web
+    from denseclip_d2.web_demo import app as web
 
     return web
 
@@ -67,7 +67,7 @@ class Watched:
 def served(tmp_path_factory):
     """The address of a page with a model of the zoo and one that reads any words, and the first, watched."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
-    from denseclip_d2.visualization import web
+    from denseclip_d2.web_demo import app as web
 
     cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
     weights = tmp_path_factory.mktemp("random") / "model.pth"
@@ -420,7 +420,7 @@ def test_the_tool_says_what_is_wrong(run, monkeypatch):
         run("--max-side", "0")
     with pytest.raises(SystemExit, match="error: No config 'nothing'"):
         run("--zoo", "nothing")
-    monkeypatch.delitem(sys.modules, "denseclip_d2.visualization.web", raising=False)
+    monkeypatch.delitem(sys.modules, "denseclip_d2.web_demo.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"needs Gradio: pip install gradio"):
         run()

@@ -12,11 +12,11 @@ from test_vit import LEVELS, VIT, tiny_vit
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from denseclip_d2.analysis import flop_analysis
+from denseclip_d2.analysis.cost import flop_analysis
 from denseclip_d2.builder import with_fitting_norms
+from denseclip_d2.clip_models.layers import multi_head_attention
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
-from denseclip_d2.layers import multi_head_attention
 from denseclip_d2.visual import build_visual_encoder
 from denseclip_d2.visual.vit_block import VisualBlock
 

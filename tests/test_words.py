@@ -6,8 +6,8 @@ from detectron2.structures import BoxMode
 
 from denseclip_d2 import Predictor
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.data.shapes import CLASS_NAMES
-from denseclip_d2.engine import evaluate_words
+from denseclip_d2.evaluation import evaluate_words
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 # 10 x 8 pixels: a box of 8 of the first class, a polygon of 4 and a run-length mask of 2 of the second.
 RECORD = {

@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from denseclip_d2.analysis import TASKS, analyze, format_table
+from denseclip_d2.analysis.cost import TASKS, analyze, format_table
 from denseclip_d2.config import load_config
 from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable

@@ -18,9 +18,10 @@ import sys
 from detectron2.utils.logger import setup_logger
 
 from denseclip_d2.config import load_config
-from denseclip_d2.engine import Predictor, keep_memory
+from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import output_folder
+from denseclip_d2.inference import Predictor
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
 

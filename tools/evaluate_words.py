@@ -16,9 +16,11 @@ from tqdm import tqdm
 from denseclip_d2.config import load_config
 from denseclip_d2.data import readable_names
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.engine import Predictor, evaluate_words, keep_memory
+from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
+from denseclip_d2.evaluation import evaluate_words
+from denseclip_d2.inference import Predictor
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,10 +18,10 @@ import open_clip
 import torch
 from tqdm import tqdm
 
+from denseclip_d2.analysis.architectures import Finding, survey
 from denseclip_d2.config import load_config
 from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.survey import Finding, survey
 
 CONFIG = "configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml"
 

@@ -16,7 +16,6 @@ from detectron2.utils.file_io import PathManager
 import denseclip_d2  # noqa: F401  (registers denseclip:// and the tiny architectures)
 from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.data.caption_table import CaptionTable
-from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
 from denseclip_d2.engine.errors import errors_in_a_line
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.pretraining import (
@@ -27,6 +26,7 @@ from denseclip_d2.pretraining import (
     preprocess_of,
     pretrain,
 )
+from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -24,8 +24,9 @@ from denseclip_d2.builder import make_fast
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.data.dataset_folder import FORMS
-from denseclip_d2.engine import Trainer, run, setup, with_tta
+from denseclip_d2.engine import Trainer, run, setup
 from denseclip_d2.engine.errors import errors_in_a_line
+from denseclip_d2.inference import with_tta
 
 
 def parse_args() -> argparse.Namespace:

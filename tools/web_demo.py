@@ -19,7 +19,7 @@ from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import keep_memory
 from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.visualization.look import Limits, Models
+from denseclip_d2.web_demo.session import Limits, Models
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
     keep_memory(configs[name])
     # Gradio is an extra, which --help goes without.
-    from denseclip_d2.visualization.web import Page, served
+    from denseclip_d2.web_demo.app import Page, served
 
     with served(Page(Models(configs), limits), host=args.host, port=args.port) as address:
         print(f"The page is at {address} until Ctrl-C.", flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ..config import load_config
-from ..data.text import read_text
+from ..utils.text import read_text
 
 _OURS = ("OUTPUT_DIR", "SEED")
 _FILE_KEYS = ("title", "config", "metrics", "seeds", "set", "rows")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..checkpoint.whole_files import written_whole
+from ..utils.atomic import atomic_write
 from .rows import Ablation, Row
 
 RESULT, LOG = "result.json", "output.txt"
@@ -139,7 +139,7 @@ def _train(
             print(f"! status {ended.returncode}; wanted: {', '.join(metrics)}", file=log)
             return False
     reached["seconds"] = round(time.monotonic() - start) if whole else None
-    with written_whole(run.folder / RESULT, "w", encoding="utf-8") as file:
+    with atomic_write(run.folder / RESULT, "w", encoding="utf-8") as file:
         json.dump({"config": run.row.config.name, "options": run.options, "metrics": reached}, file, indent=2)
     return True
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..checkpoint.whole_files import written_whole
+from ..utils.atomic import atomic_write
 from .rows import Ablation, Row
 from .runs import Run
 
@@ -25,7 +25,7 @@ def write_table(
     Args:
         note: put below the Markdown table.
     """
-    with written_whole(output / f"{TABLE}.csv", "w", encoding="utf-8") as file:
+    with atomic_write(output / f"{TABLE}.csv", "w", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["row", "seed", *ablation.metrics, "seconds"])
         for run, result in sorted(
@@ -38,7 +38,7 @@ def write_table(
         [[result[metric] for run, result in results.items() if run.row == row] for metric in ablation.metrics]
         for row in ablation.rows
     ]
-    with written_whole(output / f"{TABLE}.md", "w", encoding="utf-8") as file:
+    with atomic_write(output / f"{TABLE}.md", "w", encoding="utf-8") as file:
         file.write(_markdown(ablation, values, results) + (f"\n{note}\n" if note else ""))
     _draw(ablation, values, output / f"{TABLE}.png")
 
@@ -102,5 +102,5 @@ def _draw(ablation: Ablation, values: Sequence[Sequence[Sequence[float]]], path:
     axes[0][0].set_yticks(range(rows), [row.name for row in ablation.rows])
     axes[0][0].set_ylim(rows - 0.5, -0.5)
     figure.suptitle(ablation.title)
-    with written_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode
 
-from ..analysis import analyze
+from ..analysis.cost import analyze
 from .measure import Row
 from .settings import Case, with_value
 

@@ -14,10 +14,11 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from ..data.pictures import ordered
-from ..engine import Predictor, Trainer
+from ..engine import Trainer
 from ..export import FORMATS, PRECISIONS, export_model
 from ..export.evaluation import evaluate_run, picture_as_input
 from ..export.runtimes import Run, openvino_runtime
+from ..inference import Predictor
 from .measure import Row, compare
 from .settings import Settings, with_value
 

@@ -16,8 +16,8 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..engine.coco_eval import evaluate_coco
-from ..engine.ground_truth import category_ids
+from ..evaluation.coco_eval import evaluate_coco
+from ..evaluation.ground_truth import category_ids
 from .data import SIZE, outlines, simulate
 from .measure import Row, compare
 from .settings import Settings

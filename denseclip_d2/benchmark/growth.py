@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..checkpoint.whole_files import written_whole
+from ..utils.atomic import atomic_write
 from .arithmetic import ARITHMETIC
 from .measure import Row
 
@@ -38,7 +38,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         time.set(title=along[0].section, ylabel="ms a run")
         memory.set(xlabel=LABELS[axis], ylabel="greatest memory (MB)")
         time.legend(fontsize="small")
-    with written_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..config.header import portable, read_header
 from ..guidance import guidance_of
+from ..utils.atomic import atomic_write
 from ..version import __version__
 from .report import first
 from .settings import differing, settings_of
-from .whole_files import written_whole
 
 
 def export(
@@ -49,7 +49,7 @@ def export(
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         tensors = halved(tensors)
-    with written_whole(Path(output), "wb") as file:
+    with atomic_write(Path(output), "wb") as file:
         file.write(save(tensors, header))
 
 

@@ -1,10 +1,6 @@
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-SUFFIX = ".partial"
+from ..utils.atomic import SUFFIX, atomic_write
 
 
 class WholeFiles:
@@ -26,29 +22,4 @@ class WholeFiles:
             return self._path_manager.open(path, mode, **kwargs)
         for stale in Path(path).parent.glob(f".*.pth{SUFFIX}"):
             stale.unlink(missing_ok=True)
-        return written_whole(Path(path), mode, **kwargs)
-
-
-@contextmanager
-def written_whole(path: Path, mode: str, **kwargs) -> Iterator[IO]:
-    aside = path.with_name(f".{path.name}{SUFFIX}")
-    try:
-        with aside.open(mode, **kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a renaming last through a power cut; some network file systems refuse, and need not be asked."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        return atomic_write(Path(path), mode, **kwargs)

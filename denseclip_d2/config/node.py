@@ -12,7 +12,7 @@ from detectron2.config import CfgNode as _CfgNode
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
-from ..data.text import read_text
+from ..utils.text import read_text
 
 # The file whose bases are being read, after those that it is a base of.
 _above: ContextVar[tuple[str, ...]] = ContextVar("_above", default=())

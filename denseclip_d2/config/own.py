@@ -12,7 +12,7 @@ from ..data.own import OwnData, own_labels
 from ..data.own_boxes import own_boxes
 from ..data.semantic import register_semantic_folders
 from ..data.tasks import is_panoptic, is_semantic, section_of
-from ..data.text import read_text
+from ..utils.text import read_text
 
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD")
 """What follows the number of images."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..utils.text import read_text
 from .pictures import read_image
-from .text import read_text
 
 COLUMNS = ("filepath", "title")
 

@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils.file_io import PathManager
 
+from ..utils.text import read_text
 from .agreement import check_ignored, describe_dataset, way_to_as_many_classes
 from .image_checks import check_image_files
 from .semantic import check_some_labels
 from .tasks import is_semantic, section_of
-from .text import read_text
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ..utils.text import read_text
 from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
-from .text import read_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Dataset, Sampler
 
-from ..random_state import seeded_random
+from ..utils.random_state import seeded_random
 
 Place = tuple[int, int]  # position in the stream of this process, index of the record
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..utils.text import read_text
 from .coco_source import (
     CocoSource,
     LabeledImage,
@@ -18,7 +19,6 @@ from .coco_source import (
     is_image,
     listed,
 )
-from .text import read_text
 from .voc_annotations import VocAnnotation, counts_from_zero, read_annotation
 
 logger = logging.getLogger(__name__)

@@ -9,16 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from .coco_source import (
-    CocoSource,
-    LabeledImage,
-    as_coco,
-    find_images,
-    image_sizes,
-    is_image,
-    listed,
-)
-from .text import read_text
+from ..utils.text import read_text
+from .coco_source import CocoSource, LabeledImage, as_coco, find_images, image_sizes, is_image, listed
 from .yolo_labels import CLASSES, label_file, read_labels, warn_of_labels_without_image
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.text import read_text
 from .coco_source import LabeledObject, is_image, listed
-from .text import read_text
 
 logger = logging.getLogger(__name__)
 

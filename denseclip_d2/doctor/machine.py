@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..memory import available_memory
+from ..utils.memory import available_memory
 from .finding import Finding
 
 GIB = 2**30

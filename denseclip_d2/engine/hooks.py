@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..checkpoint import DenseCLIPCheckpointer
-from ..random_state import get_random_state, set_random_state
+from ..utils.random_state import get_random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 

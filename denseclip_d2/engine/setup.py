@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
 from ..config.own import keep_schedule
-from ..data.text import read_text
+from ..utils.text import read_text
 from .errors import keep_tracebacks_in_the_log
 from .memory import keep_memory
 

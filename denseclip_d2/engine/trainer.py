@@ -25,16 +25,16 @@ from ..data.semantic import read_labels
 from ..data.tasks import finds_masks, is_panoptic, is_semantic, labels_pixels
 from ..data.train_loader import TrainLoader
 from ..data.unused import check_learnable
+from ..evaluation.coco import COCOEvaluator
+from ..evaluation.lvis import LVISEvaluator
+from ..inference.tta import with_tta
 from ..language.prompting import FOLDED_CANNOT_TRAIN
-from .coco import COCOEvaluator
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
-from .lvis import LVISEvaluator
 from .optimizer import build_optimizer
 from .precision import check_precision
 from .scale import check_processes, fitting_trainer_parts
 from .summary import summarize_run
-from .test_time_augmentation import with_tta
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from ..builder import build_model_with_weights
 from ..checkpoint.exported import about
-from ..checkpoint.whole_files import written_whole
 from ..data import get_class_names
 from ..data.checks import load_datasets
 from ..data.pictures import as_bgr, ordered, read_picture
-from ..data.shapes_scene import draw_scene, sample_background
 from ..guidance import guidance_of
+from ..shapes.scene import draw_scene, sample_background
+from ..utils.atomic import atomic_write
 from .agreement import Agreement, agreement
 from .formats import FORMATS
 from .precision import PRECISIONS
@@ -95,13 +95,13 @@ def export_model(
     number = len(sizes) if exact else max(len(sizes), len(sources))
     pictures = [_resized(*x) for x in islice(zip(cycle(sources), cycle(sizes)), number)]
     pictures.append(_resized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), size(EMPTY)))
-    with written_whole(file, "wb") as written:
+    with atomic_write(file, "wb") as written:
         written.write(content)
         written.flush()
         with FORMATS[format].runtime(Path(written.name)) as run:
             verdict = verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
         if PAGE in said:
-            with written_whole(file.with_name(PAGE), "w", encoding="utf-8") as page:
+            with atomic_write(file.with_name(PAGE), "w", encoding="utf-8") as page:
                 page.write(said[PAGE])
     return verdict
 

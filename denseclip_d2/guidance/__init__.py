@@ -13,13 +13,7 @@ from .build import (
 )
 from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
-from .losses import (
-    box_targets,
-    label_map_loss,
-    mask_targets,
-    pixel_text_loss,
-    pixel_text_softmax_loss,
-)
+from .losses import box_targets, label_map_loss, mask_targets, pixel_text_loss, pixel_text_softmax_loss
 from .simple_pyramid import SimplePyramid
 
 __all__ = [

@@ -10,14 +10,7 @@ from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
 from .features import LanguageGuidedFeatures
-from .fpn import (
-    LanguageGuidedFPN,
-    LanguageGuidedNeck,
-    TopBlockBuilder,
-    max_pool,
-    no_top_block,
-    p6_p7,
-)
+from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, TopBlockBuilder, max_pool, no_top_block, p6_p7
 from .simple_pyramid import LastMapViT, SimplePyramid
 
 

@@ -8,8 +8,8 @@ from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils import comm
 from torch import Tensor
 
-from ..distributed import sum_over_processes
 from ..kernels import dense_target, label_map_cross_entropy, pixel_text_bce
+from ..utils.distributed import sum_over_processes
 
 TARGET_STRIDE = 4
 """Pixels a side of one cell of the target (released behaviour)."""

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import multi_head_attention
+from ..clip_models.layers import multi_head_attention
 
 
 class ContextDecoder(nn.Module):

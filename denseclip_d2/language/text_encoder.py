@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture
-from ..layers import QuickGELU
+from ..clip_models.layers import QuickGELU
 from .memo import TensorMemo
 from .packing import PackedPrompts, pack_prompts
 from .tokenizers import Tokenizer, clip_tokenizer

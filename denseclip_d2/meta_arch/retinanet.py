@@ -4,7 +4,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-from ..distributed import sum_over_processes
+from ..utils.distributed import sum_over_processes
 
 
 @META_ARCH_REGISTRY.register()

@@ -10,9 +10,9 @@ from detectron2.config import CfgNode
 from huggingface_hub import EvalResult, ModelCardData
 from tabulate import tabulate
 
-from ..checkpoint.whole_files import written_whole
 from ..config.header import portable
 from ..data.tasks import labels_pixels
+from ..utils.atomic import atomic_write
 
 FIGURE = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
 """Names of figures of a whole test set, not of a class of it."""
@@ -140,5 +140,5 @@ def write_card(folder: Path, text: str) -> None:
         FileExistsError: see :func:`check_card`.
     """
     check_card(folder)
-    with written_whole(folder / "README.md", "w", encoding="utf-8") as file:
+    with atomic_write(folder / "README.md", "w", encoding="utf-8") as file:
         file.write(text)

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..clip_models import get_clip_architecture
-from ..data.captions import with_article
-from ..data.shapes_scene import Instance, draw_scene
-from ..data.shapes_worlds import SHAPES, World
+from ..shapes.captions import with_article
+from ..shapes.scene import Instance, draw_scene
+from ..shapes.vocabulary import SHAPES, World
 from ..visual import CLIPResNet, CLIPTimm, CLIPViT, encoder_class
 
 # Pixels: of the pictures that images and captions are matched on, as large as those of pre-training, and of

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ..builder import can_be_channels_last
 from ..checkpoint.exported import halved
-from ..checkpoint.whole_files import written_whole
 from ..data.caption_table import CaptionTable
-from ..random_state import get_random_state, seeded_random, set_random_state
+from ..utils.atomic import atomic_write
+from ..utils.random_state import get_random_state, seeded_random, set_random_state
 from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss
 from .muon import Muon
@@ -128,10 +128,10 @@ def pretrain(
             with (output / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
             run.save(last)
-    with written_whole(output / WEIGHTS, "wb") as file:
+    with atomic_write(output / WEIGHTS, "wb") as file:
         torch.save(run.model.state_dict(), file)
     weights = {name: tensor.cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-    with written_whole(output / HALF, "wb") as file:
+    with atomic_write(output / HALF, "wb") as file:
         file.write(save(halved(weights)))
     return output / WEIGHTS
 
@@ -185,7 +185,7 @@ class _Run:
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "random": get_random_state(cuda=self.device == "cuda"),
         }  # fmt: skip
-        with written_whole(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             torch.save(state, file)
 
     def load(self, path: Path) -> None:
@@ -264,5 +264,5 @@ def _forget_metrics_after(path: Path, step: int) -> None:
     """Leave out what a killed run wrote between its last checkpoint and its end."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    with written_whole(path, "w", encoding="utf-8") as file:
+    with atomic_write(path, "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in kept)

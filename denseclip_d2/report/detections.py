@@ -14,8 +14,8 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as run_lengths
 
 from ..data.statistics import size_of
-from ..engine.coco_eval import evaluate_coco, evaluate_lvis
-from ..engine.ground_truth import Content, area_of, box_of, category_ids, finite
+from ..evaluation.coco_eval import evaluate_coco, evaluate_lvis
+from ..evaluation.ground_truth import Content, area_of, box_of, category_ids, finite
 
 RESULTS = {"coco": "coco_instances_results.json", "lvis": "lvis_instances_results.json"}
 IOU = 0.5

@@ -14,13 +14,13 @@ from detectron2.utils import comm
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.colors import to_hex
 
-from ..checkpoint.whole_files import written_whole
 from ..config.checks import leaves
 from ..config.projects import default_config
 from ..data.checks import check_registered, explained_annotation_errors
 from ..data.tasks import finds_masks
-from ..engine import Predictor
+from ..inference import Predictor
 from ..model_zoo.card import FIGURE
+from ..utils.atomic import atomic_write
 from ..version import __version__
 from ..visualization.drawing import HEAT
 from . import detections, labels
@@ -86,7 +86,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         departures=[*_departures(run.cfg)], environment=run.logged_table("Environment info:"),
         version=__version__, written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
     )  # fmt: skip
-    with written_whole(output, "w", encoding="utf-8") as file:
+    with atomic_write(output, "w", encoding="utf-8") as file:
         file.write(page)
     return output
 

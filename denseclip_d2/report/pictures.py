@@ -13,7 +13,7 @@ from PIL import Image
 from ..data import get_class_names
 from ..data.pictures import read_picture
 from ..data.semantic import read_labels
-from ..engine import Predictor
+from ..inference import Predictor
 from ..visualization import image_panels
 from ..visualization.drawing import class_color
 from ..visualization.panels import LEGEND, Panel, label_map, names_in

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor
 
-from ..layers import multi_head_attention
+from ..clip_models.layers import multi_head_attention
 
 
 def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
-from ..layers import QuickGELU
+from ..clip_models.layers import QuickGELU
 from .attention_pool import check_dense, check_position, fit_positions
 from .pixels import warn_of_other_pixels
 from .vit_block import VisualBlock, choose_global_blocks

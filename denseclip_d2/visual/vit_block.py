@@ -7,7 +7,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from ..layers import multi_head_attention
+from ..clip_models.layers import multi_head_attention
 
 
 class VisualBlock(ResidualAttentionBlock):

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as run_lengths
 
-from ..checkpoint.whole_files import written_whole
+from ..utils.atomic import atomic_write
 from .panels import label_map
 
 
@@ -57,7 +57,7 @@ class CocoFile:
 @contextmanager
 def coco_file(path: Path, class_names: Sequence[str], category_ids: Sequence[int]) -> Iterator[CocoFile]:
     """A :class:`CocoFile`, there whole when the block ends well, and else not at all."""
-    with written_whole(path, "w", encoding="utf-8") as file:
+    with atomic_write(path, "w", encoding="utf-8") as file:
         coco = CocoFile(file, class_names, category_ids)
         yield coco
         coco.end()

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..checkpoint.whole_files import written_whole
 from ..data import get_class_names
-from ..engine import Predictor
+from ..inference import Predictor
+from ..utils.atomic import atomic_write
 from .coco_file import CocoFile, coco_file, ids_of_dataset
 from .panels import Panel, grid, image_panels, names_in, strip
 from .sources import Source
@@ -171,5 +171,5 @@ def _total(sources: Sequence[Source], count: int | None) -> int | None:
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
-    with written_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         Image.fromarray(picture).save(file, "PNG")

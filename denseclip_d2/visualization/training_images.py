@@ -8,7 +8,7 @@ from detectron2.structures import Instances
 
 from ..data.pictures import read_image
 from ..data.semantic import read_labels
-from ..random_state import seeded_random
+from ..utils.random_state import seeded_random
 from .drawing import draw_boxes, draw_ground_truth, draw_label_map
 from .panels import Panel
 

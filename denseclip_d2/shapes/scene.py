@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .shapes_worlds import SHAPES, World
+from .vocabulary import SHAPES, World
 
 
 def _stripes(across: np.ndarray, along: np.ndarray) -> np.ndarray:

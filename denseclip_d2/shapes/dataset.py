@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from detectron2.data.datasets import register_coco_instances
 
-from .semantic import register_semantic_folder
-from .shapes_labels import IGNORED, SPLITS, add_labels, add_seen
-from .shapes_panoptic import add_panoptic, register_panoptic
-from .shapes_scene import IMAGE_SIDES, Instance, draw_scene
-from .shapes_worlds import BACKGROUND, SHAPES, World
-from .whole_folder import written_whole
+from ..data.semantic import register_semantic_folder
+from ..utils.atomic import atomic_dir
+from .labels import IGNORED, SPLITS, add_labels, add_seen
+from .panoptic import add_panoptic, register_panoptic
+from .scene import IMAGE_SIDES, Instance, draw_scene
+from .vocabulary import BACKGROUND, SHAPES, World
 
 __all__ = [
     "CLASS_NAMES",
@@ -82,7 +82,7 @@ def generate_shapes(
         raise FileExistsError(f"{root} exists and is not empty: delete it or choose another directory")
 
     info = shapes_info(num_train=num_train, num_val=num_val, seed=seed, world=world)
-    with written_whole(root) as partial:
+    with atomic_dir(root) as partial:
         (partial / "annotations").mkdir()
         for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
             (partial / split).mkdir()

@@ -12,8 +12,8 @@ from threading import Lock
 from typing import Any
 
 from ..data import get_class_names
-from .drawing import HEAT, class_color
-from .look import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
+from ..visualization.drawing import HEAT, class_color
+from .session import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would tell its makers of every start
 try:

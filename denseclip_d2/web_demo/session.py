@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..data import get_class_names
 from ..data.pictures import ImageError, as_bgr
-from ..data.shapes_scene import draw_scene
-from ..data.shapes_worlds import SHAPES
 from ..data.tasks import finds_masks, is_semantic
-from ..engine import Predictor
-from .coco_file import coco_file, ids_of_dataset
-from .drawing import draw_detections, draw_label_map, draw_legend, draw_score_map
-from .panels import LEGEND, Panel, strip
+from ..inference import Predictor
+from ..shapes.scene import draw_scene
+from ..shapes.vocabulary import SHAPES
+from ..visualization.coco_file import coco_file, ids_of_dataset
+from ..visualization.drawing import draw_detections, draw_label_map, draw_legend, draw_score_map
+from ..visualization.panels import LEGEND, Panel, strip
 
 # Pillow has others, some of which it gives to other programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -10,10 +10,10 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 from PIL import Image
 
-from .semantic import load_semantic_folder
-from .shapes_labels import IGNORED, SPLITS, annotated_images, paint
-from .shapes_worlds import BACKGROUND, World
-from .whole_folder import written_whole
+from ..data.semantic import load_semantic_folder
+from ..utils.atomic import atomic_dir
+from .labels import IGNORED, SPLITS, annotated_images, paint
+from .vocabulary import BACKGROUND, World
 
 THINGS = "things"  # of the stuff that Panoptic FPN tells apart, what are objects
 LABEL_DIVISOR = 1000  # in Panoptic-DeepLab's output, a segment is its class times this, and a number
@@ -30,7 +30,7 @@ def add_panoptic(root: Path) -> bool:
     """
     if (root / "panoptic").is_dir():
         return False
-    with written_whole(root / "panoptic") as partial:
+    with atomic_dir(root / "panoptic") as partial:
         for split in SPLITS:
             coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
             categories = [{**category, "isthing": 1} for category in coco["categories"]]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from .shapes_worlds import World
-from .whole_folder import written_whole
+from ..utils.atomic import atomic_dir
+from .vocabulary import World
 
 IGNORED = 255  # the label of pixels that no one is asked about
 
@@ -28,7 +28,7 @@ def add_labels(root: Path) -> bool:
     labels = root / "labels"
     if labels.is_dir():
         return False
-    with written_whole(labels) as partial:
+    with atomic_dir(labels) as partial:
         for split in SPLITS:
             (partial / split).mkdir(parents=True)
             coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
@@ -53,7 +53,7 @@ def add_seen(root: Path, world: World) -> bool:
     new_labels = np.full(256, IGNORED, dtype=np.uint8)
     for old, new in {**new_ids, len(world.class_names): len(new_ids)}.items():
         new_labels[old] = new
-    with written_whole(root / "seen") as partial:
+    with atomic_dir(root / "seen") as partial:
         (partial / "annotations").mkdir(parents=True)
         for split in SPLITS:
             coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())

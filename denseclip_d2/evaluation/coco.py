@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
 from iopath.common.file_io import file_lock
 
-from ..checkpoint.whole_files import written_whole
+from ..utils.atomic import atomic_write
 from .coco_eval import evaluate_coco
 from .ground_truth import category_ids, finite, with_category_ids
 
@@ -76,12 +76,12 @@ class COCOEvaluator(_COCOEvaluator):
 
 
 def write_results(results: list[dict], path: Path) -> None:
-    with written_whole(path, "w", encoding="utf-8") as file:
+    with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(results))
 
 
 def _write_ground_truth(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # All processes of a run write the same: one after the other, beside those that read.
-    with file_lock(str(path)), written_whole(path, "w", encoding="utf-8") as file:
+    with file_lock(str(path)), atomic_write(path, "w", encoding="utf-8") as file:
         json.dump(content, file)

@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as run_lengths
 from torch import Tensor
 
-from .predictor import Predictor
+from ..inference.predictor import Predictor
 
 
 def evaluate_words(

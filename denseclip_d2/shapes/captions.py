@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .shapes_scene import draw_scene
-from .shapes_worlds import SHAPES_192, World, leaning
-from .whole_folder import written_whole
+from ..utils.atomic import atomic_dir
+from .scene import draw_scene
+from .vocabulary import SHAPES_192, World, leaning
 
 _SENTENCES = ("{}", "{}.", "a picture of {}", "an image of {}", "there is {} here", "{} on a grey background")
 _JOINTS = (" and ", ", ", " with ", " beside ", " next to ")
@@ -108,7 +108,7 @@ def write_pairs(pairs: ImageCaptionPairs, root: Path) -> None:
     if root.exists():
         raise FileExistsError(f"{root} exists: delete it or choose another directory")
     with (
-        written_whole(root) as partial,
+        atomic_dir(root) as partial,
         (partial / "captions.tsv").open("w", newline="", encoding="utf-8") as file,
     ):
         (partial / "images").mkdir()

@@ -7,12 +7,12 @@ from detectron2.config import CfgNode
 from open_clip.model import _build_vision_tower
 from torch import nn
 
-from .builder import build_model
-from .clip_models import CLIPArchitecture, get_clip_architecture
-from .config import set_pixels
-from .guidance import guidance_of
-from .language import CLIPTextEncoder
-from .visual.vit_pyramid import LEVELS
+from ..builder import build_model
+from ..clip_models import CLIPArchitecture, get_clip_architecture
+from ..config import set_pixels
+from ..guidance import guidance_of
+from ..language import CLIPTextEncoder
+from ..visual.vit_pyramid import LEVELS
 
 SIDE = 64
 """Of the image that a model is tried on: two cells of stride 32."""
