@@ -92,7 +92,7 @@ def yolo_file(folder: Path) -> Path | None:
     labels = [*folder.glob("*.txt"), *(folder / "labels").rglob("*.txt")]
     if classes.is_file() and any(file.name != CLASSES for file in labels):
         return classes
-    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES[:2]]
+    files = [file for file in sorted(folder.glob("[!.]*")) if file.suffix.lower() in SUFFIXES[:2]]
     files = [file for file in files if re.search(r"^names\s*:", read_text(file), re.MULTILINE)]
     if len(files) > 1:
         raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Name the dataset's.")
