@@ -56,7 +56,9 @@ def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]
             f"{len(images)} training image: none can be held out to evaluate on. Give --val, or set "
             "DATASETS.OWN.HELD_OUT to 0."
         )
-    order = sorted(images, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).digest())
+    order = sorted(
+        images, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode(errors="surrogateescape")).digest()
+    )
     return set(order[: min(max(round(part * len(order)), 1), len(order) - 1)])
 
 
