@@ -148,7 +148,7 @@ def _image_size(path: Path) -> tuple[int, int] | str:
     try:
         return image_size(path)
     except (OSError, ValueError) as error:
-        return str(error)
+        return str(getattr(error, "fault", error)).rstrip(".")
 
 
 def listed(items: Sequence[object], limit: int = 10) -> str:

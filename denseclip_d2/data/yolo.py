@@ -155,7 +155,7 @@ def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:
     for i, name in enumerate(names):
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(f"{file}: YAML reads the name of class {i} as {name!r}. Put the name in quotes.")
-    if content.get("nc") not in (None, len(names)):
+    if str(content.get("nc", len(names))) not in ("None", str(len(names))):
         raise ValueError(f"{file}: nc is {content['nc']}, and there are {len(names)} names. Correct one.")
     return tuple(str(name) for name in names)
 
