@@ -175,8 +175,8 @@ def _with_classes_of(dataset: CocoDataset, training: CocoPart) -> CocoDataset:
     ):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise ValueError(
-                f"{description} has several categories with the name {twice[0]!r}, which cannot be matched by "
-                "name. Make them one category."
+                f"{description} has several categories with the name {twice[0]!r}, and the classes of both "
+                "files are matched by name. Make them one category."
             )
     used = Counter(annotation["category_id"] for annotation in dataset.annotations)
     unknown = [name for name, c in by_name.items() if name not in train.class_names and used[c["id"]]]
