@@ -26,7 +26,7 @@ help:
 	@echo "  make web                a page at http://127.0.0.1:7860: drop a picture, type names, see what a model sees"
 	@echo "  make examples           export the zoo's models, and run the examples on them without torch"
 	@echo "  make test               lint, and run the tests"
-	@echo "  make lint               look for mistakes: ruff, and mypy for types"
+	@echo "  make lint               look for mistakes: ruff, types by mypy, links of the pages"
 	@echo "  make format             format the code"
 	@echo "  make install            the set-up alone"
 	@echo
@@ -96,6 +96,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet --noconftest tests/test_links.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
