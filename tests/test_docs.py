@@ -1,12 +1,18 @@
 """What the documentation says to run, run."""
 
 import re
+from ast import literal_eval
+from functools import reduce
+from html import unescape
 from pathlib import Path
 
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from test_engine import final_metrics
+
+from denseclip_d2.config import add_denseclip_config, rules
 
 PAGE = Path("docs/what_fits.md")
 
@@ -42,3 +48,21 @@ def test_a_system_of_ones_own_takes_thirty_lines():
     assert set(losses) == {"loss_size", "loss_pixel_text"}
     losses["loss_pixel_text"].backward()
     assert names["model"].backbone.language.contexts.grad.any()
+
+
+def test_the_page_of_config_keys_has_every_key_with_its_default_and_rule(monkeypatch):
+    monkeypatch.syspath_prepend("docs/site")
+    from config_keys import config_keys_page
+
+    section, rows = "", {}
+    for line in config_keys_page().splitlines():
+        if line.startswith("## "):
+            section = line[3:]
+        elif match := re.fullmatch(r"\| `(\w+)` \| `(.+?)` \| (.+?) \| (.*) \|", line):
+            rows[f"{section}.{match[1]}"] = unescape(match[2]).replace("\\", ""), unescape(match[3])
+    cfg = get_cfg()
+    add_denseclip_config(cfg)
+    assert rows.keys() == rules.OWN.keys()
+    for key, (default, words) in rows.items():
+        value = reduce(getattr, key.split("."), cfg)
+        assert (literal_eval(default), words) == (value, rules.OWN[key].words), key
