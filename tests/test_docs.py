@@ -1,5 +1,6 @@
 """What the documentation says to run, run."""
 
+import json
 import re
 from ast import literal_eval
 from functools import reduce
@@ -66,3 +67,19 @@ def test_the_page_of_config_keys_has_every_key_with_its_default_and_rule(monkeyp
     for key, (default, words) in rows.items():
         value = reduce(getattr, key.split("."), cfg)
         assert (literal_eval(default), words) == (value, rules.OWN[key].words), key
+
+
+def test_the_notebook_runs_and_finds_what_is_in_its_image(capsys):
+    cells = json.loads(Path("examples/predict.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), names)
+    class_names, instances = names["class_names"], names["outputs"]["instances"]
+    drawn = sorted(instance.category for instance in names["objects"])
+    assert sorted(instances.pred_classes[instances.scores > 0.4].tolist()) == drawn
+    printed = capsys.readouterr().out
+    assert len(drawn) > 3 and all(f"{class_names[category]}: " in printed for category in drawn)
+    assert {*drawn} < {*names["labels"].unique().tolist()}
+    assert names["score_maps"].shape == (len({*drawn}), 160, 160)
