@@ -297,6 +297,7 @@ def test_holes_become_run_lengths():
         ({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, "height and width exchanged"),
         ({"size": [9, 9], "counts": [81]}, r"size \[9, 9\], the image is 30 x 40"),
         ({"size": [HEIGHT, WIDTH], "counts": [10, 10]}, "cover 20 pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, 1, WIDTH * HEIGHT]}, "a run of negative length"),
         ({"counts": [10, 10]}, "neither polygons nor an RLE"),
         ({"size": [HEIGHT, WIDTH], "counts": "é"}, "neither polygons nor an RLE"),
     ],

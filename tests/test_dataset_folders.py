@@ -258,6 +258,24 @@ def test_yolo_images_in_folders_of_folders_and_behind_links(tmp_path):
     assert_close(boxes_of(source, "images/train/tuesday/b.c.png"), [PIXELS])
 
 
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    write_yolo(tmp_path, a=BOX)
+    (tmp_path / "images/train/here").symlink_to(tmp_path / "images/train")
+    (tmp_path / "images/train/above").symlink_to("../../images")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/back").symlink_to("../images/train")
+    (tmp_path / "images/train/there").symlink_to("../../there")
+    source = read_yolo(tmp_path)["train"]
+    assert [image["file_name"] for image in source.content["images"]] == ["images/train/a.png"]
+
+
+def test_macos_hidden_files_are_no_data_yaml(tmp_path):
+    write_yolo(tmp_path, a=BOX)
+    (tmp_path / "data.yaml").rename(tmp_path / "shapes.yaml")
+    write(tmp_path / "._shapes.yaml", b"\0\5\x16\7\xff")
+    assert [*read_source([str(tmp_path)])] == ["train"]
+
+
 def test_a_folder_of_images_above_is_not_the_datasets(tmp_path):
     """Ultralytics replaces the last "images" of the path by "labels"; without, labels are beside images."""
     root = tmp_path / "images" / "my"
@@ -314,6 +332,7 @@ def test_darknets_folder_of_yolo(tmp_path):
     "names",
     [
         "names: [cat, garden gnome]\nnc: 2\n",
+        "names: [cat, garden gnome]\nnc: '2'\n",
         "names:\n  1: garden gnome\n  0: cat\n",
         "names: {'0': cat, '1': garden gnome}\n",
         "names:\n- cat\n- garden gnome\n",
@@ -376,7 +395,9 @@ def test_broken_images_and_labels_without_image_are_named(tmp_path, caplog):
     read_yolo(tmp_path)
     assert "1 label files have no image: left out. " in caplog.text and "photo.txt" in caplog.text
     write(tmp_path / "images/train/b.png", b"no image")
-    with pytest.raises(ValueError, match=r"1 of 2 images cannot be read: .*b.png is broken .*Fetch"):
+    with pytest.raises(
+        ValueError, match=r"b.png is no image of a kind that Pillow reads here\. Fetch them again"
+    ):
         read_yolo(tmp_path)
 
 

@@ -281,7 +281,7 @@ def test_what_is_said_of_the_number_of_classes_is_the_way_out(catalogs, trained,
 
 
 def test_a_lower_learning_rate_is_heeded_when_a_run_goes_on(config):
-    """As the error of a loss that is not finite advises."""
+    """The error of a loss that is not finite advises this."""
     config.DATASETS.TEST, config.SOLVER.CHECKPOINT_PERIOD = (), 2
     trainer = Trainer(config)
     trainer.resume_or_load(resume=False)

@@ -110,6 +110,15 @@ def test_launches_that_cannot_work_are_refused(monkeypatch, given, environment, 
         run(pytest.fail, Namespace(**{**ONE_PROCESS, **given}))
 
 
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    cfg = load_config(CONFIG, [])
+    cfg.MODEL.DEVICE = "cuda:1"
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda:1' for 2 processes.* Set it to 'cuda'."):
+        Trainer(cfg)
+
+
 def test_a_batch_that_the_references_processes_cannot_share_is_refused():
     opts = ["SOLVER.REFERENCE_WORLD_SIZE", 3]
     with pytest.raises(

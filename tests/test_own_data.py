@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -388,6 +389,23 @@ def test_the_classes_of_val_are_matched_by_name(pictures, change):
     written = json.loads((pictures / "output/inference" / cfg.DATASETS.TEST[0] / RESULTS).read_text())
     own_ids = {c["id"]: c["name"] for c in json.loads((pictures / "val.json").read_text())["categories"]}
     assert [own_ids[result["category_id"]] for result in written] == [*SIX[1:4]]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_classes_that_share_a_name_are_not_matched(pictures, split):
+    edit(pictures / f"{split}.json", lambda c: c["categories"].append({"id": 1, "name": SIX[1]}))
+    with pytest.raises(ValueError, match=rf"{split}.json has several categories with the name 'dog'"):
+        own(pictures, val=True)
+
+
+def test_names_of_images_in_another_encoding_are_held_out_as_others(pictures):
+    name = os.fsdecode("für.png".encode("latin-1"))  # as a listed folder gives it
+    (pictures / "images/train_1.png").rename(pictures / "images" / name)
+    edit(pictures / "train.json", lambda c: c["images"][1].update(file_name=name))
+    cfg = own(pictures)
+    records = [r for split in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) for r in DatasetCatalog.get(split[0])]
+    assert sum(Path(record["file_name"]).name == name for record in records) == 1
+    assert all(Path(record["file_name"]).is_file() for record in records)
 
 
 RESULTS = "coco_instances_results.json"

@@ -105,6 +105,22 @@ def test_images_and_labels_are_paired_by_name_and_others_left_out(folder, caplog
     assert "2 files of 3 images" in caplog.text
 
 
+def test_folders_behind_links_are_read_and_hidden_files_are_not(folder, tmp_path):
+    for kind in ("images", "labels"):
+        (folder / kind / "train").rename(tmp_path / kind)
+        (folder / kind / "train").mkdir()
+        (folder / kind / "train/monday").symlink_to(tmp_path / kind)
+        (tmp_path / kind / "._a.png").write_bytes(b"of macOS")
+    semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))
+    assert len(load("rooms_train")) == 1
+
+
+def test_a_file_without_class_names_is_named(folder):
+    (folder / "classes.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"rooms/classes.txt is empty. It needs the name of a class"):
+        semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))
+
+
 def test_a_folder_without_labels_is_refused(folder):
     semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))
     (folder / "labels/train/a.png").unlink()

@@ -88,13 +88,10 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         super().save(name, **kwargs)
 
     def advise_lower_rate(self) -> str:
-        """Return what to do after a divergence; a resumed run would keep its learning rate."""
+        """Return what to do after a divergence."""
         if not (last := self.get_checkpoint_file()):
             return "There is no checkpoint yet: lower SOLVER.BASE_LR and start again."
-        return (
-            f"The last good checkpoint is {last}. Set MODEL.WEIGHTS to it, lower SOLVER.BASE_LR and start "
-            "without --resume, which would keep the old learning rate."
-        )
+        return f"The last good checkpoint is {last}: lower SOLVER.BASE_LR and go on from it by --resume."
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As Detectron2's; what a run goes on from has to hold every tensor."""

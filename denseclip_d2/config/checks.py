@@ -70,18 +70,7 @@ def check_config(cfg: CfgNode) -> None:
             "and VISUAL.WEIGHTS to ''."
         )
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-    if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
-        raise ValueError(
-            "MODEL.PIXEL_MEAN or PIXEL_STD is empty: `denseclip_d2.config.set_pixels(cfg)` fills in what "
-            "CLIPs and timm's models take, as `load_config` does. For another backbone, set what its weights "
-            "take."
-        )
-    channels = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
-    if channels != (3, 3):
-        raise ValueError(
-            f"MODEL.PIXEL_MEAN and PIXEL_STD have {channels[0]} and {channels[1]} values; INPUT.FORMAT "
-            f"{cfg.INPUT.FORMAT!r} has 3 channels: give each 3, or [] for those of the architecture."
-        )
+    _check_pixels(cfg)
     _check_crop(cfg)
     _check_schedule(cfg)
     check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
@@ -128,7 +117,7 @@ def check_context_init(mode: str, context_init: str) -> None:
 
 
 def check_device(device: str) -> None:
-    """See that torch can compute on a device.
+    """See that torch can make tensors on a device, which may be "meta".
 
     Raises:
         ValueError: it cannot.
@@ -137,13 +126,28 @@ def check_device(device: str) -> None:
     if kind == "cuda" and index < torch.cuda.device_count():
         return  # without a use of it, for processes may be started still
     try:
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise ValueError(
             f"MODEL.DEVICE is {device!r}, where torch cannot compute. This machine has {gpus} GPUs for CUDA: "
             "set MODEL.DEVICE to " + ("cuda, or to cpu." if gpus else "cpu.")
         ) from error
+
+
+def _check_pixels(cfg: CfgNode) -> None:
+    if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
+        raise ValueError(
+            "MODEL.PIXEL_MEAN or PIXEL_STD is empty: `denseclip_d2.config.set_pixels(cfg)` fills in what "
+            "CLIPs and timm's models take, as `load_config` does. For another backbone, set what its weights "
+            "take."
+        )
+    channels = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    if channels != (3, 3):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN and PIXEL_STD have {channels[0]} and {channels[1]} values; INPUT.FORMAT "
+            f"{cfg.INPUT.FORMAT!r} has 3 channels: give each 3, or [] for those of the architecture."
+        )
 
 
 def _check_crop(cfg: CfgNode) -> None:

@@ -54,7 +54,10 @@ class CfgNode(_CfgNode):
             raise ValueError(_is_section(key, default, value))
         if isinstance(default, str) and isinstance(text, str) and type(value) in (int, float):
             return repr(text)  # a folder may be called 2024; this is decoded once more
-        return _fit(value, default, key) if isinstance(value, int | list | tuple) else text
+        if isinstance(value, int | list | tuple):
+            return _fit(value, default, key)
+        _check_type(value, default, key)
+        return text
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
@@ -109,7 +112,30 @@ def _fit(value, default, key: str):
     if isinstance(value, dict) and default is not None:
         raise ValueError(f"{key} has keys below it, and is no section: its default is {default!r}.")
     value = _decoded(value, default)
-    return float(value) if isinstance(default, float) and type(value) is int else value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    _check_type(CfgNode._decode_cfg_value(value), default, key)
+    return value
+
+
+def _check_type(value, default, key: str) -> None:
+    """
+    Raises:
+        ValueError: a value, decoded, has another type than the default; lists and tuples are one type.
+    """
+    kinds = [list if isinstance(each, tuple) else type(each) for each in (value, default)]
+    if kinds[0] is kinds[1] or None in (value, default):
+        return
+    # In both quotes, for a shell as for YAML.
+    if kinds[1] is list:
+        parts = str(value).strip("()[] ").split(",")
+        needed = f'a list, such as "{tuple(CfgNode._decode_cfg_value(part.strip()) for part in parts)!r}"'
+    elif kinds[1] is str:
+        needed = f'a string, such as "{str(value)!r}"'
+    else:
+        kind = {bool: "True or False", int: "a whole number"}.get(kinds[1], "a number")
+        needed = f"{kind}, such as {default!r}"
+    raise ValueError(f"{key} is {value!r}; it has to be {needed}.")
 
 
 def _decoded(value, default):

@@ -95,6 +95,8 @@ def _rle_fault(rle: dict, height: int, width: int) -> str:
         return f"the RLE has height and width exchanged: size {size}, the image is {height} x {width}"
     if size != [height, width]:
         return f"the RLE has size {size}, the image is {height} x {width} (height x width)"
+    if isinstance(counts, list) and min(map(int, counts), default=0) < 0:
+        return "the RLE has a run of negative length"
     pixels = sum(map(int, counts)) if isinstance(counts, list) else _pixels_of(counts)
     if pixels != height * width:
         return f"the runs of the RLE cover {pixels} pixels, the image has {height * width}"

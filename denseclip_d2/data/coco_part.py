@@ -162,12 +162,22 @@ def _with_classes_of(dataset: CocoDataset, training: CocoPart) -> CocoDataset:
     A category keeps its id. Classes without a category get one with a free id.
 
     Raises:
-        ValueError: there are objects of a category that the training data do not have.
+        ValueError: there are objects of a category that the training data do not have; two categories share
+            a name.
     """
     train = summarize(training)
     if dataset.class_names == train.class_names:
         return dataset
     by_name = {category["name"]: category for category in dataset.categories}
+    for names, description in (
+        (dataset.class_names, dataset.source.description),
+        (train.class_names, train.description),
+    ):
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise ValueError(
+                f"{description} has several categories with the name {twice[0]!r}, and the classes of both "
+                "files are matched by name. Make them one category."
+            )
     used = Counter(annotation["category_id"] for annotation in dataset.annotations)
     unknown = [name for name, c in by_name.items() if name not in train.class_names and used[c["id"]]]
     if unknown:

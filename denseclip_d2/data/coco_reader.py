@@ -163,7 +163,7 @@ class _Normalizer:
     def _set_size(self, image: dict) -> None:
         try:
             sides = [int(float(image[side])) for side in ("width", "height")]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             sides = [0, 0]
         if min(sides) <= 0:
             sides = [*self.size_of(self.paths[image["id"]])]

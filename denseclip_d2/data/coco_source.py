@@ -99,11 +99,19 @@ def find_images(folder: Path) -> list[Path]:
 def find_files(folder: Path, suffix: str = "") -> list[Path]:
     """Return the files in a folder and in its folders, sorted.
 
-    Hidden files are left out, and links to folders are followed.
+    Hidden files are left out. Links to folders are followed, except to a folder that holds the link.
     """
-    walk = os.walk(folder, followlinks=True)  # Path.rglob follows none before Python 3.13
-    paths = (Path(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
+    paths = []
+    # Path.rglob follows no links before Python 3.13.
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_up(Path(parent, name))]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(path for path in paths if path.suffix.lower() == suffix or not suffix)
+
+
+def _leads_up(path: Path) -> bool:
+    """Return whether a path is a link to a folder that the path leads through."""
+    return path.is_symlink() and any(p.resolve().is_relative_to(path.resolve()) for p in path.parents)
 
 
 def is_image(path: Path) -> bool:
@@ -140,7 +148,7 @@ def _image_size(path: Path) -> tuple[int, int] | str:
     try:
         return image_size(path)
     except (OSError, ValueError) as error:
-        return str(error)
+        return str(getattr(error, "fault", error)).rstrip(".")
 
 
 def listed(items: Sequence[object], limit: int = 10) -> str:

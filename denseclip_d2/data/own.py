@@ -53,10 +53,15 @@ def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]
     """
     if len(images) < 2:
         raise ValueError(
-            f"{len(images)} training image: none can be held out to evaluate on. Give --val, or set "
-            "DATASETS.OWN.HELD_OUT to 0."
+            f"{len(images)} training image: none can be held out to evaluate on. Give images to evaluate on "
+            "(--val, or images/val), or set DATASETS.OWN.HELD_OUT to 0."
         )
-    order = sorted(images, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).digest())
+
+    def draw(image: str) -> bytes:
+        # A name in another encoding than the file system's has surrogates.
+        return hashlib.sha256(f"{seed}/{image}".encode(errors="surrogatepass")).digest()
+
+    order = sorted(images, key=draw)
     return set(order[: min(max(round(part * len(order)), 1), len(order) - 1)])
 
 

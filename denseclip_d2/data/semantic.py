@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from .coco_source import find_files
 from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 from .text import read_text
 
@@ -60,7 +61,7 @@ def register_semantic_folders(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: a folder is not arranged like that.
-        ValueError: a name is taken by another dataset; ``classes.txt`` is not UTF-8.
+        ValueError: a name is taken by another dataset; ``classes.txt`` is empty or not UTF-8.
     """
     for folder in cfg.DATASETS.SEMANTIC_FOLDERS:
         root = Path(folder).expanduser().resolve()
@@ -75,6 +76,8 @@ def register_semantic_folders(cfg: CfgNode) -> None:
             name, images = f"{root.name}_{split}", root / "images" / split
             if name not in DatasetCatalog:
                 class_names = [line.strip() for line in read_text(names).strip().splitlines()]
+                if not class_names:
+                    raise ValueError(f"{names} is empty. It needs the name of a class on each line.")
                 register_semantic_folder(name, images, root / "labels" / split, class_names)
             elif MetadataCatalog.get(name).get("image_root") != str(images):
                 raise ValueError(
@@ -229,6 +232,6 @@ def _files(root: Path, extensions: set[str]) -> dict[str, Path]:
 
     Of several with one name, such as a HEIC photo and its JPEG, one that Pillow reads is taken.
     """
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions)
+    files = [path for path in find_files(root) if path.suffix.lower() in extensions]
     files.sort(key=lambda path: path.suffix.lower() not in OTHER_SUFFIXES)  # the last of a name stays
     return {str(path.relative_to(root).with_suffix("")): path for path in files}

@@ -92,7 +92,7 @@ def yolo_file(folder: Path) -> Path | None:
     labels = [*folder.glob("*.txt"), *(folder / "labels").rglob("*.txt")]
     if classes.is_file() and any(file.name != CLASSES for file in labels):
         return classes
-    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES[:2]]
+    files = [file for file in sorted(folder.glob("[!.]*")) if file.suffix.lower() in SUFFIXES[:2]]
     files = [file for file in files if re.search(r"^names\s*:", read_text(file), re.MULTILINE)]
     if len(files) > 1:
         raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Name the dataset's.")
@@ -155,7 +155,7 @@ def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:
     for i, name in enumerate(names):
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(f"{file}: YAML reads the name of class {i} as {name!r}. Put the name in quotes.")
-    if content.get("nc") not in (None, len(names)):
+    if str(content.get("nc", len(names))) not in ("None", str(len(names))):
         raise ValueError(f"{file}: nc is {content['nc']}, and there are {len(names)} names. Correct one.")
     return tuple(str(name) for name in names)
 

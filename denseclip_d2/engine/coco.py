@@ -76,12 +76,12 @@ class COCOEvaluator(_COCOEvaluator):
 
 
 def write_results(results: list[dict], path: Path) -> None:
-    with written_whole(path, "w") as file:
+    with written_whole(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(results))
 
 
 def _write_ground_truth(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # All processes of a run write the same: one after the other, beside those that read.
-    with file_lock(str(path)), written_whole(path, "w") as file:
+    with file_lock(str(path)), written_whole(path, "w", encoding="utf-8") as file:
         json.dump(content, file)

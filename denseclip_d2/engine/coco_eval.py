@@ -1,6 +1,6 @@
 """Figures of COCO and LVIS: by hotcoco where it is installed, else by pycocotools and the package lvis.
 
-The figures and curves are the same to the last bit; docs/performance.md has the times.
+The figures and curves are the same to the last bit; docs/lab_book.md has the times.
 """
 
 from collections import defaultdict

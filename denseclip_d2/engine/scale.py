@@ -25,6 +25,11 @@ def check_processes(cfg: CfgNode) -> None:
             "MODEL.DEVICE is 'cpu', but the processes were started for GPUs. "
             "Hide the GPUs by CUDA_VISIBLE_DEVICES= in the environment, or leave MODEL.DEVICE 'cuda'."
         )
+    if world_size > 1 and torch.device(cfg.MODEL.DEVICE).index is not None:
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} for {world_size} processes, each of which has a GPU of "
+            "its own. Set it to 'cuda'."
+        )
     reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
     if reference and batch % reference:
         raise ValueError(

@@ -14,7 +14,7 @@ from .blocks_triton import (
 )
 
 BLOCK_CLASSES = 16
-"""The fastest of 16 to 128 on an H200 (docs/performance.md)."""
+"""The fastest of 16 to 128 on an H200 (docs/lab_book.md)."""
 
 
 @triton.jit

@@ -86,7 +86,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         departures=[*_departures(run.cfg)], environment=run.logged_table("Environment info:"),
         version=__version__, written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
     )  # fmt: skip
-    with written_whole(output, "w", encoding="utf-8") as file:
+    # A file name in another encoding than the file system's has what UTF-8 has not.
+    with written_whole(output, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(page)
     return output
 
