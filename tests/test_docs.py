@@ -1,12 +1,19 @@
 """What the documentation says to run, run."""
 
+import json
 import re
+from ast import literal_eval
+from functools import reduce
+from html import unescape
 from pathlib import Path
 
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from test_engine import final_metrics
+
+from denseclip_d2.config import add_denseclip_config, rules
 
 PAGE = Path("docs/what_fits.md")
 
@@ -42,3 +49,37 @@ def test_a_system_of_ones_own_takes_thirty_lines():
     assert set(losses) == {"loss_size", "loss_pixel_text"}
     losses["loss_pixel_text"].backward()
     assert names["model"].backbone.language.contexts.grad.any()
+
+
+def test_the_page_of_config_keys_has_every_key_with_its_default_and_rule(monkeypatch):
+    monkeypatch.syspath_prepend("docs/site")
+    from config_keys import config_keys_page
+
+    section, rows = "", {}
+    for line in config_keys_page().splitlines():
+        if line.startswith("## "):
+            section = line[3:]
+        elif match := re.fullmatch(r"\| `(\w+)` \| `(.+?)` \| (.+?) \| (.*) \|", line):
+            rows[f"{section}.{match[1]}"] = unescape(match[2]).replace("\\", ""), unescape(match[3])
+    cfg = get_cfg()
+    add_denseclip_config(cfg)
+    assert rows.keys() == rules.OWN.keys()
+    for key, (default, words) in rows.items():
+        value = reduce(getattr, key.split("."), cfg)
+        assert (literal_eval(default), words) == (value, rules.OWN[key].words), key
+
+
+def test_the_notebook_runs_and_finds_what_is_in_its_image(capsys):
+    cells = json.loads(Path("examples/predict.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), names)
+    class_names, instances = names["class_names"], names["outputs"]["instances"]
+    drawn = sorted(instance.category for instance in names["objects"])
+    assert sorted(instances.pred_classes[instances.scores > 0.4].tolist()) == drawn
+    printed = capsys.readouterr().out
+    assert len(drawn) > 3 and all(f"{class_names[category]}: " in printed for category in drawn)
+    assert {*drawn} < {*names["labels"].unique().tolist()}
+    assert names["score_maps"].shape == (len({*drawn}), 160, 160)
