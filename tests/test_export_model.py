@@ -582,7 +582,6 @@ WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True"]
         ("mask_rcnn", ["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "a ProposalNetwork is none of"),
         ("mask_rcnn", ["MODEL.KEYPOINT_ON", "True"], "keypoints"),
         ("mask_rcnn", ["MODEL.WEIGHTS", ""], "WEIGHTS is empty"),
-        ("mask_rcnn", ["INPUT.FORMAT", "YUV-BT.601", "MODEL.WEIGHTS", "x"], "bytes of RGB or BGR"),
     ],
 )
 def test_what_cannot_be_exported_says_so(config, opts, reason):

@@ -51,9 +51,6 @@ def _reasons(cfg: CfgNode) -> list[str]:
         "False, the model that sees it whole can be": cfg.TEST.SLIDING_WINDOW.ENABLED,
         "MODEL.WEIGHTS is empty; set it to those of the trained model": not cfg.MODEL.WEIGHTS,
         "MODEL.KEYPOINT_ON is True, and no output holds keypoints": cfg.MODEL.KEYPOINT_ON,
-        f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, and files take the bytes of RGB or BGR": (
-            cfg.INPUT.FORMAT not in ("RGB", "BGR")
-        ),
         "MODEL.LOAD_PROPOSALS is True, and pictures come without": cfg.MODEL.LOAD_PROPOSALS,
     }
     return [reason for reason, holds in reasons.items() if holds]
