@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Train rows of config overrides for several seeds each, and write the table of what they reach.
+"""Train rows of config overrides for several seeds each, and write the table of the results.
 
 tools/ablate.py --rows configs/ablations/shapes_prompting.yaml --output output/prompting
 tools/ablate.py --rows F --output D --jobs 2                     # two runs at once
@@ -18,29 +17,20 @@ from pathlib import Path
 
 import torch
 
-import denseclip_d2  # noqa: F401  (registers the datasets and denseclip://)
-from denseclip_d2.ablation import finished, read_ablation, run_all, write_table
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import check_writable
+from ..ablation import finished, read_ablation, run_all, write_table
+from ..engine.setup import check_writable
+from .parser import command_parser, positive
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--rows", type=Path, required=True, metavar="FILE", help="YAML; see configs/ablations/")
     add("--output", type=Path, required=True, metavar="DIR", help="for the runs and the table")
-    add("--jobs", type=int, default=1, help="runs at once (%(default)s)")
+    add("--jobs", type=positive, default=1, help="runs at once (%(default)s)")
     add("--gpus-per-job", type=int, default=0, metavar="N", help="of the visible ones (default: as they are)")
     add("--table-only", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    if args.jobs < 1 or not 0 <= args.jobs * args.gpus_per_job <= torch.cuda.device_count():
-        parser.error(
-            f"--jobs {args.jobs} and --gpus-per-job {args.gpus_per_job}: one run at least, and no more "
-            f"GPUs than the {torch.cuda.device_count()} of this machine."
-        )
-    return args
+    return parser
 
 
 def device() -> str:
@@ -50,6 +40,12 @@ def device() -> str:
 
 
 def main(args: argparse.Namespace) -> int:
+    if not 0 <= args.jobs * args.gpus_per_job <= torch.cuda.device_count():
+        raise argparse.ArgumentError(
+            None,
+            f"--jobs {args.jobs} and --gpus-per-job {args.gpus_per_job} need more GPUs than the "
+            f"{torch.cuda.device_count()} of this machine.",
+        )
     ablation = read_ablation(args.rows)
     check_writable(str(args.output), "--output")
     note = (
@@ -62,7 +58,8 @@ def main(args: argparse.Namespace) -> int:
 
     failed = []
     if not args.table_only:
-        train = [sys.executable, str(Path(__file__).with_name("train_net.py"))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # runs import what this one does
+        train = [sys.executable, "-m", f"{__package__}", "train"]
         if args.gpus_per_job > 1:
             train += ["--num-gpus", str(args.gpus_per_job)]
         failed = run_all(
@@ -73,8 +70,3 @@ def main(args: argparse.Namespace) -> int:
     for run in failed:
         print(f"failed: {run.row.name}, seed {run.seed}; see {run.folder / 'output.txt'}", file=sys.stderr)
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        sys.exit(main(parse_args()))

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Time and memory of what language guidance costs, as ratios, measured side by side in one process.
+"""Measure time and memory of language guidance, as ratios, side by side in one process.
 
 tools/benchmark.py --json benchmark.json                            # all sections, on the GPU if there is one
 tools/benchmark.py --only text --classes 80 150 1203
@@ -22,7 +21,6 @@ all, and at the others of each alone.
 """
 
 import argparse
-import json
 import os
 import platform
 from dataclasses import asdict
@@ -31,13 +29,11 @@ from pathlib import Path
 
 import torch
 
-from denseclip_d2.benchmark import CONTENDERS, GROWING, SECTIONS, Settings, format_table
-from denseclip_d2.config import load_config
-from denseclip_d2.engine import keep_memory
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import check_writable
+from ..benchmark import CONTENDERS, GROWING, SECTIONS, Settings, format_table
+from ..config import load_config
+from ..engine import keep_memory
+from .parser import add_config, check_folder, command_parser, positive, write_json
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
 ASKED_FOR = ("compiled", "loader", "start", "imports", "checkpoint", "figures", "exported")
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
@@ -49,17 +45,9 @@ def size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=CONFIG, metavar="FILE", help="of a detector (%(default)s)")
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add_config(parser, default=CONFIG, help="of a detector (%(default)s)")
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, metavar="SECTION",
         default=[name for name in SECTIONS if name not in ASKED_FOR],
@@ -82,20 +70,14 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--repeats", type=positive, default=5, help="rounds that are timed (%(default)s)")
     parser.add_argument(
-        "--images",
-        type=positive,
-        default=118287,
-        help="of the simulated dataset (%(default)s)",
+        "--images", type=positive, default=118287, help="of the simulated dataset (%(default)s)"
     )
-    parser.add_argument("--json", metavar="OUT", help="file to write the rows to")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file to write the rows to")
     parser.add_argument(
-        "--plot", metavar="OUT",
+        "--plot", type=Path, metavar="OUT",
         help="PNG to draw how detectors' time and memory grow in, along what has several values",
     )  # fmt: skip
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
-    )
-    return parser.parse_args()
+    return parser
 
 
 def device_name(device: torch.device) -> str:
@@ -105,10 +87,10 @@ def device_name(device: torch.device) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
     cfg = load_config(args.config_file, args.opts)
-    for option, file in (("--json", args.json), ("--plot", args.plot)):
-        if file:
-            check_writable(str(Path(file).parent), f"the folder of {option}")
+    check_folder(args.json, "--json")
+    check_folder(args.plot, "--plot")
     keep_memory(cfg)
     settings = Settings(
         cfg, args.classes, args.sizes, args.batch, args.threads, args.repeats, args.contenders, args.images,
@@ -131,16 +113,10 @@ def main(args: argparse.Namespace) -> None:
             print(f"\n{table[0].section}\n\n{format_table(table)}", flush=True)
             rows += table
     if args.json:
-        report = {**about, "rows": [asdict(row) for row in rows]}
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, {**about, "rows": [asdict(row) for row in rows]})
         print(f"\nWrote {args.json}")
     if args.plot:
-        from denseclip_d2.benchmark.growth import draw  # matplotlib, which measuring needs nothing of
+        from ..benchmark.growth import draw  # matplotlib, which measuring needs nothing of
 
-        draw(rows, Path(args.plot))
+        draw(rows, args.plot)
         print(f"\nWrote {args.plot}")
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        main(parse_args())

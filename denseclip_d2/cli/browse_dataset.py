@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""What a data set holds and what in it is odd, and pictures of it as the trainer sees them.
+"""Describe a dataset, list what is odd in it, and draw images of it as the trainer sees them.
 
 tools/browse_dataset.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml --output output/browse
 tools/browse_dataset.py --config-file F --dataset my_val --count 20 --output DIR INPUT.MIN_SIZE_TRAIN "(640,)"
@@ -8,7 +7,6 @@ Nothing is trained, and no weights are read. DIR gets statistics.json and pictur
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,32 +16,27 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tabulate import tabulate
 
-from denseclip_d2.clip_models import get_clip_architecture
-from denseclip_d2.config import load_config
-from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.data.mapper import build_mapper
-from denseclip_d2.data.statistics import Statistics, statistics_of
-from denseclip_d2.data.tasks import is_semantic
-from denseclip_d2.data.transforms import ResizeShortestEdge
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.language.tokenizers import get_tokenizer
-from denseclip_d2.visualization import grid
-from denseclip_d2.visualization.training_images import training_panels
+from ..clip_models import get_clip_architecture
+from ..config import load_config
+from ..data.checks import load_datasets
+from ..data.mapper import build_mapper
+from ..data.statistics import Statistics, statistics_of
+from ..data.tasks import is_semantic
+from ..data.transforms import ResizeShortestEdge
+from ..engine.setup import check_writable
+from ..language.tokenizers import get_tokenizer
+from ..visualization import grid
+from ..visualization.training_images import training_panels
+from .parser import add_config, command_parser, write_json
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add_config(parser)
     parser.add_argument("--dataset", help="a registered one (default: the first of DATASETS.TRAIN)")
     parser.add_argument("--count", type=int, default=6, help="images drawn (default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
-    )
-    return parser.parse_args()
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -67,9 +60,7 @@ def main(args: argparse.Namespace) -> None:
 
     statistics = statistics_of(records, class_names, scale_of=scale_of, tokens_of=tokens_of)
     print(report(name, statistics))
-    Path(args.output, "statistics.json").write_text(
-        json.dumps(asdict(statistics), indent=2), encoding="utf-8"
-    )
+    write_json(Path(args.output, "statistics.json"), asdict(statistics))
     mapper = build_mapper(cfg)
     chosen = np.random.default_rng(max(cfg.SEED, 0)).permutation(len(records))[: args.count]
     rows = [training_panels(records[i], mapper, cfg.INPUT.FORMAT, class_names) for i in sorted(chosen)]
@@ -91,8 +82,3 @@ def report(name: str, statistics: Statistics) -> str:
         *(f"  {oddity}" for oddity in statistics.odd),
     ]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        main(parse_args())

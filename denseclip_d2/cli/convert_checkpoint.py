@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Any weights this project reads, as one self-describing .safetensors file.
+"""Convert any weights that this project reads to one self-describing .safetensors file.
 
 tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
 tools/convert_checkpoint.py --input model_final.pth --config-file F --fold-text --output small.safetensors
@@ -16,23 +15,21 @@ from pathlib import Path
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from denseclip_d2.builder import build_model
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
-from denseclip_d2.checkpoint.exported import check_output
-from denseclip_d2.config import load_config
-from denseclip_d2.data import get_class_names
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.guidance import guidance_of
-from denseclip_d2.model_zoo.card import check_card, find_figures, model_card, write_card
+from ..builder import build_model
+from ..checkpoint import DenseCLIPCheckpointer, export
+from ..checkpoint.exported import check_output
+from ..config import load_config
+from ..data import get_class_names
+from ..engine.setup import check_writable
+from ..guidance import guidance_of
+from ..model_zoo.card import check_card, find_figures, model_card, write_card
+from .parser import add_config, command_parser
 
 
-def parse_args(args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
     parser.add_argument("--input", required=True, metavar="FILE", help="weights of the whole model")
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="what they are weights of")
+    add_config(parser, help="what they are weights of")
     parser.add_argument("--output", required=True, metavar="OUT", help="the .safetensors to write")
     parser.add_argument(
         "--fold-text", action="store_true",
@@ -49,10 +46,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         "--metrics", metavar="FILE",
         help="the card's figures: a training's metrics.json (default: the one beside a model_final.pth)",
     )  # fmt: skip
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
-    )
-    return parser.parse_args(args)
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -87,8 +81,3 @@ def main(args: argparse.Namespace) -> None:
         write_card(folder, card)
         print(f"Wrote {folder / 'README.md'}: put your name and the repository's in place of OWNER/REPO")
     print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        main(parse_args())

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""What a model sees in images and videos: pictures of detections or label maps, and of score maps of names.
+"""Show what a model sees in images and videos: detections or label maps, and score maps of names.
 
 tools/demo.py --config-file F --input photo.jpg --score-map person dog --output DIR MODEL.WEIGHTS W
 tools/demo.py --config-file F --input photos/ 'more/*.png' clip.mp4 --output DIR MODEL.WEIGHTS W
@@ -17,21 +16,19 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from denseclip_d2.config import load_config
-from denseclip_d2.engine import Predictor, keep_memory
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import output_folder
-from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
-from denseclip_d2.visualization.gallery import check_outputs
+from ..config import load_config
+from ..engine import Predictor, keep_memory
+from ..engine.setup import output_folder
+from ..visualization import Source, camera, draw_sources, find_sources, of_dataset
+from ..visualization.gallery import check_outputs
+from .parser import add_opts, command_parser
 
 SKIPPED = 3
 """Exit status where an input was skipped."""
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--config-file", metavar="FILE", help="a config, or weights exported with theirs")
     model.add_argument("--zoo", metavar="NAME", help="a trained model of the zoo, by its config's name")
@@ -50,10 +47,8 @@ def parse_args() -> argparse.Namespace:
         help="classes, or any words, whose score maps to draw (--dataset: up to three that are in the image)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
-    )
-    return parser.parse_args()
+    add_opts(parser)
+    return parser
 
 
 def find(args: argparse.Namespace) -> list[Source]:
@@ -87,8 +82,3 @@ def main(args: argparse.Namespace) -> int:
         print(f"No image was seen, and nothing is written to {args.output}", file=sys.stderr)
         return 1
     return SKIPPED if faults else 0
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        sys.exit(main(parse_args()))

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""What is wrong with this set-up, and the way out; nothing is downloaded or changed.
+"""Find what is wrong with this set-up, and how to fix it; nothing is downloaded or changed.
 
 tools/doctor.py
 DETECTRON2_DATASETS=/data tools/doctor.py --output /runs
@@ -11,38 +10,26 @@ status is 1 if something is wrong.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-try:
-    from denseclip_d2.doctor import examine
-    from denseclip_d2.engine.errors import errors_in_a_line
-except ImportError as error:
-    reason = f" ({error.__cause__})" if error.__cause__ else ""
-    sys.exit(f"wrong  denseclip_d2 cannot be imported: {error}{reason}\n       -> `make install`")
+from ..doctor import examine
+from .parser import command_parser
 
-ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"  # of a clone
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
     parser.add_argument("--output", default="output", metavar="DIR", help="of checkpoints (%(default)s)")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these, which have to be there")
-    return parser.parse_args()
+    return parser
 
 
 def main(args: argparse.Namespace) -> int:
     found = []
-    for finding in examine(ROOT / "requirements.txt", Path(args.output), args.datasets):
+    for finding in examine(REQUIREMENTS, Path(args.output), args.datasets):
         print(finding, flush=True)
         found.append(finding.state)
     wrong, note, ok = (found.count(state) for state in ("wrong", "note", "ok"))
     print(f"\n{wrong} wrong, {note} to note, {ok} as they should be")
     return 1 if "wrong" in found else 0
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        sys.exit(main(parse_args()))

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""A trained model as one file for other runtimes, verified by them.
+"""Export a trained model as one file for other runtimes, verified by them.
 
 tools/export_model.py --config-file F --format onnx --output DIR MODEL.WEIGHTS W
 tools/export_model.py --config-file model.safetensors --format torchscript --output DIR    # its own config
@@ -17,17 +16,15 @@ from pathlib import Path
 from detectron2.evaluation import print_csv_format
 from detectron2.utils.logger import setup_logger
 
-from denseclip_d2.config import load_config
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
+from ..config import load_config
+from ..engine.setup import check_writable
+from ..export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
+from .parser import add_config, command_parser
 
 
-def parse_args(args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="F", help="a config, or exported weights")
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add_config(parser, help="a config, or exported weights")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument(
         "--precision", choices=list(PRECISIONS), default="float32",
@@ -50,10 +47,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--evaluate", action="store_true", help="evaluate the file, by its runtime, on DATASETS.TEST"
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
-    )
-    return parser.parse_args(args)
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,8 +71,3 @@ def main(args: argparse.Namespace) -> None:
         for name, results in evaluate_file(cfg, files[0], args.format).items():
             print(f"{name}:")
             print_csv_format(results)
-
-
-if __name__ == "__main__":
-    with errors_in_a_line():
-        main(parse_args())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train or evaluate a model of one of Detectron2's LazyConfigs.
 
 tools/lazyconfig_train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.py
@@ -14,14 +13,26 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.engine import run
-from denseclip_d2.engine.errors import errors_in_a_line, keep_tracebacks_in_the_log
-from denseclip_d2.engine.lazy import build_lazy_model, evaluate_lazily, load_lazy_config, train_lazily
-from denseclip_d2.engine.setup import check_writable
+from ..checkpoint import DenseCLIPCheckpointer
+from ..engine import run
+from ..engine.errors import keep_tracebacks_in_the_log
+from ..engine.lazy import build_lazy_model, evaluate_lazily, load_lazy_config, train_lazily
+from ..engine.setup import check_writable
+
+
+def build_parser() -> argparse.ArgumentParser:
+    return default_argument_parser(epilog=__doc__)
 
 
 def main(args: argparse.Namespace) -> None:
+    if not args.config_file.endswith(".py"):
+        raise argparse.ArgumentError(None, "--config-file F.py is needed; YAML is for tools/train_net.py")
+    load_lazy_config(args.config_file, args.opts)  # what is wrong with it is said once
+    run(train, args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train or evaluate, in one of the processes."""
     cfg = load_lazy_config(args.config_file, args.opts)
     check_writable(cfg.train.output_dir, "train.output_dir")
     default_setup(cfg, args)
@@ -33,13 +44,3 @@ def main(args: argparse.Namespace) -> None:
         evaluate_lazily(cfg, model)
     else:
         train_lazily(cfg, resume=args.resume)
-
-
-if __name__ == "__main__":
-    parser = default_argument_parser(epilog=__doc__)
-    args = parser.parse_args()
-    if not args.config_file.endswith(".py"):
-        parser.error("--config-file F.py is needed; YAML is for tools/train_net.py")
-    with errors_in_a_line():
-        load_lazy_config(args.config_file, args.opts)  # what is wrong with it is said once
-        run(main, args)

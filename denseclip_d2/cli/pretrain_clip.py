@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Trains a small CLIP on images with captions, or says what one knows of the generated shapes.
+"""Pre-train a small CLIP on images with captions, or measure what one knows of the generated shapes.
 
 tools/pretrain_clip.py --output output/clip                        # on generated pictures of 192 classes
 tools/pretrain_clip.py --output output/clip --pairs DIR/captions.tsv --model RN50-quickgelu
@@ -13,13 +12,11 @@ from pathlib import Path
 import open_clip
 from detectron2.utils.file_io import PathManager
 
-import denseclip_d2  # noqa: F401  (registers denseclip:// and the tiny architectures)
-from denseclip_d2.checkpoint.readers import read_weights
-from denseclip_d2.data.caption_table import CaptionTable
-from denseclip_d2.data.captions import ImageCaptionPairs, write_pairs
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.engine.setup import check_writable
-from denseclip_d2.pretraining import (
+from ..checkpoint.readers import read_weights
+from ..data.caption_table import CaptionTable
+from ..data.captions import ImageCaptionPairs, write_pairs
+from ..engine.setup import check_writable
+from ..pretraining import (
     PRECISIONS,
     Recipe,
     ZeroShotEvaluator,
@@ -27,12 +24,11 @@ from denseclip_d2.pretraining import (
     preprocess_of,
     pretrain,
 )
+from .parser import check_folder, command_parser, write_json
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--model", default="RN-shapes-quickgelu", help="open_clip's name of an architecture (%(default)s)")
     add("--output", type=Path, metavar="DIR", help="for clip.pt, metrics.json and what --resume needs")
@@ -53,11 +49,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--eval-only", action="store_true", help="measure --weights on pictures generated from --seed")
     add("--weights", metavar="FILE", help="with --eval-only: clip.pt, or a denseclip:// or openclip:// path")
     add("--json", type=Path, metavar="OUT", help="with --eval-only: file to write the figures to")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
     needed = "weights" if args.eval_only else "output"
     if getattr(args, needed) is None:
-        parser.error(f"--{needed} is needed")
-    return args
+        raise argparse.ArgumentError(None, f"--{needed} is needed")
+    (measure if args.eval_only else train)(args)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -68,8 +67,7 @@ def measure(args: argparse.Namespace) -> None:
     check_architecture(args.model)
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed}: at least 0 is needed.")
-    if args.json:
-        check_writable(str(args.json.parent), "the folder of --json")
+    check_folder(args.json, "--json")
     model = open_clip.create_model(args.model)
     names = model.state_dict().keys()
     local = PathManager.get_local_path(args.weights)
@@ -84,10 +82,10 @@ def measure(args: argparse.Namespace) -> None:
         args.model, preprocess_of(model), tokenizer, num_images=args.images, seed=args.seed
     )
     figures = evaluate(model)
-    text = json.dumps({"weights": args.weights, "model": args.model, "seed": args.seed, **figures}, indent=2)
-    print(text)
+    report = {"weights": args.weights, "model": args.model, "seed": args.seed, **figures}
+    print(json.dumps(report, indent=2))
     if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
+        write_json(args.json, report)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -107,9 +105,3 @@ def train(args: argparse.Namespace) -> None:
         write_pairs(ImageCaptionPairs(args.num_pairs, seed=args.seed), table.parent)
     path = pretrain(recipe, CaptionTable(table), args.output, resume=args.resume, workers=args.workers)
     print(f"Wrote {path}")
-
-
-if __name__ == "__main__":
-    arguments = parse_args()
-    with errors_in_a_line():
-        (measure if arguments.eval_only else train)(arguments)

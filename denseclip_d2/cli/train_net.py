@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train or evaluate a model of a config.
 
 tools/train_net.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml
@@ -20,44 +19,28 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from denseclip_d2.builder import make_fast
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.config import load_config
-from denseclip_d2.data.dataset_folder import FORMS
-from denseclip_d2.engine import Trainer, run, setup, with_tta
-from denseclip_d2.engine.errors import errors_in_a_line
+from ..builder import make_fast
+from ..checkpoint import DenseCLIPCheckpointer
+from ..config import load_config
+from ..data.dataset_folder import FORMS
+from ..engine import Trainer, run, setup, with_tta
 
 
-def parse_args() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
-        "--allow-partial",
-        action="store_true",
+        "--allow-partial", action="store_true",
         help="load what fits of weights that do not hold the whole model",
-    )
+    )  # fmt: skip
     for split, what in (("train", "train on"), ("val", "evaluate on; without, some are held out")):
         parser.add_argument(
-            f"--{split}",
-            nargs="+",
-            action=_DataSource,
-            metavar="PATH",
-            help=f"{FORMS}, to {what}",
+            f"--{split}", nargs="+", action=_DataSource, metavar="PATH", help=f"{FORMS}, to {what}"
         )
     parser.add_argument(
-        "--train-semantic",
-        metavar="FOLDER",
+        "--train-semantic", metavar="FOLDER",
         help="a folder with classes.txt, images/ and labels/ to train on, for semantic segmentation",
-    )
-    args = parser.parse_args()
-    args.opts = [*own_data(args), *getattr(args, "pairs", ()), *args.opts]
-    if not args.config_file:
-        parser.error("--config-file is needed; configs/ has them")
-    if args.num_gpus > max(torch.cuda.device_count(), 1):
-        parser.error(
-            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
-            "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ..."
-        )
-    return args
+    )  # fmt: skip
+    return parser
 
 
 class _DataSource(argparse.Action):
@@ -80,23 +63,39 @@ def _is_key(value: str) -> bool:
     return of_root or bool(dotted and not Path(value).exists())
 
 
-def own_data(args: argparse.Namespace) -> list:
-    """The options for own data as the config keys that they are."""
+def all_opts(args: argparse.Namespace) -> list:
+    """Return the config's KEY VALUE pairs, of which the options for own data are some."""
     keys = {
         "DATASETS.OWN.TRAIN": args.train,
         "DATASETS.OWN.VAL": args.val,
         "DATASETS.OWN.SEMANTIC": args.train_semantic,
     }
-    return [x for pair in keys.items() if pair[1] for x in pair]
+    own = [x for pair in keys.items() if pair[1] for x in pair]
+    return [*own, *getattr(args, "pairs", ()), *args.opts]
 
 
-def main(args: argparse.Namespace):
+def main(args: argparse.Namespace) -> None:
+    args.opts = all_opts(args)
+    if not args.config_file:
+        raise argparse.ArgumentError(None, "--config-file is needed; configs/ has them")
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        raise argparse.ArgumentError(
+            None,
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
+            "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ...",
+        )
+    load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
+    run(train, args)
+
+
+def train(args: argparse.Namespace):
+    """Train or evaluate, in one of the processes; return the results."""
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
-        from denseclip_d2.report import report_training  # it draws, which training needs nothing of
+        from ..report import report_training  # it draws, which training needs nothing of
 
         report_training(cfg)
         return results
@@ -113,10 +112,3 @@ def main(args: argparse.Namespace):
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
-
-
-if __name__ == "__main__":
-    args = parse_args()
-    with errors_in_a_line():
-        load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
-        run(main, args)

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""A web page on this machine: drop a picture, type names, see what a model finds and where it sees them.
+"""Serve a web page on this machine: drop an image, type names, see what a model finds and where.
 
 tools/web_demo.py                                                    # the zoo's tiny model
 tools/web_demo.py --zoo Shapes/denseclip_semantic_fpn_tiny.yaml --port 8000
@@ -15,17 +14,15 @@ from threading import Event
 
 from detectron2.utils.logger import setup_logger
 
-from denseclip_d2 import model_zoo
-from denseclip_d2.config import load_config
-from denseclip_d2.engine import keep_memory
-from denseclip_d2.engine.errors import errors_in_a_line
-from denseclip_d2.visualization.look import Limits, Models
+from .. import model_zoo
+from ..config import load_config
+from ..engine import keep_memory
+from ..visualization.look import Limits, Models
+from .parser import add_opts, command_parser
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--config-file", metavar="FILE", help="a config, or weights exported with theirs")
     model.add_argument(
@@ -48,13 +45,16 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(
             option, dest=name, type=int, default=getattr(limits, name), metavar="N", help=help_
         )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
-    )
-    return parser.parse_args()
+    add_opts(parser)
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    with suppress(KeyboardInterrupt):
+        serve(args)
+
+
+def serve(args: argparse.Namespace) -> None:
     setup_logger()
     limits = Limits(args.megabytes, args.megapixels, args.side, queue=args.queue)
     name = args.config_file or args.zoo
@@ -63,13 +63,8 @@ def main(args: argparse.Namespace) -> None:
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
     keep_memory(configs[name])
     # Gradio is an extra, which --help goes without.
-    from denseclip_d2.visualization.web import Page, served
+    from ..visualization.web import Page, served
 
     with served(Page(Models(configs), limits), host=args.host, port=args.port) as address:
         print(f"The page is at {address} until Ctrl-C.", flush=True)
         Event().wait()
-
-
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt), errors_in_a_line():
-        main(parse_args())
