@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from ..engine.errors import errors_in_a_line
 from ..version import __version__
@@ -42,7 +43,7 @@ def main(module: str = "") -> None:
     if not module:
         args = _parser().parse_args()
         command, options = args.command, args.options
-    code = importlib.import_module(f".{module or COMMANDS[command]}", __name__)
+    code = command_module(module or COMMANDS[command])
     parser: argparse.ArgumentParser = code.build_parser()
     if command:
         parser.prog = f"denseclip {command}"
@@ -57,6 +58,10 @@ def main(module: str = "") -> None:
         parser.error(str(error))
     if status:
         sys.exit(status)
+
+
+def command_module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __name__)
 
 
 def config_path(name: str) -> str:
