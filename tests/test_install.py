@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from denseclip_d2 import __version__
 from denseclip_d2.data.shapes import generate_shapes
+from denseclip_d2.doctor.software import PYTHONS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "Shapes/denseclip_retinanet_tiny.yaml"
@@ -75,6 +76,14 @@ def test_the_versions_known_to_work_are_allowed_and_each_has_a_lower_bound():
     for name, requirement in requirements(*PROJECT["optional-dependencies"]).items():
         assert ">=" in str(requirement.specifier), requirement
         assert requirement.specifier.contains(pinned[name]), requirement
+
+
+def test_the_supported_pythons_are_the_same_everywhere():
+    prefix = "Programming Language :: Python :: "
+    versions = [c.removeprefix(prefix) for c in PROJECT["classifiers"] if c.startswith(prefix)]
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+    assert [f"{major}.{minor}" for major, minor in PYTHONS] == versions
+    assert f"{'|'.join(versions)}) ;;" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
