@@ -41,11 +41,8 @@ def device() -> str:
 
 def main(args: argparse.Namespace) -> int:
     if not 0 <= args.jobs * args.gpus_per_job <= torch.cuda.device_count():
-        raise argparse.ArgumentError(
-            None,
-            f"--jobs {args.jobs} and --gpus-per-job {args.gpus_per_job} need more GPUs than the "
-            f"{torch.cuda.device_count()} of this machine.",
-        )
+        wanted = f"--jobs {args.jobs} and --gpus-per-job {args.gpus_per_job}"
+        raise argparse.ArgumentError(None, f"{wanted}, but here are {torch.cuda.device_count()} GPUs.")
     ablation = read_ablation(args.rows)
     check_writable(str(args.output), "--output")
     note = (
@@ -59,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     failed = []
     if not args.table_only:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # runs import what this one does
-        train = [sys.executable, "-m", f"{__package__}", "train"]
+        train = [sys.executable, "-m", "denseclip_d2.cli", "train"]
         if args.gpus_per_job > 1:
             train += ["--num-gpus", str(args.gpus_per_job)]
         failed = run_all(

@@ -40,5 +40,4 @@ def main(args: argparse.Namespace) -> None:
     figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
     report = {"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}
     print(json.dumps(report, indent=2))
-    if args.json:
-        write_json(args.json, report)
+    write_json(args.json, report)

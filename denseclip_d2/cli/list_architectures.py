@@ -42,8 +42,7 @@ def main(args: argparse.Namespace) -> None:
     print(table(findings))
     built = sum(finding.built for finding in findings)
     print(f"{built} of {len(findings)} architectures are built from {args.config_file}.")
-    if args.json:
-        write_json(args.json, [vars(finding) for finding in findings])
+    write_json(args.json, [vars(finding) for finding in findings])
 
 
 def table(findings: list[Finding]) -> str:

@@ -43,5 +43,7 @@ def check_folder(file: Path | None, option: str) -> None:
         check_writable(str(file.parent), f"the folder of {option}")
 
 
-def write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def write_json(file: Path | None, content: Any) -> None:
+    """Write what an option names a file for, if it does."""
+    if file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

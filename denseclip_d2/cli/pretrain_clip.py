@@ -84,8 +84,7 @@ def measure(args: argparse.Namespace) -> None:
     figures = evaluate(model)
     report = {"weights": args.weights, "model": args.model, "seed": args.seed, **figures}
     print(json.dumps(report, indent=2))
-    if args.json:
-        write_json(args.json, report)
+    write_json(args.json, report)
 
 
 def train(args: argparse.Namespace) -> None:
