@@ -1,7 +1,7 @@
 # `make help` says what there is.
-#   PYTHON=python3.12     another interpreter, 3.11 or 3.12
+#   PYTHON=python3.12     another interpreter, 3.11 to 3.13
 #   DETECTRON2=source     Detectron2 built from GitHub (about 8 minutes) instead of the pinned wheel
-PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do $$p -c "" 2>/dev/null && echo $$p && break; done),python3)
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c "" 2>/dev/null && echo $$p && break; done),python3)
 DETECTRON2 ?= $(if $(wildcard .venv/installed-source),source,wheel)
 DETECTRON2_SOURCE ?= git+https://github.com/facebookresearch/detectron2.git
 
@@ -38,13 +38,13 @@ help:
 python:
 	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); \
 	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
-	case "$$version" in 3.11|3.12) ;; *) \
-	  echo "Python 3.11 or 3.12 is needed; $$python is $${version:-not there}." \
+	case "$$version" in 3.11|3.12|3.13) ;; *) \
+	  echo "Python 3.11, 3.12 or 3.13 is needed; $$python is $${version:-not there}." \
 	    "Say which one to take by make PYTHON=..., and remove .venv if it is of another."; exit 1;; esac
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-detectron2.txt setup.py | python
+$(INSTALLED): requirements.txt requirements-detectron2.txt pyproject.toml | python
 	@echo "== Installing into .venv (about 6 GB, most of it torch; some minutes) =="
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -15,9 +15,26 @@ except ImportError as error:
         "GETTING_STARTED.md says more."
     ) from error
 
-from . import checkpoint, data, guidance, meta_arch, shapes, visual  # noqa: F401  (imported for what they register)
-from .config import add_denseclip_config
+from . import data, model_zoo, shapes, visual  # noqa: F401  (these are imported for what they register)
+from .builder import build_model
+from .checkpoint import DenseCLIPCheckpointer
+from .config import add_denseclip_config, load_config
+from .engine import Trainer
+from .guidance import LanguageGuidedFPN
 from .inference import Predictor
+from .meta_arch import language_guided
 from .version import __version__
 
-__all__ = ["Predictor", "__version__", "add_denseclip_config"]
+# Others of the package's names may change between versions; tests/public_api.txt has these, and says how.
+__all__ = [
+    "DenseCLIPCheckpointer",
+    "LanguageGuidedFPN",
+    "Predictor",
+    "Trainer",
+    "__version__",
+    "add_denseclip_config",
+    "build_model",
+    "language_guided",
+    "load_config",
+    "model_zoo",
+]

@@ -124,11 +124,6 @@ def test_a_program_ends_in_the_line_or_in_the_traceback():
         bug()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
-def test_every_tool_ends_so(path):
-    assert "errors_in_a_line():\n" in path.read_text(encoding="utf-8").partition('__name__ == "__main__"')[2]
-
-
 def test_torchrun_is_told_the_line(tmp_path, monkeypatch):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(key, raising=False)

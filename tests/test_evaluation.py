@@ -1,5 +1,4 @@
 import argparse
-import importlib.util
 import json
 import math
 import sys
@@ -16,6 +15,7 @@ from pycocotools.coco import COCO
 from torch import nn
 from torch.testing import assert_close
 
+from denseclip_d2.cli import train_net
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.inference import RetinaNetWithTTA, with_tta
@@ -198,14 +198,11 @@ def test_models_without_augmentation_are_refused_before_training(config):
 
 
 def evaluate_only(opts: list[str]) -> dict:
-    """What ``main`` of tools/train_net.py returns under ``--eval-only``."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools/train_net.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    """What ``tools/train_net.py --eval-only`` finds."""
     args = argparse.Namespace(
         config_file=CONFIG, opts=opts, eval_only=True, resume=False, allow_partial=False
     )
-    return tool.main(args)
+    return train_net.train(args)
 
 
 def final_metrics(output: Path) -> dict[str, float]:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from test_engine import ROOT, run_tool
 from denseclip_d2 import Predictor, __version__
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.checkpoint.exported import sha256
+from denseclip_d2.cli import convert_checkpoint
 from denseclip_d2.config import load_config
 from denseclip_d2.config.header import read_header
 from denseclip_d2.model_zoo.zoo import zoo_index
@@ -31,19 +31,11 @@ def trained(tmp_path) -> str:
     return str(tmp_path / "trained.pth")
 
 
-def tool_module(name: str):
-    """A script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def convert(folder, source, *args, output="model.safetensors", config=CONFIG) -> None:
     """Run the tool, in this process."""
     files = ["--input", source, "--config-file", config, "--output", folder / output]
-    tool = tool_module("convert_checkpoint")
-    tool.main(tool.parse_args([str(x) for x in (*files, *args)]))
+    options = [str(x) for x in (*files, *args)]
+    convert_checkpoint.main(convert_checkpoint.build_parser().parse_args(options))
 
 
 @pytest.mark.parametrize("fold", [False, True])

@@ -13,11 +13,11 @@ from detectron2.layers import paste_masks_in_image, shapes_to_tensor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from test_export import tool_module
 from torch import nn
 
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import build_model_with_weights
+from denseclip_d2.cli import export_model as tool
 from denseclip_d2.config import load_config
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
@@ -591,18 +591,18 @@ def test_what_cannot_be_exported_says_so(config, opts, reason):
 
 
 def test_the_tool_says_what_is_wrong_before_work(tmp_path):
-    tool = tool_module("export_model")
+    parse_args = tool.build_parser().parse_args
     config = ["--config-file", f"denseclip://{ZOO.format('retinanet')}", "--output", str(tmp_path)]
     for format, name in (("torchscript", "model.ts"), ("torch_export", "decode.py")):
         (tmp_path / name).write_text("of an earlier export")
         with pytest.raises(ValueError, match=f"{name} exists. Give --overwrite to replace it, or another --"):
-            tool.main(tool.parse_args([*config, "--format", format]))
+            tool.main(parse_args([*config, "--format", format]))
         assert (tmp_path / name).read_text() == "of an earlier export"
     args = ["--config-file", "no.yaml", "--format", "torchscript", "--output", str(tmp_path)]
     with pytest.raises(ValueError, match="leave --prepared out"):
-        tool.main(tool.parse_args([*args, "--prepared", "--evaluate"]))
+        tool.main(parse_args([*args, "--prepared", "--evaluate"]))
     with pytest.raises(ValueError, match="no.yaml"):
-        tool.main(tool.parse_args([*args, "--overwrite"]))
+        tool.main(parse_args([*args, "--overwrite"]))
 
 
 def test_missing_packages_are_named(monkeypatch):

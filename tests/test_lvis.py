@@ -243,7 +243,7 @@ def test_images_of_rare_classes_come_more_often_and_a_loader_goes_on_where_it_wa
 
 def test_without_the_package_the_error_comes_first_and_says_how_to_get_it(config, monkeypatch):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    match = r"'.*_lvis_v1_val' needs the package lvis.*pip install lvis"
+    match = r"'.*_lvis_v1_val' needs the package lvis.*pip install --no-deps lvis"
     with pytest.raises(ImportError, match=match):
         Trainer(config)
     config.DATASETS.TEST, config.SOLVER.KEEP_BEST = (), ""

@@ -166,7 +166,7 @@ def _check_package(name: str) -> None:
     """Refuse a dataset of LVIS where the package is missing by which Detectron2 reads and evaluates it."""
     if _is_lvis(name) and find_spec("lvis") is None:
         raise ImportError(
-            f"Dataset {name!r} needs the package lvis, which is not installed: pip install lvis."
+            f"Dataset {name!r} needs the package lvis, which is not installed: pip install --no-deps lvis."
         )
 
 

@@ -8,7 +8,7 @@ import detectron2
 
 from .finding import Finding
 
-PYTHONS = ((3, 11), (3, 12))
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 _REQUIREMENT = re.compile(r"([\w.-]+)==([\w.]+)")
 # Others of the same modules.
 _INSTEAD = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless")}
@@ -19,7 +19,7 @@ def look_at_python() -> Finding:
     if sys.version_info[:2] in PYTHONS:
         return Finding("Python", "ok", text)
     return Finding(
-        "Python", "wrong", text, "Install Python 3.11 or 3.12, and `make install PYTHON=python3.12`."
+        "Python", "wrong", text, "Install Python 3.11 to 3.13, and `make install PYTHON=python3.12`."
     )
 
 

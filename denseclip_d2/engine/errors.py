@@ -55,12 +55,7 @@ def line_of(error: BaseException) -> str:
         return words or kind.__name__
     # A ValueError of C code, such as "not enough values to unpack", has no frame of its own.
     raised = issubclass(kind, OURS) and line.startswith("raise")
-    return words if raised and _is_ours(Path(frame).resolve()) else ""
-
-
-def _is_ours(file: Path) -> bool:
-    program = getattr(sys.modules["__main__"], "__file__", None)  # a script of tools/
-    return PACKAGE in file.parents or bool(program and file == Path(program).resolve())
+    return words if raised and PACKAGE in Path(frame).resolve().parents else ""
 
 
 def _class_of(name: str) -> type[BaseException]:

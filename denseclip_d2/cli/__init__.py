@@ -1,0 +1,95 @@
+"""The commands of ``denseclip``, one module each; in a clone, ``tools/`` has a script for each."""
+
+import argparse
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ..engine.errors import errors_in_a_line
+from ..version import __version__
+from .parser import command_parser
+
+COMMANDS = {
+    "train": "train_net",
+    "train-lazy": "lazyconfig_train_net",
+    "demo": "demo",
+    "web": "web_demo",
+    "export": "export_model",
+    "convert": "convert_checkpoint",
+    "report": "report",
+    "doctor": "doctor",
+    "browse": "browse_dataset",
+    "analyze": "analyze_model",
+    "architectures": "list_architectures",
+    "evaluate-words": "evaluate_words",
+    "ablate": "ablate",
+    "benchmark": "benchmark",
+    "pretrain": "pretrain_clip",
+}
+"""Module by command. A module has ``build_parser()``, and ``main(args)``, which may return an exit status."""
+
+_FOLDER = Path(__file__).parent
+
+
+def main(module: str = "") -> None:
+    """Run the command line: the options of a command's module, or without one ``denseclip COMMAND ...``.
+
+    The program ends with the command's exit status, if that is not 0.
+    """
+    options, command = sys.argv[1:], ""
+    if not module:
+        args = _parser().parse_args()
+        command, options = args.command, args.options
+    code = command_module(module or COMMANDS[command])
+    parser: argparse.ArgumentParser = code.build_parser()
+    if command:
+        parser.prog = f"denseclip {command}"
+        parser.description, parser.epilog = map(_as_installed, (parser.description, parser.epilog))
+    args = parser.parse_args(options)
+    if getattr(args, "config_file", None):
+        args.config_file = config_path(args.config_file)
+    try:
+        with errors_in_a_line():
+            status = code.main(args)
+    except argparse.ArgumentError as error:  # options that do not fit together
+        parser.error(str(error))
+    if status:
+        sys.exit(status)
+
+
+def command_module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __name__)
+
+
+def config_path(name: str) -> str:
+    """Return where a config is: in the package, for a name such as configs/A/b.yaml that is no file here."""
+    packaged = _FOLDER.parent / "model_zoo" / name
+    here = Path(name).exists() or not name.startswith("configs/")
+    return name if here or not packaged.is_file() else str(packaged)
+
+
+def _parser() -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {command:15} {_summary(module)}" for command, module in COMMANDS.items())
+    parser = command_parser(f"The commands, of which `denseclip COMMAND --help` says more:\n\n{commands}")
+    parser.prog = "denseclip"
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    return parser
+
+
+def _summary(module: str) -> str:
+    """Return the first line of a module's docstring, without importing the module."""
+    source = (_FOLDER / f"{module}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def _as_installed(text: str | None) -> str | None:
+    """Return a command's help with the commands as they are called without a clone."""
+    for command, module in COMMANDS.items():
+        text = re.sub(rf"(torchrun .*)tools/{module}\.py", rf"\1-m {__name__} {command}", text or "")
+        text = text.replace(f"tools/{module}.py", f"denseclip {command}")
+    return text

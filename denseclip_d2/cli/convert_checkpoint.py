@@ -1,0 +1,83 @@
+"""Convert any weights that this project reads to one self-describing .safetensors file.
+
+tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
+tools/convert_checkpoint.py --input model_final.pth --config-file F --fold-text --output small.safetensors
+tools/demo.py --config-file small.safetensors --input photo.jpg --output pictures   # its header is the config
+tools/convert_checkpoint.py --input D/model_final.pth --config-file F --output hub/a.safetensors --model-card
+
+The authors' DenseCLIP checkpoints go with the configs of their names, under configs/.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from ..builder import build_model
+from ..checkpoint import DenseCLIPCheckpointer, export
+from ..checkpoint.exported import check_output
+from ..config import load_config
+from ..data import get_class_names
+from ..engine.setup import check_writable
+from ..guidance import guidance_of
+from ..model_zoo.card import check_card, find_figures, model_card, write_card
+from .parser import add_config, command_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    parser.add_argument("--input", required=True, metavar="FILE", help="weights of the whole model")
+    add_config(parser, help="what they are weights of")
+    parser.add_argument("--output", required=True, metavar="OUT", help="the .safetensors to write")
+    parser.add_argument(
+        "--fold-text", action="store_true",
+        help="keep the classes' text embeddings and leave the text encoder out, for inference",
+    )  # fmt: skip
+    parser.add_argument("--half", action="store_true", help="write float16, rounded, at half the size")
+    parser.add_argument("--allow-partial", action="store_true", help="take weights that lack a part")
+    parser.add_argument(
+        "--model-card", action="store_true",
+        help="write README.md beside OUT as well, the page of the model on a hub",
+    )  # fmt: skip
+    parser.add_argument("--licence", default="apache-2.0", help="the card's, as hubs write it (%(default)s)")
+    parser.add_argument(
+        "--metrics", metavar="FILE",
+        help="the card's figures: a training's metrics.json (default: the one beside a model_final.pth)",
+    )  # fmt: skip
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logger(name="fvcore").setLevel(logging.INFO)
+    check_output(args.output)
+    if not args.input:
+        raise ValueError("--input is empty.")
+    folder = Path(args.output).parent
+    check_writable(str(folder), "the folder of --output")
+    if args.model_card:
+        check_card(folder)
+    figures = find_figures(args.metrics, args.input)
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input])
+    print(f"Building the model of {args.config_file} ...", flush=True)
+    model = build_model(cfg).eval()
+    guided = guidance_of(model)
+    if args.fold_text and guided is None:
+        raise ValueError("--fold-text: this model is without language, and has no text to fold.")
+    checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
+    checkpointer.load(args.input)
+    if args.fold_text and guided:
+        guided.language.fold_()
+        cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
+    source = PathManager.get_local_path(args.input.partition("?")[0])
+    export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)
+    size = Path(args.output).stat().st_size
+    if args.model_card:
+        card = model_card(
+            cfg, get_class_names(cfg), figures, file=Path(args.output).name, licence=args.licence,
+            with_masks=bool(getattr(getattr(model, "roi_heads", None), "mask_on", False)), half=args.half,
+        )  # fmt: skip
+        write_card(folder, card)
+        print(f"Wrote {folder / 'README.md'}: put your name and the repository's in place of OWNER/REPO")
+    print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")

@@ -1,0 +1,45 @@
+"""Measure how well a model's score maps point at what is named, by its classes and by other names.
+
+tools/evaluate_words.py --config-file configs/Shapes192/denseclip_semantic_fpn_tiny_seen.yaml \\
+    --dataset shapes192_val --json words.json MODEL.WEIGHTS output/shapes192_semantic_fpn_seen/model_final.pth
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from ..config import load_config
+from ..data import readable_names
+from ..data.checks import load_datasets
+from ..engine import keep_memory
+from ..evaluation import evaluate_words
+from ..inference import Predictor
+from .parser import add_config, check_folder, command_parser, write_json
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add_config(parser, help="a config, or weights exported with theirs")
+    add("--dataset", required=True, help="a registered dataset with objects, of any classes")
+    add("--json", type=Path, metavar="OUT", help="file to write the figures to")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logger()
+    cfg = load_config(args.config_file, args.opts)
+    check_folder(args.json, "--json")
+    records = load_datasets([args.dataset], filter_empty=True, check_images=True)
+    names = MetadataCatalog.get(args.dataset).get("thing_classes")
+    if not names:
+        raise ValueError(f"{args.dataset} has no objects with names: its metadata lacks thing_classes.")
+    keep_memory(cfg)
+    figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
+    report = {"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}
+    print(json.dumps(report, indent=2))
+    write_json(args.json, report)

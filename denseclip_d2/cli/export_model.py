@@ -1,0 +1,73 @@
+"""Export a trained model as one file for other runtimes, verified by them.
+
+tools/export_model.py --config-file F --format onnx --output DIR MODEL.WEIGHTS W
+tools/export_model.py --config-file model.safetensors --format torchscript --output DIR    # its own config
+tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.yaml --format onnx --output D
+tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
+tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
+
+DIR gets model.onnx, model.ts or model.pt2, and beside a RetinaNet's model.pt2 decode.py. docs/export.md has
+their inputs, outputs and metadata.
+"""
+
+import argparse
+from pathlib import Path
+
+from detectron2.evaluation import print_csv_format
+from detectron2.utils.logger import setup_logger
+
+from ..config import load_config
+from ..engine.setup import check_writable
+from ..export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
+from .parser import add_config, command_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser(__doc__)
+    add_config(parser, help="a config, or exported weights")
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="float32",
+        help="of weights, and in int8 of arithmetic, in ONNX files (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of an earlier export")
+    parser.add_argument("--score-map", action="store_true", help="give the score map too")
+    parser.add_argument(
+        "--prepared", action="store_true", help="take pictures that are resized and normalised already"
+    )
+    parser.add_argument(
+        "--mask-squares", action="store_true", help="give masks as they are in their boxes, to be pasted"
+    )
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="FILE",
+        help="pictures to verify with, and to fit int8 to, of what the model knows (default: generated "
+        "shapes, for int8 the first of DATASETS.TRAIN)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluate", action="store_true", help="evaluate the file, by its runtime, on DATASETS.TEST"
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    setup_logger()
+    if args.evaluate and args.prepared:
+        raise ValueError("--evaluate is of files that take pictures as they are: leave --prepared out.")
+    check_writable(args.output, "--output")
+    cfg = load_config(args.config_file, args.opts)
+    files = [Path(args.output) / name for name in files_of(cfg, args.format)]
+    for file in files:
+        if file.exists() and not args.overwrite:
+            raise ValueError(f"{file} exists. Give --overwrite to replace it, or another --output.")
+    print(f"Exporting the model of {args.config_file} ...", flush=True)
+    verdict = export_model(
+        cfg, files[0], args.format, prepared=args.prepared, score_map=args.score_map,
+        pasted=not args.mask_squares, images=args.images, precision=args.precision,
+    )  # fmt: skip
+    print(f"Verified {verdict}")
+    print(f"Wrote {' and '.join(map(str, files))}: {files[0].stat().st_size / 2**20:.1f} MiB")
+    if args.evaluate:
+        for name, results in evaluate_file(cfg, files[0], args.format).items():
+            print(f"{name}:")
+            print_csv_format(results)

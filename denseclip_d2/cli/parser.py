@@ -1,0 +1,49 @@
+"""What the commands' options have in common."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..engine.setup import check_writable
+
+
+def command_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help begins with a command's docstring, line by line."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config(parser: argparse.ArgumentParser, *, opts: bool = True, **config_file: Any) -> None:
+    """Add ``--config-file``, required where it has no default, and the ``KEY VALUE`` pairs over it."""
+    required = "default" not in config_file
+    parser.add_argument("--config-file", required=required, metavar="FILE", **config_file)
+    if opts:
+        add_opts(parser)
+
+
+def add_opts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
+    )
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def check_folder(file: Path | None, option: str) -> None:
+    """Make the folder of the file that an option names, if any.
+
+    Raises:
+        OSError: files cannot be written there.
+    """
+    if file:
+        check_writable(str(file.parent), f"the folder of {option}")
+
+
+def write_json(file: Path | None, content: Any) -> None:
+    """Write what an option names a file for, if it does."""
+    if file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""Train or evaluate a model of a config.
+
+tools/train_net.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml
+tools/train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml --num-gpus 8
+torchrun --nproc-per-node 8 tools/train_net.py --config-file F   # processes by torchrun; also on CPUs
+tools/train_net.py --config-file F --resume                      # go on where a run in OUTPUT_DIR stopped
+tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
+tools/train_net.py --config-file F --train my/train.json my/images --val my/val.json my/images   # own data
+tools/train_net.py --config-file F --train my/data.yaml          # own data of YOLO, or a Pascal VOC folder
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..builder import make_fast
+from ..checkpoint import DenseCLIPCheckpointer
+from ..config import load_config
+from ..data.dataset_folder import FORMS
+from ..engine import Trainer, run, setup
+from ..inference import with_tta
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--allow-partial", action="store_true",
+        help="load what fits of weights that do not hold the whole model",
+    )  # fmt: skip
+    for split, what in (("train", "train on"), ("val", "evaluate on; without, some are held out")):
+        parser.add_argument(
+            f"--{split}", nargs="+", action=_DataSource, metavar="PATH", help=f"{FORMS}, to {what}"
+        )
+    parser.add_argument(
+        "--train-semantic", metavar="FOLDER",
+        help="a folder with classes.txt, images/ and labels/ to train on, for semantic segmentation",
+    )  # fmt: skip
+    return parser
+
+
+class _DataSource(argparse.Action):
+    """Take one value, or two, and leave the config's KEY VALUE pairs that follow them to ``args.pairs``."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
+        source, pairs = values[:end], values[end:]
+        if end > 2 or (end == 1 and source[0].lower().endswith(".json")):
+            parser.error(f"{option_string} {' '.join(source)}: give {FORMS}")
+        setattr(namespace, self.dest, source)
+        namespace.pairs = [*getattr(namespace, "pairs", ()), *pairs]
+
+
+def _is_key(value: str) -> bool:
+    """Return whether a value is, or was meant to be, a key of the config, such as SOLVER.MAX_ITER or SEED."""
+    dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
+    cfg = get_cfg()
+    of_root = value in cfg and not isinstance(cfg[value], CfgNode)
+    return of_root or bool(dotted and not Path(value).exists())
+
+
+def all_opts(args: argparse.Namespace) -> list:
+    """Return the config's KEY VALUE pairs, of which the options for own data are some."""
+    keys = {
+        "DATASETS.OWN.TRAIN": args.train,
+        "DATASETS.OWN.VAL": args.val,
+        "DATASETS.OWN.SEMANTIC": args.train_semantic,
+    }
+    own = [x for pair in keys.items() if pair[1] for x in pair]
+    return [*own, *getattr(args, "pairs", ()), *args.opts]
+
+
+def main(args: argparse.Namespace) -> None:
+    args.opts = all_opts(args)
+    if not args.config_file:
+        raise argparse.ArgumentError(None, "--config-file is needed; configs/ has them")
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        raise argparse.ArgumentError(
+            None,
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
+            "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ...",
+        )
+    load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
+    run(train, args)
+
+
+def train(args: argparse.Namespace):
+    """Train or evaluate, in one of the processes; return the results."""
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+        from ..report import report_training  # it draws, which training needs nothing of
+
+        report_training(cfg)
+        return results
+    Trainer.check_test_sets(cfg)
+    model = Trainer.build_model(cfg)
+    augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
+    checkpointer = DenseCLIPCheckpointer(
+        model, cfg.OUTPUT_DIR, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+    )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, make_fast(cfg, model))
+    if augmented:
+        results.update(Trainer.test_with_tta(cfg, augmented))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
