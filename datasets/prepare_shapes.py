@@ -1,4 +1,4 @@
-"""Generates the "shapes" dataset: small images of coloured shapes, with COCO annotations and label images."""
+"""Generates the "shapes" dataset: small images of colored shapes, with COCO annotations and label images."""
 
 import argparse
 import json

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Norm = _BatchNorm | FrozenBatchNorm2d
 
 SYNC_BN_ON_CPUS = (
-    "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalises by the images of its own, "
+    "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalizes by the images of its own, "
     "and the checkpoint holds the statistics of the first process"
 )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF, and a value
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         labels = found["labels"][0]
         for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
             print(f"{names[label] if label < len(names) else label}: {count / labels.size:.1%}")
-            paint(drawn, labels == label, COLOURS[label % len(COLOURS)])
+            paint(drawn, labels == label, COLORS[label % len(COLORS)])
     if "boxes" in found:
         drawn = draw(drawn, found, names, args.threshold)
     Image.fromarray(drawn).save(args.output)
@@ -107,20 +107,20 @@ def draw(drawn: np.ndarray, found: dict[str, np.ndarray], names: list[str], thre
     """Boxes, and masks where there are any, over (H, W, 3) pixels."""
     seen = np.flatnonzero(found["scores"] >= threshold)
     for i in seen if "masks" in found else ():
-        paint(drawn, found["masks"][i], COLOURS[found["classes"][i] % len(COLOURS)])
+        paint(drawn, found["masks"][i], COLORS[found["classes"][i] % len(COLORS)])
     canvas = Image.fromarray(drawn)
     pen = ImageDraw.Draw(canvas)
     for i in seen:
         box, title = found["boxes"][i], f"{names[found['classes'][i]]} {found['scores'][i]:.2f}"
         print(f"{title} at {', '.join(f'{x:.1f}' for x in box)}")
-        pen.rectangle(box.tolist(), outline=COLOURS[found["classes"][i] % len(COLOURS)], width=2)
+        pen.rectangle(box.tolist(), outline=COLORS[found["classes"][i] % len(COLORS)], width=2)
         pen.text((box[0] + 3, box[1] + 1), title, fill="white", stroke_width=1, stroke_fill="black")
     return np.array(canvas)
 
 
-def paint(drawn: np.ndarray, mask: np.ndarray, colour: str) -> None:
+def paint(drawn: np.ndarray, mask: np.ndarray, color: str) -> None:
     """Tint the pixels of an (H, W) mask."""
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
     drawn[mask] = (drawn[mask] + rgb) // 2
 
 

@@ -107,7 +107,7 @@ def panopticapi(monkeypatch):
         return
     package, utils = ModuleType("panopticapi"), ModuleType("panopticapi.utils")
     package.__path__ = []
-    utils.rgb2id = lambda colours: colours.astype(int) @ np.array([1, 256, 256**2])
+    utils.rgb2id = lambda colors: colors.astype(int) @ np.array([1, 256, 256**2])
     for module in (package, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
 

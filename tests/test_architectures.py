@@ -90,9 +90,9 @@ def test_one_of_each_family_trains_evaluates_exports_and_loads(family, semantic_
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     language = trainer.model.backbone.language
-    learnt = [language.contexts, language.gamma, language.context_decoder.out_proj[1].weight]
+    learned = [language.contexts, language.gamma, language.context_decoder.out_proj[1].weight]
     trainer.train()
-    assert all(parameter.grad.any() for parameter in learnt)
+    assert all(parameter.grad.any() for parameter in learned)
     metrics = final_metrics(tmp_path / "output")
     assert metrics["loss_pixel_text"] > 0 and "sem_seg/mIoU" in metrics
 

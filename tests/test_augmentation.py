@@ -37,12 +37,12 @@ def test_images_are_scaled_as_the_recipe_scales_them(size):
 
 
 def painted(labels: np.ndarray) -> np.ndarray:
-    """An image whose colours say the labels."""
+    """An image whose colors say the labels."""
     return np.stack([labels * 13, 255 - labels * 13, labels * 7], axis=2).astype(np.uint8)
 
 
 def test_labels_stay_with_the_pixels_they_label(semantic_shapes, tmp_path):
-    """Scaled, cropped, mirrored, padded: away from outlines, colours go on saying the labels."""
+    """Scaled, cropped, mirrored, padded: away from outlines, colors go on saying the labels."""
     image_file = tmp_path / "painted.png"
     mapper = build_mapper(semantic_config(*RECIPE, "INPUT.COLOR_AUG_SSD", False))
     mean = torch.tensor([123, 117, 104])
@@ -59,7 +59,7 @@ def test_labels_stay_with_the_pixels_they_label(semantic_shapes, tmp_path):
         inner[:3] = inner[-3:] = inner[:, :3] = inner[:, -3:] = False  # what was cropped may shine in
         expected = torch.from_numpy(painted(labels.numpy())).where((labels != 255)[..., None], mean)
         assert inner.float().mean() > 0.5
-        # What is too thin for a label of its own still tinges the image, by a grey level or two.
+        # What is too thin for a label of its own still tinges the image, by a gray level or two.
         torch.testing.assert_close(
             image.permute(1, 2, 0)[inner].long(), expected[inner].long(), atol=2, rtol=0
         )
@@ -108,7 +108,7 @@ def test_crops_have_less_than_the_given_part_of_one_class(semantic_shapes, tmp_p
     assert max(largest_parts(1.0)) > 0.9
 
 
-def test_colours_are_distorted_alike_in_either_order_and_labels_are_not(semantic_shapes):
+def test_colors_are_distorted_alike_in_either_order_and_labels_are_not(semantic_shapes):
     """The distortion goes through hue and saturation, for which the order of the channels matters."""
     record, opts = load("train")[0], ("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", (96,))
     plain = build_mapper(semantic_config(*opts))(record)

@@ -76,10 +76,10 @@ def test_any_backbone_trains_evaluates_exports_and_loads(keys, semantic_shapes, 
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
     assert int(rows["all"][0]) > 100 and rows["all"][-2:] == ["0", "0"], table
     language, visual = trainer.model.backbone.language, trainer.model.backbone.visual
-    learnt = [language.contexts, language.gamma, language.context_decoder.out_proj[1].weight]
-    learnt += list(visual.embedding.parameters())[-2:]
+    learned = [language.contexts, language.gamma, language.context_decoder.out_proj[1].weight]
+    learned += list(visual.embedding.parameters())[-2:]
     trainer.train()
-    assert all(parameter.grad.any() for parameter in learnt)
+    assert all(parameter.grad.any() for parameter in learned)
     assert not any(parameter.requires_grad for parameter in language.text_encoder.parameters())
     metrics = final_metrics(tmp_path / "output")
     assert metrics["loss_pixel_text"] > 0 and "sem_seg/mIoU" in metrics

@@ -223,7 +223,7 @@ def test_a_wrong_argument_is_told_in_one_line(monkeypatch, args, message):
 @pytest.mark.parametrize(
     "args", [("--sizes", "800"), ("--sizes", "0x5"), ("--repeats", 0), ("--only", "all")]
 )
-def test_a_misspelt_argument_shows_the_usage(monkeypatch, capsys, args):
+def test_a_misspelled_argument_shows_the_usage(monkeypatch, capsys, args):
     with pytest.raises(SystemExit):
         run_tool(monkeypatch, *args)
     assert "benchmark.py: error: " in capsys.readouterr().err.splitlines()[-1]
@@ -293,7 +293,7 @@ def test_peak_memory_is_of_what_is_there_at_once():
     assert peak_memory(step, CPU) == pytest.approx(2 * 4 << 20, rel=0.01)
 
 
-def test_a_step_of_training_moves_the_weights_and_holds_the_optimisers_state():
+def test_a_step_of_training_moves_the_weights_and_holds_the_optimizers_state():
     cfg = contending_configs(load_config(RETINANET, SMALL), 5)["DenseCLIP"]
     contender = Contender(cfg, 2, (64, 96), 5, training=True)
     weight = contender.model.backbone.language.contexts

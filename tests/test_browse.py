@@ -18,8 +18,8 @@ NAMES = ["dog", "cat", "traffic light"]
 @pytest.fixture
 def records(tmp_path) -> list[dict]:
     """Three images, of which two are the same, with some odd boxes."""
-    for i, colour in enumerate(("red", "red", "blue")):
-        Image.new("RGB", (100, 80), colour).save(tmp_path / f"{i}.png")
+    for i, color in enumerate(("red", "red", "blue")):
+        Image.new("RGB", (100, 80), color).save(tmp_path / f"{i}.png")
     twice = 2 * [(1, 1, 9, 9, 0)]
     boxes = [[(10, 10, 40, 40, 0), (90, 10, 40, 20, 0)], [], [(0, 0, 100, 80, 1), (5, 5, 3, 30, 1), *twice]]
     return [
@@ -36,14 +36,14 @@ def records(tmp_path) -> list[dict]:
 def test_what_there_is_is_counted_and_what_is_odd_is_named(records):
     options = {"scale_of": lambda height, width: 2.0, "tokens_of": lambda name: len(name) // 3}
     found = statistics_of(records, NAMES, **options)
-    assert (found.images, found.labelled) == (3, 2)
+    assert (found.images, found.labeled) == (3, 2)
     assert found.objects == {"dog": 4, "cat": 2, "traffic light": 0}
     assert found.in_images == {"dog": 2, "cat": 1, "traffic light": 0}
     assert found.sizes == {"small": 4, "medium": 2, "large": 0}
     first, second, third = (record["file_name"] for record in records)
     assert {oddity.what: oddity.where for oddity in found.odd} == {
         "images are the same, byte by byte": (f"{first} = {second}",),
-        "images have nothing labelled": (second,),
+        "images have nothing labeled": (second,),
         "classes are in no image": ("traffic light",),
         "classes are in one image alone": ("cat",),
         "names are read as more than 3 tokens": ("traffic light (4)",),

@@ -27,27 +27,27 @@ def test_captions_name_objects_of_the_picture_and_no_others():
     assert max(map(len, named)) > 1
     assert sum(not names for names in named) < 10  # of pictures without objects
     for image, title in (pairs[i] for i in range(10)):
-        colours = {word for word in SHAPES.colours if word in title}
+        colors = {word for word in SHAPES.colors if word in title}
         pixels = np.asarray(image).reshape(-1, 3).astype(int)
-        for word in colours:
-            assert (np.abs(pixels - SHAPES.colours[word]).max(axis=1) < 30).any()
+        for word in colors:
+            assert (np.abs(pixels - SHAPES.colors[word]).max(axis=1) < 30).any()
 
 
-def test_neighbours_have_colour_and_texture_in_common():
+def test_neighbors_have_color_and_texture_in_common():
     pairs = ImageCaptionPairs(2 * ALIKE, seed=0)
     commonest = []
     for start in (0, ALIKE):
         titles = [pairs[start + i][1] for i in range(ALIKE)]
         words = Counter(word for title in titles for word in set(title.split()))
-        colour = max(SHAPES_192.colours, key=lambda word: words[word])
+        color = max(SHAPES_192.colors, key=lambda word: words[word])
         texture = max(SHAPES_192.textures, key=lambda word: words[word])
-        assert min(words[colour], words[texture]) > ALIKE / 2
+        assert min(words[color], words[texture]) > ALIKE / 2
         assert max(words[outline] for outline in SHAPES_192.outlines) < words[texture]
-        commonest.append((colour, texture))
+        commonest.append((color, texture))
     assert commonest[0] != commonest[1]
 
 
-def test_neighbours_are_of_one_kind_in_one_sentence():
+def test_neighbors_are_of_one_kind_in_one_sentence():
     pairs = ImageCaptionPairs(12 * ALIKE, seed=0)
     titles = [title for _, title in pairs]
     beginnings, several = [], []

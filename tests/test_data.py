@@ -220,7 +220,7 @@ def test_an_image_without_objects_can_be_cropped(tmp_path):
         assert len(mapped["instances"]) == 0
 
 
-MASKS_LEARNT = ["MODEL.DENSECLIP.LOSS_TARGET", "mask"]
+MASKS_LEARNED = ["MODEL.DENSECLIP.LOSS_TARGET", "mask"]
 OUTLINE = [20.0, 12.5, 101.0, 20.0, 88.5, 70.0, 60.0, 35.0, 30.0, 77.0]
 
 
@@ -289,7 +289,7 @@ def test_run_lengths_go_where_their_pixels_go(record_with, opts, form):
 
 
 @pytest.mark.parametrize("form", ["compressed", "counts"])
-def test_run_lengths_are_learnt_as_polygons_are(record_with, form):
+def test_run_lengths_are_learned_as_polygons_are(record_with, form):
     mapper = DatasetMapper(load_config(MASK_RCNN, []))
     found = []
     for each in ("polygon", form):
@@ -323,7 +323,7 @@ def test_an_image_of_crowds_alone_is_cropped(record_with):
 
 @pytest.mark.parametrize("config", [MASK_RCNN, "configs/Shapes/systems/cascade_mask_rcnn.yaml"])
 def test_polygons_and_run_lengths_train_in_one_batch(record_with, config):
-    cfg = load_config(config, [*MASKS_LEARNT, "INPUT.RANDOM_FLIP", "none"])
+    cfg = load_config(config, [*MASKS_LEARNED, "INPUT.RANDOM_FLIP", "none"])
     mapper, model, losses = DatasetMapper(cfg), build_model(cfg), []
     for forms in (["polygon"] * 2, ["polygon", "counts"]):
         batch = [mapper(record_with(form)) for form in forms] + [mapper(record_with("counts", iscrowd=1))]

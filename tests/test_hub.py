@@ -181,7 +181,7 @@ def test_figures_are_those_of_the_weights(tmp_path):
 
 def test_a_model_that_was_not_evaluated_says_so():
     cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", [])
-    text = model_card(cfg, ["a", "b"], {}, file="x.safetensors", licence="apache-2.0")
+    text = model_card(cfg, ["a", "b"], {}, file="x.safetensors", license="apache-2.0")
     data = yaml.safe_load(text.split("---\n")[1])
     assert data["pipeline_tag"] == "image-segmentation" and "model-index" not in data
     assert "Not evaluated." in text

@@ -160,7 +160,7 @@ def test_the_scores_equal_their_definition(name, layout):
     )
 
 
-def test_the_scores_keep_no_normalised_copy_of_the_pixels():
+def test_the_scores_keep_no_normalized_copy_of_the_pixels():
     dense, text = torch.randn(2, 256, 8, 8), torch.randn(2, 4, 256)
 
     def saved(function) -> int:

@@ -179,9 +179,9 @@ def test_perfect_detections_have_an_ap_of_100(file, tmp_path, catalogs):
         instances.pred_classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         evaluator.process([record], [{"instances": instances}])
     figures = evaluator.evaluate()["bbox"]
-    learnt = {each.label for each in OBJECTS if each.key not in file.crowds}
+    learned = {each.label for each in OBJECTS if each.key not in file.crowds}
     for label in file.classes:
-        expected = 100 if label in learnt else math.nan
+        expected = 100 if label in learned else math.nan
         np.testing.assert_allclose(figures[f"AP-{label}"], expected, err_msg=label)
 
 

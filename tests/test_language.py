@@ -122,15 +122,15 @@ def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, b
     assert embeddings.shape == (batch, 3, 32)
     if embeddings.requires_grad:
         embeddings.square().sum().backward()
-    learnt = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert {name.split(".")[0] for name in learnt} == {
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name in learned} == {
         "post": {"contexts", "gamma", "context_decoder"},
         "pre": {"queries", "context_decoder"},
         "context": {"contexts"},
         "template": set(),
     }[mode]
-    assert learnt == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if "contexts" in learnt:
+    assert learned == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if "contexts" in learned:
         assert torch.count_nonzero(model.contexts.grad) == model.contexts.numel()
 
 

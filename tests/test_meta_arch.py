@@ -25,7 +25,7 @@ def released(reference, tmp_path):
 
 
 def pixels(model, record) -> list[dict]:
-    """The recorded images, already normalised, as Detectron2's mapper would hand them over."""
+    """The recorded images, already normalized, as Detectron2's mapper would hand them over."""
     images = record.inputs["img"] * model.pixel_std + model.pixel_mean
     return [{"image": image} for image in images]
 

@@ -240,7 +240,7 @@ def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
         (lambda c: c["annotations"][0].update(segmentation=[]), "needs masks, and 1 of the 16 annotations"),
     ],
 )
-def test_a_file_that_cannot_be_learnt_from(pictures, change, error):
+def test_a_file_that_cannot_be_learned_from(pictures, change, error):
     edit(pictures / "train.json", change)
     with pytest.raises(ValueError, match=error):
         own(pictures, config=MASKS)

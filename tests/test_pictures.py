@@ -116,8 +116,8 @@ def test_a_broken_image_is_named_and_can_be_skipped(predictor, pictures, tmp_pat
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_pictures_of_every_kind_are_read(tmp_path, mode):
-    grey = Image.new("L", (8, 6), 128)
-    image = Image.fromarray(np.full((6, 8), 128 << 8, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    gray = Image.new("L", (8, 6), 128)
+    image = Image.fromarray(np.full((6, 8), 128 << 8, np.uint16)) if mode == "I;16" else gray.convert(mode)
     image.save(tmp_path / ("x.tiff" if mode == "CMYK" else "x.png"))
     pixels = read_picture(next(tmp_path.iterdir()))
     assert (pixels.shape, pixels.dtype) == ((6, 8, 3), np.uint8)

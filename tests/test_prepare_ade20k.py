@@ -103,7 +103,7 @@ def spoil(root: Path, fault: str) -> None:
         label.write_bytes(label.read_bytes()[:60])
     elif fault == "other labels":
         Image.new("L", (40, 30), 151).save(label)
-    else:  # the dataset's other edition has coloured labels
+    else:  # the dataset's other edition has colored labels
         Image.new("RGB", (40, 30)).save(label)
 
 

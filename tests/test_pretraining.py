@@ -90,7 +90,7 @@ def test_training_learns_its_pairs(table, tmp_path):
     assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
 
 
-def test_neighbours_stay_together_and_every_epoch_has_another_order():
+def test_neighbors_stay_together_and_every_epoch_has_another_order():
     recipe = replace(TINY, steps=20, batch_size=8, alike=4)
     batches = [[pair for _, pair in batch] for batch in _order(recipe, 42, 0)]
     for epoch in (batches[:5], batches[5:10]):

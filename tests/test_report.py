@@ -24,7 +24,7 @@ from denseclip_d2.engine import Trainer
 from denseclip_d2.report import page, report_training, write_report
 from denseclip_d2.report.charts import MAX_POINTS, line_chart
 from denseclip_d2.report.detections import Detections, read_detections
-from denseclip_d2.report.labels import read_labelled
+from denseclip_d2.report.labels import read_labeled
 from denseclip_d2.report.parts import number, part_of_objects
 from denseclip_d2.report.pictures import SIZES, best_and_worst, encoded
 from denseclip_d2.report.run import read_records, read_run
@@ -136,7 +136,7 @@ def test_the_figures_are_those_of_the_evaluation(run):
     name = read_run(run).cfg.DATASETS.TEST[0]
     folder = run / "inference" / name
     if "labels" in name:
-        found = read_labelled(name, folder)
+        found = read_labeled(name, folder)
         by_class = {f"sem_seg/IoU-{n}": v for n, v in zip(found.class_names, found.iou, strict=True)}
         by_class |= {f"sem_seg/ACC-{n}": v for n, v in zip(found.class_names, found.accuracy, strict=True)}
     else:
@@ -430,7 +430,7 @@ def test_pixels_are_counted_without_those_to_ignore_wherever_the_data_are_by_now
         segment["file_name"] = "elsewhere/a.png"
         segment["segmentation"] = encode_counts(segment.pop("counts"), truth.shape)
     (tmp_path / "sem_seg_predictions.json").write_text(json.dumps(segments))
-    found = read_labelled("tiny", tmp_path)
+    found = read_labeled("tiny", tmp_path)
     assert found.confusions.tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 1]]
     assert found.figures == {"sem_seg/mIoU": 100.0, "sem_seg/mACC": 100.0, "sem_seg/pACC": 100.0}
     assert found.quality == {str(tmp_path / "images/a.png"): (1.0, 3)}

@@ -193,15 +193,15 @@ def test_unusable_labels_are_refused_when_read(semantic_shapes, fault, is_train)
 
 
 def test_a_palette_changes_no_label(semantic_shapes):
-    """Detectron2's mapper would take its colours' brightness."""
+    """Detectron2's mapper would take its colors' brightness."""
     record = load("train")[0]
     mapper = build_mapper(semantic_config("INPUT.RANDOM_FLIP", "none"))
     plain = mapper(record)["sem_seg"]
     with Image.open(record["sem_seg_file_name"]) as image:
-        coloured = image.convert("P")
-        coloured.putdata(list(image.getdata()))
-    coloured.putpalette(np.random.default_rng(0).integers(256, size=768).tolist())
-    coloured.save(record["sem_seg_file_name"])
+        colored = image.convert("P")
+        colored.putdata(list(image.getdata()))
+    colored.putpalette(np.random.default_rng(0).integers(256, size=768).tolist())
+    colored.save(record["sem_seg_file_name"])
     load("train")
     torch.testing.assert_close(mapper(record)["sem_seg"], plain)
 
@@ -214,7 +214,7 @@ def test_ignored_labels_are_in_range(semantic_shapes):
     assert (build_mapper(semantic_config(*RECIPE))(record)["sem_seg"] == 255).all()
 
 
-def labelled(root: Path, *values: list[int]) -> None:
+def labeled(root: Path, *values: list[int]) -> None:
     """Load images whose labels have these values."""
     for path in root.glob("*/train/*"):
         path.unlink()
@@ -232,7 +232,7 @@ def told(caplog) -> list[tuple[str, str]]:
 
 def test_a_class_without_a_pixel_is_told_and_that_255_is_ignored(folder, caplog):
     with caplog.at_level(logging.INFO):
-        labelled(folder, [0, 255], [0])
+        labeled(folder, [0, 255], [0])
     ((level, said),) = told(caplog)
     assert level == "WARNING"
     assert "rooms_train: 1 of 2 classes have no pixel in its 2 label images" in said
@@ -244,20 +244,20 @@ def test_a_class_without_a_pixel_is_told_and_that_255_is_ignored(folder, caplog)
 
 
 def test_a_class_without_a_pixel_is_told_where_nothing_is_ignored(folder, caplog):
-    labelled(folder, [1], [1])
+    labeled(folder, [1], [1])
     ((_, said),) = told(caplog)
     assert said.endswith("cannot be learned or evaluated there: 'wall' (0).")
 
 
 def test_nothing_is_told_where_each_class_has_a_pixel(folder, caplog):
     with caplog.at_level(logging.INFO):
-        labelled(folder, [0, 255], [1])
+        labeled(folder, [0, 255], [1])
     assert told(caplog) == []
 
 
 def test_a_class_alone_is_told(folder, caplog):
     (folder / "classes.txt").write_text("crack\n")
-    labelled(folder, [0, 255])
+    labeled(folder, [0, 255])
     ((_, said),) = told(caplog)
     assert "has one class, 'crack'" in said
 
@@ -269,7 +269,7 @@ def test_in_a_part_of_the_label_images_a_few_classes_may_be_absent(
     monkeypatch.setattr("denseclip_d2.data.semantic.MAX_LABELS_READ", 2)
     (folder / "classes.txt").write_text("a\nb\nc\nd\n")
     with caplog.at_level(logging.INFO):
-        labelled(folder, labels, labels, labels, labels)
+        labeled(folder, labels, labels, labels, labels)
     ((told_as, said),) = told(caplog)
     assert told_as == level
     assert "no pixel in the 2 read of its 4 label images" in said

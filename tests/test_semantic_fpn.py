@@ -39,7 +39,7 @@ def random_image(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
 
 
-def labelled(height: int, width: int, label: int | None = None) -> dict:
+def labeled(height: int, width: int, label: int | None = None) -> dict:
     labels = torch.randint(0, 19, (height, width)) if label is None else torch.full((height, width), label)
     return {"image": random_image(height, width), "sem_seg": labels}
 
@@ -56,7 +56,7 @@ def released(reference, tmp_path):
 
 
 def recorded_inputs(model, record) -> list[dict]:
-    """The recorded images, already normalised, and label maps, as the mapper would hand them over."""
+    """The recorded images, already normalized, and label maps, as the mapper would hand them over."""
     images = record.inputs["img"] * model.pixel_std + model.pixel_mean
     labels = record.inputs["gt"][:, 0].long()
     return [{"image": i, "sem_seg": s} for i, s in zip(images, labels, strict=True)]
@@ -91,7 +91,7 @@ def test_losses_equal_the_original(released):
 def test_gradients_arrive_everywhere_but_at_the_text_encoder():
     """From the auxiliary loss too, without the head: at the visual encoder and all that makes the text."""
     model = tiny_model()
-    losses = model([labelled(96, 128), labelled(64, 64)])
+    losses = model([labeled(96, 128), labeled(64, 64)])
     losses["loss_pixel_text"].backward(retain_graph=True)
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     for name in ("contexts", "gamma", "context_decoder.out_proj.1.weight"):
@@ -111,11 +111,11 @@ def test_gradients_arrive_everywhere_but_at_the_text_encoder():
 def test_images_without_labels_add_nothing_to_the_loss(config, sizes):
     """All pixels ignored is a loss of 0 and not of 0/0, and half of them ignored half of the loss."""
     model = tiny_model(config)
-    losses = model([labelled(*size, label=255) for size in sizes])
+    losses = model([labeled(*size, label=255) for size in sizes])
     assert all(loss == 0 for loss in losses.values()), losses
     sum(losses.values()).backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-    inputs = [labelled(*size) for size in sizes]
+    inputs = [labeled(*size) for size in sizes]
     losses = model(inputs)
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values()), losses
     for size, output in zip(sizes, model.eval()(inputs), strict=True):
@@ -124,7 +124,7 @@ def test_images_without_labels_add_nothing_to_the_loss(config, sizes):
 
 def test_kernels_of_both_losses_can_be_switched_off():
     """The definition gives the same losses, and no custom operator runs."""
-    inputs = [labelled(64, 96, label=3)] * 2
+    inputs = [labeled(64, 96, label=3)] * 2
     losses, operators = {}, {}
     for kernels in (True, False):
         torch.manual_seed(0)
@@ -143,8 +143,8 @@ def test_dropout_takes_whole_channels_in_training_alone():
     model = tiny_model(**{"MODEL.SEM_SEG_HEAD.DROPOUT": 0.5})
     seen = []
     model.sem_seg_head.predictor.register_forward_hook(lambda module, args, output: seen.append(args[0]))
-    model([labelled(64, 64) for _ in range(2)])
-    model.eval()([labelled(64, 64)])
+    model([labeled(64, 64) for _ in range(2)])
+    model.eval()([labeled(64, 64)])
     dropped = [(x == 0).all(dim=(2, 3)).float().mean().item() for x in seen]
     assert 0.3 < dropped[0] < 0.7
     assert dropped[1] == 0
@@ -230,7 +230,7 @@ def test_too_little_memory_is_told_with_the_keys_that_help(monkeypatch, keys, wa
     with pytest.raises(MemoryError, match=f"TEST.SLIDING_WINDOW.*{way_out}|{way_out}"):
         segment(model, {"image": random_image(64, 64)})
     with pytest.raises(torch.OutOfMemoryError):  # in training, windows would not help
-        model.train()([labelled(64, 64)] * 2)
+        model.train()([labeled(64, 64)] * 2)
 
 
 @pytest.mark.parametrize("keys", [{}, WINDOWS], ids=["whole", "windows"])

@@ -53,7 +53,7 @@ def annotations_of(coco: COCO, image_id: int) -> list[dict]:
     return coco.loadAnns(coco.getAnnIds(image_id))
 
 
-def test_class_names_are_colour_texture_shape_in_a_fixed_order():
+def test_class_names_are_color_texture_shape_in_a_fixed_order():
     assert len(CLASS_NAMES) == len(set(CLASS_NAMES)) == 18
     assert CLASS_NAMES[:4] == (
         "red solid circle",
@@ -110,7 +110,7 @@ def test_masks_agree_with_boxes_and_areas(coco):
         left, top, width, height = annotation["bbox"]
         expected = [left, top, left + width, top + height]
         np.testing.assert_allclose([x.min(), y.min(), x.max() + 1, y.max() + 1], expected, atol=1.5)
-        # Rasterising moves the outline by a fraction of a pixel, hence the area by that of the perimeter.
+        # Rasterizing moves the outline by a fraction of a pixel, hence the area by that of the perimeter.
         assert abs(mask.sum() - annotation["area"]) <= 0.5 * (width + height)
 
 
@@ -124,7 +124,7 @@ def test_objects_lie_within_their_images(coco):
         assert top + height <= image["height"]
 
 
-def test_objects_show_their_colour_and_texture(root, coco):
+def test_objects_show_their_color_and_texture(root, coco):
     """On the pixels that no other annotation covers, of which each object keeps most."""
     for image_id, image in coco.imgs.items():
         pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
@@ -136,16 +136,16 @@ def test_objects_show_their_colour_and_texture(root, coco):
                 continue
             own = mask & (layers == 1)
             assert own.sum() > 0.5 * mask.sum()
-            colour, texture, _ = CLASS_NAMES[annotation["category_id"] - 1].split()
+            color, texture, _ = CLASS_NAMES[annotation["category_id"] - 1].split()
             mean = pixels[own].mean(axis=0)
-            dominant = ("red", "green", "blue").index(colour)
+            dominant = ("red", "green", "blue").index(color)
             assert mean[dominant] > max(np.delete(mean, dominant)) + 20
             whitish = (pixels[own].min(axis=1) > 150).mean()
             assert (whitish > 0.15) == (texture == "striped")
 
 
 def test_labels_name_what_is_seen(root, coco):
-    """Label images agree with the colours, and the crowds and the background are labelled as well."""
+    """Label images agree with the colors, and the crowds and the background are labeled as well."""
     found = set()
     for image in coco.imgs.values():
         pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
@@ -154,15 +154,15 @@ def test_labels_name_what_is_seen(root, coco):
         for value in np.unique(label):
             mean = pixels[label == value].mean(axis=0)
             if value == len(CLASS_NAMES):
-                assert np.ptp(mean) < 20  # grey
+                assert np.ptp(mean) < 20  # gray
             else:
-                colour = ("red", "green", "blue").index(CLASS_NAMES[value].split()[0])
-                assert mean[colour] > max(np.delete(mean, colour)) + 20
+                color = ("red", "green", "blue").index(CLASS_NAMES[value].split()[0])
+                assert mean[color] > max(np.delete(mean, color)) + 20
         found.update(np.unique(label).tolist())
     assert found == set(range(19))
 
 
-def test_of_overlapping_objects_the_upper_one_is_labelled(coco, root):
+def test_of_overlapping_objects_the_upper_one_is_labeled(coco, root):
     for image_id, image in coco.imgs.items():
         label = np.asarray(Image.open(root / "labels" / "train" / image["file_name"]))
         hidden = np.zeros(label.shape, dtype=bool)
@@ -306,7 +306,7 @@ def test_classes_of_the_larger_world_are_very_unequal_in_number():
 
 
 @pytest.mark.parametrize("texture", ["striped", "checked", "dotted"])
-def test_textures_have_two_colours_and_are_told_apart(texture):
+def test_textures_have_two_colors_and_are_told_apart(texture):
     across, along = np.mgrid[0:16:0.1, 0:16:0.1]
     second = TEXTURES[texture](across, along)
     assert set(np.unique(second)) == {0, 1}
@@ -336,7 +336,7 @@ def test_classes_held_out_are_in_no_annotation_and_ignored_in_labels(prepare, tm
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     held_out = SHAPES_192.held_out
     assert len(held_out) == 24
-    for words in (SHAPES_192.colours, SHAPES_192.textures, SHAPES_192.outlines):
+    for words in (SHAPES_192.colors, SHAPES_192.textures, SHAPES_192.outlines):
         assert all(any(word in name.split() for name in SHAPES_192.seen_class_names) for word in words)
     assert SHAPES.held_out == ()
     arguments = ["--world", "shapes192", "--num-train", "40", "--num-val", "2"]

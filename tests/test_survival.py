@@ -72,7 +72,7 @@ def assert_same(a, b, where: str = "checkpoint") -> None:
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config):
-    """Weights, optimiser, schedule, moving averages, data order, augmentation, dropout, random numbers."""
+    """Weights, optimizer, schedule, moving averages, data order, augmentation, dropout, random numbers."""
     run(config)
     whole = checkpoint(config, "model_final.pth")
     Path(config.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")

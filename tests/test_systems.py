@@ -54,14 +54,14 @@ def test_a_system_trains_and_is_evaluated_from_a_short_config(path, options):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     language = trainer.model.backbone.language
-    learnt = {
+    learned = {
         "contexts": language.contexts,
         "gamma": language.gamma,
         "decoder": language.context_decoder.out_proj[1].weight,
     }
-    before = {name: parameter.detach().clone() for name, parameter in learnt.items()}
+    before = {name: parameter.detach().clone() for name, parameter in learned.items()}
     trainer.train()
-    for name, parameter in learnt.items():
+    for name, parameter in learned.items():
         assert parameter.grad.any() and not torch.equal(parameter, before[name]), name
     metrics = final_metrics(Path(cfg.OUTPUT_DIR))
     assert metrics["loss_pixel_text"] > 0

@@ -126,7 +126,7 @@ def narrow_and_widen(model):
 CHANGES = {
     "weights loaded": lambda model: model.load_state_dict(prompted().state_dict()),
     "weights assigned": lambda model: model.load_state_dict(prompted().state_dict(), assign=True),
-    "an optimiser's step": step,
+    "an optimizer's step": step,
     "contexts edited": lambda model: model.contexts.fill_(1),
     "contexts replaced": lambda model: setattr(model, "contexts", prompted().contexts),
     "other data": lambda model: setattr(model.contexts, "data", torch.ones_like(model.contexts)),

@@ -36,14 +36,14 @@ def test_contexts_that_are_words_are_read_as_words(family):
     architecture = get_clip_architecture(f"tiny-{family}")
     encoder = CLIPTextEncoder.from_architecture(architecture)
     names = ["red square", "dog"]
-    learnt = PromptedTextEncoder(
+    learned = PromptedTextEncoder(
         class_names=names, text_encoder=encoder, mode="context", num_contexts=1, context_init="a"
     )
     fixed = PromptedTextEncoder(class_names=names, text_encoder=encoder, mode="template", template="a {}")
     nothing = torch.zeros(1, 64), torch.zeros(1, 64, 1, 1)
-    torch.testing.assert_close(learnt(*nothing), fixed(*nothing), rtol=1e-4, atol=1e-5)
-    learnt(*nothing).sum().backward()
-    assert learnt.contexts.grad.any() and not any(p.requires_grad for p in encoder.parameters())
+    torch.testing.assert_close(learned(*nothing), fixed(*nothing), rtol=1e-4, atol=1e-5)
+    learned(*nothing).sum().backward()
+    assert learned.contexts.grad.any() and not any(p.requires_grad for p in encoder.parameters())
 
 
 def test_where_padding_is_read_names_are_encoded_in_parts():

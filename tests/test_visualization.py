@@ -38,8 +38,8 @@ def test_labels_stay_in_the_picture_and_do_not_cover_one_another(image):
         assert drawing._overlaps(sides[i : i + 1], sides[:i]) < 1
 
 
-def test_a_mask_leaves_the_colours_below_it_to_be_seen(image):
-    """Colours name classes here: what is painted over an object must not change them."""
+def test_a_mask_leaves_the_colors_below_it_to_be_seen(image):
+    """Colors name classes here: what is painted over an object must not change them."""
     green = np.array([30, 155, 50])
     image[40:80, 40:80] = green
     masks = torch.zeros(1, 120, 160, dtype=torch.bool)
@@ -64,8 +64,8 @@ def test_label_maps_are_outlined_and_what_has_no_class_stays(image):
 def test_a_score_map_has_a_scale_and_a_plain_picture_none(image):
     plain = grid([{"a": Panel(image)}])
     scaled = grid([{"a": Panel(image, scale="sigmoid")}])
-    colours = [len(np.unique(p[-90:].reshape(-1, 3), axis=0)) for p in (plain, scaled)]
-    assert colours[0] < 20 < 100 < colours[1]
+    colors = [len(np.unique(p[-90:].reshape(-1, 3), axis=0)) for p in (plain, scaled)]
+    assert colors[0] < 20 < 100 < colors[1]
 
 
 def test_rows_need_not_be_equally_long(image):

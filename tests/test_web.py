@@ -201,7 +201,7 @@ def browser():
 
 
 def draw_page(browser, path: str) -> None:
-    """The README's picture. In 64 shades of each colour, for the noise behind the shapes is much of a PNG."""
+    """The README's picture. In 64 shades of each color, for the noise behind the shapes is much of a PNG."""
     browser.wait_for_timeout(1000)  # for the browser to have laid it out
     shot = Image.open(BytesIO(browser.screenshot(full_page=True))).convert("RGB")
     ImageOps.posterize(shot, 6).save(path, optimize=True)
@@ -260,7 +260,7 @@ def test_pictures_of_any_kind_are_read_upright(tmp_path):
     exif[0x0112] = 6  # to be turned by a quarter
     image.save(tmp_path / "turned.png", exif=exif)
     image.convert("RGBA").save(tmp_path / "transparent.png")
-    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("L").save(tmp_path / "gray.png")
     Image.fromarray(np.full((40, 60), 40_000, np.uint16)).save(tmp_path / "deep.png")
     image.save(tmp_path / "photo.jpg")
     image.save(tmp_path / "picture.webp", lossless=True)
@@ -269,7 +269,7 @@ def test_pictures_of_any_kind_are_read_upright(tmp_path):
     assert set(shapes.values()) == {(40, 60, 3)}
     assert read_upload(str(tmp_path / "transparent.png"), Limits())[0, 0].tolist() == [50, 100, 200]
     assert read_upload(str(tmp_path / "deep.png"), Limits())[0, 0].tolist() == [40_000 >> 8] * 3
-    small = read_upload(str(tmp_path / "grey.png"), Limits(side=30))
+    small = read_upload(str(tmp_path / "gray.png"), Limits(side=30))
     assert small.shape == (20, 30, 3)
 
 

@@ -27,7 +27,7 @@ SECOND[4:6, 6:8] = SECOND[6:, 9] = 1
 
 def predictor_of(*score_maps):
     def predict(image, score_maps_of):
-        assert (image, score_maps_of) == ("picture.png", ["known", "never labelled"])
+        assert (image, score_maps_of) == ("picture.png", ["known", "never labeled"])
         return {"score_maps": torch.stack(score_maps)}
 
     predict.guidance = SimpleNamespace(language=SimpleNamespace(class_names=["known"]))
@@ -38,32 +38,32 @@ def test_maps_are_judged_by_their_maximum_and_by_their_order():
     right = SECOND * 0.5
     wrong = right.clone()
     wrong[0, 9] = 0.9  # one of the 74 other pixels is above them all
-    figures = evaluate_words(predictor_of(FIRST, wrong), [RECORD], ["known", "never labelled"])
-    assert figures["labelled"] == {
+    figures = evaluate_words(predictor_of(FIRST, wrong), [RECORD], ["known", "never labeled"])
+    assert figures["labeled"] == {
         "pairs": 1,
         "pointing": 1.0,
         "pointing_chance": pytest.approx(0.1),
         "auc": 1.0,
     }
-    assert figures["unlabelled"]["pointing"] == 0
-    assert figures["unlabelled"]["pointing_chance"] == pytest.approx(6 / 80)
-    assert figures["unlabelled"]["auc"] == pytest.approx(73 / 74)
-    figures = evaluate_words(predictor_of(-FIRST, torch.ones(8, 10)), [RECORD], ["known", "never labelled"])
-    assert figures["labelled"]["auc"] == 0
-    assert figures["unlabelled"]["auc"] == 0.5
+    assert figures["unlabeled"]["pointing"] == 0
+    assert figures["unlabeled"]["pointing_chance"] == pytest.approx(6 / 80)
+    assert figures["unlabeled"]["auc"] == pytest.approx(73 / 74)
+    figures = evaluate_words(predictor_of(-FIRST, torch.ones(8, 10)), [RECORD], ["known", "never labeled"])
+    assert figures["labeled"]["auc"] == 0
+    assert figures["unlabeled"]["auc"] == 0.5
 
 
 def test_images_without_objects_are_not_asked_about():
     empty = {**RECORD, "annotations": []}
-    assert evaluate_words(predictor_of(), [empty], ["known", "never labelled"]) == {}
+    assert evaluate_words(predictor_of(), [empty], ["known", "never labeled"]) == {}
 
 
 def test_the_zoos_score_maps_point_at_shapes(small_shapes):
     predictor = Predictor.from_zoo("Shapes/denseclip_retinanet_tiny.yaml")
     records = load_datasets(small_shapes[1:], filter_empty=True, check_images=False)
     figures = evaluate_words(predictor, records, CLASS_NAMES)
-    assert set(figures) == {"labelled"}
-    assert figures["labelled"]["pairs"] > 20
-    assert figures["labelled"]["pointing"] > 2 * figures["labelled"]["pointing_chance"]
+    assert set(figures) == {"labeled"}
+    assert figures["labeled"]["pairs"] > 20
+    assert figures["labeled"]["pointing"] > 2 * figures["labeled"]["pointing_chance"]
     with pytest.raises(ValueError, match="No class 'hexagon'"):
         evaluate_words(predictor, records, ["hexagon"] * 18)

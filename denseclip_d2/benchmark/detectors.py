@@ -71,7 +71,7 @@ def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
 
 
 class Contender:
-    """A detector with what it needs to be run: its optimiser, and a batch on its device."""
+    """A detector with what it needs to be run: its optimizer, and a batch on its device."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
         model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
@@ -82,14 +82,14 @@ class Contender:
         _let_every_region_be_of_class_0(self.model)
 
     def held_bytes(self) -> int:
-        """Of weights, buffers and the optimiser's state; gradients are given back after each step."""
+        """Of weights, buffers and the optimizer's state; gradients are given back after each step."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         for state in self.optimizer.state.values() if self.optimizer else ():
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.nbytes for tensor in tensors)
 
     def step(self) -> None:
-        """One run, image to boxes, or one iteration of training, optimiser included."""
+        """One run, image to boxes, or one iteration of training, optimizer included."""
         enabled, precision = self.amp
         autocast = torch.autocast(self.device.type, precision, enabled=enabled)
         if self.optimizer is None:

@@ -19,7 +19,7 @@ from .settings import Settings
 
 
 def checkpoint(settings: Settings) -> Iterator[list[Row]]:
-    """Weights and the optimiser's state, saved as training does, against Detectron2's own way.
+    """Weights and the optimizer's state, saved as training does, against Detectron2's own way.
 
     Either keeps one checkpoint: the one before is removed when the next is there. They go to the folder for
     temporary files (``TMPDIR``), and nothing waits to be written to its disk when a run begins.
@@ -27,7 +27,7 @@ def checkpoint(settings: Settings) -> Iterator[list[Row]]:
     number = settings.classes[0]
     cfg = contending_configs(settings.cfg, number)["DenseCLIP"]
     trained = Contender(cfg, settings.batch, settings.sizes[0], number, training=True)
-    trained.step()  # before its first, the optimiser has no state
+    trained.step()  # before its first, the optimizer has no state
     ways = {
         "Detectron2": (DetectionCheckpointer, hooks.PeriodicCheckpointer),
         "this project": (DenseCLIPCheckpointer, PeriodicCheckpointer),

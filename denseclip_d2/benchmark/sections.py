@@ -138,7 +138,7 @@ def inference(settings: Settings) -> Iterator[list[Row]]:
 
 
 def training(settings: Settings) -> Iterator[list[Row]]:
-    """A whole step of training, optimiser included."""
+    """A whole step of training, optimizer included."""
     return _detectors("training", settings, partial(_chosen, settings), training=True)
 
 
@@ -173,15 +173,15 @@ def kernels(settings: Settings) -> Iterator[list[Row]]:
     device, speed = settings.device, bandwidth(settings.device)
     for (number, size), kernel in product(settings.cases(), KERNELS):
         inputs = kernel.make_inputs(settings.batch, number, size, device)
-        learnt = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
+        learned = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
 
         def forward(function: Callable, inputs=inputs) -> None:
             with torch.no_grad():
                 function(*inputs)
 
-        def both(function: Callable, inputs=inputs, learnt=learnt) -> None:
+        def both(function: Callable, inputs=inputs, learned=learned) -> None:
             outputs = [x for x in function(*inputs) if x.requires_grad]
-            torch.autograd.grad(outputs, learnt, [torch.ones_like(x) for x in outputs])
+            torch.autograd.grad(outputs, learned, [torch.ones_like(x) for x in outputs])
 
         functions = {"definition": kernel.definition, "kernel": kernel.function}
         for direction, step, least in (

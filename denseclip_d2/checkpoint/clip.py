@@ -89,7 +89,7 @@ def resize_positions(weights: dict[str, Tensor], model: nn.Module) -> dict[str, 
 
 
 def begin_contexts(model: nn.Module) -> None:
-    """Let learnt contexts begin from words as CLIP embeds them, once its weights are there."""
+    """Let learned contexts begin from words as CLIP embeds them, once its weights are there."""
     for module in model.modules():
         if isinstance(module, PromptedTextEncoder):
             module.begin_contexts()

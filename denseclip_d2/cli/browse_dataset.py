@@ -75,7 +75,7 @@ def report(name: str, statistics: Statistics) -> str:
     if len(rows) > 30:
         rows = [*rows[:20], ["...", "", ""], *rows[-9:]]
     lines = [
-        f"{name}: {statistics.images} images, {statistics.labelled} of them labelled",
+        f"{name}: {statistics.images} images, {statistics.labeled} of them labeled",
         tabulate(rows, ["class", what, "images"], tablefmt="github"),
         *(f"{kind}: {count}" for kind, count in statistics.sizes.items()),
         "Odd:" if statistics.odd else "Nothing odd.",

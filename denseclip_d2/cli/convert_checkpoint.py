@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     size = Path(args.output).stat().st_size
     if args.model_card:
         card = model_card(
-            cfg, get_class_names(cfg), figures, file=Path(args.output).name, licence=args.licence,
+            cfg, get_class_names(cfg), figures, file=Path(args.output).name, license=args.licence,
             with_masks=bool(getattr(getattr(model, "roi_heads", None), "mask_on", False)), half=args.half,
         )  # fmt: skip
         write_card(folder, card)

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a file of an earlier export")
     parser.add_argument("--score-map", action="store_true", help="give the score map too")
     parser.add_argument(
-        "--prepared", action="store_true", help="take pictures that are resized and normalised already"
+        "--prepared", action="store_true", help="take pictures that are resized and normalized already"
     )
     parser.add_argument(
         "--mask-squares", action="store_true", help="give masks as they are in their boxes, to be pasted"

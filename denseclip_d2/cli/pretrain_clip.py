@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num-pairs", type=int, default=24_000, help="how many to generate into DIR/pairs (%(default)s)")
     add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
-    add("--alike", type=int, default=Recipe.alike, help="neighbours that stay together (%(default)s)")
+    add("--alike", type=int, default=Recipe.alike, help="neighbors that stay together (%(default)s)")
     add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
     add("--muon", type=float, default=Recipe.muon, help="its learning rate; 0: AdamW alone (%(default)s)")
     add("--apart", type=float, default=Recipe.apart, help="weight of keeping captions apart (%(default)s)")

@@ -71,8 +71,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.VISUAL.ACTIVATION_CHECKPOINTING = False
 
     denseclip.PROMPT = CfgNode()
-    # "post": learnt contexts, embeddings refined by the image; "pre": contexts made from the image;
-    # "context": learnt contexts alone (CoOp); "template": a fixed sentence (paper, sec. 3.3).
+    # "post": learned contexts, embeddings refined by the image; "pre": contexts made from the image;
+    # "context": learned contexts alone (CoOp); "template": a fixed sentence (paper, sec. 3.3).
     denseclip.PROMPT.MODE = "post"
     # Number of context vectors.
     denseclip.PROMPT.NUM_CONTEXTS = 8
@@ -117,7 +117,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.NORM = "GN"
     # Probability of every class at the beginning.
     cfg.MODEL.FCOS.PRIOR_PROB = 0.01
-    # Points within so many strides of a box's centre are positive.
+    # Points within so many strides of a box's center are positive.
     cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
     cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
     cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
@@ -145,7 +145,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Distort brightness, contrast, saturation and hue in training (as SSD and MMSegmentation do).
     cfg.INPUT.COLOR_AUG_SSD = False
     # Semantic segmentation: of 10 random crops take the first in which no class has this part, or more, of
-    # what is labelled; 1.0 takes any. An "absolute" CROP.SIZE is also what smaller images are padded to.
+    # what is labeled; 1.0 takes any. An "absolute" CROP.SIZE is also what smaller images are padded to.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
 
     # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).

@@ -139,7 +139,7 @@ def _schedule(cfg: CfgNode, recipe: CfgNode, num_images: int, chosen: bool) -> d
     return {
         "SOLVER.MAX_ITER": length,
         "SOLVER.STEPS": tuple(sorted({step * length // longest for step in recipe.SOLVER.STEPS} - {0})),
-        # It is for the optimiser's sake, so that more images need no more of it.
+        # It is for the optimizer's sake, so that more images need no more of it.
         "SOLVER.WARMUP_ITERS": min(recipe.SOLVER.WARMUP_ITERS, length // 10),
         "TEST.EVAL_PERIOD": max(period * length // longest, 1) if period else 0,
         "SOLVER.REFERENCE_IMAGES": num_images,

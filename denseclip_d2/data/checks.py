@@ -198,6 +198,6 @@ def _check_boxes(record: dict) -> None:
 
 def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
     check_image_files(names, dicts)
-    labelled = [record for record in dicts if "sem_seg_file_name" in record]
-    if labelled:
-        check_some_labels(labelled, names)
+    labeled = [record for record in dicts if "sem_seg_file_name" in record]
+    if labeled:
+        check_some_labels(labeled, names)

@@ -57,8 +57,8 @@ class DatasetMapper(_DatasetMapper):
     def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple) -> None:
         """Give an image with RLE masks bitmaps for all its masks: Detectron2 has no polygons of RLE."""
         mapper = copy.copy(self)
-        learnt = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
-        masks = [a.get("segmentation") for a in learnt] if self.use_instance_mask else []
+        learned = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+        masks = [a.get("segmentation") for a in learned] if self.use_instance_mask else []
         if rle := [mask for mask in masks if isinstance(mask, dict)]:
             mapper.instance_mask_format = "bitmask"
             for mask in rle:
@@ -221,5 +221,5 @@ def _with_own(augmentations: Iterable, cfg: CfgNode, is_train: bool) -> list:
             return ResizeShortestEdge(*resizing)
         return RandomScaleShortestEdge(*resizing, scale_range)
 
-    colour = [ColorAugSSDTransform(cfg.INPUT.FORMAT)] if is_train and cfg.INPUT.COLOR_AUG_SSD else []
-    return [*map(own, augmentations), *colour]
+    color = [ColorAugSSDTransform(cfg.INPUT.FORMAT)] if is_train and cfg.INPUT.COLOR_AUG_SSD else []
+    return [*map(own, augmentations), *color]

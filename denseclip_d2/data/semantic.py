@@ -112,7 +112,7 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
 
 
 def read_labels(file_name: str, dtype: type = np.uint8) -> np.ndarray:
-    """The (H, W) labels in a file, upright, a palette left aside; Detectron2's reader would take its colours.
+    """The (H, W) labels in a file, upright, a palette left aside; Detectron2's reader would take its colors.
 
     Also the ``sem_seg_loading_fn`` for Detectron2's ``SemSegEvaluator``, whose own fails with numpy 2.
 
@@ -168,13 +168,13 @@ def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_la
         )
 
 
-def check_some_labels(labelled: Sequence[dict], names: Sequence[str]) -> None:
+def check_some_labels(labeled: Sequence[dict], names: Sequence[str]) -> None:
     """Check the labels of up to 100 images, and log which classes have no pixel in them.
 
     A fault of the whole data set shows in some labels; the mapper checks each when it reads it.
 
     Args:
-        labelled: records with ``sem_seg_file_name``, at least one.
+        labeled: records with ``sem_seg_file_name``, at least one.
         names: the data sets that they are of.
 
     Raises:
@@ -182,13 +182,13 @@ def check_some_labels(labelled: Sequence[dict], names: Sequence[str]) -> None:
     """
     metadata = MetadataCatalog.get(names[0])
     classes, ignore_label = metadata.get("stuff_classes", ()), metadata.get("ignore_label")
-    records = labelled[:: math.ceil(len(labelled) / MAX_LABELS_READ)]
+    records = labeled[:: math.ceil(len(labeled) / MAX_LABELS_READ)]
     found: set[int] = set()
     for file_name in (record["sem_seg_file_name"] for record in records):
         labels = read_labels(file_name)
         check_labels(labels, file_name, len(classes) or 256, ignore_label)  # without names, any may be one
         found.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
-    counts = {"read": len(records), "total": len(labelled)}
+    counts = {"read": len(records), "total": len(labeled)}
     _log_absent_classes(", ".join(names), found, classes, ignore_label, **counts)
 
 

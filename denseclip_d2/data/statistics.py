@@ -46,7 +46,7 @@ class Statistics:
     """
     Attributes:
         images: how many.
-        labelled: how many of them have an object, or a pixel of a class.
+        labeled: how many of them have an object, or a pixel of a class.
         objects: by class name; of label maps, pixels.
         in_images: by class name, the images that it is in.
         sizes: objects by COCO's kinds of sizes; of label maps, empty.
@@ -54,7 +54,7 @@ class Statistics:
     """
 
     images: int
-    labelled: int
+    labeled: int
     objects: dict[str, int]
     in_images: dict[str, int]
     sizes: dict[str, int]
@@ -81,11 +81,11 @@ def statistics_of(
     """
     of_pixels = any("sem_seg_file_name" in record for record in records)
     count = _count_pixels if of_pixels else _count_objects
-    objects, in_images, sizes, labelled = count(records, len(class_names))
+    objects, in_images, sizes, labeled = count(records, len(class_names))
     tokens = {name: tokens_of(name) for name in class_names}
     odd = [
         Oddity("images are the same, byte by byte", _same_files(records)),
-        Oddity("images have nothing labelled", tuple(r["file_name"] for r in records if not labelled[id(r)])),
+        Oddity("images have nothing labeled", tuple(r["file_name"] for r in records if not labeled[id(r)])),
         Oddity("classes are in no image", _named(class_names, in_images, 0)),
         Oddity("classes are in one image alone", _named(class_names, in_images, 1)),
         Oddity(
@@ -97,7 +97,7 @@ def statistics_of(
         odd += _odd_boxes(records, class_names, scale_of)
     return Statistics(
         images=len(records),
-        labelled=sum(labelled.values()),
+        labeled=sum(labeled.values()),
         objects={name: objects[i] for i, name in enumerate(class_names)},
         in_images={name: in_images[i] for i, name in enumerate(class_names)},
         sizes=dict(sizes),
@@ -112,28 +112,28 @@ def _count_objects(records: Sequence[dict], num_classes: int) -> _Counts:
     objects: Counter[int] = Counter()
     in_images: Counter[int] = Counter()
     sizes: Counter[str] = Counter(dict.fromkeys(AREAS, 0))
-    labelled = {}
+    labeled = {}
     for record in records:
         annotations = record.get("annotations", [])
         classes = [annotation["category_id"] for annotation in annotations]
         objects.update(classes)
         in_images.update(set(classes))
         sizes.update(size_of(_area(_box(annotation))) for annotation in annotations)
-        labelled[id(record)] = bool(annotations)
-    return objects, in_images, sizes, labelled
+        labeled[id(record)] = bool(annotations)
+    return objects, in_images, sizes, labeled
 
 
 def _count_pixels(records: Sequence[dict], num_classes: int) -> _Counts:
     objects: Counter[int] = Counter()
     in_images: Counter[int] = Counter()
-    labelled = {}
+    labeled = {}
     for record in tqdm(records, unit="label image", delay=2):
         labels = read_labels(record["sem_seg_file_name"])
         pixels = np.bincount(labels.ravel(), minlength=num_classes)[:num_classes]
         objects.update(dict(enumerate(pixels.tolist())))
         in_images.update(np.flatnonzero(pixels).tolist())
-        labelled[id(record)] = bool(pixels.any())
-    return objects, in_images, Counter(), labelled
+        labeled[id(record)] = bool(pixels.any())
+    return objects, in_images, Counter(), labeled
 
 
 def _box(annotation: dict) -> list[float]:

@@ -57,12 +57,12 @@ class RandomScaleShortestEdge(ResizeShortestEdge):
 class PadToSize(T.Augmentation):
     """Padding at the right and at the bottom, for batches of one size."""
 
-    def __init__(self, size: Sequence[int], colour: Sequence[float], label: int):
+    def __init__(self, size: Sequence[int], color: Sequence[float], label: int):
         """
         Args:
             size: height and width; an image that is larger is left so.
-            colour: of the padding, rounded. That of the pixels' mean is what Detectron2 pads with, zero after
-                the normalisation, but for the rounding.
+            color: of the padding, rounded. That of the pixels' mean is what Detectron2 pads with, zero after
+                the normalization, but for the rounding.
             label: of the padding.
         """
         self._init(locals())
@@ -72,11 +72,11 @@ class PadToSize(T.Augmentation):
         y1, x1 = (max(size - side, 0) for size, side in zip(self.size, (height, width), strict=True))
         if not (y1 or x1):
             return T.NoOpTransform()
-        return _ColourPadTransform(0, 0, x1, y1, width, height, self.colour, self.label)
+        return _ColorPadTransform(0, 0, x1, y1, width, height, self.color, self.label)
 
 
-class _ColourPadTransform(T.PadTransform):
-    """fvcore's padding, which has one value for all channels, with a colour: ``pad_value`` is a sequence."""
+class _ColorPadTransform(T.PadTransform):
+    """fvcore's padding, which has one value for all channels, with a color: ``pad_value`` is a sequence."""
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         height, width, channels = image.shape

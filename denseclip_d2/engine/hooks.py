@@ -105,7 +105,7 @@ class UnoptimizedScripts(HookBase):
 
 
 class LossGuard(HookBase):
-    """Stop before the optimiser's step when a loss is not finite, and name the images."""
+    """Stop before the optimizer's step when a loss is not finite, and name the images."""
 
     def before_train(self) -> None:
         # Of a DefaultTrainer, only the trainer within calls its hooks' `after_backward`.

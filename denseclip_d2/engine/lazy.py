@@ -94,5 +94,5 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
 
 
 def _groups_of(optimizer: DictConfig) -> DictConfig:
-    """The part of an optimiser's config that has the parameters, in whatever it is wrapped."""
+    """The part of an optimizer's config that has the parameters, in whatever it is wrapped."""
     return optimizer if "params" in optimizer else _groups_of(optimizer.optimizer)

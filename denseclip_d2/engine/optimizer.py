@@ -54,7 +54,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def clip_full_model(
     optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
 ) -> torch.optim.Optimizer:
-    """Let an optimiser clip the gradient's norm over all its parameters before each step."""
+    """Let an optimizer clip the gradient's norm over all its parameters before each step."""
     clipper = partial(nn.utils.clip_grad_norm_, max_norm=max_norm, norm_type=norm_type)
     optimizer.__class__ = _generate_optimizer_class_with_gradient_clipping(
         type(optimizer), global_clipper=clipper

@@ -26,7 +26,7 @@ def check_precision(cfg: CfgNode) -> None:
 class MixedPrecisionTrainer(AMPTrainer):
     """Detectron2's ``AMPTrainer``: float16 with a gradient scaler, bfloat16 without, on CPUs as well.
 
-    The forward pass runs under autocast; backward pass, weights and optimiser's state are as in float32.
+    The forward pass runs under autocast; backward pass, weights and optimizer's state are as in float32.
     """
 
     def __init__(self, model: nn.Module, data_loader, optimizer, *, precision: str, device: str):

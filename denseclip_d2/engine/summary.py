@@ -86,7 +86,7 @@ def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
-    """Differences of ``cfg``, as it runs here, from ``recipe`` that change what is learnt; a line each."""
+    """Differences of ``cfg``, as it runs here, from ``recipe`` that change what is learned; a line each."""
     lines = list(_differences(recipe, cfg))
     rates = [node.SOLVER.BASE_LR / node.SOLVER.IMS_PER_BATCH for node in (cfg, recipe)]
     ratio = rates[0] / rates[1] if rates[1] else 1.0

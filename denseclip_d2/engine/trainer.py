@@ -46,7 +46,7 @@ LABELS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's ``DefaultTrainer`` with the recipe's optimiser, checked data and strict loading."""
+    """Detectron2's ``DefaultTrainer`` with the recipe's optimizer, checked data and strict loading."""
 
     def __init__(self, cfg: CfgNode, recipe: CfgNode | None = None):
         """

@@ -22,7 +22,7 @@ def evaluate_words(
         records: of Detectron2's dicts, with annotations; objects without segmentations are their boxes.
         names: of the records' categories.
 
-    Returns: for ``labelled`` names, which are classes of the model, and ``unlabelled`` ones:
+    Returns: for ``labeled`` names, which are classes of the model, and ``unlabeled`` ones:
         ``pairs``, how many times an image has a name; ``pointing``, the part of these in which the maximum of
         the map is on an object of that name; ``pointing_chance``, that of a random pixel; ``auc``, the
         probability that a pixel of the objects has a higher score than another, 0.5 by chance. A kind
@@ -41,7 +41,7 @@ def evaluate_words(
         score_maps = predictor(record["file_name"], score_maps_of=asked)["score_maps"].cpu()
         for name, mask, scores in zip(asked, masks.values(), score_maps, strict=True):
             if not mask.all() and mask.any():
-                found["labelled" if name in classes else "unlabelled"].append(_measure(scores, mask))
+                found["labeled" if name in classes else "unlabeled"].append(_measure(scores, mask))
     return {
         kind: {"pairs": len(rows), **{key: mean(row[key] for row in rows) for key in rows[0]}}
         for kind, rows in found.items()

@@ -75,8 +75,8 @@ def _candidates(
 def _moved(anchors: Tensor, deltas: Tensor, by: dict[str, Any]) -> Tensor:
     """The boxes that deltas make of anchors, both (n, 4)."""
     sides = anchors[:, 2:] - anchors[:, :2]
-    centres = anchors[:, :2] + 0.5 * sides
+    centers = anchors[:, :2] + 0.5 * sides
     deltas = deltas / deltas.new_tensor(by["box_weights"])
-    centres = deltas[:, :2] * sides + centres
+    centers = deltas[:, :2] * sides + centers
     sides = deltas[:, 2:].clamp(max=by["largest_scaling"]).exp() * sides
-    return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides], dim=1)
+    return torch.cat([centers - 0.5 * sides, centers + 0.5 * sides], dim=1)

@@ -47,7 +47,7 @@ def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
 
 
 def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
-    """Compute layers in 8 bits, but for the last ones, by ONNX Runtime's static quantisation.
+    """Compute layers in 8 bits, but for the last ones, by ONNX Runtime's static quantization.
 
     Args:
         pictures: as the file takes them; between the least and the greatest that layers give of these, there

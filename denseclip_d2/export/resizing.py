@@ -51,7 +51,7 @@ def _divided(a: Tensor, b: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: Tensor) -> Tensor:
-    """Resize as Pillow's ``BILINEAR`` does: rows, then columns, each rounded to whole grey levels.
+    """Resize as Pillow's ``BILINEAR`` does: rows, then columns, each rounded to whole gray levels.
 
     Args:
         images: (N, 3, H, W) float, of whole numbers in 0..255.

@@ -26,7 +26,7 @@ def onnx_runtime(path: Path) -> Iterator[Run]:
     """An ONNX file in ONNX Runtime, on the processor."""
     import onnxruntime  # an extra
 
-    onnxruntime.set_default_logger_severity(SILENT)  # it would say what it raises, in colours
+    onnxruntime.set_default_logger_severity(SILENT)  # it would say what it raises, in colors
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # one of many classes, without a public name

@@ -58,7 +58,7 @@ class WholeModel(nn.Module):
         Args:
             model: in evaluation mode.
             shortest, longest: see :func:`fitted_size`.
-            prepared: pictures come resized and normalised, and what is found is in that size; ``shortest`` 0.
+            prepared: pictures come resized and normalized, and what is found is in that size; ``shortest`` 0.
             score_map: give the score map too, as the backbone makes it.
             pasted: give masks of the picture's size; False: as they are predicted, squares that fill the
                 boxes.
@@ -80,7 +80,7 @@ class WholeModel(nn.Module):
             :attr:`page` takes.
         """
         with captured_features(self.model.backbone) as features:
-            if self.prepared:  # Detectron2's models normalise by themselves
+            if self.prepared:  # Detectron2's models normalize by themselves
                 pixels = pictures * self.model.pixel_std + self.model.pixel_mean
                 found = self.found(pixels, *pixels.shape[2:])
             else:
@@ -100,7 +100,7 @@ class WholeModel(nn.Module):
         return {}
 
     def resized(self, pictures: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 pictures, (N, 3, h, w) as the model takes them, not normalised."""
+        """(N, H, W, 3) uint8 pictures, (N, 3, h, w) as the model takes them, not normalized."""
         height, width = pictures.shape[1:3]
         size = fitted_size(shapes_to_tensor([height, width]), self.shortest, self.longest)
         return resize(pictures.movedim(3, 1).float(), size)

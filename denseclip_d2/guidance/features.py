@@ -70,7 +70,7 @@ class LanguageGuidedFeatures(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), normalised; H and W multiples of ``size_divisibility``.
+            x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
         Returns: what ``visual`` gives, the score map in one of its features, and ``score_map``.
         """
         features = self.visual(x)

@@ -36,7 +36,7 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), normalised; H and W multiples of ``size_divisibility``.
+            x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
         Returns: the neck's features, an FPN's ``p2``..``p6`` say, and ``score_map``.
         """
         features = super().forward(x)

@@ -12,7 +12,7 @@ from ..kernels import dense_target, label_map_cross_entropy, pixel_text_bce
 from ..utils.distributed import sum_over_processes
 
 TARGET_STRIDE = 4
-"""Pixels a side of one cell of the target (released behaviour)."""
+"""Pixels a side of one cell of the target (released behavior)."""
 
 UNCOVERED = -1
 """In a label map made from objects: no object's."""
@@ -167,7 +167,7 @@ def _mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
 
 
 def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int, kernels: bool = True) -> Tensor:
-    """Cross-entropy with a label map, summed over labelled pixels and divided by *all* pixels (as released).
+    """Cross-entropy with a label map, summed over labeled pixels and divided by *all* pixels (as released).
 
     In float32 whatever the precision of ``logits``; 0 where every pixel is ignored.
 

@@ -44,4 +44,4 @@ class SimplePyramid(SimpleFeaturePyramid):
 
     @property
     def size_divisibility(self) -> int:
-        return self._size_divisibility  # Detectron2 tells it under a misspelt key, which nothing reads
+        return self._size_divisibility  # Detectron2 tells it under a misspelled key, which nothing reads

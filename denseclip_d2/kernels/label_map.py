@@ -18,7 +18,7 @@ def label_map_cross_entropy_definition(logits: Tensor, labels: Tensor, ignore_va
 def label_map_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_value: int, kernels: bool = True
 ) -> tuple[Tensor]:
-    """Cross-entropy of bilinearly enlarged logits with a label map, summed over labelled pixels.
+    """Cross-entropy of bilinearly enlarged logits with a label map, summed over labeled pixels.
 
     In float32 whatever the precision of ``logits``. With ``kernels``, on CPUs a band of rows at a time, on
     CUDA by a Triton kernel if the map is enlarged by an integer, so that nothing of the size of the
@@ -93,10 +93,10 @@ def _cross_entropy(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[T
         logits: (n, W, K).
         labels: (n, W).
     """
-    labelled = (labels != ignore_value)[..., None]
-    index = labels[..., None].where(labelled, 0)
+    labeled = (labels != ignore_value)[..., None]
+    index = labels[..., None].where(labeled, 0)
     log_probability = logits.log_softmax(dim=-1)
-    total = -(log_probability.gather(-1, index) * labelled).sum(dtype=torch.float64)
+    total = -(log_probability.gather(-1, index) * labeled).sum(dtype=torch.float64)
     grad = log_probability.exp_()
     grad.scatter_add_(-1, index, -torch.ones(index.shape))
-    return total, grad.mul_(labelled)
+    return total, grad.mul_(labeled)

@@ -26,8 +26,8 @@ def _cross_entropy_in_block(
     """A block, its classes some at a time: first for the softmax's denominators, then for the gradients."""
     image, row, column, y, x, real = pixels_of_block(height, width, FACTOR, PIXELS)
     label = tl.load(labels + (image * height * FACTOR + y) * (width * FACTOR) + x, mask=real, other=0)
-    labelled = real & (label != ignore_value)
-    if tl.sum(labelled.to(tl.int32), 0) > 0:  # sums and gradients are zero already
+    labeled = real & (label != ignore_value)
+    if tl.sum(labeled.to(tl.int32), 0) > 0:  # sums and gradients are zero already
         places, weights = corners_of_block(row, column, height, width, stride_y, stride_x, FACTOR, PIXELS)
         cells = logits + image * stride_b
         greatest = tl.full((PIXELS,), float("-inf"), tl.float32)
@@ -43,12 +43,12 @@ def _cross_entropy_in_block(
             total = total * tl.exp(greatest - larger) + tl.sum(tl.exp(value - larger[:, None]), 1)
             greatest = larger
         log_total = greatest + tl.log(total)
-        tl.store(sums + tl.program_id(0), tl.sum(tl.where(labelled, log_total - own, 0.0), 0))
+        tl.store(sums + tl.program_id(0), tl.sum(tl.where(labeled, log_total - own, 0.0), 0))
         for start in range(0, num_classes, CLASSES):
             k = start + tl.arange(0, CLASSES)
             value = enlarged(cells + k.to(tl.int64) * stride_k, places, weights, k < num_classes)
             grad = tl.exp(value - log_total[:, None]) - (k[None, :] == label[:, None]).to(tl.float32)
-            store_corners(corners, tl.where(labelled[:, None], grad, 0.0), weights, k, num_classes)
+            store_corners(corners, tl.where(labeled[:, None], grad, 0.0), weights, k, num_classes)
 
 
 def label_map_cross_entropy_triton(

@@ -59,9 +59,9 @@ def _bce_inputs(
     scores = 2 * torch.rand(batch, num_classes, *size, generator=generator) - 1
     limit = torch.tensor([FACTOR * size[1], FACTOR * size[0]])
     count = batch * boxes_per_image
-    centre = torch.rand(count, 2, generator=generator) * limit
+    center = torch.rand(count, 2, generator=generator) * limit
     half = torch.exp(0.9 * torch.randn(count, 2, generator=generator)) * limit.max() / 16
-    corners = torch.stack([centre - half, centre + half], dim=1).clamp(min=0)
+    corners = torch.stack([center - half, center + half], dim=1).clamp(min=0)
     boxes = torch.minimum(corners, (limit - 1).float()).long().flatten(1)
     image = torch.arange(batch).repeat_interleave(boxes_per_image)
     label = torch.randint(0, num_classes, (count,), generator=generator)

@@ -17,7 +17,7 @@ def pixel_text_scores(dense: Tensor, text: Tensor, tau: float, kernels: bool = T
     """Cosine similarity of every pixel with every class (paper, eq. 1), and the same over the temperature.
 
     With ``kernels``, products are divided by the pixels' norms instead of the pixels themselves, of which
-    there is then no normalised copy, neither in the forward pass nor for the backward pass.
+    there is then no normalized copy, neither in the forward pass nor for the backward pass.
 
     Args:
         dense: (B, C, h, w) dense visual embedding.

@@ -12,7 +12,7 @@ _Kept = tuple[T, tuple[Hashable, ...], list[tuple[Tensor, Tensor, tuple]]]
 class TensorMemo(Generic[T]):
     """Remembers what was made from tensors, until one of them is replaced or changes.
 
-    A tensor has changed when its version counter has (any in-place operation, optimiser's steps and
+    A tensor has changed when its version counter has (any in-place operation, optimizer's steps and
     ``load_state_dict`` included), or where its numbers lie (``.data = ...``, a change of device or dtype).
     Writing *through* ``.data`` leaves no trace on a tensor: then :meth:`forget`. Copies and pickles of a memo
     are empty.

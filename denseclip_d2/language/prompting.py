@@ -24,11 +24,11 @@ FOLDED_CANNOT_TRAIN = (
 class PromptedTextEncoder(nn.Module):
     """Class names to text embeddings, by context-aware prompting (paper, sec. 3.3).
 
-    Modes: "post", learnt contexts whose embeddings the image then refines: t + gamma * decoder(t, image);
-    "pre", contexts that a decoder makes from the image; "context", learnt contexts alone (CoOp);
-    "template", a fixed sentence and nothing learnt.
+    Modes: "post", learned contexts whose embeddings the image then refines: t + gamma * decoder(t, image);
+    "pre", contexts that a decoder makes from the image; "context", learned contexts alone (CoOp);
+    "template", a fixed sentence and nothing learned.
 
-    What depends neither on the image nor on what is being learnt is computed once and kept until weights,
+    What depends neither on the image nor on what is being learned is computed once and kept until weights,
     names, device, precision or mode change. For inference alone, :meth:`fold_` replaces text encoder and
     contexts by a buffer, ``text_embeddings`` (K, C).
     """
@@ -249,8 +249,8 @@ class PromptedTextEncoder(nn.Module):
         tensors = [prompts, *encoder.parameters(), *encoder.buffers()]
         if self.contexts is not None:
             tensors.append(self.contexts)
-        learnt = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if learnt or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        learned = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if learned or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._encode()
         device = prompts.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)

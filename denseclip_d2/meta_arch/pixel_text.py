@@ -29,7 +29,7 @@ def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
 class PixelTextSupervision(nn.Module):
     """Mixin: ``loss_pixel_text`` for a Detectron2 system on language-guided features (paper, sec. 3.4).
 
-    What is labelled where comes from the same ground truth as the system's own losses: from ``instances``
+    What is labeled where comes from the same ground truth as the system's own losses: from ``instances``
     by :func:`pixel_text_loss`, or from a label map ``sem_seg`` by :func:`label_map_loss`.
     """
 

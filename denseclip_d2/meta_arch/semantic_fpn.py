@@ -78,7 +78,7 @@ class CLIPSemanticFPN(SemanticSegmentor):
 
 
 def seen_by_backbone(model: SemanticSegmentor, batched_inputs: list[dict]) -> Tensor:
-    """Images normalised and padded, (B, 3, H, W): Detectron2 has this inside ``forward`` alone."""
+    """Images normalized and padded, (B, 3, H, W): Detectron2 has this inside ``forward`` alone."""
     images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
     backbone = model.backbone
     return ImageList.from_tensors(

@@ -52,9 +52,9 @@ outputs = Predictor.from_files("hf://OWNER/REPO/{file}")("photo.jpg")
 
 </details>
 
-## Licence
+## License
 
-These weights: {licence}. The CLIP or the backbone that they began from and the data they were trained on
+These weights: {license}. The CLIP or the backbone that they began from and the data they were trained on
 ({data_sets}) have terms of their own.
 """
 
@@ -65,7 +65,7 @@ def model_card(
     figures: Mapping[str, float],
     *,
     file: str,
-    licence: str,
+    license: str,
     with_masks: bool = False,
     half: bool = False,
 ) -> str:
@@ -75,7 +75,7 @@ def model_card(
         cfg: of the model.
         figures: of its evaluation; empty where there was none.
         file: name of the exported weights.
-        licence: the hub's identifier, such as "apache-2.0".
+        license: the hub's identifier, such as "apache-2.0".
         with_masks: whether the model finds masks.
         half: whether the figures were measured before the weights were rounded to float16.
     """
@@ -83,7 +83,7 @@ def model_card(
     task = "image-segmentation" if with_masks or labels_pixels(cfg) else "object-detection"
     results = [EvalResult(task, test_set, test_set, metric, value) for metric, value in figures.items()]
     data = ModelCardData(
-        license=licence, library_name="denseclip_d2", pipeline_tag=task, tags=["denseclip", "detectron2"],
+        license=license, library_name="denseclip_d2", pipeline_tag=task, tags=["denseclip", "detectron2"],
         model_name=name, eval_results=results or None,
     )  # fmt: skip
     table = tabulate(figures.items(), headers=("metric", "value"), tablefmt="github", floatfmt=".2f")
@@ -93,7 +93,7 @@ def model_card(
         encoder=cfg.MODEL.DENSECLIP.VISUAL.BACKBONE or cfg.MODEL.DENSECLIP.CLIP_MODEL,
         task=task.replace("-", " "), num_classes=len(class_names), file=file,
         figures=f"Of {test_set}{rounded}.\n\n{table}" if figures else "Not evaluated.",
-        classes=", ".join(class_names) + ".", config=portable(cfg, class_names).dump(), licence=licence,
+        classes=", ".join(class_names) + ".", config=portable(cfg, class_names).dump(), license=license,
         data_sets=", ".join(cfg.DATASETS.TRAIN) or "unnamed",
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from ..visual import CLIPResNet, CLIPTimm, CLIPViT, encoder_class
 
 # Pixels: of the pictures that images and captions are matched on, as large as those of pre-training, and of
 # those whose pixels are named, as large as a dataset's. Objects are of the same size in both.
-SIDE, LABELLED_SIDE = 96, 128
+SIDE, LABELED_SIDE = 96, 128
 _MAX_OBJECTS = 3  # of the former
 _BATCH = 20
 
@@ -57,20 +57,20 @@ class ZeroShotEvaluator:
         kind, arguments = check_architecture(architecture)
         self._visual = kind(**arguments, **kind.local_cells, norm="BN").eval()
         names = [with_article(name) for name in world.class_names]
-        small, labelled = [], []
+        small, labeled = [], []
         for i in range(num_images):
             rng = np.random.default_rng([seed, i, 0])
             instances, image = draw_scene(rng, SIDE, SIDE, world, _MAX_OBJECTS)
             small.append((image, " and ".join(names[x.category] for x in instances) or "nothing"))
             rng = np.random.default_rng([seed, i, 1])
-            instances, image = draw_scene(rng, LABELLED_SIDE, LABELLED_SIDE, world)
-            labelled.append((image, _labels(instances)))
+            instances, image = draw_scene(rng, LABELED_SIDE, LABELED_SIDE, world)
+            labeled.append((image, _labels(instances)))
         self._names = tokenizer(names)
         self._captions = [caption for _, caption in small]
         self._texts = tokenizer(self._captions)
         self._images = _pixels([image for image, _ in small], preprocess)
-        self._labels = torch.stack([labels for _, labels in labelled])
-        self._labelled = _pixels([image for image, _ in labelled], preprocess)
+        self._labels = torch.stack([labels for _, labels in labeled])
+        self._labeled = _pixels([image for image, _ in labeled], preprocess)
 
     def __call__(self, model: CLIP) -> dict[str, float]:
         """
@@ -91,7 +91,7 @@ class ZeroShotEvaluator:
             images = torch.cat(
                 [model.encode_image(x.to(device), normalize=True) for x in self._images.split(_BATCH)]
             )
-            found = torch.cat([self._classes(x.to(device), names) for x in self._labelled.split(_BATCH)])
+            found = torch.cat([self._classes(x.to(device), names) for x in self._labeled.split(_BATCH)])
         model.train(was_training)
         objects = self._labels >= 0
         return {
@@ -101,10 +101,10 @@ class ZeroShotEvaluator:
         }
 
     def _classes(self, pixels: Tensor, names: Tensor) -> Tensor:
-        """The class of each of the pictures' pixels, (B, LABELLED_SIDE, LABELLED_SIDE), on the CPU."""
+        """The class of each of the pictures' pixels, (B, LABELED_SIDE, LABELED_SIDE), on the CPU."""
         cells = F.normalize(self._visual(pixels)["dense_embedding"], dim=1)
         scores = torch.einsum("bchw,kc->bkhw", cells, names)
-        return F.interpolate(scores, (LABELLED_SIDE, LABELLED_SIDE), mode="bilinear").argmax(dim=1).cpu()
+        return F.interpolate(scores, (LABELED_SIDE, LABELED_SIDE), mode="bilinear").argmax(dim=1).cpu()
 
 
 def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm], dict]:
@@ -141,8 +141,8 @@ def retrieval_at_1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> di
 
 
 def _labels(instances: Sequence[Instance]) -> Tensor:
-    """The class of each pixel, (LABELLED_SIDE, LABELLED_SIDE), -1 where there is no object."""
-    labels = torch.full((LABELLED_SIDE, LABELLED_SIDE), -1)
+    """The class of each pixel, (LABELED_SIDE, LABELED_SIDE), -1 where there is no object."""
+    labels = torch.full((LABELED_SIDE, LABELED_SIDE), -1)
     for instance in instances:
         labels[torch.from_numpy(instance.mask)] = instance.category
     return labels

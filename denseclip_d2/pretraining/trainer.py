@@ -38,8 +38,8 @@ class Recipe:
     Attributes:
         model: an architecture, by open_clip's name.
         steps, batch_size: how long, and how many pairs a step.
-        alike: how many neighbours of the table stay together: where those have captions alike, words must be
-            learnt that make little difference. 1 draws every pair by itself.
+        alike: how many neighbors of the table stay together: where those have captions alike, words must be
+            learned that make little difference. 1 draws every pair by itself.
         learning_rate, weight_decay: at the peak; the decay is of matrices alone, not of norms and biases.
         muon: learning rate of Muon, at the peak; matrices decay as much a step as AdamW's. 0: AdamW alone.
         apart: weight of the loss that keeps different captions apart, see :class:`SharedCaptionLoss`.

@@ -1,4 +1,4 @@
-"""Curves, as SVG that takes the page's colour and font."""
+"""Curves, as SVG that takes the page's color and font."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ COLORS = (
 MAX_POINTS = 300
 """Of a curve; longer ones are averaged piece by piece, so that a page stays small."""
 
-_INK = "#012345"  # what becomes the colour of the text around
+_INK = "#012345"  # what becomes the color of the text around
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.2,
@@ -34,7 +34,7 @@ class Chart(NamedTuple):
     Attributes:
         title: above it.
         svg: without names, which are beside it, for the page to escape.
-        legend: names, and the colours of their curves.
+        legend: names, and the colors of their curves.
         broad: whether it takes the width of the page.
     """
 

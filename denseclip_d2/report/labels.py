@@ -1,4 +1,4 @@
-"""How well the pixels of a test set were labelled, from what its evaluation has left."""
+"""How well the pixels of a test set were labeled, from what its evaluation has left."""
 
 import json
 from collections import defaultdict
@@ -53,7 +53,7 @@ class Labels:
         }
 
 
-def read_labelled(name: str, folder: Path) -> Labels:
+def read_labeled(name: str, folder: Path) -> Labels:
     """
     Args:
         name: of a registered test set.

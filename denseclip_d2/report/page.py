@@ -26,7 +26,7 @@ from ..visualization.drawing import HEAT
 from . import detections, labels
 from .charts import Chart, line_chart
 from .detections import read_detections
-from .labels import read_labelled
+from .labels import read_labeled
 from .parts import BESIDE, Part, number, part_of_objects, part_of_pixels
 from .pictures import best_and_worst, show
 from .run import Run, read_run
@@ -119,7 +119,7 @@ def _parts(run: Run) -> tuple[list[Part], list[str]]:
     read_objects = partial(read_detections, tasks=tasks)
     kinds = (
         (detections.RESULTS.values(), read_objects, part_of_objects, "image_id"),
-        ([labels.RESULTS], read_labelled, part_of_pixels, "file_name"),
+        ([labels.RESULTS], read_labeled, part_of_pixels, "file_name"),
     )
     evaluated = [
         (name, run.folder / "inference" / name, *kind)

@@ -95,7 +95,7 @@ class Part:
 
     @property
     def scales(self) -> list[str]:
-        """What the colours of pictures stand for."""
+        """What the colors of pictures stand for."""
         return sorted({scale for image in self.best for *_, scale in image.panels if scale})
 
 

@@ -32,7 +32,7 @@ class Shown(NamedTuple):
         name: of its file.
         quality: 0 to 1.
         panels: titles, pictures as ``data:`` URIs, and what their scales stand for, if they have one.
-        legend: of label maps, classes and their colours.
+        legend: of label maps, classes and their colors.
     """
 
     name: str

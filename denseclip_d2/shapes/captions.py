@@ -24,9 +24,9 @@ _MAX_OBJECTS = 3
 class ImageCaptionPairs(Dataset):
     """Generated pictures with captions that vary in wording and in order, and name some or all objects.
 
-    Some captions leave out colours or textures. :data:`ALIKE` neighbours are one kind of picture: of single
-    objects or of several, said in the same sentence, and most objects have the same colour and texture, so
-    that outlines tell them apart. Where all differ, colour and texture tell nearly every picture of a batch
+    Some captions leave out colors or textures. :data:`ALIKE` neighbors are one kind of picture: of single
+    objects or of several, said in the same sentence, and most objects have the same color and texture, so
+    that outlines tell them apart. Where all differ, color and texture tell nearly every picture of a batch
     from the others, and a text encoder comes to take outlines for the same. The same seed gives the same
     pairs, however many there are; another seed gives others.
     """
@@ -37,7 +37,7 @@ class ImageCaptionPairs(Dataset):
             num_pairs: how many.
             seed: non-negative.
             side: of the square pictures, in pixels.
-            world: the colours, textures and outlines there are.
+            world: the colors, textures and outlines there are.
 
         Raises:
             ValueError: no pairs, a negative seed, or pictures too small for objects.
@@ -57,14 +57,14 @@ class ImageCaptionPairs(Dataset):
         if not 0 <= index < self.num_pairs:
             raise IndexError(index)  # which ends a loop over the pairs
         rng = np.random.default_rng([self.seed, index])
-        world, sentence, max_objects = _shared_by_neighbours(self.world, self.seed, index // ALIKE)
+        world, sentence, max_objects = _shared_by_neighbors(self.world, self.seed, index // ALIKE)
         instances, image = draw_scene(rng, self.side, self.side, world, max_objects)
         names = [self.world.class_names[instance.category] for instance in instances]
         return image, caption(rng, names, sentence)
 
 
 @lru_cache(maxsize=1)  # of pictures in order, all but the first have it
-def _shared_by_neighbours(world: World, seed: int, group: int) -> tuple[World, str, int]:
+def _shared_by_neighbors(world: World, seed: int, group: int) -> tuple[World, str, int]:
     """The world that pictures are of, the sentence about them, and how many objects at most."""
     rng = np.random.default_rng([seed, group, 0])
     return leaning(world, rng), str(rng.choice(_SENTENCES)), int(rng.choice([1, _MAX_OBJECTS]))

@@ -1,6 +1,6 @@
 """The "shapes" dataset: small generated images in COCO format whose class names carry language.
 
-A class is a colour, a texture and a shape, such as "red striped circle", so that a text encoder has
+A class is a color, a texture and a shape, such as "red striped circle", so that a text encoder has
 something to read: no word alone tells two classes apart. The dataset is small enough to be generated
 in seconds, and holds what a detector meets in COCO: images of several sizes, images without objects,
 overlaps, and crowd regions (``iscrowd=1`` with a run-length encoding).
@@ -69,7 +69,7 @@ def generate_shapes(
         num_train: number of training images.
         num_val: number of validation images.
         seed: non-negative seed of all random choices.
-        world: the colours, textures and outlines there are.
+        world: the colors, textures and outlines there are.
 
     Raises:
         FileExistsError: ``root`` is there and is not an empty directory.

@@ -1,4 +1,4 @@
-"""What is labelled in the "shapes" dataset beside objects, drawn from the objects' annotations."""
+"""What is labeled in the "shapes" dataset beside objects, drawn from the objects' annotations."""
 
 import json
 from collections import defaultdict

@@ -49,7 +49,7 @@ def _draw_split(folder: Path, split: str, coco: dict) -> list[dict]:
     for image, objects in annotated_images(coco):
         background = len(objects) + 1
         ids = paint(image, objects, range(1, background), background)
-        # COCO's colours: an id is red + 256 green + 256^2 blue, and no image has 256 segments.
+        # COCO's colors: an id is red + 256 green + 256^2 blue, and no image has 256 segments.
         Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1)).save(folder / split / image["file_name"])
         stuff = (ids == background).astype(np.uint8)
         Image.fromarray(stuff).save(folder / f"stuff_{split}" / image["file_name"])

@@ -1,7 +1,7 @@
 """The pictures of the "shapes" dataset: what stands in each image, sampled and painted.
 
 Lengths are in pixels, points are (x, y) with the origin at the top left corner of the image (pixel (0, 0)
-covers the unit square from it), and colours are RGB in 0..255.
+covers the unit square from it), and colors are RGB in 0..255.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def _dots(across: np.ndarray, along: np.ndarray) -> np.ndarray:
     return (np.hypot(across / 1.6 % 1 - 0.5, along / 1.6 % 1 - 0.5) < 0.33).astype(int)
 
 
-# Where an object has its first and its second colour, by distances in widths of a band.
+# Where an object has its first and its second color, by distances in widths of a band.
 TEXTURES = {"solid": _stripes, "striped": _stripes, "checked": _checks, "dotted": _dots}
 
 IMAGE_SIDES = (96, 112, 128, 144, 160)
@@ -52,14 +52,14 @@ class _Shape:
     Attributes:
         polygon: (n, 2) vertices.
         texture: of ``TEXTURES``.
-        colours: (2, 3) uint8, its first and its second colour (equal if solid).
+        colors: (2, 3) uint8, its first and its second color (equal if solid).
         band: width of a band.
         angle: direction across the bands, in radians.
     """
 
     polygon: np.ndarray
     texture: str
-    colours: np.ndarray
+    colors: np.ndarray
     band: float
     angle: float
 
@@ -106,7 +106,7 @@ def _overlap_is_moderate(instances: list[Instance]) -> bool:
     """Whether each instance has enough pixels to itself.
 
     Stricter than asking how much of each is visible: it also rejects a small object on a large one,
-    which would be lost on it if their colours agree.
+    which would be lost on it if their colors agree.
     """
     layers = np.sum([instance.mask for instance in instances], axis=0)
     return all((layers[instance.mask] == 1).mean() >= MIN_UNSHARED for instance in instances)
@@ -116,8 +116,8 @@ def _sample_object(rng: np.random.Generator, height: int, width: int, world: Wor
     """A single object of any class, entirely within the image."""
     category = world.sample_class(rng)
     size = rng.uniform(*OBJECT_SIZES)
-    centre = rng.uniform(size / 2, np.array([width, height]) - size / 2)
-    shape = _sample_shape(rng, world, category, centre, size)
+    center = rng.uniform(size / 2, np.array([width, height]) - size / 2)
+    shape = _sample_shape(rng, world, category, center, size)
     return Instance(category, [shape], _mask([shape.polygon], height, width), is_crowd=False)
 
 
@@ -130,47 +130,47 @@ def _sample_crowd(rng: np.random.Generator, height: int, width: int, world: Worl
     shapes = []
     for cell in rng.choice(columns * rows, size=members, replace=False):
         row, column = divmod(int(cell), columns)
-        centre = origin + CROWD_CELL * np.array([column + 0.5, row + 0.5]) + rng.uniform(-1, 1, size=2)
-        shapes.append(_sample_shape(rng, world, category, centre, rng.uniform(*CROWD_MEMBER_SIZES)))
+        center = origin + CROWD_CELL * np.array([column + 0.5, row + 0.5]) + rng.uniform(-1, 1, size=2)
+        shapes.append(_sample_shape(rng, world, category, center, rng.uniform(*CROWD_MEMBER_SIZES)))
     mask = _mask([shape.polygon for shape in shapes], height, width)
     return Instance(category, shapes, mask, is_crowd=True)
 
 
 def _sample_shape(
-    rng: np.random.Generator, world: World, category: int, centre: np.ndarray, size: float
+    rng: np.random.Generator, world: World, category: int, center: np.ndarray, size: float
 ) -> _Shape:
-    """A shape of a class, randomly rotated and with slightly jittered colour.
+    """A shape of a class, randomly rotated and with slightly jittered color.
 
     Args:
         rng: source of the random choices.
         world, category: what there is, and the position of the class in it.
-        centre: (2,) centre of the circumscribed circle.
+        center: (2,) center of the circumscribed circle.
         size: diameter of the circumscribed circle.
     """
-    colour_name, texture, outline = world.classes[category]
+    color_name, texture, outline = world.classes[category]
     angles, radii = world.outlines[outline].T
     angles = rng.uniform(0, 2 * np.pi) + angles
-    polygon = centre + size / 2 * radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    polygon = center + size / 2 * radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
-    colour = np.clip(world.colours[colour_name] + rng.uniform(-15, 15, size=3), 0, 255)
-    other = colour if texture == "solid" else 0.1 * colour + 0.9 * 255
+    color = np.clip(world.colors[color_name] + rng.uniform(-15, 15, size=3), 0, 255)
+    other = color if texture == "solid" else 0.1 * color + 0.9 * 255
     return _Shape(
         polygon=polygon.round(2),  # before painting: what is painted is what is annotated
         texture=texture,
-        colours=np.stack([colour, other]).astype(np.uint8),
+        colors=np.stack([color, other]).astype(np.uint8),
         band=min(rng.uniform(4, 5), size / 4),  # so that even the smallest shape shows some bands
         angle=rng.uniform(0, np.pi),
     )
 
 
 def sample_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A noisy gradient between two greys, (height, width, 3) uint8, far from every object colour."""
+    """A noisy gradient between two grays, (height, width, 3) uint8, far from every object color."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
     ramp = x * np.cos(angle) + y * np.sin(angle)
-    grey = rng.uniform(90, 150) + rng.uniform(0, 50) * ramp + rng.normal(0, 5, size=(height, width))
+    gray = rng.uniform(90, 150) + rng.uniform(0, 50) * ramp + rng.normal(0, 5, size=(height, width))
     tint = rng.uniform(-6, 6, size=3)
-    return np.clip(grey[..., None] + tint, 0, 255).astype(np.uint8)
+    return np.clip(gray[..., None] + tint, 0, 255).astype(np.uint8)
 
 
 def render(background: np.ndarray, instances: Iterable[Instance]) -> Image.Image:
@@ -181,7 +181,7 @@ def render(background: np.ndarray, instances: Iterable[Instance]) -> Image.Image
         y, x = np.nonzero(np.asarray(_draw([shape.polygon], height, width)))
         across = (x * np.cos(shape.angle) + y * np.sin(shape.angle)) / _SUPERSAMPLING
         along = (y * np.cos(shape.angle) - x * np.sin(shape.angle)) / _SUPERSAMPLING
-        canvas[y, x] = shape.colours[TEXTURES[shape.texture](across / shape.band, along / shape.band)]
+        canvas[y, x] = shape.colors[TEXTURES[shape.texture](across / shape.band, along / shape.band)]
     return Image.fromarray(canvas).reduce(_SUPERSAMPLING)
 
 
@@ -203,6 +203,6 @@ def _draw(polygons: Iterable[np.ndarray], height: int, width: int) -> Image.Imag
     image = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
     for polygon in polygons:
-        # Pillow counts from the centre of the first pixel, COCO from its corner.
+        # Pillow counts from the center of the first pixel, COCO from its corner.
         draw.polygon((polygon * _SUPERSAMPLING - 0.5).ravel().tolist(), fill=255)
     return image

@@ -1,4 +1,4 @@
-"""The worlds of generated shapes: what colours, textures and outlines there are, and how often."""
+"""The worlds of generated shapes: what colors, textures and outlines there are, and how often."""
 
 import itertools
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ BACKGROUND = "background"  # the class of pixels without objects
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Objects that are a colour, a texture and an outline, of which every combination is a class.
+    """Objects that are a color, a texture and an outline, of which every combination is a class.
 
     Attributes:
         name: what its datasets are called: "<name>_train" and so on.
-        colours: RGB by name.
+        colors: RGB by name.
         textures: of ``shapes_scene.TEXTURES``.
         outlines: vertices by name, (n, 2): angle, and distance from the middle in radii of the object.
         num_held_out: how many classes the datasets "<name>_seen_train" and so on have no labels of.
@@ -24,7 +24,7 @@ class World:
     """
 
     name: str
-    colours: Mapping[str, tuple[int, int, int]]
+    colors: Mapping[str, tuple[int, int, int]]
     textures: tuple[str, ...]
     outlines: Mapping[str, np.ndarray]
     tail: float = field(default=0.0)
@@ -32,8 +32,8 @@ class World:
 
     @cached_property
     def classes(self) -> tuple[tuple[str, str, str], ...]:
-        """Colour, texture and outline of each class; the outline varies fastest."""
-        return tuple(itertools.product(self.colours, self.textures, self.outlines))
+        """Color, texture and outline of each class; the outline varies fastest."""
+        return tuple(itertools.product(self.colors, self.textures, self.outlines))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class World:
 
     @cached_property
     def held_out(self) -> tuple[str, ...]:
-        """Classes drawn by lot to be described by captions and never labelled."""
+        """Classes drawn by lot to be described by captions and never labeled."""
         chosen = np.random.default_rng([len(self.classes), 1]).permutation(len(self.classes))
         return tuple(self.class_names[i] for i in sorted(chosen[: self.num_held_out]))
 
@@ -75,29 +75,29 @@ class LeaningWorld(World):
     """A world most of whose objects are of some classes, all equally frequent.
 
     Attributes:
-        favoured: positions of these classes.
+        favored: positions of these classes.
         part: of the objects that they have, beside what they would have.
     """
 
-    favoured: tuple[int, ...] = ()
+    favored: tuple[int, ...] = ()
     part: float = 0.8
 
     @cached_property
     def frequencies(self) -> np.ndarray:
         usual = super().frequencies
-        favour = np.isin(np.arange(len(usual)), self.favoured) / len(self.favoured)
-        return self.part * favour + (1 - self.part) * usual
+        favor = np.isin(np.arange(len(usual)), self.favored) / len(self.favored)
+        return self.part * favor + (1 - self.part) * usual
 
     def sample_class(self, rng: np.random.Generator) -> int:
         return int(rng.choice(len(self.classes), p=self.frequencies))
 
 
 def leaning(world: World, rng: np.random.Generator) -> LeaningWorld:
-    """The world with a colour and a texture, drawn by lot, that most objects have."""
-    colour, texture = rng.choice(list(world.colours)), rng.choice(world.textures)
-    favoured = tuple(i for i, (c, t, _) in enumerate(world.classes) if (c, t) == (colour, texture))
+    """The world with a color and a texture, drawn by lot, that most objects have."""
+    color, texture = rng.choice(list(world.colors)), rng.choice(world.textures)
+    favored = tuple(i for i, (c, t, _) in enumerate(world.classes) if (c, t) == (color, texture))
     values = {f.name: getattr(world, f.name) for f in fields(world)}
-    return LeaningWorld(**values, favoured=favoured)
+    return LeaningWorld(**values, favored=favored)
 
 
 def _regular(corners: int) -> np.ndarray:
@@ -119,7 +119,7 @@ _CROSS = _polygon(
 
 SHAPES = World(
     "shapes",
-    colours={"red": (205, 35, 35), "green": (30, 155, 50), "blue": (40, 70, 215)},
+    colors={"red": (205, 35, 35), "green": (30, 155, 50), "blue": (40, 70, 215)},
     textures=("solid", "striped"),
     outlines={"circle": _regular(32), "square": _regular(4), "triangle": _regular(3)},
 )
@@ -127,8 +127,8 @@ SHAPES = World(
 
 SHAPES_192 = World(
     "shapes192",
-    colours={
-        **SHAPES.colours,
+    colors={
+        **SHAPES.colors,
         "yellow": (235, 205, 40),
         "purple": (125, 40, 165),
         "orange": (240, 125, 25),

@@ -131,7 +131,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), RGB, normalised with CLIP's mean and std.
+            x: (B, 3, H, W), RGB, normalized with CLIP's mean and std.
         Returns: ``res2``..``res5`` and, with embeddings, ``global_embedding`` (B, C) and
             ``dense_embedding`` (B, C, H // s, W // s), s being ``embedding_stride``.
         """

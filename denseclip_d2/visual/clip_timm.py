@@ -126,7 +126,7 @@ class CLIPTimm(TimmBackbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), RGB, normalised with the CLIP's mean and std.
+            x: (B, 3, H, W), RGB, normalized with the CLIP's mean and std.
         Returns: ``out_features``, (B, D, H / stride, W / stride); and, with embeddings, ``global_embedding``
             (B, C) and ``dense_embedding`` (B, C, h, w) of stride ``embedding_stride``.
         """

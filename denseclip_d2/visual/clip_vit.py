@@ -26,7 +26,7 @@ POOLS = ("tok", "avg")
 
 
 class CLIPViT(VisionTransformer, Backbone):
-    """CLIP's vision transformer, with a four-level pyramid (released behaviour).
+    """CLIP's vision transformer, with a four-level pyramid (released behavior).
 
     The tokens after 1/3, 1/2, 2/3 and all of the blocks (4, 6, 8 and 12 in ViT-B) are brought to strides 4,
     8, 16 and 32 by transposed convolutions or pooling. Images of any size go in; they are padded with zeros,
@@ -194,7 +194,7 @@ class CLIPViT(VisionTransformer, Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), RGB, normalised with CLIP's mean and std.
+            x: (B, 3, H, W), RGB, normalized with CLIP's mean and std.
         Returns: ``out_features``, (B, D, H / stride, W / stride), H and W as padded; and, with embeddings,
             ``global_embedding`` (B, C) and ``dense_embedding`` (B, C, h, w) of stride ``embedding_stride``.
         """

@@ -89,7 +89,7 @@ class EmbeddedBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), normalised as the backbone takes it.
+            x: (B, 3, H, W), normalized as the backbone takes it.
         Returns: the backbone's features and, with embeddings, ``global_embedding`` (B, C) and
             ``dense_embedding`` (B, C, h, w), of the coarsest feature's stride.
         """

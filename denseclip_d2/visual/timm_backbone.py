@@ -92,7 +92,7 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, 3, H, W), normalised.
+            x: (B, 3, H, W), normalized.
         Returns: ``out_features``, (B, D, H / stride, W / stride).
         """
         return self._features(x)[0]

@@ -57,7 +57,7 @@ def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[in
     Windows at the right and the bottom are filled up with cells that no token attends to.
 
     Args:
-        x: (B, 1 + H * W, D), normalised tokens, the class token first.
+        x: (B, 1 + H * W, D), normalized tokens, the class token first.
         size: H and W.
     Returns: the shape of ``x``, before the output projection.
     """

@@ -1,4 +1,4 @@
-"""Four levels from the maps of a transformer whose cells all have one stride (released behaviour)."""
+"""Four levels from the maps of a transformer whose cells all have one stride (released behavior)."""
 
 from collections.abc import Iterable, Sequence
 from math import log2

@@ -22,7 +22,7 @@ PALETTE = colormap(rgb=True, maximum=1)
 MIN_WIDTH = 480
 """Pixels of width below which pictures are enlarged, so that labels stay readable."""
 FILL = 0.12
-"""Opacity of what is inside a mask's outline: colours can be what tells classes apart."""
+"""Opacity of what is inside a mask's outline: colors can be what tells classes apart."""
 
 
 def draw_ground_truth(
@@ -48,7 +48,7 @@ def draw_detections(
 
 
 def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Outlines and a light fill in the classes' colours; pixels of no class, such as ignored ones, stay.
+    """Outlines and a light fill in the classes' colors; pixels of no class, such as ignored ones, stay.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -69,7 +69,7 @@ def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> n
 
 
 def draw_legend(classes: Sequence[int], class_names: Sequence[str]) -> np.ndarray:
-    """The colours that :func:`draw_label_map` gives to some classes, with their names; RGB."""
+    """The colors that :func:`draw_label_map` gives to some classes, with their names; RGB."""
     figure = Figure(figsize=(3, max(3, 0.22 * len(classes))), dpi=100)
     patches = [Patch(color=class_color(c), label=class_names[c]) for c in classes]
     figure.legend(handles=patches, loc="center", frameon=False)
@@ -97,7 +97,7 @@ def rendered(figure: Figure) -> np.ndarray:
 
 
 def class_color(c: int) -> tuple[float, float, float]:
-    """A class's colour; past the palette's end, it comes again darker."""
+    """A class's color; past the palette's end, it comes again darker."""
     red, green, blue = PALETTE[c % len(PALETTE)] * 0.6 ** (c // len(PALETTE))
     return red, green, blue
 
@@ -105,7 +105,7 @@ def class_color(c: int) -> tuple[float, float, float]:
 def draw_boxes(
     image: np.ndarray, boxes: ArrayLike, masks: Sequence | None, classes: list[int], labels: list[str]
 ) -> np.ndarray:
-    """Boxes (N, 4), corner to corner, and masks where there are any, in their classes' colours, RGB."""
+    """Boxes (N, 4), corner to corner, and masks where there are any, in their classes' colors, RGB."""
     visualizer = _Visualizer(image, scale=max(1.0, MIN_WIDTH / image.shape[1]))
     colors = [class_color(c) for c in classes]
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)

@@ -25,7 +25,7 @@ from .drawing import (
 # Inches: of a panel, between panels, and of the title above and the scale below.
 WIDTH, GAP, ABOVE, BELOW = 3.2, 0.15, 0.4, 0.65
 LEGEND = "classes"
-"""Title of the panel that names the colours of label maps."""
+"""Title of the panel that names the colors of label maps."""
 
 
 class Panel(NamedTuple):
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
     Attributes:
         picture: (H, W, 3) uint8, RGB.
-        scale: what its colours, from blue for 0 to red for 1, stand for; empty: it is a plain picture.
+        scale: what its colors, from blue for 0 to red for 1, stand for; empty: it is a plain picture.
     """
 
     picture: np.ndarray

@@ -76,7 +76,7 @@ def written_video(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], No
     writers: list[cv2.VideoWriter] = []
 
     def write(frame: np.ndarray) -> None:
-        height, width = (side // 2 * 2 for side in frame.shape[:2])  # the codec halves the colours' sides
+        height, width = (side // 2 * 2 for side in frame.shape[:2])  # the codec halves the colors' sides
         if not writers:
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             writers.append(cv2.VideoWriter(str(aside), codec, rate, (width, height)))

@@ -247,13 +247,13 @@ def served(page: Page, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator
 
 
 def _turbo() -> str:
-    """The colours of heat maps, for a style."""
+    """The colors of heat maps, for a style."""
     colors = (", ".join(f"{255 * x:.0f}" for x in HEAT(i / 8)[:3]) for i in range(9))
     return f"background: linear-gradient(to right, {', '.join(f'rgb({c})' for c in colors)})"
 
 
 def _legend(look: Look, threshold: float) -> str:
-    """What was found, in the colours that it is drawn in, and the names that could not be read."""
+    """What was found, in the colors that it is drawn in, and the names that could not be read."""
     spans = [
         f'<span><i style="background: rgb({", ".join(f"{255 * x:.0f}" for x in class_color(c))})"></i>'
         f"{escape(look.class_names[c])} &middot; {amount}</span>"
