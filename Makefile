@@ -28,7 +28,7 @@ help:
 	@echo "  make docs               the pages and the API as a site in output/site"
 	@echo "  make test               lint, and run the tests"
 	@echo "  make coverage           run the tests, and print the part of each file that they run"
-	@echo "  make lint               look for mistakes: ruff, types by mypy, links of the pages"
+	@echo "  make lint               look for mistakes: ruff, types, spelling, links of the pages"
 	@echo "  make format             format the code"
 	@echo "  make install            the set-up alone"
 	@echo
@@ -111,6 +111,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet --noconftest tests/test_links.py
 
 format: $(INSTALLED)
