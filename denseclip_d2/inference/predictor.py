@@ -79,9 +79,9 @@ class Predictor(DefaultPredictor):
         """
         Args:
             image: a :data:`Picture`; a list of them; a generator of them, which need not end.
-            score_maps_of: names: of classes, or any words. The text encoder reads other words with the learned
-                contexts, and the image refines them beside the model's classes, whose score maps they do not
-                change.
+            score_maps_of: names: of classes, or any words. The text encoder reads other words with the
+                learned contexts, and the image refines them beside the model's classes, whose score maps they
+                do not change.
         Returns: the model's output for the image and, if asked for, ``score_maps``: (names, H, W), cosines.
             Of a list, a list; of a generator, a generator.
         Raises:
