@@ -98,7 +98,7 @@ def keep_tracebacks_in_the_log(loggers: Iterable[str] = ("detectron2", "fvcore",
         stream = getattr(handler, "stream", None)
         if stream in (sys.stdout, sys.stderr):
             handler.addFilter(_is_no_known_error)
-        elif isinstance(stream, io.TextIOWrapper):
+        elif isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
