@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..utils.text import read_text
 from .agreement import check_ignored, describe_dataset, way_to_as_many_classes
+from .coco_json import nameless_category
 from .image_checks import check_image_files
 from .semantic import check_some_labels
 from .tasks import is_semantic, section_of
@@ -132,16 +133,11 @@ def _check_category_names(json_file: str) -> None:
         ValueError: a category of a COCO-format file has no name, or one that is no string.
     """
     try:
-        categories = json.loads(read_text(json_file))["categories"]
-        nameless = [c for c in categories if not isinstance(c.get("name"), str)]
+        fault = nameless_category(json.loads(read_text(json_file))["categories"])
     except (AttributeError, LookupError, TypeError, ValueError):
         return  # no categories at all: another error's matter
-    if nameless:
-        has = f"the name {nameless[0]['name']!r}" if "name" in nameless[0] else "no name"
-        raise ValueError(
-            f"{json_file}: category {nameless[0].get('id')} has {has}. The model reads the names of the "
-            'categories: give each a word, such as "person".'
-        ) from None
+    if fault:
+        raise ValueError(f"{json_file}: {fault}") from None
 
 
 def check_registered(name: str) -> None:

@@ -1,6 +1,6 @@
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,18 @@ def read_json(path: Path) -> object:
         ) from error
     except ValueError as error:
         raise ValueError(f"{path} is not in COCO's format, and no JSON: {error}. {CONVERT}") from error
+
+
+def nameless_category(categories: Iterable[dict]) -> str:
+    """Return what is wrong with the first category that has no name of type string; empty if all have one."""
+    for category in categories:
+        if not isinstance(category.get("name"), str):
+            has = f"the name {category['name']!r}" if "name" in category else "no name"
+            return (
+                f"category {category.get('id')} has {has}. The model reads the names of the categories: give "
+                'each a word, such as "person".'
+            )
+    return ""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from .changes import Changes
 from .coco_annotation import AnnotationNormalizer
 from .coco_dataset import CocoDataset, Id
-from .coco_json import CONVERT
+from .coco_json import CONVERT, nameless_category
 from .coco_source import CocoSource
 from .image_finder import ImageFinder
 
@@ -37,7 +37,8 @@ class _Normalizer:
     def run(self) -> CocoDataset:
         given = self._lists()
         categories = self._with_ids(given["categories"], "category")
-        self._check_names(categories)
+        if fault := nameless_category(categories):
+            raise self.fail(fault)
         categories = self._without_groups(categories, given["annotations"])
         images = self._with_ids(given["images"], "image")
         self._find_images(images)
@@ -102,15 +103,6 @@ class _Normalizer:
         if all(item["id"].strip().isdecimal() for item in items):
             return sorted(items, key=lambda item: int(item["id"]))
         return items
-
-    def _check_names(self, categories: list[dict]) -> None:
-        for category in categories:
-            if not isinstance(category.get("name"), str):
-                has = f"the name {category['name']!r}" if "name" in category else "no name"
-                raise self.fail(
-                    f"category {category['id']} has {has}. The model reads the names of the categories: give "
-                    'each a word, such as "person".'
-                )
 
     def _without_groups(self, categories: list[dict], annotations: list[dict]) -> list[dict]:
         """Leave out categories that group the others and have no objects, such as the first of Roboflow's."""

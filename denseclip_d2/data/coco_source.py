@@ -20,7 +20,7 @@ class CocoSource:
 
     Attributes:
         content: what ``json.load`` of a COCO file returns: the lists images, annotations and categories.
-            Boxes are [x, y, width, height] in pixels. All ids count from 1.
+            Of other formats, the ids count from 1.
         image_root: the folder that relative file names begin from.
         description: names the split in messages, as "my/data.yaml (YOLO, train)".
     """
