@@ -7,6 +7,8 @@ from typing import Any
 
 from pycocotools import mask as mask_util
 
+from ..data.coco_masks import encode, mask_area
+
 logger = logging.getLogger(__name__)
 
 Content = Mapping[str, Any]
@@ -105,15 +107,17 @@ def box_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> Sequence[
     """Return the left, top, width and height of an object; where the file has no box, those of the mask."""
     if annotation.get("bbox"):
         return annotation["bbox"]
-    return mask_util.toBbox(_run_lengths(annotation, image)).tolist() if mask_of(annotation) else [0.0] * 4
+    if mask := mask_of(annotation):
+        return mask_util.toBbox(encode(mask, image["height"], image["width"])).tolist()
+    return [0.0] * 4
 
 
 def area_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> float:
     """Return the area of an object; where the file has none, that of the mask, else of the box."""
     if annotation.get("area") is not None:
         return annotation["area"]
-    if mask_of(annotation):
-        return float(mask_util.area(_run_lengths(annotation, image)))
+    if mask := mask_of(annotation):
+        return mask_area(mask, image["height"], image["width"])
     _, _, width, height = box_of(annotation, image)
     return width * height
 
@@ -122,13 +126,6 @@ def mask_of(annotation: Mapping[str, Any]) -> dict | list:
     """Return the run lengths, or the polygons that Detectron2's loader keeps: of three points or more."""
     mask = annotation.get("segmentation") or []
     return mask if isinstance(mask, dict) else [p for p in mask if len(p) >= 6 and len(p) % 2 == 0]
-
-
-def _run_lengths(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> dict:
-    mask, size = mask_of(annotation), (image["height"], image["width"])
-    if isinstance(mask, list):
-        return mask_util.merge(mask_util.frPyObjects(mask, *size))
-    return mask_util.frPyObjects(mask, *size) if isinstance(mask["counts"], list) else mask
 
 
 def _check_ids(results: Results, images: Collection[Any], categories: Collection[Any]) -> None:
