@@ -22,6 +22,7 @@ from denseclip_d2.config.own import keep_schedule
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.own import held_out_images
 from denseclip_d2.engine import Trainer
+from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.report import write_report
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes
 
@@ -138,7 +139,7 @@ def test_few_held_out_images_change_when_images_are_added():
 def test_the_held_out_part_is_evaluated_under_the_files_own_ids(pictures):
     cfg = own(pictures)
     name = cfg.DATASETS.TEST[0]
-    Trainer.check_test_sets(cfg)
+    check_test_sets(cfg)
     Trainer.build_evaluator(cfg, name)
     written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
     assert [c["id"] for c in written["categories"]] == [7, 10, 13, 16, 19, 22]

@@ -20,7 +20,7 @@ from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data.tasks import section_of
 from denseclip_d2.engine import Trainer
-from denseclip_d2.engine.trainer import has_panopticapi
+from denseclip_d2.evaluation.build import has_panopticapi
 from denseclip_d2.inference import Predictor, with_tta
 from denseclip_d2.meta_arch import language_guided
 from denseclip_d2.meta_arch.pixel_text import captured_features

@@ -24,6 +24,7 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..config import load_config
 from ..data.dataset_folder import FORMS
 from ..engine import Trainer, run, setup
+from ..evaluation.build import check_test_sets
 from ..inference import with_tta
 
 
@@ -100,7 +101,7 @@ def train(args: argparse.Namespace):
 
         report_training(cfg)
         return results
-    Trainer.check_test_sets(cfg)
+    check_test_sets(cfg)
     model = Trainer.build_model(cfg)
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
     checkpointer = DenseCLIPCheckpointer(

@@ -9,7 +9,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 
 from ..data.pictures import ordered, read_picture
-from ..engine import Trainer
+from ..evaluation.build import build_evaluator
 from .formats import FORMATS
 from .runtimes import Outputs, Run
 
@@ -28,7 +28,7 @@ def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
 
 def evaluate_run(cfg: CfgNode, run: Run, name: str) -> dict:
     """Evaluate what a runtime gives, on a dataset."""
-    evaluator = Trainer.build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR, "inference", name)))
     evaluator.reset()
     for record in DatasetCatalog.get(name):
         pictures = picture_as_input(record["file_name"], cfg)

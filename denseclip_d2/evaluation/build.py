@@ -1,0 +1,84 @@
+import logging
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.utils import comm
+
+from ..config.projects import GET_PANOPTICAPI
+from ..data.checks import check_classes, load_datasets
+from ..data.semantic import read_labels
+from ..data.tasks import finds_masks, is_panoptic, is_semantic, labels_pixels
+from .coco import COCOEvaluator
+from .lvis import LVISEvaluator
+
+logger = logging.getLogger(__name__)
+
+# The held-out part of a dataset has no file of its own. A file of an earlier run may be of another part.
+_COCO = partial(COCOEvaluator, allow_cached_coco=False)
+# By the evaluator_type of datasets with instances.
+_INSTANCES: dict[str, Callable] = {"coco": _COCO, "coco_panoptic_seg": _COCO, "lvis": LVISEvaluator}
+# The evaluator_type of datasets with label maps.
+_LABEL_MAPS = ("sem_seg", "cityscapes_sem_seg", "coco_panoptic_seg")
+
+
+def check_test_sets(cfg: CfgNode) -> None:
+    """Check that the datasets in ``DATASETS.TEST`` can be read and evaluated.
+
+    Raises:
+        ValueError, FileNotFoundError: a dataset cannot be used, or has no evaluator.
+        ImportError: the package of an evaluator is not installed.
+    """
+    check_images = cfg.DATASETS.CHECK_IMAGES and comm.is_main_process()
+    for name in cfg.DATASETS.TEST:
+        load_datasets([name], filter_empty=False, check_images=check_images)
+        evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
+        if evaluator_type not in (*_INSTANCES, *_LABEL_MAPS):
+            raise ValueError(
+                f"No evaluator for {name!r}: its evaluator_type is {evaluator_type!r}, not 'coco', 'lvis' or "
+                "'sem_seg'. Register the dataset with detectron2.data.datasets.register_coco_instances or "
+                "register_lvis_instances. For label maps, set evaluator_type in its metadata to 'sem_seg'."
+            )
+    check_classes(cfg, cfg.DATASETS.TEST)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:
+    """Return the evaluators of a dataset for the outputs of the config's model.
+
+    Args:
+        output_folder: the folder for detections and other files of the evaluators.
+    """
+    metadata, evaluators = MetadataCatalog.get(dataset_name), []
+    evaluator_type = metadata.evaluator_type
+    if evaluator_type in _INSTANCES and not is_semantic(cfg):
+        # Detectron2 would read the tasks off the predictions, and there may be none.
+        tasks = ("bbox", "segm") if finds_masks(cfg) else ("bbox",)
+        evaluators.append(_INSTANCES[evaluator_type](dataset_name, tasks=tasks, output_dir=output_folder))
+    has_label_maps = evaluator_type != "coco_panoptic_seg" or metadata.get("sem_seg_root")
+    if evaluator_type in _LABEL_MAPS and has_label_maps and labels_pixels(cfg):
+        evaluators.append(
+            SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=_read_labels)
+        )
+    if is_panoptic(cfg) and metadata.get("panoptic_json"):
+        if has_panopticapi():
+            evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
+        else:
+            logger.warning("No panoptic quality (PQ), which needs panopticapi: %s.", GET_PANOPTICAPI)
+    return DatasetEvaluators(evaluators)
+
+
+def has_panopticapi() -> bool:
+    """Return whether the package that computes the panoptic quality is installed."""
+    try:
+        return find_spec("panopticapi.evaluation") is not None
+    except ModuleNotFoundError:  # of the package itself
+        return False
+
+
+def _read_labels(file_name: str, dtype: type) -> np.ndarray:
+    # Detectron2's own function asks NumPy 2 for a conversion that NumPy refuses.
+    return read_labels(file_name).astype(dtype)
