@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, MutableMapping, MutableSequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
 
 
 def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Make a model with weights, in place, fit for inference alone: ``TEST.FAST`` and ``TEST.PRECISION``.
+    """Prepare a model with weights for inference, in place, as ``TEST.FAST`` says.
+
+    Run the model under :func:`inference_precision`.
 
     Returns: the model, in evaluation mode.
     """
@@ -81,11 +84,14 @@ def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:
         fuse_norms(model)
         if can_be_channels_last(model, cfg.MODEL.DEVICE):
             model.to(memory_format=torch.channels_last)
-    if cfg.TEST.PRECISION != "float32":
-        device_type = torch.device(cfg.MODEL.DEVICE).type
-        autocast = torch.autocast(device_type, getattr(torch, cfg.TEST.PRECISION))
-        model.forward = autocast(model.forward)
     return model
+
+
+def inference_precision(cfg: CfgNode) -> AbstractContextManager:
+    """Return the context that runs a model in ``TEST.PRECISION``."""
+    if cfg.TEST.PRECISION == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, getattr(torch, cfg.TEST.PRECISION))
 
 
 def can_be_channels_last(model: nn.Module, device: str) -> bool:

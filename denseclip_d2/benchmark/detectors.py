@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..builder import build_model, make_fast
+from ..builder import build_model, inference_precision, make_fast
 from ..engine import build_optimizer
 from ..engine.precision import PRECISIONS
 
@@ -74,6 +74,7 @@ class Contender:
     """A detector with what it needs to be run: its optimizer, and a batch on its device."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
+        self.cfg = cfg
         model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
         self.model = model if training else make_fast(cfg, model)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
@@ -93,7 +94,7 @@ class Contender:
         enabled, precision = self.amp
         autocast = torch.autocast(self.device.type, precision, enabled=enabled)
         if self.optimizer is None:
-            with torch.no_grad(), autocast:
+            with torch.no_grad(), autocast, inference_precision(self.cfg):
                 self.model(self.batch)
             return
         with autocast, EventStorage():

@@ -19,7 +19,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from ..builder import make_fast
+from ..builder import inference_precision, make_fast
 from ..checkpoint import DenseCLIPCheckpointer
 from ..config import load_config
 from ..data.dataset_folder import FORMS
@@ -108,9 +108,10 @@ def train(args: argparse.Namespace):
         model, cfg.OUTPUT_DIR, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, make_fast(cfg, model))
-    if augmented:
-        results.update(Trainer.test_with_tta(cfg, augmented))
+    with inference_precision(cfg):
+        results = Trainer.test(cfg, make_fast(cfg, model))
+        if augmented:
+            results.update(Trainer.test_with_tta(cfg, augmented))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

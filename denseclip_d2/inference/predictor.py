@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import model_zoo
-from ..builder import build_model_with_weights, make_fast
+from ..builder import build_model_with_weights, inference_precision, make_fast
 from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
 from ..data.pictures import as_bgr, ordered, read_picture
@@ -161,10 +161,12 @@ class Predictor(DefaultPredictor):
     def _predict(self, inputs: Sequence[tuple[dict, Sequence[str]]]) -> list[dict]:
         images, names = zip(*inputs, strict=True)
         asked = list(dict.fromkeys(chain.from_iterable(names)))
+        precision = inference_precision(self.cfg)
         if not asked:
-            return self.model(list(images))
+            with precision:
+                return self.model(list(images))
         guided = self._guided_by(asked)
-        with captured_features(guided) as features, captured_features(guided.visual) as seen:
+        with precision, captured_features(guided) as features, captured_features(guided.visual) as seen:
             predictions = self.model(list(images))
             if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
                 with self.model.backbone_alone():  # so far, features are those of the last windows
