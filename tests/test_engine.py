@@ -1,4 +1,5 @@
 import ast
+import copy
 import json
 import math
 import os
@@ -11,12 +12,14 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.testing import assert_close
 
 from denseclip_d2.checkpoint.released import our_name
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import check_classes
 from denseclip_d2.engine import Trainer, build_optimizer
+from denseclip_d2.engine.optimizer import build_gradient_clipper
 from denseclip_d2.engine.setup import check_writable
 from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes
 
@@ -142,17 +145,52 @@ def test_learning_rates_and_decays_are_the_released_ones(released_recipe, kind, 
         assert ours[name] == pytest.approx(group), name
 
 
-def test_the_gradient_is_clipped_over_the_whole_model():
-    cfg = load_config(CONFIG, ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.1", "SOLVER.OPTIMIZER", "SGD"])
-    cfg.merge_from_list(["SOLVER.BASE_LR", 1.0, "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0])
+def clipping(kind: str, value: float):
+    """A config with SGD at a rate of 1, and a model with gradients."""
+    opts = [
+        "SOLVER.OPTIMIZER",
+        "SGD",
+        "SOLVER.BASE_LR",
+        1.0,
+        "SOLVER.MOMENTUM",
+        0.0,
+        "SOLVER.WEIGHT_DECAY",
+        0.0,
+    ]
+    clip = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value]
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
-    before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    build_optimizer(cfg, model).step()
-    moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters(), strict=True)])
-    assert_close(moved.norm(), torch.tensor(0.1), rtol=1e-4, atol=0.0)
-    assert_close(moved, torch.full_like(moved, 0.1 / len(moved) ** 0.5), rtol=1e-4, atol=0.0)
+        parameter.grad = torch.randn_like(parameter)
+    return load_config(CONFIG, [*opts, *clip]), model
+
+
+def test_the_gradient_is_clipped_over_the_whole_model():
+    cfg, model = clipping("full_model", 0.1)
+    before = torch.cat([p.grad.flatten() for p in model.parameters()])
+    build_gradient_clipper(cfg)(build_optimizer(cfg, model))
+    after = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert_close(after, before / before.norm() * 0.1, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("norm", 0.5), ("value", 0.2)])
+def test_the_gradient_of_each_parameter_is_clipped_as_in_detectron2(kind, value):
+    cfg, model = clipping(kind, value)
+    expected = copy.deepcopy(model)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        theirs.grad = ours.grad.clone()
+    maybe_add_gradient_clipping(cfg, build_optimizer(cfg, expected)).step()
+    optimizer = build_optimizer(cfg, model)
+    build_gradient_clipper(cfg)(optimizer)
+    optimizer.step()
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_gradients_are_not_clipped_unless_asked_for():
+    cfg, _ = clipping("norm", 0.1)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    assert build_gradient_clipper(cfg) is None
 
 
 def test_an_unknown_optimizer_is_refused():

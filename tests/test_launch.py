@@ -1,23 +1,24 @@
 """What a launch, a config and a device make of one another, without starting processes."""
 
+import math
 import subprocess
 import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from denseclip_d2.builder import with_fitting_norms
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run
-from denseclip_d2.engine.precision import MixedPrecisionTrainer
 from denseclip_d2.engine.summary import departures_from
+from denseclip_d2.engine.train_loop import TrainLoop
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/Shapes/denseclip_retinanet_tiny.yaml")
 ONE_PROCESS = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
@@ -37,20 +38,64 @@ def test_impossible_precisions_are_refused(precision, message):
         Trainer(cfg)
 
 
-def test_a_run_goes_on_in_another_precision():
+class Squares(nn.Linear):
+    """A model whose loss is the mean square of its outputs."""
+
+    def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        return {"loss": super().forward(torch.stack([x["image"] for x in batch])).float().square().mean()}
+
+
+def train_loop(tmp_path, precision: str, **kwargs) -> TrainLoop:
+    torch.manual_seed(0)
+    model = Squares(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [[{"image": torch.ones(3), "file_name": "a.png"}, {"image": torch.ones(3)}]] * 2
+    checkpointer = DenseCLIPCheckpointer(model, str(tmp_path))
+    return TrainLoop(
+        model, batches, optimizer, device="cpu", checkpointer=checkpointer, precision=precision, **kwargs
+    )
+
+
+def test_a_run_goes_on_in_another_precision(tmp_path):
     """float32 -> float16 starts a new scaler, float16 -> float16 keeps the old one's scale."""
-    model = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters())
-    half = partial(MixedPrecisionTrainer, model, [], optimizer, precision="float16", device="cpu")
-    trainer, before = half(), SimpleTrainer(model, [], optimizer)
+    before, trainer = train_loop(tmp_path, "float32"), train_loop(tmp_path, "float16")
     before.iter = trainer.iter = 7
     trainer.load_state_dict(before.state_dict())
+    older = before.state_dict()
+    del older["grad_scaler"]
+    trainer.load_state_dict(older)
     initial = trainer.grad_scaler.get_scale()
     trainer.grad_scaler.scale(torch.ones(()))
     trainer.grad_scaler.update(initial / 4)
-    resumed = half()
+    resumed = train_loop(tmp_path, "float16")
     resumed.load_state_dict(trainer.state_dict())
     assert (resumed.iter, resumed.grad_scaler.get_scale()) == (7, initial / 4)
+
+
+def test_scaled_gradients_are_clipped_at_their_own_size(tmp_path):
+    norms = {}
+    for precision in ("float32", "float16"):
+
+        def note(optimizer, precision=precision) -> None:
+            norms[precision] = optimizer.param_groups[0]["params"][0].grad.norm()
+
+        trainer = train_loop(tmp_path, precision, clip=note)
+        with EventStorage():
+            trainer.run_step()
+    assert trainer.grad_scaler.get_scale() > 1
+    torch.testing.assert_close(norms["float16"], norms["float32"], rtol=1e-2, atol=0.0)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight_whatever_trains(tmp_path):
+    trainer = train_loop(tmp_path, "float32")
+    trainer.model.bias.data[0] = math.inf
+    before = trainer.model.weight.detach().clone()
+    with (
+        EventStorage(),
+        pytest.raises(FloatingPointError, match=r"loss = inf\. Images: a.png, without a name"),
+    ):
+        trainer.run_step()
+    assert torch.equal(trainer.model.weight, before)
 
 
 def test_sync_bn_is_bn_on_one_device_under_the_same_names():
@@ -115,14 +160,15 @@ def test_one_gpu_for_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
     cfg = load_config(CONFIG, [])
     cfg.MODEL.DEVICE = "cuda:1"
-    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda:1' for 2 processes.* Set it to 'cuda'."):
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda:1' for 2 processes.* Set MODEL.DEVICE to"):
         Trainer(cfg)
 
 
 def test_a_batch_that_the_references_processes_cannot_share_is_refused():
     opts = ["SOLVER.REFERENCE_WORLD_SIZE", 3]
     with pytest.raises(
-        ValueError, match="cannot be shared by 3 processes, which .*: set it to a multiple of 3"
+        ValueError,
+        match=r"by 3 processes \(SOLVER.REFERENCE_WORLD_SIZE\). Set it to a multiple of 3",
     ):
         Trainer(load_config(CONFIG, opts))
 

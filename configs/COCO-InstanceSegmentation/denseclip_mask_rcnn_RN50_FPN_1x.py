@@ -13,6 +13,6 @@ backbone.top_block = L(max_pool)()
 model = get_config("common/models/mask_rcnn_fpn.py").model
 model.update(_target_=DenseCLIPMaskRCNN, backbone=backbone, **pixels, **pixel_text)
 
-optimizer.optimizer.lr = 2e-4
+optimizer.lr = 2e-4
 train.init_checkpoint = init_checkpoint
 train.output_dir = "output/denseclip_mask_rcnn_RN50_FPN_1x"

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..builder import build_model, inference_precision, make_fast
-from ..engine import build_optimizer
+from ..engine.optimizer import build_gradient_clipper, build_optimizer
 from ..engine.precision import PRECISIONS
 
 OBJECTS = 8
@@ -78,6 +78,7 @@ class Contender:
         model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
         self.model = model if training else make_fast(cfg, model)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
+        self.clip = build_gradient_clipper(cfg)
         self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]
         self.batch = [random_input(size, i, num_classes) for i in range(batch)]
         _let_every_region_be_of_class_0(self.model)
@@ -100,6 +101,8 @@ class Contender:
         with autocast, EventStorage():
             loss = sum(self.model(self.batch).values())
         loss.backward()
+        if self.clip:
+            self.clip(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

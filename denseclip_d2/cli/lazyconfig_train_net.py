@@ -3,7 +3,7 @@
 tools/lazyconfig_train_net.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.py
 tools/lazyconfig_train_net.py --config-file F.py --num-gpus 8
 tools/lazyconfig_train_net.py --config-file F.py --resume                          # go on in train.output_dir
-tools/lazyconfig_train_net.py --config-file F.py train.max_iter=100 optimizer.optimizer.lr=1e-5
+tools/lazyconfig_train_net.py --config-file F.py train.max_iter=100 optimizer.lr=1e-5
 tools/lazyconfig_train_net.py --config-file F.py --eval-only train.init_checkpoint=W
 """
 

@@ -11,7 +11,6 @@ from detectron2.engine import HookBase, hooks
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..checkpoint import DenseCLIPCheckpointer
@@ -102,40 +101,6 @@ class UnoptimizedScripts(HookBase):
 
     def after_train(self) -> None:
         self._context.close()
-
-
-class LossGuard(HookBase):
-    """Stop before the optimizer's step when a loss is not finite, and name the images."""
-
-    def before_train(self) -> None:
-        # Of a DefaultTrainer, only the trainer within calls its hooks' `after_backward`.
-        self.trainer._trainer.register_hooks([_LossCheck(self.trainer.model, self.trainer.checkpointer)])
-
-
-class _LossCheck(HookBase):
-    """
-    Raises:
-        FloatingPointError: in the process whose loss it is.
-    """
-
-    def __init__(self, model: nn.Module, checkpointer: DenseCLIPCheckpointer):
-        self._checkpointer = checkpointer
-        model.register_forward_hook(self._remember)
-
-    def _remember(self, module, args, output) -> None:
-        if module.training and isinstance(output, dict):
-            self._losses = {name: loss.detach() for name, loss in output.items()}
-            self._images = [image.get("file_name", "without a name") for image in args[0]]
-
-    def after_backward(self) -> None:
-        if torch.isfinite(sum(self._losses.values())):
-            return
-        losses = ", ".join(f"{name} = {loss.item():.4g}" for name, loss in self._losses.items())
-        raise FloatingPointError(
-            f"The loss is not finite at iteration {self.trainer.iter}: {losses}. "
-            f"Images: {', '.join(self._images)}. Look at these images. If they are fine: "
-            f"{self._checkpointer.advise_lower_rate()}"
-        )
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
@@ -230,28 +195,3 @@ def check_survival(cfg: CfgNode) -> None:
             f"SOLVER.KEEP_BEST is {cfg.SOLVER.KEEP_BEST!r}, but DATASETS.TEST is empty. "
             "Name a dataset there, or leave SOLVER.KEEP_BEST empty."
         )
-
-
-def with_survival(trainer, default_hooks: list[HookBase | None]) -> list[HookBase]:
-    """Detectron2's default hooks of a ``DefaultTrainer``, with those of this file in place.
-
-    Evaluation comes before the periodic checkpoint of the same iteration, so that a checkpoint has all of its
-    iteration behind it; a run that resumes neither repeats nor leaves out what another does.
-    """
-    cfg = trainer.cfg
-    periodic, writers, others = [], [], []
-    for hook in filter(None, default_hooks):
-        if isinstance(hook, hooks.PeriodicCheckpointer):
-            keep = cfg.SOLVER.KEEP_CHECKPOINTS or None
-            periodic.append(PeriodicCheckpointer(hook.checkpointer, hook.period, max_to_keep=keep))
-        elif isinstance(hook, hooks.PeriodicWriter):
-            writers.append(hook)
-        elif isinstance(hook, hooks.EvalHook):
-            others.append(EvalHook(hook._period, hook._func))
-        else:
-            others.append(hook)
-    if cfg.SOLVER.KEEP_BEST and comm.is_main_process():
-        best = BestWeights(trainer.model, cfg.OUTPUT_DIR)
-        others.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.KEEP_BEST))
-    ours = [RunState(cfg.SEED), LearningRates(trainer.scheduler), UnoptimizedScripts(), LossGuard()]
-    return [*others, *ours, *periodic, *writers]

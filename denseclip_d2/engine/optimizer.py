@@ -1,26 +1,22 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import (
-    _generate_optimizer_class_with_gradient_clipping,
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-    reduce_param_groups,
-)
+from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from torch import nn
 
 from ..visual import EmbeddedBackbone, VisualEncoder
 
+GradientClipper = Callable[[torch.optim.Optimizer], None]
+"""A function that clips, in place, the gradients of an optimizer's parameters."""
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD by the recipe: a slower visual encoder, the gradient's norm clipped over the whole model.
+    """Build AdamW or SGD over the parameters that train, at the learning rates of ``SOLVER``.
 
-    Contexts have a factor of their own. Frozen parameters, such as the text encoder's, are left out.
-    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the global norm; "norm" and "value" are
-    Detectron2's, by parameter.
+    The optimizer does not clip gradients: :func:`build_gradient_clipper` does.
 
     Raises:
         ValueError: an unknown ``SOLVER.OPTIMIZER``.
@@ -38,28 +34,42 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         no_weight_decay=solver.NO_WEIGHT_DECAY,
     )
     rates = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, **rates)
-    elif solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **rates)
-    else:
-        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it can be 'ADAMW' or 'SGD'.")
-    clip = solver.CLIP_GRADIENTS
-    if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
-        return maybe_add_gradient_clipping(cfg, optimizer)
-    return clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return torch.optim.AdamW(groups, **rates)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **rates)
+    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}. Set it to 'ADAMW' or 'SGD'.")
 
 
-def clip_full_model(
-    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
-) -> torch.optim.Optimizer:
-    """Let an optimizer clip the gradient's norm over all its parameters before each step."""
-    clipper = partial(nn.utils.clip_grad_norm_, max_norm=max_norm, norm_type=norm_type)
-    optimizer.__class__ = _generate_optimizer_class_with_gradient_clipping(
-        type(optimizer), global_clipper=clipper
+def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
+    """Return the function that clips gradients as ``SOLVER.CLIP_GRADIENTS`` says, or None."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    return partial(
+        clip_gradients, clip_type=clip.CLIP_TYPE, clip_value=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
     )
-    return optimizer
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, *, clip_type: str, clip_value: float, norm_type: float = 2.0
+) -> None:
+    """Clip the gradients of an optimizer's parameters in place.
+
+    Args:
+        clip_type: "full_model" limits the norm over all parameters. "norm" limits the norm of each
+            parameter, and "value" each number, as in Detectron2.
+        clip_value: the limit.
+        norm_type: the order of the norm.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if clip_type == "full_model":
+        nn.utils.clip_grad_norm_(parameters, clip_value, norm_type)
+    elif clip_type == "value":
+        nn.utils.clip_grad_value_(parameters, clip_value)
+    else:
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, clip_value, norm_type)
 
 
 def parameter_groups(
@@ -70,14 +80,14 @@ def parameter_groups(
     no_weight_decay: Sequence[str] = (),
     **rates,
 ) -> list[dict]:
-    """What trains, by rate and decay.
+    """Return the parameters that train, grouped by learning rate and weight decay.
 
     Args:
-        visual_multiplier, context_multiplier: factors of the visual encoder's and the contexts' rates.
-        no_weight_decay: shell patterns on the names of parameters that do not decay.
+        visual_multiplier, context_multiplier: factors of the learning rates of visual encoder and contexts.
+        no_weight_decay: shell patterns of the names of parameters without weight decay.
         rates: as for Detectron2's ``get_default_optimizer_params``: ``base_lr``, ``weight_decay`` and so on.
     """
-    # A backbone without a CLIP is pre-trained; its embedding is new, and learns as new layers do.
+    # A backbone without a CLIP is pretrained. Its embedding layer is new and learns like other new layers.
     visual = tuple(
         f"{name}.backbone." if isinstance(module, EmbeddedBackbone) else f"{name}."
         for name, module in model.named_modules()

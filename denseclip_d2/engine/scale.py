@@ -1,73 +1,40 @@
-"""What a config means for the processes and the device at hand."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, create_ddp_model, defaults
+from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
+from torch import nn
 
-from .precision import MixedPrecisionTrainer
+
+def distributed(model: nn.Module, device: str, **kwargs) -> nn.Module:
+    """Return Detectron2's ``create_ddp_model`` of a model, on a CPU as well."""
+    # Detectron2 names a GPU for each process. DDP refuses that for a model on a CPU.
+    on_cpu = {"device_ids": None} if torch.device(device).type == "cpu" else {}
+    return create_ddp_model(model, **kwargs, **on_cpu)
 
 
 def check_processes(cfg: CfgNode) -> None:
-    """See that the model's device is what the processes were started for, and that they can share the batch.
+    """Check that the processes have devices as ``MODEL.DEVICE`` says, and that they can share the batch.
 
     Raises:
-        ValueError: they are not, or cannot.
+        ValueError: they have other devices, or the batch is not a multiple of their number.
     """
-    world_size = comm.get_world_size()
-    if world_size > 1 and _on_cpu(cfg) and dist.get_backend() == dist.Backend.NCCL:
+    world_size, device = comm.get_world_size(), torch.device(cfg.MODEL.DEVICE)
+    if world_size > 1 and device.type == "cpu" and dist.get_backend() == dist.Backend.NCCL:
         raise ValueError(
-            "MODEL.DEVICE is 'cpu', but the processes were started for GPUs. "
-            "Hide the GPUs by CUDA_VISIBLE_DEVICES= in the environment, or leave MODEL.DEVICE 'cuda'."
+            "MODEL.DEVICE is 'cpu', but the processes were started for GPUs. Set MODEL.DEVICE to 'cuda', or "
+            "hide the GPUs with CUDA_VISIBLE_DEVICES= in the environment."
         )
-    if world_size > 1 and torch.device(cfg.MODEL.DEVICE).index is not None:
+    if world_size > 1 and device.index is not None:
         raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} for {world_size} processes, each of which has a GPU of "
-            "its own. Set it to 'cuda'."
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} for {world_size} processes, each of which has its own "
+            "GPU. Set MODEL.DEVICE to 'cuda'."
         )
+    # Detectron2 scales a batch for REFERENCE_WORLD_SIZE processes to the number of processes.
     reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-    if reference and batch % reference:
+    if batch % (reference or world_size):
+        keys = " (SOLVER.REFERENCE_WORLD_SIZE)" if reference else ""
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {batch} images cannot be shared by {reference} processes, which "
-            f"SOLVER.REFERENCE_WORLD_SIZE says it is for: set it to a multiple of {reference}, or "
-            "REFERENCE_WORLD_SIZE to 0."
+            f"SOLVER.IMS_PER_BATCH = {batch} images cannot be shared by {reference or world_size} processes"
+            f"{keys}. Set it to a multiple of {reference or world_size}."
         )
-    batch = DefaultTrainer.auto_scale_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
-    if batch % world_size:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {batch} images cannot be shared by {world_size} processes: "
-            f"set it to a multiple of {world_size}."
-        )
-
-
-def _on_cpu(cfg: CfgNode) -> bool:
-    return torch.device(cfg.MODEL.DEVICE).type == "cpu"
-
-
-@contextmanager
-def fitting_trainer_parts(cfg: CfgNode) -> Iterator[None]:
-    """Give ``DefaultTrainer.__init__``, while it runs, the parts that this device needs.
-
-    It takes ``create_ddp_model`` and ``AMPTrainer`` by name from its own module and has no method to override
-    for either. The first names a GPU for each process, which DDP refuses for a model on a CPU, whatever the
-    model is wrapped in; the second knows float16 on CUDA only. Hence the names are exchanged for the one
-    call; the other way would be a copy of ``__init__``.
-    """
-    parts = {
-        "AMPTrainer": partial(
-            MixedPrecisionTrainer, precision=cfg.SOLVER.AMP.PRECISION, device=cfg.MODEL.DEVICE
-        )
-    }
-    if _on_cpu(cfg):
-        parts["create_ddp_model"] = partial(create_ddp_model, device_ids=None)
-    originals = {name: getattr(defaults, name) for name in parts}
-    vars(defaults).update(parts)
-    try:
-        yield
-    finally:
-        vars(defaults).update(originals)

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..builder import build_model
@@ -21,23 +22,33 @@ from ..data.unused import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
 from ..inference.tta import with_tta
 from ..language.prompting import FOLDED_CANNOT_TRAIN
-from .hooks import check_survival, with_survival
+from .hooks import (
+    BestCheckpointer,
+    BestWeights,
+    EvalHook,
+    LearningRates,
+    PeriodicCheckpointer,
+    RunState,
+    UnoptimizedScripts,
+    check_survival,
+)
 from .lr_scheduler import build_lr_scheduler
-from .optimizer import build_optimizer
+from .optimizer import build_gradient_clipper, build_optimizer
 from .precision import check_precision
-from .scale import check_processes, fitting_trainer_parts
+from .scale import check_processes, distributed
 from .summary import summarize_run
+from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's ``DefaultTrainer`` with the recipe's optimizer, checked data and strict loading."""
+    """Detectron2's ``DefaultTrainer`` with this project's model, data, optimizer, hooks and training step."""
 
     def __init__(self, cfg: CfgNode, recipe: CfgNode | None = None):
         """
         Args:
-            recipe: the config to log departures from, such as the config file's alone; None: ``cfg``.
+            recipe: the config to log departures from, such as the config file alone; None: ``cfg``.
 
         Raises:
             ValueError, FileNotFoundError: a dataset, to train or to test on, cannot be used, or the config
@@ -49,37 +60,79 @@ class Trainer(DefaultTrainer):
         check_survival(cfg)
         if cfg.MODEL.DENSECLIP.PROMPT.FOLDED:
             raise ValueError(FOLDED_CANNOT_TRAIN)
-        check_test_sets(cfg)  # their faults should not wait for the end of training
-        with fitting_trainer_parts(cfg):
-            super().__init__(cfg)
+        check_test_sets(cfg)  # an error should not wait for the end of training
+        # Not DefaultTrainer's constructor, which has no method to override for the trainer of one step.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        given, cfg = cfg, self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        model = distributed(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DenseCLIPCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trainer=weakref.proxy(self),
+            data=loader,
+        )
+        self._trainer = TrainLoop(
+            model,
+            loader,
+            optimizer,
+            device=cfg.MODEL.DEVICE,
+            checkpointer=self.checkpointer,
+            precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "float32",
+            clip=build_gradient_clipper(cfg),
+        )
+        self.register_hooks(self.build_hooks())
         check_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        logger.info(summarize_run(self.cfg, recipe or cfg, self.model, self.optimizer, self.data_loader))
+        logger.info(summarize_run(cfg, recipe or given, model, optimizer, loader))
 
     def build_hooks(self) -> list[HookBase]:
-        # DefaultTrainer makes its checkpointer itself, and its hooks directly after.
-        self.checkpointer = DenseCLIPCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
-            trainer=weakref.proxy(self),
-            data=self.data_loader,
-        )
-        hooks = with_survival(self, super().build_hooks())
-        if self.cfg.TEST.AUG.ENABLED:
-            # After the evaluation without augmentation, and before the writer, which closes metrics.json.
-            position = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook)) + 1
-            hooks.insert(position, self._build_tta_hook())
-        return hooks
+        """Return Detectron2's hooks and this project's, in the order in which they run.
 
-    def _build_tta_hook(self) -> HookBase:
-        augmented = with_tta(self.cfg, self.model)  # fails, if it must, before training
+        Evaluation comes before the checkpoint of the same iteration. So a checkpoint has the whole iteration
+        behind it, and a resumed run repeats nothing and leaves nothing out.
+        """
+        cfg, main = self.cfg, comm.is_main_process()
+        found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            found.append(self._precise_bn())
+        found.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._test))
+        if cfg.TEST.AUG.ENABLED:
+            augmented = with_tta(cfg, self.model)  # an error should not wait for the end of training
+            found.append(EvalHook(0, lambda: self._test_with_tta(augmented)))
+        if cfg.SOLVER.KEEP_BEST and main:
+            best = BestWeights(self.model, cfg.OUTPUT_DIR)
+            found.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.KEEP_BEST))
+        found += [RunState(cfg.SEED), LearningRates(self.scheduler), UnoptimizedScripts()]
+        if main:
+            keep = cfg.SOLVER.KEEP_CHECKPOINTS or None
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            found.append(PeriodicCheckpointer(self.checkpointer, period, max_to_keep=keep))
+            found.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return found
 
-        def test_and_save_results() -> dict:
-            results = self.test_with_tta(self.cfg, augmented)
-            self._last_eval_results.update(results)
-            return results
+    def _precise_bn(self) -> HookBase:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # as in Detectron2, to save memory
+        # A loader of its own, for the training loader counts what it has given.
+        loader = self.build_train_loader(cfg)
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
-        return EvalHook(0, test_and_save_results)
+    def _test(self) -> dict:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def _test_with_tta(self, augmented: nn.Module) -> dict:
+        results = self.test_with_tta(self.cfg, augmented)
+        self._last_eval_results.update(results)
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -88,7 +141,7 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
     @classmethod
@@ -96,7 +149,7 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         dataset = load_datasets(
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -119,7 +172,7 @@ class Trainer(DefaultTrainer):
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:
         """Evaluate a model that :func:`with_tta` made, into ``OUTPUT_DIR/inference_TTA``.
 
-        Returns: what ``test`` returns, its outer keys with "_TTA" at their ends.
+        Returns: the dict of ``test``, with "_TTA" at the end of each outer key.
         """
         evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
         return {f"{key}_TTA": result for key, result in cls.test(cfg, augmented, evaluators).items()}
