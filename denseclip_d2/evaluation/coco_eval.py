@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from .ground_truth import Content, Results, renumbered
 
@@ -157,9 +157,23 @@ def _lvis(truth: dict, found: list[dict], task: str, limit: int) -> Any:
         def _load_json(self, content: dict) -> dict:
             return content
 
-    # lvis 0.5.3, the newest release, reads a name that numpy 1.24 took away.
-    with patch.object(np, "float", float, create=True):
-        ground_truth = Loaded(truth)
-        evaluation = LVISEval(ground_truth, LVISResults(ground_truth, found, limit), task)
-        evaluation.run()
+    class Evaluation(LVISEval):
+        """LVIS's evaluation with pycocotools' ``accumulate``: lvis 0.5.3 needs NumPy below 1.24 for the same."""
+
+        def accumulate(self) -> None:
+            coco = COCOeval(iouType=task)
+            params = coco._paramsEval = coco.params
+            params.imgIds, params.catIds = self.params.img_ids, self.params.cat_ids
+            params.areaRng, params.maxDets = self.params.area_rng, [None]
+            names = ("dt_scores", "dt_matches", "dt_ignore", "gt_ignore")
+            coco.evalImgs = [
+                each and {f"{name[:2]}{name[3:].title()}": each[name] for name in names}
+                for each in self.eval_imgs
+            ]
+            coco.accumulate()
+            self.eval = {key: coco.eval[key][..., 0] for key in ("precision", "recall")}
+
+    ground_truth = Loaded(truth)
+    evaluation = Evaluation(ground_truth, LVISResults(ground_truth, found, limit), task)
+    evaluation.run()
     return evaluation
