@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..engine.errors import errors_in_a_line
+from ..utils.memory import keep_freed_memory
 from ..version import __version__
 from .parser import command_parser
 
@@ -53,6 +54,7 @@ def main(module: str = "") -> None:
         args.config_file = config_path(args.config_file)
     try:
         with errors_in_a_line():
+            keep_freed_memory()
             status = code.main(args)
     except argparse.ArgumentError as error:  # options that do not fit together
         parser.error(str(error))

@@ -31,7 +31,6 @@ import torch
 
 from ..benchmark import CONTENDERS, GROWING, SECTIONS, Settings, format_table
 from ..config import load_config
-from ..engine import keep_memory
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
 ASKED_FOR = ("compiled", "loader", "start", "imports", "checkpoint", "figures", "exported")
@@ -91,7 +90,6 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     check_folder(args.json, "--json")
     check_folder(args.plot, "--plot")
-    keep_memory(cfg)
     settings = Settings(
         cfg, args.classes, args.sizes, args.batch, args.threads, args.repeats, args.contenders, args.images,
         arithmetic=bool(args.plot),

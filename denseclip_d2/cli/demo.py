@@ -17,7 +17,6 @@ import sys
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
-from ..engine import keep_memory
 from ..engine.setup import output_folder
 from ..inference import Predictor
 from ..visualization import Source, camera, draw_sources, find_sources, of_dataset
@@ -68,7 +67,6 @@ def main(args: argparse.Namespace) -> int:
     sources = find(args)
     with output_folder(args.output, "--output"):
         check_outputs(sources, args.output, overwrite=args.overwrite)
-        keep_memory(cfg)
         predictor = Predictor(cfg)
         predictor.at_once = args.batch or predictor.at_once
         seen, faults = draw_sources(

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ..config import load_config
 from ..data import readable_names
 from ..data.checks import load_datasets
-from ..engine import keep_memory
 from ..evaluation import evaluate_words
 from ..inference import Predictor
 from .parser import add_config, check_folder, command_parser, write_json
@@ -38,7 +37,6 @@ def main(args: argparse.Namespace) -> None:
     names = MetadataCatalog.get(args.dataset).get("thing_classes")
     if not names:
         raise ValueError(f"{args.dataset} has no objects with names: its metadata lacks thing_classes.")
-    keep_memory(cfg)
     figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
     report = {"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}
     print(json.dumps(report, indent=2))

@@ -16,7 +16,6 @@ from detectron2.utils.logger import setup_logger
 
 from .. import model_zoo
 from ..config import load_config
-from ..engine import keep_memory
 from ..web_demo.session import Limits, Models
 from .parser import add_opts, command_parser
 
@@ -61,7 +60,6 @@ def serve(args: argparse.Namespace) -> None:
     configs = {name: load_config(args.config_file or f"denseclip://{name}", args.opts)}
     for other in model_zoo.trained_configs():
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
-    keep_memory(configs[name])
     # Gradio is an extra, which --help goes without.
     from ..web_demo.app import Page, served
 

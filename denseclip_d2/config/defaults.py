@@ -132,9 +132,6 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Compile the visual encoder by torch.compile when it first runs, a minute or so. On GPUs again at the
     # second image size it meets, for any size; on CPUs at each of the first eight, others being run as ever.
     cfg.MODEL.COMPILE = False
-    # On CPUs under glibc: keep memory that was given back, in place of asking the system again for each map.
-    # A tenth of the time less, a quarter of the process's memory more. Programs heed it (tools/), no library.
-    cfg.MODEL.KEEP_MEMORY = True
     # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Accept weights with tensors missing or of another shape (same as --allow-partial).

@@ -144,7 +144,6 @@ OWN = {
     **{f"MODEL.FCOS.{key}": rule for key, rule in _FCOS.items()},
     "MODEL.CHANNELS_LAST": FLAG,
     "MODEL.COMPILE": FLAG,
-    "MODEL.KEEP_MEMORY": FLAG,
     "MODEL.SEM_SEG_HEAD.DROPOUT": RATE,
     "MODEL.ALLOW_PARTIAL_WEIGHTS": FLAG,
     "INPUT.SCALE_RANGE_TRAIN": each(POSITIVE, length=2),

@@ -15,7 +15,6 @@ from ..config import load_config
 from ..config.own import keep_schedule
 from ..utils.text import read_text
 from .errors import keep_tracebacks_in_the_log
-from .memory import keep_memory
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -39,7 +38,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger.info("Command: %s", shlex.join(sys.argv))
     if not (args.config_file.endswith(".safetensors") or "://" in args.config_file):
         logger.info("Contents of %s:\n%s", args.config_file, read_text(args.config_file))
-    keep_memory(cfg)
     return cfg
 
 

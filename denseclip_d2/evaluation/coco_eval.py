@@ -158,7 +158,7 @@ def _lvis(truth: dict, found: list[dict], task: str, limit: int) -> Any:
             return content
 
     class Evaluation(LVISEval):
-        """LVIS's evaluation with pycocotools' ``accumulate``: lvis 0.5.3 needs NumPy below 1.24 for the same."""
+        """LVIS's evaluation with pycocotools' ``accumulate``: that of lvis 0.5.3 needs NumPy below 1.24."""
 
         def accumulate(self) -> None:
             coco = COCOeval(iouType=task)

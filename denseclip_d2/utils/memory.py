@@ -1,13 +1,36 @@
-"""What memory a process can have."""
+"""The memory of a process."""
 
+import ctypes
+import os
+import sys
 from pathlib import Path
+
+import torch
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _LARGEST = -1, -4, 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory, if it computes on the CPU and its C library is glibc.
+
+    glibc returns large blocks to the system. The system hands them out again zeroed, page by page, for the
+    maps of each layer. Programs call this function, and libraries do not. ``MALLOC_TRIM_THRESHOLD_`` in the
+    environment, glibc's own setting, switches it off.
+
+    Returns: whether the process keeps memory now.
+    """
+    if torch.cuda.is_available() or "MALLOC_TRIM_THRESHOLD_" in os.environ or sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    return bool(mallopt and mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that can be had, within a container's limit as well; None without Linux.
+    """Return the bytes of free memory, at most up to the limit of a container; None without Linux.
 
     Args:
-        root: of the file system that has ``proc`` and ``sys``.
+        root: the root of the file system with ``proc`` and ``sys``.
     """
     meminfo = root / "proc/meminfo"
     if not meminfo.is_file():
