@@ -1,8 +1,9 @@
-"""A config's model, made ready to run on the device and the processes at hand."""
+"""Build the model of a config for the device and the processes at hand."""
 
 import logging
 from collections.abc import Iterator, MutableMapping, MutableSequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,19 +29,15 @@ logger = logging.getLogger(__name__)
 
 Norm = _BatchNorm | FrozenBatchNorm2d
 
-SYNC_BN_ON_CPUS = (
-    "SyncBN becomes BN, as PyTorch has no SyncBN on CPUs: each process normalizes by the images of its own, "
-    "and the checkpoint holds the statistics of the first process"
-)
-
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Detectron2's ``build_model``, with norms that fit, ``MODEL.COMPILE`` and ``MODEL.CHANNELS_LAST``.
+    """Build a model with random weights, in training mode, by Detectron2's ``build_model``.
 
-    Returns: the model in training mode, with random weights.
+    ``MODEL.COMPILE`` and ``MODEL.CHANNELS_LAST`` are applied, and SyncBN becomes BN where it cannot run.
+
     Raises:
-        ValueError: a config value that cannot be; ``MODEL.COMPILE`` together with checkpointed activations,
-            or on a CPU without a C++ compiler.
+        ValueError: an invalid config value; ``MODEL.COMPILE`` together with checkpointed activations, or on a
+            CPU without a C++ compiler.
         MemoryError: the weights are larger than the memory that is free.
     """
     check_config(cfg)
@@ -56,10 +53,10 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.Module:
-    """:func:`build_model`, and ``MODEL.WEIGHTS`` loaded.
+    """Build a model, and load ``MODEL.WEIGHTS``.
 
     Args:
-        fresh_start: what training begins from is enough, CLIP's weights say; False: every tensor is needed.
+        fresh_start: accept weights to start training from, such as those of a CLIP; False: need every tensor.
 
     Raises:
         ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
@@ -95,14 +92,14 @@ def inference_precision(cfg: CfgNode) -> AbstractContextManager:
 
 
 def can_be_channels_last(model: nn.Module, device: str) -> bool:
-    """Whether channels-last memory is safe: timm's FastViT makes torch 2.14 crash on CPUs, in training."""
+    """Return whether channels-last memory is safe: torch 2.14 crashes as it trains a FastViT on a CPU."""
     return torch.device(device).type != "cpu" or not any(isinstance(m, FastVit) for m in model.modules())
 
 
 def with_fitting_norms(cfg: CfgNode) -> CfgNode:
-    """SyncBN on several GPUs, BN elsewhere: a config with "SyncBN" replaced, where it must be, at every NORM.
+    """Return a config whose norms can run here: BN in place of SyncBN, unless several GPUs train.
 
-    Weights have the same names and shapes under both, and on one process the outputs are the same too.
+    The weights have the same names and shapes with both norms. In a single process, so have the outputs.
     """
     if sync_bn_fits(cfg.MODEL.DEVICE):
         return cfg
@@ -113,17 +110,22 @@ def with_fitting_norms(cfg: CfgNode) -> CfgNode:
 
 
 def lost_sync_bn(cfg: CfgNode) -> str:
-    """What it means that SyncBN cannot be had across these processes; empty where nothing is lost."""
-    return SYNC_BN_ON_CPUS if comm.get_world_size() > 1 and with_fitting_norms(cfg) != cfg else ""
+    """Return a warning if SyncBN is configured but unavailable for these processes, else an empty string."""
+    if comm.get_world_size() == 1 or with_fitting_norms(cfg) == cfg:
+        return ""
+    return (
+        "SyncBN becomes BN, because PyTorch has no SyncBN on CPUs. Each process normalizes by its own "
+        "images, and the checkpoint holds the statistics of the first process"
+    )
 
 
 def sync_bn_fits(device: str) -> bool:
-    """Whether there are several processes, each on a GPU: elsewhere BN is the same, or all there is."""
+    """Return whether several processes train, each on a GPU. Elsewhere, SyncBN is BN or does not exist."""
     return comm.get_world_size() > 1 and torch.device(device).type != "cpu"
 
 
 def replace_sync_bn(node: MutableMapping | MutableSequence) -> None:
-    """Make "SyncBN" "BN" under every key that ends in "norm": a config's NORM, a LazyConfig's conv_norm."""
+    """Replace "SyncBN" by "BN", in place, under every key that ends in "norm", such as NORM and conv_norm."""
     for key, value in list(node.items() if isinstance(node, MutableMapping) else enumerate(node)):
         if isinstance(value, MutableMapping | MutableSequence):
             replace_sync_bn(value)
@@ -134,9 +136,9 @@ def replace_sync_bn(node: MutableMapping | MutableSequence) -> None:
 def _check_size(cfg: CfgNode) -> None:
     """
     Raises:
-        MemoryError: a size far above its default makes the weights larger than the memory that is free.
+        MemoryError: a size far above its default makes the weights larger than the free memory.
     """
-    # Linux grants memory that it does not have, and then kills: nothing would be said.
+    # Linux grants memory that it does not have. It would kill the process later, without a message.
     defaults = dict(leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS or ())))
     larger = [
         f"{key} is {value}"
@@ -152,7 +154,7 @@ def _check_size(cfg: CfgNode) -> None:
     try:
         with torch.device("meta"):
             model = modeling.build_model(copy)
-    except (NotImplementedError, RuntimeError):  # a backbone that needs numbers to be built
+    except (NotImplementedError, RuntimeError):  # a backbone whose constructor computes
         return
     finally:
         set_random_state(state)
@@ -160,41 +162,27 @@ def _check_size(cfg: CfgNode) -> None:
     if needed > free:
         raise MemoryError(
             f"The model's weights take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
-            f"free. Most are of {_largest_part(model)}. Lower what is far above its default: "
-            f"{', '.join(larger)}."
+            f"free. Lower the values that are far above their defaults: {', '.join(larger)}."
         )
-
-
-def _largest_part(module: nn.Module) -> str:
-    """The path of the smallest part of a module that has more than half of its weights, and its class."""
-
-    def size(part: nn.Module) -> int:
-        return sum(weight.nbytes for weight in part.state_dict().values())
-
-    half, path = size(module) / 2, []
-    while larger := [(name, part) for name, part in module.named_children() if size(part) > half]:
-        path.append(larger[0][0])
-        module = larger[0][1]
-    return f"{'.'.join(path)} ({type(module).__name__})"
 
 
 def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING:
         raise ValueError(
-            "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together: "
-            "torch.compile decides by itself what to compute again. Set one of them to False."
+            "MODEL.COMPILE and MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING do not go together, because "
+            "torch.compile decides which activations to compute again. Set one of the keys to False."
         )
     dynamic = None
     if torch.device(cfg.MODEL.DEVICE).type == "cpu":
         _check_compiler()
-        dynamic = False  # code for gradients of any size takes torch 2.14 more than ten minutes here
+        dynamic = False  # torch 2.14 compiles gradients of any size for more than ten minutes
     for module in model.modules():
         if isinstance(module, VisualEncoder):
-            module.compile(dynamic=dynamic)  # in place: weights keep their names
+            module.compile(dynamic=dynamic)  # in place, so that weights keep their names
 
 
 def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which nothing else needs
+    from torch._inductor.cpp_builder import get_cpp_compiler  # the import takes seconds
 
     try:
         get_cpp_compiler()
@@ -206,13 +194,13 @@ def _check_compiler() -> None:
 
 
 def fuse_norms(model: nn.Module) -> None:
-    """Fuse, in place, the batch norms of CLIP's ResNets, of Detectron2's convolutions and of sequences.
+    """Fuse batch norms into convolutions, in place: CLIP's ResNets, Detectron2's convolutions, sequences.
 
-    Outputs are the same to rounding. Other norms stay: they depend on the image, or it is timm's forward
-    pass that knows what is before them.
+    The outputs are the same up to rounding. Other norms stay: they depend on the image, or only the forward
+    pass of a timm model says which convolution is before them.
 
     Args:
-        model: in evaluation mode; its weights have other names and values afterwards.
+        model: a model in evaluation mode. Its weights then have other names and values.
     """
     assert not model.training, "a norm that still learns cannot be fused"
     for module in list(model.modules()):
@@ -225,17 +213,16 @@ def fuse_norms(model: nn.Module) -> None:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of a module's convolutions and of the norms that take what they give."""
+    """Yield the names of a module's convolutions, each with the name of the norm after it."""
     if isinstance(module, ModifiedResNet | Bottleneck):
         names = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
     elif isinstance(module, nn.Sequential):
-        children = [name for name, _ in module.named_children()]
-        names = list(zip(children, children[1:], strict=False))
+        names = list(pairwise(name for name, _ in module.named_children()))
     else:
         return
     for convolution, norm in names:
         before, after = module.get_submodule(convolution), module.get_submodule(norm)
-        # Detectron2's own may have an activation in between.
+        # Detectron2's convolutions may have an activation in between.
         plain = isinstance(before, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(before, Conv2d)
         if plain and isinstance(after, Norm):
             yield convolution, norm

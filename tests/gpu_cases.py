@@ -17,7 +17,7 @@ from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data.pictures import as_bgr
 from denseclip_d2.engine import Trainer
-from denseclip_d2.engine.precision import PRECISIONS
+from denseclip_d2.engine.train_loop import PRECISIONS
 from denseclip_d2.shapes import dataset as shapes
 from denseclip_d2.shapes.scene import draw_scene
 

@@ -188,18 +188,12 @@ def test_a_locale_that_is_not_utf_8(rooms, tmp_path):
     assert "# Übung" in log and "IoU-grüne Wand" in log
 
 
-@pytest.mark.parametrize(
-    ("key", "part"),
-    [
-        ("MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", "context_decoder"),
-        ("MODEL.FPN.OUT_CHANNELS", "backbone.fpn"),
-    ],
-)
-def test_a_model_that_is_larger_than_the_memory_is_not_begun(key, part, monkeypatch):
+@pytest.mark.parametrize("key", ["MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", "MODEL.FPN.OUT_CHANNELS"])
+def test_a_model_that_is_larger_than_the_memory_is_not_begun(key, monkeypatch):
     """With 1 GiB in place of what there is, so that nothing is in danger."""
     monkeypatch.setattr("denseclip_d2.builder.available_memory", lambda: 2**30)
     before = torch.get_rng_state()
-    with pytest.raises(MemoryError, match=rf"and 1.0 GiB .*{part}.*: {key} is 10000\.$"):
+    with pytest.raises(MemoryError, match=rf"and 1.0 GiB .* defaults: {key} is 10000\.$"):
         build_model(load_config(CONFIG, [key, 10000]))
     assert torch.equal(torch.get_rng_state(), before)
     build_model(load_config(CONFIG, [key, 8]))

@@ -391,7 +391,7 @@ def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
 
 
 def test_detections_of_other_data_are_told(boxes, tmp_path):
-    with pytest.raises(ValueError, match="image 9 and category 7, which the ground truth does not have"):
+    with pytest.raises(ValueError, match="does not have image 9 or category 7"):
         boxes((9, 0, [0, 0, 9, 9], 0.5))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..builder import build_model, inference_precision, make_fast
 from ..engine.optimizer import build_gradient_clipper, build_optimizer
-from ..engine.precision import PRECISIONS
+from ..engine.train_loop import PRECISIONS
 
 OBJECTS = 8
 """In each image; COCO's have 7.3 on average."""

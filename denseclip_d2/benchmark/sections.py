@@ -12,7 +12,7 @@ from torch import nn
 
 from ..builder import with_fitting_norms
 from ..clip_models import get_clip_architecture
-from ..engine.precision import PRECISIONS
+from ..engine.train_loop import PRECISIONS
 from ..kernels import KERNELS
 from ..language.prompts import tokenize_names
 from ..language.text_encoder import CLIPTextEncoder

@@ -5,6 +5,8 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 
+from ..language.prompting import FOLDED_CANNOT_TRAIN
+
 
 def distributed(model: nn.Module, device: str, **kwargs) -> nn.Module:
     """Return Detectron2's ``create_ddp_model`` of a model, on a CPU as well."""
@@ -13,13 +15,26 @@ def distributed(model: nn.Module, device: str, **kwargs) -> nn.Module:
     return create_ddp_model(model, **kwargs, **on_cpu)
 
 
-def check_processes(cfg: CfgNode) -> None:
-    """Check that the processes have devices as ``MODEL.DEVICE`` says, and that they can share the batch.
+def check_run(cfg: CfgNode) -> None:
+    """Check that this config can be trained on this device by these processes.
 
     Raises:
-        ValueError: they have other devices, or the batch is not a multiple of their number.
+        ValueError: the model cannot be trained, the processes have other devices or cannot share the batch,
+            float16 is asked of a CPU, or there is no dataset to choose the best checkpoint.
     """
-    world_size, device = comm.get_world_size(), torch.device(cfg.MODEL.DEVICE)
+    solver, world_size, device = cfg.SOLVER, comm.get_world_size(), torch.device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DENSECLIP.PROMPT.FOLDED:
+        raise ValueError(FOLDED_CANNOT_TRAIN)
+    if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16" and device.type == "cpu":
+        raise ValueError(
+            "SOLVER.AMP.PRECISION is 'float16', which trains on GPUs only, and MODEL.DEVICE is 'cpu'. "
+            "Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to False."
+        )
+    if solver.KEEP_BEST and not cfg.DATASETS.TEST:
+        raise ValueError(
+            f"SOLVER.KEEP_BEST is {solver.KEEP_BEST!r}, but DATASETS.TEST is empty. "
+            "Name a dataset in DATASETS.TEST, or leave SOLVER.KEEP_BEST empty."
+        )
     if world_size > 1 and device.type == "cpu" and dist.get_backend() == dist.Backend.NCCL:
         raise ValueError(
             "MODEL.DEVICE is 'cpu', but the processes were started for GPUs. Set MODEL.DEVICE to 'cuda', or "
@@ -31,10 +46,10 @@ def check_processes(cfg: CfgNode) -> None:
             "GPU. Set MODEL.DEVICE to 'cuda'."
         )
     # Detectron2 scales a batch for REFERENCE_WORLD_SIZE processes to the number of processes.
-    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-    if batch % (reference or world_size):
-        keys = " (SOLVER.REFERENCE_WORLD_SIZE)" if reference else ""
+    processes = solver.REFERENCE_WORLD_SIZE or world_size
+    if solver.IMS_PER_BATCH % processes:
+        key = " (SOLVER.REFERENCE_WORLD_SIZE)" if solver.REFERENCE_WORLD_SIZE else ""
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {batch} images cannot be shared by {reference or world_size} processes"
-            f"{keys}. Set it to a multiple of {reference or world_size}."
+            f"SOLVER.IMS_PER_BATCH = {solver.IMS_PER_BATCH} images cannot be shared by {processes} "
+            f"processes{key}. Set it to a multiple of {processes}."
         )

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import DenseCLIPCheckpointer
 from .optimizer import GradientClipper
-from .precision import PRECISIONS
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class TrainLoop(SimpleTrainer):

@@ -21,21 +21,10 @@ from ..data.train_loader import TrainLoader
 from ..data.unused import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
 from ..inference.tta import with_tta
-from ..language.prompting import FOLDED_CANNOT_TRAIN
-from .hooks import (
-    BestCheckpointer,
-    BestWeights,
-    EvalHook,
-    LearningRates,
-    PeriodicCheckpointer,
-    RunState,
-    UnoptimizedScripts,
-    check_survival,
-)
+from .hooks import BestCheckpointer, BestWeights, EvalHook, PeriodicCheckpointer, RunState
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_gradient_clipper, build_optimizer
-from .precision import check_precision
-from .scale import check_processes, distributed
+from .scale import check_run, distributed
 from .summary import summarize_run
 from .train_loop import TrainLoop
 
@@ -55,11 +44,7 @@ class Trainer(DefaultTrainer):
                 does not fit the processes or the device, or is of a model that cannot be trained.
         """
         check_config(cfg)
-        check_precision(cfg)
-        check_processes(cfg)
-        check_survival(cfg)
-        if cfg.MODEL.DENSECLIP.PROMPT.FOLDED:
-            raise ValueError(FOLDED_CANNOT_TRAIN)
+        check_run(cfg)
         check_test_sets(cfg)  # an error should not wait for the end of training
         # Not DefaultTrainer's constructor, which has no method to override for the trainer of one step.
         TrainerBase.__init__(self)
@@ -109,13 +94,31 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.KEEP_BEST and main:
             best = BestWeights(self.model, cfg.OUTPUT_DIR)
             found.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.KEEP_BEST))
-        found += [RunState(cfg.SEED), LearningRates(self.scheduler), UnoptimizedScripts()]
+        found.append(RunState(cfg.SEED))
         if main:
             keep = cfg.SOLVER.KEEP_CHECKPOINTS or None
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             found.append(PeriodicCheckpointer(self.checkpointer, period, max_to_keep=keep))
             found.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return found
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load weights, or resume a run, in either case at the learning rates of the config."""
+        rates = [*self.scheduler.base_lrs]
+        super().resume_or_load(resume)
+        if self.scheduler.base_lrs == rates:
+            return
+        logger.warning("The learning rates of the config replace others in the checkpoint.")
+        self.scheduler.base_lrs = rates
+        groups = self.optimizer.param_groups
+        for group, initial, rate in zip(groups, rates, self.scheduler.get_lr(), strict=True):
+            group.update(initial_lr=initial, lr=rate)
+
+    def train(self) -> dict | None:
+        # After its first calls in a process, TorchScript rewrites a function such as the focal loss.
+        # The new function rounds otherwise, so that a resumed run would differ. GPUs gain by the fusion.
+        with torch.jit.optimized_execution(torch.device(self.cfg.MODEL.DEVICE).type != "cpu"):
+            return super().train()
 
     def _precise_bn(self) -> HookBase:
         cfg = self.cfg.clone()

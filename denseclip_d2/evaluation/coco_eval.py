@@ -1,4 +1,4 @@
-"""Figures of COCO and LVIS: by hotcoco where it is installed, else by pycocotools and the package lvis.
+"""Compute the figures of COCO and LVIS by hotcoco if it is installed, else by pycocotools and lvis.
 
 The figures and curves are the same to the last bit; docs/lab_book.md has the times.
 """
@@ -24,8 +24,8 @@ LVIS_FIGURES = (*FIGURES, "APr", "APc", "APf")
 class Evaluation:
     """
     Attributes:
-        figures: 0 to 1, by the names in :data:`FIGURES` or :data:`LVIS_FIGURES`; -1 where not defined.
-        precision: (10, 101, K) for objects of all sizes, at IoUs of 0.5 to 0.95 and recalls of 0 to 1; -1 for
+        figures: 0 to 1, by the names in :data:`FIGURES` or :data:`LVIS_FIGURES`; -1 if not defined.
+        precision: (10, 101, K) at IoUs of 0.5 to 0.95 and recalls of 0 to 1, for objects of all sizes; -1 for
             classes without objects.
     """
 
@@ -45,14 +45,14 @@ def evaluate_coco(
     """Evaluate detections as COCO does, and print its table.
 
     Args:
-        content: the ground truth, with ids of any kind. A missing area is taken from the mask or the box,
-            and a missing box from the mask. An object without a mask counts as missed, as one with an empty
-            mask does in pycocotools.
-        results: with the ids of the ground truth, and without NaN: see :func:`.ground_truth.finite`.
+        content: the ground truth, with ids of any kind. The mask or the box gives a missing area, and the
+            mask a missing box. An object without a mask counts as missed, like an object with an empty mask
+            in pycocotools.
+        results: detections with the ids of the ground truth, without NaN (:func:`.ground_truth.finite`).
         task: "bbox" or "segm".
-        categories: ids of the K categories by class: see :func:`.ground_truth.category_ids`.
+        categories: ids of the K categories by class, of :func:`.ground_truth.category_ids`.
         image_ids: ids of the images to evaluate; None: all.
-        max_detections: how many detections of a class in an image count.
+        max_detections: the number of detections of a class in an image that count.
 
     Raises:
         ValueError: a detection is of an image or of a category that the ground truth does not have.
@@ -83,7 +83,7 @@ def evaluate_lvis(
 
     Args:
         content, results, task, categories: as for :func:`evaluate_coco`.
-        max_detections: how many detections in an image count, those of all classes together; below 0: all.
+        max_detections: the number of detections in an image, of all classes, that count; below 0: all.
 
     Raises:
         ValueError: as in :func:`evaluate_coco`.
@@ -129,7 +129,7 @@ def _coco(content: dict) -> COCO:
 
 
 def _counted_by_lvis(results: list[dict], task: str, limit: int, hotcoco: ModuleType) -> list[dict]:
-    """Return what the package lvis evaluates: the highest scores of each image, less those of area 0.
+    """Return the detections that the package lvis evaluates: the best of each image, if not empty.
 
     hotcoco counts an empty box or mask as a false detection.
     """
@@ -152,7 +152,7 @@ def _lvis(truth: dict, found: list[dict], task: str, limit: int) -> Any:
     from lvis import LVIS, LVISEval, LVISResults
 
     class Loaded(LVIS):
-        """LVIS's content instead of the path of its file."""
+        """Ground truth from its content instead of the path of its file."""
 
         def _load_json(self, content: dict) -> dict:
             return content

@@ -1,4 +1,4 @@
-"""Ground truth and detections in COCO's format, made ready for an evaluator."""
+"""Prepare ground truth and detections in COCO's format for an evaluator."""
 
 import logging
 import math
@@ -18,11 +18,11 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def category_ids(content: Content, metadata: Any) -> list:
-    """Return the ids of a file's categories by class; those that are no class come last.
+    """Return the ids of a file's categories by class, and then the ids of the other categories.
 
     Args:
-        metadata: Detectron2's, of the dataset. Without ``thing_dataset_id_to_contiguous_id``, the classes
-            are in the order of the ids, as in Detectron2.
+        metadata: Detectron2's metadata of the dataset. Without ``thing_dataset_id_to_contiguous_id``, the
+            classes are in the order of the ids, as in Detectron2.
     """
     classes = metadata.get("thing_dataset_id_to_contiguous_id") or {}
     if not classes and metadata.get("evaluator_type") == "lvis":
@@ -32,20 +32,20 @@ def category_ids(content: Content, metadata: Any) -> list:
 
 
 def with_category_ids(results: Results, ids: Sequence[Any]) -> list[dict]:
-    """Return detections whose categories are classes with the ids of the categories instead."""
+    """Return detections with the ids of categories in place of the classes."""
     return [{**result, "category_id": ids[result["category_id"]]} for result in results]
 
 
 def finite(results: Sequence[dict]) -> list[dict]:
-    """Return the detections with a finite score and box, which Detectron2's heads would keep; warn of others.
+    """Return the detections with a finite score and box, and warn of others.
 
     pycocotools matches a box of NaN with any object, and hotcoco refuses a score of NaN.
     """
     kept = [result for result in results if math.isfinite(result["score"] + sum(result.get("bbox", ())))]
     if left_out := len(results) - len(kept):
         logger.warning(
-            "%d of %d detections are left out: their score or box is NaN or infinite. If training diverged, "
-            "evaluate an earlier checkpoint.",
+            "%d of %d detections are left out, because their score or box is NaN or infinite. If training "
+            "diverged, evaluate an earlier checkpoint.",
             left_out,
             len(results),
         )
@@ -61,16 +61,16 @@ def renumbered(
     image_ids: Collection[Any] | None = None,
     lvis: bool = False,
 ) -> tuple[dict[str, list[dict]], list[dict]]:
-    """Return ground truth and detections with what an evaluator reads, under ids from 1.
+    """Return ground truth and detections with the fields that an evaluator reads, under ids from 1.
 
-    Evaluators hold few kinds of ids, and pycocotools takes a match with annotation 0 for none. Images are
-    numbered in the order of their ids, in which pycocotools goes through them: it decides ties of scores.
+    Evaluators accept few kinds of ids, and pycocotools reads a match with annotation 0 as no match. Images
+    are numbered in the order of their ids, as in pycocotools, where the order decides ties of scores.
 
     Args:
         task: "bbox" or "segm".
         categories: ids of the categories to evaluate, by class.
         image_ids: ids of the images to evaluate; None: all.
-        lvis: keep what LVIS's rules need.
+        lvis: keep the fields that LVIS's rules need.
 
     Raises:
         ValueError: a detection is of an image or of a category that the ground truth does not have.
@@ -104,7 +104,7 @@ def renumbered(
 
 
 def box_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> Sequence[float]:
-    """Return the left, top, width and height of an object; where the file has no box, those of the mask."""
+    """Return the left, top, width and height of an object, from the mask if the file has no box."""
     if annotation.get("bbox"):
         return annotation["bbox"]
     if mask := mask_of(annotation):
@@ -113,7 +113,7 @@ def box_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> Sequence[
 
 
 def area_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> float:
-    """Return the area of an object; where the file has none, that of the mask, else of the box."""
+    """Return the area of an object, from the mask or else the box if the file has no area."""
     if annotation.get("area") is not None:
         return annotation["area"]
     if mask := mask_of(annotation):
@@ -123,7 +123,7 @@ def area_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> float:
 
 
 def mask_of(annotation: Mapping[str, Any]) -> dict | list:
-    """Return the run lengths, or the polygons that Detectron2's loader keeps: of three points or more."""
+    """Return the RLE, or the polygons of three points or more, which Detectron2's loader keeps."""
     mask = annotation.get("segmentation") or []
     return mask if isinstance(mask, dict) else [p for p in mask if len(p) >= 6 and len(p) % 2 == 0]
 
@@ -133,18 +133,18 @@ def _check_ids(results: Results, images: Collection[Any], categories: Collection
         image, category = result["image_id"], result["category_id"]
         if image not in images or category not in categories:
             raise ValueError(
-                f"A detection is of image {image!r} and category {category!r}, which the ground truth does "
-                "not have. The detections are of other data. Evaluate the model again."
+                f"The ground truth does not have image {image!r} or category {category!r} of a detection. "
+                "The detections are of other data. Evaluate the model again."
             )
 
 
 def _sorted(ids: Collection[Any]) -> list:
-    """Numbers before words."""
+    """Sort numbers before words."""
     return sorted(ids, key=lambda id_: (isinstance(id_, str), id_))
 
 
 def _evaluated(annotation: Mapping[str, Any], image: Mapping[str, Any], task: str, lvis: bool) -> dict:
-    # The package lvis reads `ignore` and no `iscrowd`; COCO's evaluators the other way round.
+    # The package lvis reads `ignore`, and COCO's evaluators read `iscrowd`.
     flag = "ignore" if lvis else "iscrowd"
     values = {"area": area_of(annotation, image), "iscrowd": 0, flag: int(bool(annotation.get(flag)))}
     if task == "bbox":

@@ -1,40 +1,40 @@
-"""How well score maps point at what is named, and at what no label had a name for."""
+"""The pointing game: how well score maps point at objects of seen and unseen names."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean
 
-import numpy as np
 import torch
 from detectron2.structures import BoxMode
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 from torch import Tensor
 
+from ..data.coco_masks import encode
 from ..inference.predictor import Predictor
 
 
 def evaluate_words(
     predictor: Predictor, records: Iterable[dict], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Asks for the score map of each object's name, whether or not the model has a class of it.
+    """Compare the score map of each object's name with the object's pixels.
 
     Args:
-        records: of Detectron2's dicts, with annotations; objects without segmentations are their boxes.
-        names: of the records' categories.
+        records: Detectron2's dicts with annotations. The box stands for a missing segmentation.
+        names: the names of the records' categories.
 
-    Returns: for ``labeled`` names, which are classes of the model, and ``unlabeled`` ones:
-        ``pairs``, how many times an image has a name; ``pointing``, the part of these in which the maximum of
-        the map is on an object of that name; ``pointing_chance``, that of a random pixel; ``auc``, the
-        probability that a pixel of the objects has a higher score than another, 0.5 by chance. A kind
-        without pairs is left out.
+    Returns: figures for ``labeled`` names, which are classes of the model, and for ``unlabeled`` names.
+        ``pairs`` counts pairs of an image and a name in it. ``pointing`` is the part of the pairs in which
+        the maximum of the map is on an object of that name, and ``pointing_chance`` the same for a random
+        pixel. ``auc`` is the probability that a pixel of the objects has a higher score than another
+        pixel, 0.5 by chance. A kind without pairs is left out.
     Raises:
-        ValueError: the model has no score map, or its text is folded and a name is none of its classes.
+        ValueError: the model has no score map, or has precomputed text embeddings and no class of a name.
     """
     if predictor.guidance is None:
         raise ValueError("This model has no score map: its backbone is not language-guided.")
     classes, found = predictor.guidance.language.class_names, defaultdict(list)
     for record in records:
-        masks = dict(_masks_by_category(record))
+        masks = _masks_by_category(record)
         if not masks:
             continue
         asked = [names[category] for category in masks]
@@ -51,7 +51,7 @@ def evaluate_words(
 def _measure(scores: Tensor, mask: Tensor) -> dict[str, float]:
     """
     Args:
-        scores, mask: (H, W); the mask has some pixels, but not all.
+        scores, mask: (H, W). The mask has some pixels, but not all.
     """
     inside, outside = scores[mask], scores[~mask].sort().values
     below = torch.searchsorted(outside, inside) + torch.searchsorted(outside, inside, right=True)
@@ -62,25 +62,16 @@ def _measure(scores: Tensor, mask: Tensor) -> dict[str, float]:
     }
 
 
-def _masks_by_category(record: dict) -> Iterator[tuple[int, Tensor]]:
-    """The pixels, (H, W), of all objects of a category."""
+def _masks_by_category(record: dict) -> dict[int, Tensor]:
+    """Return the pixels, (H, W), of all objects of each category."""
     height, width = record["height"], record["width"]
-    by_category = defaultdict(list)
+    masks: dict[int, Tensor] = {}
     for annotation in record["annotations"]:
-        by_category[annotation["category_id"]].append(annotation)
-    for category, annotations in by_category.items():
-        mask = np.zeros((height, width), dtype=bool)
-        for annotation in annotations:
-            mask |= run_lengths.decode(_run_lengths(annotation, height, width)).astype(bool)
-        yield category, torch.from_numpy(mask)
-
-
-def _run_lengths(annotation: dict, height: int, width: int) -> dict:
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes | str):
-        return segmentation
-    encoded = run_lengths.frPyObjects(segmentation, height, width)
-    return run_lengths.merge(encoded) if isinstance(encoded, list) else encoded
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        mask = torch.from_numpy(mask_util.decode(encode(segmentation, height, width))).bool()
+        category = annotation["category_id"]
+        masks[category] = masks[category] | mask if category in masks else mask
+    return masks
