@@ -1,4 +1,4 @@
-"""What a person can mend ends in one line; what may be a bug keeps its traceback."""
+"""End a program in one line at an error that a person can mend, and keep the traceback of a possible bug."""
 
 import builtins
 import io
@@ -16,14 +16,14 @@ from torch.multiprocessing import ProcessRaisedException
 
 PACKAGE = Path(__file__).resolve().parents[1]
 OURS = (ValueError, ImportError, FloatingPointError)
-"""What this package raises of data, a config or a machine; in others' code it may be a bug."""
+"""Errors that this package raises about data, a config or a machine. From other code they may be bugs."""
 ALWAYS = (OSError, MemoryError, SizeMismatchError)
-"""What is of data or a machine whoever raises it."""
+"""Errors that are about data or a machine, whoever raises them."""
 
 _MEMORY = "Lower SOLVER.IMS_PER_BATCH, or the sizes under INPUT, or free memory."
-# What gloo and NCCL say in the processes that are left.
+# Words of gloo and NCCL in the processes that are left.
 _ENDED = ("Connection closed by peer", "remote process exited")
-# The end of a traceback as text: the last frame's file and first line of source, the error's class and words.
+# The end of a traceback as text: file and first line of the last frame, class and words of the error.
 _END = re.compile(
     r'.*File "(?P<file>[^"\n]+)", line \d+, in [^\n]+\n    (?P<line>[^\n]*)\n(?:    [^\n]*\n)*'
     r"(?P<kind>[\w.]+): (?P<words>.*)",
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def line_of(error: BaseException) -> str:
-    """Return what to tell a person whose data, config or machine an error is about; "" if it may be a bug.
+    """Return the words of an error about data, a config or a machine; "" if the error may be a bug.
 
-    The former are errors that this package raises, and those of files and memory. An error that was raised in
-    another process, a data loader's worker or one of several that train, is told by its traceback's text.
+    Errors that this package raises and errors of files and memory have words. Of an error in another process,
+    such as a worker of a data loader, the text of its traceback is read.
     """
     kind, words, frames = type(error), str(error), traceback.extract_tb(error.__traceback__)
     frame, line = (frames[-1].filename, frames[-1].line or "") if frames else ("", "")
@@ -49,7 +49,7 @@ def line_of(error: BaseException) -> str:
         return f"Out of memory: {words.splitlines()[0]} {_MEMORY}"
     if issubclass(kind, RuntimeError) and any(sign in words for sign in _ENDED):
         return (
-            "Another process has ended, and this one cannot go on alone. The error of the other is the cause."
+            "Another process has ended, and this process cannot go on alone. See the error of the other one."
         )
     if issubclass(kind, ALWAYS):
         return words or kind.__name__
@@ -59,7 +59,7 @@ def line_of(error: BaseException) -> str:
 
 
 def _class_of(name: str) -> type[BaseException]:
-    """The class of an error by its name in a traceback; Exception where it is not known here."""
+    """Return the class of an error by its name in a traceback; Exception if there is none here."""
     module, _, name = name.rpartition(".")
     found = getattr(sys.modules.get(module, builtins), name, Exception)
     return found if isinstance(found, type) and issubclass(found, BaseException) else Exception
@@ -67,10 +67,8 @@ def _class_of(name: str) -> type[BaseException]:
 
 @contextmanager
 def errors_in_a_line() -> Iterator[None]:
-    """End the program with ``error: ...`` and exit status 1 at an error that :func:`line_of` has words for.
-
-    Names may be printed that the terminal's encoding does not have.
-    """
+    """End the program with ``error: ...`` and exit status 1 at an error with words of :func:`line_of`."""
+    # A name may have letters that the encoding of the terminal lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -82,17 +80,17 @@ def errors_in_a_line() -> Iterator[None]:
 
 
 def keep_traceback(error: BaseException) -> None:
-    """Log an error's traceback for a bug's report: after :func:`keep_tracebacks_in_the_log`, into log.txt."""
+    """Log the traceback of an error; after :func:`keep_tracebacks_in_the_log`, in log.txt alone."""
     logger.debug("Ended by an error:", exc_info=error)
 
 
 def keep_tracebacks_in_the_log(loggers: Iterable[str] = ("detectron2", "fvcore", "denseclip_d2")) -> None:
-    """Keep the tracebacks of errors that :func:`line_of` has words for off the console, and in log.txt.
+    """Write the tracebacks of errors with words of :func:`line_of` to log.txt, and not to the console.
 
     The file becomes UTF-8, whatever the locale.
 
     Args:
-        loggers: names of those that Detectron2's ``setup_logger`` has set up.
+        loggers: the names of loggers that Detectron2's ``setup_logger`` has set up.
     """
     for handler in [handler for name in loggers for handler in logging.getLogger(name).handlers]:
         stream = getattr(handler, "stream", None)

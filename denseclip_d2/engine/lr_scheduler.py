@@ -5,11 +5,10 @@ from detectron2.solver.lr_scheduler import LRScheduler, _get_warmup_factor_at_it
 
 
 class WarmupPolyLR(LRScheduler):
-    """Polynomial decay from each group's learning rate to one end that all groups share, after a warm-up.
+    """Polynomial decay of each group's learning rate to one end for all groups, after a warm-up.
 
-    As the recipe of the released segmentors: (rate - end) * (1 - i / max_iters)^power + end at iteration i,
-    times the warm-up's factor. Detectron2's DeepLab has a schedule of that name, which decays to 0 and may
-    stop at a factor, the same for all groups.
+    The rate is (rate - end) * (1 - i / max_iters)^power + end at iteration i, times the factor of the warm-up,
+    as for the released segmentors. Detectron2's DeepLab has a schedule of that name that decays to 0.
     """
 
     def __init__(
@@ -25,10 +24,9 @@ class WarmupPolyLR(LRScheduler):
     ):
         """
         Args:
-            optimizer: its groups' rates are decayed.
-            max_iters: iterations of training.
-            power: of the polynomial.
-            end: learning rate after ``max_iters``.
+            max_iters: the number of iterations of training.
+            power: the power of the polynomial.
+            end: the learning rate after ``max_iters``.
             warmup_factor, warmup_iters, warmup_method: as for Detectron2's schedules.
         """
         self.max_iters = max_iters
@@ -44,15 +42,15 @@ class WarmupPolyLR(LRScheduler):
         return [warmup * ((rate - self.end) * decay + self.end) for rate in self.base_lrs]
 
     def state_dict(self) -> dict:
-        # The schedule is the config's, as for Detectron2's LRMultiplier.
+        # The rest is the config's, as for Detectron2's LRMultiplier.
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Detectron2's schedules by ``SOLVER.LR_SCHEDULER_NAME``, and "WarmupPolyLR"."""
+    """Build Detectron2's schedule of ``SOLVER.LR_SCHEDULER_NAME``, or "WarmupPolyLR"."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        if solver.MAX_ITER in solver.STEPS:  # fvcore refuses a step at the end, which would change nothing
+        if solver.MAX_ITER in solver.STEPS:  # fvcore refuses a step at the end, although that changes nothing
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step != solver.MAX_ITER)

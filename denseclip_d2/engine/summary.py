@@ -12,7 +12,7 @@ from torch import nn
 from ..builder import lost_sync_bn, with_fitting_norms
 from ..data.unused import in_words
 
-# Keys that change no number of a training's result but by rounding.
+# Keys that change the result of a training by rounding at most.
 _NEUTRAL = (
     "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CHECK_IMAGES", "MODEL.CHANNELS_LAST",
     "MODEL.COMPILE", "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", "MODEL.DEVICE",
@@ -23,12 +23,12 @@ _NEUTRAL = (
 def summarize_run(
     cfg: CfgNode, recipe: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any
 ) -> str:
-    """What is about to be trained, as tables to read before it takes days.
+    """Return tables that say what a run trains, to read before the run takes days.
 
     Args:
-        cfg: as it will be trained, scaled to the number of processes.
-        recipe: what departures are named from, such as the config file without the command line.
-        loader: of the training images.
+        cfg: the config as trained, scaled to the number of processes.
+        recipe: the config to name departures from, such as the config file without the command line.
+        loader: the loader of the training images.
     """
     departures = departures_from(recipe, cfg) or ["none"]
     return "\n".join(
@@ -44,7 +44,7 @@ def summarize_run(
 
 
 def count_images(loader: Any) -> int:
-    """How many images a training loader draws from: Detectron2 keeps them in nested ``dataset`` fields."""
+    """Return the number of images of a loader. Detectron2 keeps them in nested ``dataset`` fields."""
     while hasattr(loader, "dataset"):
         loader = loader.dataset
     return len(loader)
@@ -73,7 +73,7 @@ def _facts(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str]]:
 
 
 def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
-    """Of own data, for whose number of images it was made."""
+    """Return the schedule of own data, which depends on their number of images; else nothing."""
     if not (cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC):
         return []
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
@@ -86,7 +86,7 @@ def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
-    """Differences of ``cfg``, as it runs here, from ``recipe`` that change what is learned; a line each."""
+    """Return a line for each difference of ``cfg`` from ``recipe`` that changes what is learned."""
     lines = list(_differences(recipe, cfg))
     rates = [node.SOLVER.BASE_LR / node.SOLVER.IMS_PER_BATCH for node in (cfg, recipe)]
     ratio = rates[0] / rates[1] if rates[1] else 1.0
@@ -110,7 +110,7 @@ def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple]:
     names = {parameter: name.removeprefix("module.") for name, parameter in model.named_parameters()}
     rows: list[tuple] = [("learning rate", "weight decay", "tensors", "parameters", "of")]
     for group in optimizer.param_groups:
-        # Warm-up has lowered "lr" already.
+        # The warm-up has lowered "lr" already.
         rate = group.get("initial_lr", group["lr"])
         rows.append((f"{rate:g}", f"{group['weight_decay']:g}", *_extent(names, group["params"])))
     frozen = [parameter for parameter in names if not parameter.requires_grad]
