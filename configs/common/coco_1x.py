@@ -15,6 +15,7 @@ dataloader.train.mapper.augmentations[0] = L(T.ResizeShortestEdge)(short_edge_le
 
 train = get_config("common/train.py").train
 train.max_iter = 87960  # 7330 iterations an epoch
+train.amp.precision = "float16"
 train.clip_gradients = {"clip_type": "full_model", "clip_value": 0.1}
 
 lr_multiplier = L(WarmupParamScheduler)(

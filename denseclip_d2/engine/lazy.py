@@ -74,11 +74,15 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
         resume: go on where a run in ``cfg.train.output_dir`` stopped.
 
     Raises:
-        ValueError, FileNotFoundError: weights that are not the model's, see :class:`DenseCLIPCheckpointer`.
+        ValueError, FileNotFoundError: float16 on a CPU; weights that are not the model's, see
+            :class:`DenseCLIPCheckpointer`.
         FloatingPointError: a loss is not finite.
     """
     train = cfg.train
+    precision = train.amp.get("precision", "float16") if train.amp.enabled else "float32"
     model = build_lazy_model(cfg)
+    if precision == "float16" and train.device == "cpu":
+        raise ValueError("float16 trains on GPUs only. Set train.amp.precision=bfloat16.")
     logger.info("Model:\n%s", model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -91,7 +95,7 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
         optimizer,
         device=train.device,
         checkpointer=checkpointer,
-        precision=train.amp.get("precision", "float16") if train.amp.enabled else "float32",
+        precision=precision,
         clip=partial(clip_gradients, **train.clip_gradients) if "clip_gradients" in train else None,
     )
     checkpointer.add_checkpointable("trainer", weakref.proxy(trainer))

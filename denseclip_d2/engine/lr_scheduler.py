@@ -7,8 +7,8 @@ from detectron2.solver.lr_scheduler import LRScheduler, _get_warmup_factor_at_it
 class WarmupPolyLR(LRScheduler):
     """Polynomial decay of each group's learning rate to one end for all groups, after a warm-up.
 
-    The rate is (rate - end) * (1 - i / max_iters)^power + end at iteration i, times the factor of the warm-up,
-    as for the released segmentors. Detectron2's DeepLab has a schedule of that name that decays to 0.
+    At iteration i: (rate - end) * (1 - i / max_iters)^power + end, times the factor of the warm-up. That is
+    the recipe of the released segmentors. Detectron2's schedule of that name decays to 0.
     """
 
     def __init__(
