@@ -30,8 +30,6 @@ _END = re.compile(
     re.DOTALL,
 )
 
-logger = logging.getLogger(__name__)
-
 
 def line_of(error: BaseException) -> str:
     """Return the words of an error about data, a config or a machine; "" if the error may be a bug.
@@ -77,11 +75,6 @@ def errors_in_a_line() -> Iterator[None]:
         if line := line_of(error):
             sys.exit(f"error: {line}")
         raise
-
-
-def keep_traceback(error: BaseException) -> None:
-    """Log the traceback of an error; after :func:`keep_tracebacks_in_the_log`, in log.txt alone."""
-    logger.debug("Ended by an error:", exc_info=error)
 
 
 def keep_tracebacks_in_the_log(loggers: Iterable[str] = ("detectron2", "fvcore", "denseclip_d2")) -> None:

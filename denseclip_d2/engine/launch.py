@@ -13,7 +13,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .errors import keep_traceback, line_of
+from .errors import line_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ def _run_and_leave(main: Main, args: argparse.Namespace) -> None:
         main(args)
     except Exception as error:
         if line_of(error):
-            keep_traceback(error)  # here, because other processes learn its line alone
+            # For log.txt. Other processes learn the line of the error alone.
+            logger.debug("Ended by an error:", exc_info=error)
         raise
     # Not in a `finally`: after an error, this call would wait for processes that are still at work.
     if dist.is_initialized():

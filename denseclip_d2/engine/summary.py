@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from textwrap import indent
 from typing import Any
@@ -10,6 +9,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..builder import lost_sync_bn, with_fitting_norms
+from ..config.checks import leaves
 from ..data.unused import in_words
 
 # Keys that change the result of a training by rounding at most.
@@ -87,7 +87,12 @@ def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
 
 def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
     """Return a line for each difference of ``cfg`` from ``recipe`` that changes what is learned."""
-    lines = list(_differences(recipe, cfg))
+    old = dict(leaves(recipe))
+    lines = [
+        f"{key}: {value!r} instead of {old.get(key)!r}"
+        for key, value in leaves(cfg)
+        if value != old.get(key) and not any(fnmatch(key, pattern) for pattern in _NEUTRAL)
+    ]
     rates = [node.SOLVER.BASE_LR / node.SOLVER.IMS_PER_BATCH for node in (cfg, recipe)]
     ratio = rates[0] / rates[1] if rates[1] else 1.0
     if abs(ratio - 1) > 1e-6:
@@ -95,15 +100,6 @@ def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
     if loss := lost_sync_bn(cfg):
         lines.append(loss)
     return lines
-
-
-def _differences(recipe: CfgNode, cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        name, old = prefix + key, recipe.get(key)
-        if isinstance(value, CfgNode) and isinstance(old, CfgNode):
-            yield from _differences(old, value, f"{name}.")
-        elif value != old and not any(fnmatch(name, pattern) for pattern in _NEUTRAL):
-            yield f"{name}: {value!r} instead of {old!r}"
 
 
 def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple]:

@@ -40,8 +40,8 @@ class Trainer(DefaultTrainer):
             recipe: the config to log departures from, such as the config file alone; None: ``cfg``.
 
         Raises:
-            ValueError, FileNotFoundError: a dataset, to train or to test on, cannot be used, or the config
-                does not fit the processes or the device, or is of a model that cannot be trained.
+            ValueError, FileNotFoundError: a dataset cannot be used, or this config cannot be trained here,
+                see :func:`.check_run`.
         """
         check_config(cfg)
         check_run(cfg)
@@ -58,21 +58,14 @@ class Trainer(DefaultTrainer):
         model = distributed(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DenseCLIPCheckpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
-            trainer=weakref.proxy(self),
-            data=loader,
-        )
+            model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            trainer=weakref.proxy(self), data=loader,
+        )  # fmt: skip
         self._trainer = TrainLoop(
-            model,
-            loader,
-            optimizer,
-            device=cfg.MODEL.DEVICE,
-            checkpointer=self.checkpointer,
+            model, loader, optimizer, device=cfg.MODEL.DEVICE, checkpointer=self.checkpointer,
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "float32",
             clip=build_gradient_clipper(cfg),
-        )
+        )  # fmt: skip
         self.register_hooks(self.build_hooks())
         check_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         logger.info(summarize_run(cfg, recipe or given, model, optimizer, loader))

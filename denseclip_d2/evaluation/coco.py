@@ -43,8 +43,8 @@ class COCOEvaluator(_COCOEvaluator):
     def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
         """Replace Detectron2's method, which has no place for another evaluation."""
         content = self._coco_api.dataset
-        results, ids = results_of(self, predictions, content, "coco_instances_results.json")
-        for task in tasks_of(self, results):
+        results, ids, tasks = prepared(self, predictions, content, "coco_instances_results.json")
+        for task in tasks:
             evaluated = None  # Detectron2's word for no detections at all
             if results:
                 limit = self._max_dets_per_image[-1]
@@ -57,16 +57,17 @@ class COCOEvaluator(_COCOEvaluator):
             self._results[task] = self._derive_coco_results(evaluated, task, class_names=names)
 
 
-def results_of(
+def prepared(
     evaluator: Any, predictions: list[dict], content: Content, file_name: str
-) -> tuple[list[dict], list]:
-    """Return the finite detections under the ids of the ground truth, and the ids of its categories by class.
-
-    The detections are written into the evaluator's folder, if it has one.
+) -> tuple[list[dict], list, list[str]]:
+    """Write the finite detections into the evaluator's folder, if it has one.
 
     Args:
-        evaluator: Detectron2's, of COCO or LVIS.
+        evaluator: Detectron2's evaluator of COCO or LVIS.
         content: the ground truth.
+
+    Returns: the detections with the ids of the ground truth; the ids of the categories by class; the tasks to
+        evaluate, none if the ground truth has no annotations.
     """
     found = finite([result for prediction in predictions for result in prediction["instances"]])
     ids = category_ids(content, evaluator._metadata)
@@ -74,15 +75,10 @@ def results_of(
     if evaluator._output_dir:
         with atomic_write(Path(evaluator._output_dir, file_name), "w", encoding="utf-8") as file:
             file.write(json.dumps(results))
-    return results, ids
-
-
-def tasks_of(evaluator: Any, results: list[dict]) -> list[str]:
-    """Return the tasks of an evaluator of COCO or LVIS; none if the ground truth has no annotations."""
     if not evaluator._do_evaluation:
         evaluator._logger.info("Annotations are not available for evaluation.")
-        return []
-    return sorted(evaluator._tasks or evaluator._tasks_from_predictions(results))
+        return results, ids, []
+    return results, ids, sorted(evaluator._tasks or evaluator._tasks_from_predictions(results))
 
 
 def _write_ground_truth(path: Path, content: dict) -> None:

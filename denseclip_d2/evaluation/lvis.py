@@ -1,7 +1,7 @@
 from detectron2.evaluation import LVISEvaluator as _LVISEvaluator
 from detectron2.utils.logger import create_small_table
 
-from .coco import results_of, tasks_of
+from .coco import prepared
 from .coco_eval import LVIS_FIGURES, evaluate_lvis
 
 
@@ -14,9 +14,9 @@ class LVISEvaluator(_LVISEvaluator):
     def _eval_predictions(self, predictions: list[dict]) -> None:
         """Replace Detectron2's method, which has no place for another evaluation."""
         content = self._lvis_api.dataset
-        results, ids = results_of(self, predictions, content, "lvis_instances_results.json")
+        results, ids, tasks = prepared(self, predictions, content, "lvis_instances_results.json")
         limit = 300 if self._max_dets_per_image is None else self._max_dets_per_image
-        for task in tasks_of(self, results):
+        for task in tasks:
             figures = dict.fromkeys(LVIS_FIGURES, float("nan"))
             if results:
                 evaluation = evaluate_lvis(content, results, task, ids, max_detections=limit)
