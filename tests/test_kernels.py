@@ -21,9 +21,9 @@ from kernel_cases import (
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from denseclip_d2.benchmark.kernels import KERNELS
 from denseclip_d2.guidance import pixel_text_loss
 from denseclip_d2.kernels import (
-    KERNELS,
     bce_blocks,
     label_map,
     label_map_cross_entropy,
@@ -200,21 +200,21 @@ def test_the_score_map_compiles_whole():
         assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_listed_kernels_equal_their_definitions(kernel):
-    """What the benchmark runs: the outputs, and the gradients to every input that has one."""
-    arguments = kernel.make_inputs(batch=2, num_classes=7, image_size=(96, 160), device="cpu")
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_equal_their_definitions_on_the_benchmarks_inputs(name):
+    """The outputs, and the gradients of every input that has one."""
+    kernel = KERNELS[name]
+    arguments = kernel.make_inputs(2, 7, (96, 160), torch.device("cpu"))
     results = []
     for function in (kernel.function, kernel.definition):
         outputs = function(*arguments)
         leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
         results.append((outputs, torch.autograd.grad(sum(x.sum() for x in outputs), leaves)))
     assert_close(*results, rtol=1e-4, atol=1e-4)
-    assert 0 < kernel.forward_bytes(*arguments) < kernel.backward_bytes(*arguments)
 
 
 def test_kernels_import_without_triton():
-    code = "import sys; sys.modules['triton'] = None; import denseclip_d2.kernels as k; print(k.KERNELS)"
+    code = "import sys; sys.modules['triton'] = None; import denseclip_d2.kernels"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
