@@ -13,6 +13,7 @@ import torch
 from test_engine import ROOT
 
 from denseclip_d2.doctor import Finding, datasets, machine, software, weights
+from denseclip_d2.model_zoo.zoo import ZooEntry
 
 GIB = 2**30
 
@@ -177,8 +178,9 @@ def test_a_hub_that_cannot_be_reached_is_noted(monkeypatch, hub):
 
 
 def test_weights_that_are_cut_do_not_count(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "packaged_files", lambda: [(tmp_path / "zoo.safetensors", "0" * 64)])
     (tmp_path / "zoo.safetensors").write_bytes(b"cut")
+    entry = ZooEntry(str(tmp_path / "zoo.safetensors"), "0" * 64)
+    monkeypatch.setattr(weights, "zoo_index", lambda: {"zoo": entry})
     found = weights.look_at_zoo()
     assert found.state == "wrong" and "zoo.safetensors" in found.text and "git checkout" in found.way_out
     monkeypatch.setenv("HOME", str(tmp_path))

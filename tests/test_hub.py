@@ -107,8 +107,8 @@ def test_a_config_on_the_hub_is_read(at_hub, tmp_path):
 
 def test_what_a_hub_does_not_have_is_said(at_hub):
     for path, message in (
-        ("hf://someone/none/x.safetensors", "there is no someone/none, or it is private.*HF_TOKEN"),
-        ("hf://someone/gated/x.safetensors", "asks for its terms to be accepted"),
+        ("hf://someone/none/x.safetensors", "someone/none does not exist, or is private.*HF_TOKEN"),
+        ("hf://someone/gated/x.safetensors", "someone/gated is gated"),
         ("hf://someone/shapes/x.safetensors", "someone/shapes has no file 'x.safetensors'"),
         ("hf://someone/shapes@v9/model.safetensors", "has no revision 'v9'"),
     ):
@@ -123,7 +123,7 @@ def test_offline_the_way_out_is_said(at_hub, monkeypatch):
     at_hub.shutdown()
     at_hub.server_close()
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's tries
-    message = "it is not in .*cache, and http://127.0.0.1:.* cannot be reached .*hf download someone/shapes"
+    message = "the file is not in .*cache, and http://127.0.0.1:.* cannot be reached .*hf download someone/"
     with pytest.raises(FileNotFoundError, match=message):
         load_config("hf://someone/shapes/model.safetensors", [])
 
@@ -159,7 +159,7 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
     config = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert config["MODEL"]["META_ARCHITECTURE"] == "DenseCLIPRetinaNet"
     assert str(tmp_path) not in text
-    with pytest.raises(FileExistsError, match="README.md exists, and is not overwritten"):
+    with pytest.raises(FileExistsError, match="README.md exists"):
         convert(tmp_path / "page", run / "model_final.pth", *options, output="again.safetensors")
     assert not (tmp_path / "page/again.safetensors").exists()
 
@@ -173,9 +173,9 @@ def test_figures_are_those_of_the_weights(tmp_path):
     assert figures == find_figures(str(tmp_path / "metrics.json"), "x.pth")
     assert figures == {"bbox/AP": 20.12, "bbox/AP50": 30.0}
     (tmp_path / "metrics.json").write_text("no JSON")
-    with pytest.raises(ValueError, match="is no metrics.json of a training"):
+    with pytest.raises(ValueError, match="is not a metrics.json of a training"):
         find_figures(None, str(tmp_path / "model_final.pth"))
-    with pytest.raises(FileNotFoundError, match="--metrics .*nowhere.json: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="--metrics .*nowhere.json does not exist"):
         find_figures(str(tmp_path / "nowhere.json"), "x.pth")
 
 

@@ -417,7 +417,7 @@ def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatc
 def test_the_tool_says_what_is_wrong(run, monkeypatch):
     with pytest.raises(SystemExit, match="limit of side is 0"):
         run("--max-side", "0")
-    with pytest.raises(SystemExit, match="error: No config 'nothing'"):
+    with pytest.raises(SystemExit, match="error: There is no config 'nothing'"):
         run("--zoo", "nothing")
     monkeypatch.delitem(sys.modules, "denseclip_d2.web_demo.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)

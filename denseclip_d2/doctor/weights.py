@@ -7,7 +7,7 @@ from open_clip.constants import HF_WEIGHTS_NAME
 from open_clip.pretrained import _get_safe_alternatives, get_pretrained_cfg
 
 from ..checkpoint.exported import sha256
-from ..model_zoo.zoo import packaged_files
+from ..model_zoo.zoo import zoo_index
 from .finding import Finding
 
 CLIPS = (("RN50-quickgelu", "openai"), ("RN101-quickgelu", "openai"), ("ViT-B-16-quickgelu", "openai"))
@@ -17,9 +17,7 @@ _TIMEOUT = 5  # seconds
 
 def look_at_zoo() -> Finding:
     """The weights that come with the package."""
-    broken = [
-        path.name for path, digest in packaged_files() if not path.is_file() or sha256(str(path)) != digest
-    ]
+    broken = [entry.file for entry in zoo_index().values() if not entry.is_whole()]
     if broken:
         text = f"missing or not as published: {', '.join(broken)}"
         return Finding(
