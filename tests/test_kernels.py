@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from denseclip_d2.benchmark.kernels import KERNELS
 from denseclip_d2.guidance import pixel_text_loss
 from denseclip_d2.kernels import (
-    bce_blocks,
+    bce,
     label_map,
     label_map_cross_entropy,
     label_map_cross_entropy_definition,
@@ -40,10 +40,10 @@ from denseclip_d2.kernels.label_map import label_map_cross_entropy_op
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_in_blocks_equals_its_definition(name, masks, monkeypatch):
+def test_the_loss_in_bands_equals_its_definition(name, masks, monkeypatch):
     empty = name in ("no boxes", "boxes under a pixel") and not (masks and name == "boxes under a pixel")
-    for seed, chunk in enumerate((bce_blocks.CHUNK, 1000)):  # all at once, and in many parts
-        monkeypatch.setattr(bce_blocks, "CHUNK", chunk)
+    for seed, chunk in enumerate((bce.CHUNK, 1000)):  # all at once, and in many parts
+        monkeypatch.setattr(bce, "CHUNK", chunk)
         count = assert_equals_the_definition(*random_case(name, seed, masks))
         assert (count == 0) == empty
 
