@@ -71,10 +71,6 @@ def test_help_gives_torchrun_a_module_where_there_is_no_script(monkeypatch, caps
             "error: --num-gpus 99, but this machine",
         ),
         (("train-lazy", "--config-file", CONFIG), "error: --config-file F.py is needed"),
-        (
-            ("ablate", "--rows", "r", "--output", "o", "--gpus-per-job", "99"),
-            "error: --jobs 1 and --gpus",
-        ),
         (("ablate", "--rows", "r", "--output", "o", "--jobs", "0"), "--jobs: '0' is not a number from 1 on"),
     ],
 )
