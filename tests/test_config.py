@@ -272,6 +272,17 @@ def test_a_tool_says_it_in_one_line():
     assert "Traceback" not in failed.stderr
 
 
+def test_a_mistyped_key_is_told_with_the_keys_near_it(tmp_path):
+    with pytest.raises(ValueError, match=r"Non-existent key: SOLVER.MAX_ITERS. .*did you mean MAX_ITER\b"):
+        load_config(CONFIG, ["SOLVER.MAX_ITERS", "5"])
+    with pytest.raises(ValueError, match=r"Non-existent key: TWELVE$"):
+        load_config(CONFIG, ["TWELVE", "5"])
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {DENSECLIP: {CLAS_NAMES: [cat]}}\n")
+    with pytest.raises(ValueError, match=r"key: MODEL.DENSECLIP.CLAS_NAMES. .*did you mean CLASS_NAMES\b"):
+        load_config(str(path), [])
+
+
 @pytest.mark.parametrize(
     ("category", "words"),
     [
