@@ -12,13 +12,10 @@ from detectron2.utils.env import seed_all_rng
 from torch import Tensor, nn
 
 from ..builder import with_fitting_norms
-from ..clip_models import get_clip_architecture
 from ..engine import Trainer
 from ..engine.precision import PRECISIONS
-from ..language.prompts import tokenize_names
-from ..language.text_encoder import CLIPTextEncoder
 from ..visual import build_visual_encoder
-from .detectors import Contender, class_names, contending_configs
+from .detectors import Contender, contending_configs
 from .exported import exported
 from .kernels import KERNELS
 from .measure import Row, compare
@@ -26,23 +23,6 @@ from .settings import Settings, with_values
 
 Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
 """A function without arguments, and the tensors whose gradients its backward pass computes."""
-
-
-def text(settings: Settings) -> Iterator[list[Row]]:
-    """Compare the text encoder on each prompt alone (as published) with packed prompts."""
-    denseclip, device = settings.cfg.MODEL.DENSECLIP, settings.device
-    encoder = CLIPTextEncoder.from_architecture(get_clip_architecture(denseclip.CLIP_MODEL)).to(device)
-    contexts = torch.randn(1, denseclip.PROMPT.NUM_CONTEXTS, encoder.width, device=device)
-    contexts.requires_grad_()
-    encoders = {"every prompt alone": encoder.encode_unpacked, "packed": encoder}
-    for number in settings.classes:
-        ids = tokenize_names(class_names(number)).to(device)
-        case = f"K = {number}, {ids.shape[1]} + {contexts.shape[1]} tokens"
-        functions = {
-            name: (lambda encode=encode, ids=ids: [encode(ids, contexts)], [contexts])
-            for name, encode in encoders.items()
-        }
-        yield from _both_passes("text", case, functions, settings, held=_bytes_of(encoder))
 
 
 def visual(settings: Settings) -> Iterator[list[Row]]:
@@ -53,7 +33,7 @@ def visual(settings: Settings) -> Iterator[list[Row]]:
         cfg = with_values(with_fitting_norms(settings.cfg), "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", window)
         encoder = build_visual_encoder(cfg).to(settings.device)
         encoders[f"windows of {window} x {window}" if window else "without windows"] = encoder
-        held = _bytes_of(encoder)
+        held = sum(parameter.nbytes for parameter in encoder.parameters())
 
     def encode(encoder: nn.Module, images: Tensor) -> Sequence[Tensor]:
         with torch.autocast(settings.device.type, PRECISIONS[amp.PRECISION], amp.ENABLED):
@@ -101,10 +81,6 @@ def _both_passes(
             f"{section}, {passes}", case, {name: partial(step, *own) for name, own in functions.items()},
             settings.repeats, settings.device, held=dict.fromkeys(functions, lambda: held), images=images,
         )  # fmt: skip
-
-
-def _bytes_of(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 Configs = dict[str, CfgNode]
@@ -201,7 +177,6 @@ def loader(settings: Settings) -> Iterator[list[Row]]:
 
 
 SECTIONS = {
-    "text": text,
     "visual": visual,
     "kernels": kernels,
     "inference": inference,

@@ -1,13 +1,12 @@
 """Compare time and memory of DenseCLIP with plain CLIP and Detectron2, side by side in one process.
 
 tools/benchmark.py --json benchmark.json             # the default sections, on the GPU if there is one
-tools/benchmark.py --only text --classes 80 150 1203
+tools/benchmark.py --only kernels --classes 80 150 1203
 tools/benchmark.py --only exported --config-file denseclip://Shapes/denseclip_retinanet_tiny.yaml
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
 tools/benchmark.py --only training --classes 80 150 1203 --batch 1 2 4 --threads 2 1
 
 Default sections:
-  text       the text encoder with each prompt alone, and with packed prompts
   visual     the visual encoder without windowed attention, and with it if the config has it
   kernels    kernels and their definitions
   inference  inference of DenseCLIP's detector, plain CLIP's and Detectron2's
