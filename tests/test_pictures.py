@@ -21,7 +21,7 @@ from denseclip_d2.engine.setup import output_folder
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
-from denseclip_d2.visualization.video import read_frames
+from denseclip_d2.visualization.video import read_frames, write_video
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
 NAMES = ["red solid circle", "blue solid circle"]
@@ -163,7 +163,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     check_outputs(sources, str(tmp_path / "out"), overwrite=False)
     with pytest.raises(FileExistsError, match="is an input"):
         check_outputs(sources, str(tmp_path), overwrite=True)
-    with pytest.raises(ValueError, match=r"2 of what is to be written would be called 'x\.png'"):
+    with pytest.raises(ValueError, match=r"2 output files would have the same name 'x\.png'"):
         check_outputs(find_sources([str(tmp_path / "x.*")]), str(tmp_path / "out"), overwrite=True)
     (tmp_path / "out/detections.json").touch()
     with pytest.raises(FileExistsError, match="detections.json exists. .*add --overwrite"):
@@ -279,6 +279,16 @@ def test_a_video_that_breaks_off_is_named_and_its_beginning_kept(tmp_path, predi
     assert len(list(read_frames(str(out / "cut.mp4")))) == outcome.seen
 
 
+def test_an_interrupted_video_leaves_no_file(tmp_path):
+    def frames():
+        yield np.zeros((64, 64, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "x.mp4", frames(), 10)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stream_ends_where_it_is_told_to(tmp_path, predictor):
     video = make_video(tmp_path / "stream.avi", 30)
     out = tmp_path / "out"
@@ -325,5 +335,5 @@ def test_ctrl_c_ends_a_stream_and_nothing_else(tmp_path):
     os.kill(os.getpid(), signal.SIGINT)
     assert not list(frames)
     assert signal.getsignal(signal.SIGINT) == before
-    with pytest.raises(ValueError, match="there is no such camera, or another program has it"):
+    with pytest.raises(ValueError, match="there is no such camera, or another program uses it"):
         next(read_frames(str(tmp_path / "none.avi"), live=True))

@@ -285,8 +285,8 @@ def look_at(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     ids = ids_of_dataset(next(iter(cfg.DATASETS.TEST), ""), len(class_names))
     seen = Detections(outputs["instances"]) if "instances" in outputs else LabelMap(outputs["sem_seg"])
     look = Look(image, file_name, class_names, seen, heat_maps, unread)
-    with coco_file(look.detections, class_names, ids) as coco:
-        coco.add({"file_name": file_name, "height": len(image), "width": image.shape[1]}, outputs)
+    with coco_file(look.detections, class_names, ids) as add:
+        add({"file_name": file_name, "height": len(image), "width": image.shape[1]}, outputs)
     return look
 
 
