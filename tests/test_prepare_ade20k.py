@@ -73,8 +73,8 @@ def test_preparing_again_does_what_is_missing_and_nothing_else(prepare, ade20k, 
 
 
 def test_an_interrupted_preparation_leaves_no_half_written_labels(prepare, ade20k, monkeypatch):
-    def interrupt(image, file, **kwargs):
-        Path(file).write_bytes(b"\x89PNG")
+    def interrupt(image, file, *args):
+        file.write(b"\x89PNG")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -128,7 +128,7 @@ def test_without_ade20k_the_ways_to_get_it_are_told(prepare, tmp_path, monkeypat
     with pytest.raises(SystemExit, match="damaged.zip is damaged"):
         prepare.main(["--root", str(root), "--zip", str(damaged)])
     monkeypatch.setattr(prepare, "URL", "http://127.0.0.1:1/ADEChallengeData2016.zip")
-    with pytest.raises(SystemExit, match="could not be fetched to .*refused.*give --zip FILE"):
+    with pytest.raises(SystemExit, match="could not be downloaded to .*refused.*give --zip FILE"):
         prepare.main(["--root", str(root), "--download"])
     assert not list(root.parent.iterdir())
 
