@@ -142,7 +142,7 @@ def test_the_slider_draws_again_without_the_model(served, client, pictures):
     first = sent(client, pictures[0]).result()
     before = model.runs
     found, picture, _ = client.predict(0.99, api_name="/draw")
-    assert "Nothing is as sure as that." in found and "Nothing" not in first[0]
+    assert "No prediction reaches this score." in found and "No prediction" not in first[0]
     again = client.predict(0.4, api_name="/draw")
     assert again[0] == first[0]
     assert Path(picture["path"]).read_bytes() != Path(again[1]["path"]).read_bytes()
@@ -158,7 +158,7 @@ def test_words_that_are_no_classes_have_heat_maps_where_the_model_reads_them(cli
     assert captions(outputs) == ["Hexagon", "something green", "<b>", "red solid circle"]
     folded = sent(client, pictures[0], words).result()
     assert captions(folded) == ["red solid circle"]
-    assert "This model cannot read: Hexagon, something green, &lt;b&gt;." in folded[0]
+    assert "This model does not know: Hexagon, something green, &lt;b&gt;." in folded[0]
 
 
 def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client, pictures, tmp_path):
@@ -167,8 +167,8 @@ def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client
     broken, many = tmp_path / "broken.png", ",".join("abcdefghi")
     broken.write_bytes(b"no picture")
     for path, names, words in (
-        (broken, NAMES, "broken.png is no picture that can be read, or a broken one"),
-        (pictures[0], many, "9 names; up to 8 are looked for at once"),
+        (broken, NAMES, "broken.png is broken, or not an image of these formats"),
+        (pictures[0], many, "9 names. The limit is 8."),
     ):
         assert words in sent(client, str(path), names).result()[0]
     large = {"files": ("large.png", bytes(50_000_000))}
@@ -231,12 +231,12 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
 
     runs = model.runs
     browser.press("#threshold input[type=range]", "End")
-    found.get_by_text("Nothing is as sure as that.").wait_for()
+    found.get_by_text("No prediction reaches this score.").wait_for()
     assert image.get_attribute("src") != uploaded and boxes
     assert model.runs == runs
 
     with browser.expect_download() as download:
-        browser.get_by_text("Detections (COCO's JSON)").click()
+        browser.get_by_text("Predictions (COCO JSON)").click()
     assert COCO(download.value.path()).imgs[1]["file_name"] == Path(pictures[1]).name
 
     (tmp_path / "large.png").write_bytes(bytes(50_000_000))
@@ -244,9 +244,9 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
     browser.get_by_text("exceed the maximum allowed size").first.wait_for()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     browser.set_input_files("#picture input[type=file]", tmp_path / "broken.png")
-    found.get_by_text("broken.png is no picture that can be read").wait_for()
+    found.get_by_text("broken.png is broken, or not an image").wait_for()
     browser.set_input_files("#picture input[type=file]", pictures[2])
-    found.get_by_text("Nothing is as sure as that.").wait_for()  # the page goes on
+    found.get_by_text("No prediction reaches this score.").wait_for()  # the page goes on
 
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not elsewhere
@@ -282,17 +282,17 @@ def test_what_is_too_large_or_no_picture_is_not_decoded(tmp_path, monkeypatch):
         file.truncate(50_000_000)
     monkeypatch.setattr(look, "as_bgr", lambda image: image.load())
     for name, words in (
-        ("wide.png", "3000 x 2000 pixels; up to 5 million are taken"),
-        ("large.png", "large.png has 50 MB; up to 20 are taken"),
-        ("picture.eps", "no picture that can be read"),  # Pillow would have another program read it
-        ("empty.png", "no picture that can be read"),
+        ("wide.png", r"too many pixels \(3000 x 2000 pixels\)\. The limit is 5 megapixels"),
+        ("large.png", r"large.png has 50 MB\. The limit is 20 MB"),
+        ("picture.eps", "not an image of these formats"),  # Pillow would have another program read it
+        ("empty.png", "not an image of these formats"),
     ):
         with pytest.raises(ValueError, match=words):
             read_upload(str(tmp_path / name), Limits(megapixels=5))
-    with pytest.raises(ValueError, match="or a broken one"):
+    with pytest.raises(ValueError, match="half.png is broken"):
         read_upload(str(tmp_path / "half.png"), Limits())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="more pixels than are taken"):
+    with pytest.raises(ValueError, match="too many pixels"):
         read_upload(str(tmp_path / "wide.png"), Limits())
 
 
@@ -300,9 +300,9 @@ def test_names_are_those_between_commas():
     typed = " Red  solid circle, a dog,,A DOG , "
     assert names_typed(typed, CLASS_NAMES, Limits()) == ["red solid circle", "A DOG"]
     assert names_typed("", CLASS_NAMES, Limits()) == []
-    with pytest.raises(ValueError, match="longer than 5 letters"):
+    with pytest.raises(ValueError, match="longer than 5 characters"):
         names_typed("horse, elephant", CLASS_NAMES, Limits(name_length=5))
-    with pytest.raises(ValueError, match="limit of queue is 0; at least 1"):
+    with pytest.raises(ValueError, match="limit of queue is 0; it must be at least 1"):
         Limits(queue=0)
 
 
@@ -343,14 +343,14 @@ def test_models_are_loaded_when_chosen_and_few_stay(web, monkeypatch):
     configs = {name: model_zoo.get_config(name, trained=True) for name in model_zoo.trained_configs()}
     models = Models(configs)
     mask_rcnn, retinanet, semantic_fpn = configs
-    assert [label.split(":")[0] for label, _ in models.choices()] == ["Masks", "Boxes", "Pixels"]
+    assert [label.split(":")[0] for label, _ in models.choices()] == ["Masks", "Boxes", "Segmentation"]
     for name in (mask_rcnn, retinanet, mask_rcnn, semantic_fpn, mask_rcnn, retinanet):
         assert models.get(name).cfg is configs[name]
     assert loaded == [configs[name] for name in (mask_rcnn, retinanet, semantic_fpn, retinanet)]
     page = web.Page(models, Limits())
     assert page.names_for(retinanet, ["blue solid square"]) == ["blue solid square"]
     assert page.names_for(retinanet, ["blue solid square", "a dog"]) == list(CLASS_NAMES[:3])
-    assert "without language" in page.about(retinanet) and "It has 18 classes" in page.about(retinanet)
+    assert "not language-guided" in page.about(retinanet) and "18 classes" in page.about(retinanet)
 
 
 def test_files_of_a_look_go_with_it(web, pictures):
@@ -376,7 +376,7 @@ def test_no_person_sees_a_traceback(web, monkeypatch):
     with pytest.warns(UserWarning, match="&lt;script&gt;"):
         assert web.in_words(fail)("<script>") == '<p role="alert">&lt;script&gt;</p>'
     assert not logged
-    with pytest.warns(UserWarning, match="did not work"):
+    with pytest.warns(UserWarning, match="unexpected error"):
         told, other = web.in_words(fail, None)("")
     assert other is None and "secret" not in told and logged
 

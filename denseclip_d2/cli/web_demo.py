@@ -1,11 +1,11 @@
-"""Serve a web page on this machine: drop an image, type names, see what a model finds and where.
+"""Serve a web page on this machine that shows a model's predictions for an image, and heat maps of words.
 
 tools/web_demo.py                                                    # the zoo's tiny model
 tools/web_demo.py --zoo Shapes/denseclip_semantic_fpn_tiny.yaml --port 8000
 tools/web_demo.py --config-file F MODEL.WEIGHTS W                    # a config, exported weights, hf://...
-tools/web_demo.py --host 0.0.0.0 --queue 20                          # for all who reach this machine
+tools/web_demo.py --host 0.0.0.0 --queue 20                          # for other machines too
 
-The other models of the zoo can be chosen on the page. It asks nothing of the network, and ends with Ctrl-C.
+The page also offers the other models of the zoo. It downloads nothing. Ctrl-C stops it.
 """
 
 import argparse
@@ -24,21 +24,23 @@ from .parser import add_opts, command_parser
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--config-file", metavar="FILE", help="a config, or weights exported with theirs")
+    model.add_argument("--config-file", metavar="FILE", help="a config, or exported weights")
     model.add_argument(
         "--zoo", metavar="NAME", default="Shapes/denseclip_retinanet_tiny.yaml",
-        help="a trained model of the zoo, by its config's name (%(default)s)",
+        help="config name of a trained zoo model (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--host", default="127.0.0.1", help="address to be reached by (%(default)s)")
     parser.add_argument(
-        "--port", type=int, default=7860, help="%(default)s; 0 takes the first free one from there on"
+        "--host", default="127.0.0.1", help="this machine's address for the page (%(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, help="%(default)s; 0 takes the first free port from 7860 on"
     )
     limits = Limits()
     for name, what in (
-        ("megabytes", "of a file"),
-        ("megapixels", "of a picture, before it is decoded"),
-        ("side", "pixels of the longer side, above which a picture is made smaller"),
-        ("queue", "requests that wait; the model takes one at a time"),
+        ("megabytes", "largest file"),
+        ("megapixels", "largest image, before it is decoded"),
+        ("side", "pixels of the longer side; larger images are made smaller"),
+        ("queue", "waiting requests; the model runs one at a time"),
     ):
         option = "--queue" if name == "queue" else f"--max-{name}"
         help_ = f"{what} (%(default)s)"
@@ -62,7 +64,7 @@ def serve(args: argparse.Namespace) -> None:
     for other in model_zoo.trained_configs():
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
     keep_memory(configs[name])
-    # Gradio is an extra, which --help goes without.
+    # Gradio is an extra. --help works without it.
     from ..web_demo.app import Page, served
 
     with served(Page(Models(configs), limits), host=args.host, port=args.port) as address:
