@@ -1,9 +1,9 @@
-"""Describe a dataset, list what is odd in it, and draw images of it as the trainer sees them.
+"""Describe a dataset, list its oddities, and draw some of its images as training inputs.
 
 tools/browse_dataset.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml --output output/browse
 tools/browse_dataset.py --config-file F --dataset my_val --count 20 --output DIR INPUT.MIN_SIZE_TRAIN "(640,)"
 
-Nothing is trained, and no weights are read. DIR gets statistics.json and pictures.png.
+No model is trained, and no weights are read. DIR gets statistics.json and pictures.png.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from .parser import add_config, command_parser, write_json
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add_config(parser)
-    parser.add_argument("--dataset", help="a registered one (default: the first of DATASETS.TRAIN)")
-    parser.add_argument("--count", type=int, default=6, help="images drawn (default: %(default)s)")
+    parser.add_argument("--dataset", help="a registered dataset (default: the first of DATASETS.TRAIN)")
+    parser.add_argument("--count", type=int, default=6, help="number of images drawn (default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="DIR")
     return parser
 
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = np.random.default_rng(max(cfg.SEED, 0)).permutation(len(records))[: args.count]
     rows = [training_panels(records[i], mapper, cfg.INPUT.FORMAT, class_names) for i in sorted(chosen)]
     Image.fromarray(grid(rows)).save(Path(args.output, "pictures.png"))
-    print(f"Wrote statistics.json and pictures.png, of {len(rows)} images, to {args.output}")
+    print(f"Wrote statistics.json, and pictures.png of {len(rows)} images, to {args.output}")
 
 
 def report(name: str, statistics: Statistics) -> str:
@@ -78,7 +78,7 @@ def report(name: str, statistics: Statistics) -> str:
         f"{name}: {statistics.images} images, {statistics.labeled} of them labeled",
         tabulate(rows, ["class", what, "images"], tablefmt="github"),
         *(f"{kind}: {count}" for kind, count in statistics.sizes.items()),
-        "Odd:" if statistics.odd else "Nothing odd.",
+        "Oddities:" if statistics.odd else "No oddities.",
         *(f"  {oddity}" for oddity in statistics.odd),
     ]
     return "\n".join(lines)
