@@ -330,7 +330,7 @@ def test_the_example_reads_as_the_predictor_does(tmp_path, name):
 @pytest.mark.parametrize("name", UNKNOWN_WHITE)
 def test_the_example_refuses_what_the_predictor_refuses(tmp_path, name):
     UNKNOWN_WHITE[name](tmp_path / name)
-    with pytest.raises(SystemExit, match=f"error: .*{name} .*save it with 8 or 16 bits"):
+    with pytest.raises(SystemExit, match=f"error: .*{name} .*Save it with 8 or 16 bits"):
         example().read(str(tmp_path / name))
 
 
