@@ -17,7 +17,7 @@ from detectron2.data.datasets import register_coco_instances
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes
 
-# Numbers are promised for CPUs. With no GPU in sight tests are the same everywhere; test_gpu.py has the rest.
+# Exact numbers are promised for CPUs only. GPUs are hidden from all tests but those of test_gpu.py.
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "DENSECLIP_TESTS_SEE_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -29,7 +29,7 @@ needs_a_compiler = pytest.mark.skipif(
 
 
 class Record:
-    """One recorded instance of an original module: ``weights``, ``inputs`` and ``outputs``, by name."""
+    """A recording of one original module: ``weights``, ``inputs`` and ``outputs`` by name."""
 
     def __init__(self, path: Path):
         with np.load(path) as arrays:
@@ -47,7 +47,7 @@ class Record:
 
 @pytest.fixture
 def reference():
-    """Read a record of what the authors' modules compute: ``reference("clip_resnet")``."""
+    """Read a recording of the original modules' outputs: ``reference("clip_resnet")``."""
 
     def read(name: str) -> Record:
         path = SHARED / "reference" / "modules" / f"{name}.npz"
@@ -60,7 +60,7 @@ def reference():
 
 @pytest.fixture
 def released_recipe():
-    """Read what the released recipe gives to each parameter: ``{name: (learning rate, weight decay)}``."""
+    """Read the released recipe's ``{name: (learning rate, weight decay)}`` of each parameter."""
 
     def read(name: str) -> dict[str, tuple[float, float]]:
         path = SHARED / "reference" / "optim" / f"{name}.json"
@@ -73,7 +73,7 @@ def released_recipe():
 
 @pytest.fixture
 def coco_root() -> Path:
-    """The folder that holds COCO, as DETECTRON2_DATASETS would name it."""
+    """Return the folder that contains COCO, as DETECTRON2_DATASETS would name it."""
     root = SHARED / "datasets"
     if not (root / "coco").exists():
         pytest.skip("no COCO images here (../shared/datasets)")
@@ -87,7 +87,7 @@ def seeded():
 
 @pytest.fixture
 def small_shapes(tmp_path):
-    """A few images of "shapes" under names of their own: the folder, the training set, the test set."""
+    """Yield the folder, the training set and the test set of a small "shapes" under unique names."""
     root = tmp_path / "shapes"
     generate_shapes(root, num_train=8, num_val=4, seed=3)
     names = [f"{tmp_path.name}_{split}" for split in ("train", "val")]
@@ -102,7 +102,7 @@ def small_shapes(tmp_path):
 
 @pytest.fixture
 def panopticapi(monkeypatch):
-    """panopticapi; where it is not installed, the one function of it that Detectron2's mapper calls."""
+    """Replace panopticapi, if it is not installed, by its one function that Detectron2's mapper calls."""
     if find_spec("panopticapi"):
         return
     package, utils = ModuleType("panopticapi"), ModuleType("panopticapi.utils")
@@ -114,7 +114,7 @@ def panopticapi(monkeypatch):
 
 @pytest.fixture
 def serve():
-    """Start a server on this machine that answers by a handler's class; it ends with the test."""
+    """Start a local HTTP server from a handler class. It stops after the test."""
     servers = []
 
     def start(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
@@ -131,14 +131,14 @@ def serve():
 
 @pytest.fixture
 def catalogs(monkeypatch):
-    """Catalogs without datasets, to register those of other folders under their names."""
+    """Empty Detectron2's catalogs, so that a test can register datasets under existing names."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", {})
 
 
 @pytest.fixture
 def semantic_shapes(tmp_path, catalogs):
-    """A few images of "shapes", registered as "train" and "val"."""
+    """Register a small "shapes" as "train" and "val" for semantic segmentation."""
     root = tmp_path / "shapes"
     generate_shapes(root, num_train=8, num_val=4, seed=3)
     for split in ("train", "val"):

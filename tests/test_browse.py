@@ -17,7 +17,7 @@ NAMES = ["dog", "cat", "traffic light"]
 
 @pytest.fixture
 def records(tmp_path) -> list[dict]:
-    """Three images, of which two are the same, with some odd boxes."""
+    """Return three images with some odd boxes. Two images are equal."""
     for i, color in enumerate(("red", "red", "blue")):
         Image.new("RGB", (100, 80), color).save(tmp_path / f"{i}.png")
     twice = 2 * [(1, 1, 9, 9, 0)]
@@ -82,7 +82,7 @@ def test_a_dataset_is_browsed(kind, small_shapes, tmp_path, monkeypatch, capsys)
         MetadataCatalog.remove(name)
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert written["images"] == 8 and sum(written["objects"].values()) > 0
-    assert Image.open(tmp_path / "out" / "pictures.png").width > 900  # ground truth, and two draws
+    assert Image.open(tmp_path / "out" / "pictures.png").width > 900  # ground truth and two training inputs
     assert f"{name}: 8 images, " in capsys.readouterr().out
 
 

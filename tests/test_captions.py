@@ -25,7 +25,7 @@ def test_captions_name_objects_of_the_picture_and_no_others():
     captions = [title for _, title in pairs]
     named = [[word for word in SHAPES.outlines if word in title] for title in captions]
     assert max(map(len, named)) > 1
-    assert sum(not names for names in named) < 10  # of pictures without objects
+    assert sum(not names for names in named) < 10  # images without objects
     for image, title in (pairs[i] for i in range(10)):
         colors = {word for word in SHAPES.colors if word in title}
         pixels = np.asarray(image).reshape(-1, 3).astype(int)
@@ -57,7 +57,7 @@ def test_neighbors_are_of_one_kind_in_one_sentence():
         several.append(sum(len(re.findall("|".join(SHAPES_192.outlines), title)) > 1 for title in named))
     assert all(len(found) == 1 for found in beginnings)
     assert len(set.union(*beginnings)) > 2
-    assert min(several) <= 2  # a crowd may stand beside a single object
+    assert min(several) <= 2  # a crowd may be beside a single object
     assert max(several) >= ALIKE / 3
 
 

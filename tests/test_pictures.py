@@ -1,4 +1,4 @@
-"""Images, folders, videos and streams through a model, by ``Predictor`` and by ``tools/demo.py``."""
+"""Images, folders, videos and streams through ``Predictor`` and ``tools/demo.py``."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def pictures(small_shapes) -> list[Path]:
 
 
 def make_video(path: Path, frames: int, fps: float = 10, size: tuple[int, int] = (160, 120)) -> Path:
-    """A video whose frames are told apart by their brightness."""
+    """Write a video whose frames differ in brightness."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     for i in range(frames):
         writer.write(np.full((*size[::-1], 3), 2 * i, np.uint8))
@@ -55,7 +55,7 @@ def same(one: dict, other: dict) -> None:
 
 
 def test_lists_and_generators_of_images_of_any_size_are_seen_as_one_by_one(predictor, pictures, monkeypatch):
-    """Those of a size go through the model at once, and each still has its own names."""
+    """Images of one size form a batch, and each keeps its own names."""
     whole = read_picture(pictures[0])
     images = [pictures[0], whole[:96, :128], whole, whole[:96, -128:], pictures[1]]
     alone = [predictor(image, NAMES) for image in images]
@@ -184,7 +184,7 @@ def test_ten_seconds_of_video_come_out_with_as_many_frames(tmp_path):
     assert capture.get(cv2.CAP_PROP_FPS) == 10
     frames = list(read_frames(str(written)))
     assert len(frames) == 100
-    assert frames[0].shape == (360, 3 * 480, 3)  # what was found, and two score maps beside it
+    assert frames[0].shape == (360, 3 * 480, 3)  # detections and two score maps
     found = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["frame"] for image in found["images"]] == [*range(100)]
     assert {image["file_name"] for image in found["images"]} == {str(video)}
@@ -215,7 +215,7 @@ def test_a_folder_with_a_truncated_image_yields_the_others(tmp_path, pictures):
 
 @pytest.mark.parametrize(("source", "folder"), [("--input", "new/out"), ("--camera", "kept")])
 def test_a_run_that_saw_nothing_leaves_nothing_behind(tmp_path, source, folder):
-    """Neither a file, which would refuse the next run, nor a folder that was not there."""
+    """Neither a file, which would stop the next run, nor a new folder."""
     nothing = tmp_path / "empty.mp4"
     nothing.touch()
     zoo = "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
@@ -237,7 +237,7 @@ def test_a_folder_that_gets_nothing_is_removed_when_a_run_fails(tmp_path):
 
 
 def test_images_of_kinds_that_are_not_read_are_named(tmp_path, predictor):
-    """Beside their JPEG as well, whose picture is written."""
+    """Even beside a JPEG of the same name, whose output is written."""
     folder, out = tmp_path / "photos", tmp_path / "out"
     folder.mkdir(), out.mkdir()
     Image.new("RGB", (64, 48)).save(folder / "x.jpg")
@@ -252,7 +252,7 @@ def test_images_of_kinds_that_are_not_read_are_named(tmp_path, predictor):
 
 
 def test_images_of_a_dataset_keep_their_folders(tmp_path, catalogs):
-    """As those of a folder do; names outside the output folder are none."""
+    """Like images of a folder. No output is outside the output folder."""
     names = ["a/1.png", "./b/1.png", "b/../b/c/2.png"]
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def test_a_stream_ends_where_it_is_told_to(tmp_path, predictor):
 
 
 def test_detections_are_a_coco_file_in_the_datasets_ids(tmp_path, small_shapes, monkeypatch):
-    """Also masks; and COCO's own evaluation takes them."""
+    """With masks. COCO's evaluation reads the file."""
     name = small_shapes[2]
     predictor = Predictor.from_zoo("Shapes/denseclip_mask_rcnn_tiny.yaml")
     sources = of_dataset(name, 3)

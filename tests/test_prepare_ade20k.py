@@ -1,4 +1,4 @@
-"""What the preparation of ADE20K promises."""
+"""Tests of ``datasets/prepare_ade20k.py``."""
 
 import importlib.util
 import zipfile
@@ -16,7 +16,7 @@ from denseclip_d2.data.mapper import build_mapper
 
 @pytest.fixture
 def prepare():
-    """The script, which is not part of a package."""
+    """Import the script, which is in no package."""
     path = Path(__file__).parents[1] / "datasets" / "prepare_ade20k.py"
     spec = importlib.util.spec_from_file_location("prepare_ade20k", path)
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +26,7 @@ def prepare():
 
 @pytest.fixture
 def ade20k(tmp_path) -> Path:
-    """A dataset as downloaded, but for the number of its images: three and two."""
+    """Write the downloaded dataset with three training and two validation images."""
     root = tmp_path / "ADEChallengeData2016"
     values = np.linspace(0, 150, 40 * 30).astype(np.uint8).reshape(30, 40)
     for split, count in (("training", 3), ("validation", 2)):
@@ -39,7 +39,7 @@ def ade20k(tmp_path) -> Path:
 
 
 def made(root: Path) -> dict[Path, float]:
-    """The files that the script made, with their times."""
+    """Return the script's output files with their modification times."""
     return {path: path.stat().st_mtime_ns for path in (root / "annotations_detectron2").rglob("*.*")}
 
 

@@ -1,4 +1,4 @@
-"""What the "shapes" dataset promises to those who train on it."""
+"""The generated dataset "shapes"."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ NUM_VAL = 3
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A dataset large enough to hold every kind of image; the tests only read it."""
+    """Generate a dataset with every kind of image. Tests only read it."""
     path = tmp_path_factory.mktemp("data") / "shapes"
     generate_shapes(path, num_train=NUM_TRAIN, num_val=NUM_VAL)
     return path
@@ -36,7 +36,7 @@ def coco(root) -> COCO:
 
 @pytest.fixture
 def prepare():
-    """The ``main`` function of the script, which is not part of a package."""
+    """Import the script's ``main``, which is in no package."""
     path = Path(__file__).parents[1] / "datasets" / "prepare_shapes.py"
     spec = importlib.util.spec_from_file_location("prepare_shapes", path)
     module = importlib.util.module_from_spec(spec)
@@ -45,7 +45,7 @@ def prepare():
 
 
 def read_files(root: Path) -> dict[str, bytes]:
-    """The content of every file below ``root``, by relative path."""
+    """Return the content of every file below ``root`` by relative path."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
@@ -110,7 +110,7 @@ def test_masks_agree_with_boxes_and_areas(coco):
         left, top, width, height = annotation["bbox"]
         expected = [left, top, left + width, top + height]
         np.testing.assert_allclose([x.min(), y.min(), x.max() + 1, y.max() + 1], expected, atol=1.5)
-        # Rasterizing moves the outline by a fraction of a pixel, hence the area by that of the perimeter.
+        # Rasterizing moves the outline by a fraction of a pixel. The area changes by that of the perimeter.
         assert abs(mask.sum() - annotation["area"]) <= 0.5 * (width + height)
 
 
@@ -125,7 +125,7 @@ def test_objects_lie_within_their_images(coco):
 
 
 def test_objects_show_their_color_and_texture(root, coco):
-    """On the pixels that no other annotation covers, of which each object keeps most."""
+    """On the pixels that no other annotation covers. These are most pixels of an object."""
     for image_id, image in coco.imgs.items():
         pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
         annotations = annotations_of(coco, image_id)
@@ -145,7 +145,7 @@ def test_objects_show_their_color_and_texture(root, coco):
 
 
 def test_labels_name_what_is_seen(root, coco):
-    """Label images agree with the colors, and the crowds and the background are labeled as well."""
+    """Label images agree with the colors. Crowds and the background are labeled."""
     found = set()
     for image in coco.imgs.values():
         pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
@@ -174,7 +174,7 @@ def test_of_overlapping_objects_the_upper_one_is_labeled(coco, root):
 
 
 def test_stated_fractions_of_empty_and_crowd_images(coco):
-    """About 4 % and 6 %; the bounds are those that 250 draws leave with few exceptions."""
+    """About 4 % and 6 %. 250 random images rarely exceed the bounds."""
     crowds = {annotation["image_id"] for annotation in coco.anns.values() if annotation["iscrowd"]}
     empty = [image_id for image_id in coco.imgs if not annotations_of(coco, image_id)]
     assert 0.01 < len(empty) / NUM_TRAIN < 0.08
@@ -219,7 +219,7 @@ def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "_annotation", interrupt)  # by then an image is written
+    monkeypatch.setattr(shapes, "_annotation", interrupt)  # an image is already written then
     with pytest.raises(KeyboardInterrupt):
         generate_shapes(tmp_path / "shapes", num_train=5, num_val=5)
     assert not list(tmp_path.iterdir())
@@ -234,7 +234,7 @@ def test_existing_root_is_left_alone(tmp_path):
 
 def test_empty_root_is_used(tmp_path):
     generate_shapes(tmp_path, num_train=1, num_val=1)
-    # Two images, their labels, the annotations of both splits, and panoptic ones: segments, stuff and files.
+    # Two images, two label images, annotations of two splits; panoptic masks, stuff masks and files.
     assert len(read_files(tmp_path)) == 6 + 6
 
 
@@ -245,7 +245,7 @@ def test_negative_numbers_are_refused(tmp_path):
 
 def test_registered_dataset_loads_in_detectron2(root, monkeypatch):
     for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", {})  # the package registers the same names by itself
+        monkeypatch.setattr(catalog, "data", {})  # the package registers the same names
     register_shapes(root)
     assert len(DatasetCatalog.get("shapes_val")) == NUM_VAL
     metadata = MetadataCatalog.get("shapes_val")

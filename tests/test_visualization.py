@@ -21,7 +21,7 @@ def detections(boxes: np.ndarray, **fields) -> Instances:
 
 
 def test_labels_stay_in_the_picture_and_do_not_cover_one_another(image):
-    """Also those of boxes at one place, at the border, and longer than the picture is wide."""
+    """Boxes at one place and at the border, and labels wider than the image."""
     visualizer = drawing._Visualizer(image, scale=3)
     corners = np.random.default_rng(0).uniform((0, 0), (130, 90), (8, 2))
     boxes = np.concatenate([corners, corners + 30], axis=1)
@@ -39,7 +39,7 @@ def test_labels_stay_in_the_picture_and_do_not_cover_one_another(image):
 
 
 def test_a_mask_leaves_the_colors_below_it_to_be_seen(image):
-    """Colors name classes here: what is painted over an object must not change them."""
+    """Colors identify classes here. A mask must not change the colors of its object."""
     green = np.array([30, 155, 50])
     image[40:80, 40:80] = green
     masks = torch.zeros(1, 120, 160, dtype=torch.bool)
@@ -74,7 +74,7 @@ def test_rows_need_not_be_equally_long(image):
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 100), (100, 300)])
 def test_titles_and_scales_are_whole_whatever_the_shape_of_the_picture(size):
-    """Nothing but the paper touches the edge of the page."""
+    """The edge of the page stays white."""
     panel = Panel(np.zeros((*size, 3), np.uint8), scale="sigmoid")
     page = grid([{"a title": panel, "another": panel}, {"a third": panel}])
     for edge in (page[:4], page[-4:], page[:, :4], page[:, -4:]):

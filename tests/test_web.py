@@ -1,4 +1,4 @@
-"""The web page: what it takes, what it does over HTTP, and what a person sees of it in a browser."""
+"""The web page: uploads, actions over HTTP, and the page in a browser."""
 
 import json
 import os
@@ -37,7 +37,7 @@ NAMES = "red solid circle, blue striped square"
 
 @pytest.fixture
 def web():
-    """The module of the page."""
+    """Import the module of the page."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
@@ -45,7 +45,7 @@ def web():
 
 
 class Watched:
-    """How often a model has run, and how many times at once; it can be held."""
+    """Count a model's runs and how many are at the same time. ``free`` pauses it."""
 
     def __init__(self, model: torch.nn.Module):
         self.runs = self.now = self.most = 0
@@ -65,7 +65,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The address of a page with a model of the zoo and one that reads any words, and the first, watched."""
+    """Serve a zoo model and a model with a text encoder. Yield the address and the watched zoo model."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
@@ -83,7 +83,7 @@ def served(tmp_path_factory):
 def client(served):
     from gradio_client import Client
 
-    # No limit of seconds: the machine may be busy.
+    # No timeout, because the machine may be busy.
     options = {"timeout": None}
     client = Client(served[0], verbose=False, download_files=False, httpx_kwargs=options)
     yield client
@@ -96,19 +96,19 @@ def pictures(tmp_path_factory) -> list[str]:
 
 
 def sent(client, path: str, names: str = NAMES, model: str = RETINANET):
-    """A picture on its way through the page."""
+    """Submit an image to the page."""
     from gradio_client import handle_file
 
     return client.submit(handle_file(path), model, names, 0.4, api_name="/look")
 
 
 def coco_of(outputs) -> dict:
-    """The detections that can be downloaded, after a text and two pictures."""
+    """Return the COCO file, which follows a text and two images."""
     return json.loads(Path(outputs[3]["path"]).read_text())
 
 
 def captions(outputs) -> list[str]:
-    """The names of the heat maps."""
+    """Return the names of the heat maps."""
     return [x["caption"] for x in outputs[4]]
 
 
@@ -148,7 +148,7 @@ def test_the_slider_draws_again_without_the_model(served, client, pictures):
     assert Path(picture["path"]).read_bytes() != Path(again[1]["path"]).read_bytes()
     assert model.runs == before
     with_names = client.predict(None, RETINANET, "green solid circle", 0.4, api_name="/look")
-    assert model.runs == before + 1  # the same picture, without sending it again
+    assert model.runs == before + 1  # the same image without a new upload
     assert captions(with_names) == ["green solid circle"]
 
 
@@ -178,7 +178,7 @@ def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client
 
 
 def test_others_do_not_reach_the_page_unless_it_is_told(served):
-    """Of this machine's own addresses, those that it was not told of."""
+    """Connect to an address of this machine that the page does not listen on."""
     port = urlparse(served[0]).port
     socket.create_connection(("127.0.0.1", port)).close()
     with pytest.raises(ConnectionRefusedError):
@@ -187,7 +187,7 @@ def test_others_do_not_reach_the_page_unless_it_is_told(served):
 
 @pytest.fixture
 def browser():
-    """A tab of a headless Chromium, Debian's."""
+    """Open a tab in Debian's headless Chromium."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make install")
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -201,8 +201,8 @@ def browser():
 
 
 def draw_page(browser, path: str) -> None:
-    """The README's picture. In 64 shades of each color, for the noise behind the shapes is much of a PNG."""
-    browser.wait_for_timeout(1000)  # for the browser to have laid it out
+    """Save the README's screenshot. It has 64 shades of each color, because noise makes PNGs large."""
+    browser.wait_for_timeout(1000)  # until the layout is complete
     shot = Image.open(BytesIO(browser.screenshot(full_page=True))).convert("RGB")
     ImageOps.posterize(shot, 6).save(path, optimize=True)
 
@@ -213,7 +213,7 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
     browser.on("request", lambda request: asked.append(request.url))
     browser.goto(address)
     image, found = browser.locator("#result img"), browser.locator("#found")
-    image.wait_for()  # an example, to begin with
+    image.wait_for()  # the first example
 
     browser.locator("#heat_maps img").last.wait_for()
     if "SCREENSHOT" in os.environ:
@@ -246,7 +246,7 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
     browser.set_input_files("#picture input[type=file]", tmp_path / "broken.png")
     found.get_by_text("broken.png is broken, or not an image").wait_for()
     browser.set_input_files("#picture input[type=file]", pictures[2])
-    found.get_by_text("No prediction reaches this score.").wait_for()  # the page goes on
+    found.get_by_text("No prediction reaches this score.").wait_for()  # the page still works
 
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not elsewhere
@@ -257,7 +257,7 @@ def test_pictures_of_any_kind_are_read_upright(tmp_path):
     rgb[:, :30] = 200, 100, 50
     image = Image.fromarray(rgb)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # a rotation by a quarter turn
     image.save(tmp_path / "turned.png", exif=exif)
     image.convert("RGBA").save(tmp_path / "transparent.png")
     image.convert("L").save(tmp_path / "gray.png")
@@ -284,7 +284,7 @@ def test_what_is_too_large_or_no_picture_is_not_decoded(tmp_path, monkeypatch):
     for name, words in (
         ("wide.png", r"too many pixels \(3000 x 2000 pixels\)\. The limit is 5 megapixels"),
         ("large.png", r"large.png has 50 MB\. The limit is 20 MB"),
-        ("picture.eps", "not an image of these formats"),  # Pillow would have another program read it
+        ("picture.eps", "not an image of these formats"),  # Pillow would run another program
         ("empty.png", "not an image of these formats"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -328,7 +328,7 @@ def test_pixels_that_the_model_is_not_sure_of_have_no_label():
     seen = LabelMap(logits)
     assert seen.amounts(0.5) == {2: "50%", 1: "50%"} and seen.amounts(0.6) == {1: "50%"}
     labels = np.full((100, 40), 1)
-    labels[50:] = 3  # of no class
+    labels[50:] = 3  # no class
     np.testing.assert_array_equal(seen.draw(image, "abc", 0.6), draw_label_map(image, labels, 3))
 
 
@@ -362,7 +362,7 @@ def test_files_of_a_look_go_with_it(web, pictures):
     outputs = page.look(pictures[0], outputs[5], RETINANET, NAMES, 0.4)
     files = [Path(outputs[2]), Path(outputs[3])]
     assert all(file.is_file() for file in files)
-    assert Image.open(files[0]).width == 3 * 480  # what is found, and a heat map of each name
+    assert Image.open(files[0]).width == 3 * 480  # predictions and a heat map of each name
     del outputs
     assert not any(file.exists() for file in files)
 
@@ -383,7 +383,7 @@ def test_no_person_sees_a_traceback(web, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the tool, in this process."""
+    """Run the tool in this process."""
 
     def run(*argv: str) -> None:
         monkeypatch.setattr(sys, "argv", ["web_demo.py", *argv])
