@@ -79,7 +79,7 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
 
 def test_detectors_grow_along_each_axis_alone_beside_what_arithmetic_says(tmp_path, monkeypatch):
     out, picture, threads = tmp_path / "report.json", tmp_path / "new/growth.png", []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)  # two are slow where a core is busy
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)  # two threads are slower if a core is busy
     run_tool(
         monkeypatch, "--config-file", RETINANET, "--only", "inference", "--classes", 5, 9,
         "--sizes", "64x96", "96x128", "--batch", 2, 3, "--threads", 1, 2, "--repeats", 1,
@@ -96,7 +96,7 @@ def test_detectors_grow_along_each_axis_alone_beside_what_arithmetic_says(tmp_pa
 
 
 def test_arithmetic_is_of_what_a_run_computes():
-    """Inference has its text from before; a step of training encodes it once a batch, and goes back."""
+    """In inference the text is precomputed. A training step encodes it once per batch, with gradients."""
     configs = contending_configs(load_config(RETINANET, SMALL), 5)
     clip, ours = (analyze(configs[name], ["flop"], (64, 96))["flop"] for name in ("CLIP", "DenseCLIP"))
     assert clip.text_encoder == 0 < ours.text_encoder
@@ -137,7 +137,7 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
 
 @needs_a_compiler
 def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
-    """By a backend that compiles nothing, and takes no time."""
+    """The backend compiles nothing and takes no time."""
     counter = CompileCounter()
     monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend=counter))
     out = tmp_path / "report.json"
@@ -249,7 +249,7 @@ def test_contenders_are_one_detector_with_and_without_language():
 
 
 def test_detectors_have_as_many_detections_whatever_their_weights():
-    """So that what comes after the layers costs all of them the same."""
+    """So postprocessing costs all detectors the same."""
     for config, kind in ((RETINANET, DenseCLIPRetinaNet), (MASK_RCNN, DenseCLIPMaskRCNN)):
         cfg = load_config(config, [*SMALL, "TEST.DETECTIONS_PER_IMAGE", 7])
         for own in contending_configs(cfg, 5).values():
