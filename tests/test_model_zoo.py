@@ -24,7 +24,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.mark.parametrize("name", [name for name in zoo_index() if name.endswith(".yaml")])
 def test_every_entry_has_its_config_and_its_weights(name):
-    model = model_zoo.get(name, trained=True)  # every tensor of it, or an error
+    model = model_zoo.get(name, trained=True)  # all tensors, or an error
     assert model.training
     assert model.backbone.language.folded == zoo_index()[name].folded
 
@@ -42,7 +42,7 @@ def test_configs_come_by_their_names():
 
 @pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
 def test_the_zoos_models_find_shapes(small_shapes, name):
-    """In pictures that they have not seen, most objects, by place and by name."""
+    """In unseen images, most objects by place and name."""
     predictor = Predictor.from_zoo(f"Shapes/denseclip_{name}_tiny.yaml")
     found = total = 0
     for record in load_datasets(small_shapes[1:], filter_empty=False, check_images=False):
@@ -59,7 +59,7 @@ def test_the_zoos_models_find_shapes(small_shapes, name):
 
 
 def test_the_zoos_segmentor_labels_shapes(small_shapes):
-    """In pictures that it has not seen, most pixels of most classes."""
+    """In unseen images, most pixels of most classes."""
     predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
     right, there = torch.zeros(19), torch.zeros(19)
     for path in sorted(small_shapes[0].glob("val/*.png")):
@@ -89,7 +89,7 @@ def test_files_pil_images_and_arrays_give_the_same(small_shapes):
 
 
 def test_a_photo_taken_upright_is_seen_upright(tmp_path):
-    """However it was handed over: cameras leave the turning to the reader."""
+    """Cameras leave the rotation to the reader, whatever the type of the input."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: a quarter turn
@@ -102,7 +102,7 @@ def test_a_photo_taken_upright_is_seen_upright(tmp_path):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT from wherever it is asked to begin, and breaks off when told to."""
+    """A server of CONTENT that supports ranges, and breaks off on demand."""
 
     def do_GET(self):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
@@ -123,7 +123,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def published(serve, tmp_path, monkeypatch):
-    """A zoo of one entry, "far.yaml", on a server: the server, and where the file is kept."""
+    """Serve a zoo with one entry "far.yaml". Return the server and the path of the cached file."""
     server = serve(Server)
     server.starts, server.breaks_off_after, server.ranges = [], 0, True
     monkeypatch.setenv("DENSECLIP_D2_CACHE", str(tmp_path / "cache"))
@@ -143,7 +143,7 @@ def test_a_file_is_downloaded_once_and_kept(published):
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_download_broken_off_goes_on_where_it_was(published, ranges):
-    """Or begins anew, from a server that cannot go on."""
+    """If the server does not support ranges, the download starts again."""
     server, path = published
     server.ranges, server.breaks_off_after = ranges, 300_000
     with pytest.raises(FileNotFoundError, match="could not be downloaded.*broke off at 300,000 of 1,024,000"):
@@ -167,11 +167,11 @@ def test_a_file_that_is_not_the_published_one_is_not_used(published):
     path.with_name(f"{path.name}.partial").write_bytes(b"something else")
     with pytest.raises(ValueError, match="not the file that was published"):
         local_file("far.yaml")
-    assert not list(path.parent.iterdir())  # so that the next try begins anew
+    assert not list(path.parent.iterdir())  # so that the next try starts again
     path.write_bytes(b"changed since")
     with pytest.raises(ValueError, match=f"not the file that was published: its sha256.*not {SHA256}"):
         local_file("far.yaml")
-    assert path.read_bytes() == b"changed since"  # it may be the user's
+    assert path.read_bytes() == b"changed since"  # may be the user's file
 
 
 def test_a_file_of_the_package_is_not_said_to_be_fetched(monkeypatch):
