@@ -1,10 +1,11 @@
 import json
 import os
+import runpy
 import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -22,10 +23,25 @@ VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "DENSECLIP_TESTS_SEE_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 needs_a_compiler = pytest.mark.skipif(
     not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs"
 )
+
+
+def run_tool_here(monkeypatch, name: str, *args) -> None:
+    """Run a script of tools/ in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+    runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+
+
+def load_script(path: str) -> ModuleType:
+    """Import a file of the repository that is in no package."""
+    spec = spec_from_file_location(Path(path).stem, ROOT / path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Record:

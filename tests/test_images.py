@@ -1,16 +1,15 @@
 """One reader of image files for all purposes, and the checks of images before training."""
 
-import importlib.util
 import logging
 import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from detectron2.data import DatasetCatalog, MapDataset
 from detectron2.data import DatasetMapper as Detectron2Mapper
 from detectron2.data.detection_utils import read_image as detectron2_read_image
@@ -313,25 +312,22 @@ def test_a_table_of_captions_reads_as_the_predictor_does(tmp_path):
         assert_array_equal(image, read_image(tmp_path / f"{name}.png", "RGB"))
 
 
-def example() -> ModuleType:
-    """Import ``examples/detect.py``, which does not import this package."""
-    spec = importlib.util.spec_from_file_location("detect", "examples/detect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def read_in_example(path: Path) -> np.ndarray:
+    """Read by ``examples/detect.py``, which does not import this package."""
+    return np.asarray(load_script("examples/detect.py").read(str(path)))
 
 
 @pytest.mark.parametrize("name", [*ORDINARY, *(f"deep_{name}" for name in DEEP)])
 def test_the_example_reads_as_the_predictor_does(tmp_path, name):
     (ORDINARY.get(name) or DEEP[name.removeprefix("deep_")])(tmp_path / name)
-    assert_array_equal(np.asarray(example().read(str(tmp_path / name))), read_image(tmp_path / name, "RGB"))
+    assert_array_equal(read_in_example(tmp_path / name), read_image(tmp_path / name, "RGB"))
 
 
 @pytest.mark.parametrize("name", UNKNOWN_WHITE)
 def test_the_example_refuses_what_the_predictor_refuses(tmp_path, name):
     UNKNOWN_WHITE[name](tmp_path / name)
     with pytest.raises(SystemExit, match=f"error: .*{name} .*Save it with 8 or 16 bits"):
-        example().read(str(tmp_path / name))
+        read_in_example(tmp_path / name)
 
 
 @pytest.mark.parametrize("pixel_format", FORMATS)

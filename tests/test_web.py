@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import socket
 import sys
@@ -17,11 +16,11 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 import torch
+from conftest import run_tool_here
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
-from test_engine import ROOT
 
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
@@ -31,6 +30,7 @@ from denseclip_d2.web_demo import session as look
 from denseclip_d2.web_demo.session import Detections, LabelMap, Limits, Models, names_typed, read_upload
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
+TOOL = "web_demo.py"
 ANY_WORDS = "any words"
 NAMES = "red solid circle, blue striped square"
 
@@ -112,7 +112,7 @@ def captions(outputs) -> list[str]:
     return [x["caption"] for x in outputs[4]]
 
 
-def test_twenty_uploads_at_once_are_served_one_after_the_other_and_no_more(served, client, pictures):
+def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(served, client, pictures):
     _, model = served
     before, model.most = model.runs, 0
     model.free.clear()
@@ -137,7 +137,7 @@ def test_twenty_uploads_at_once_are_served_one_after_the_other_and_no_more(serve
             job.result()
 
 
-def test_the_slider_draws_again_without_the_model(served, client, pictures):
+def test_the_slider_redraws_without_the_model(served, client, pictures):
     _, model = served
     first = sent(client, pictures[0]).result()
     before = model.runs
@@ -152,7 +152,7 @@ def test_the_slider_draws_again_without_the_model(served, client, pictures):
     assert captions(with_names) == ["green solid circle"]
 
 
-def test_words_that_are_no_classes_have_heat_maps_where_the_model_reads_them(client, pictures):
+def test_any_words_have_heat_maps_if_the_model_has_a_text_encoder(client, pictures):
     words = "Hexagon, something green, <b>, red solid circle"
     outputs = sent(client, pictures[0], words, ANY_WORDS).result()
     assert captions(outputs) == ["Hexagon", "something green", "<b>", "red solid circle"]
@@ -161,7 +161,7 @@ def test_words_that_are_no_classes_have_heat_maps_where_the_model_reads_them(cli
     assert "This model does not know: Hexagon, something green, &lt;b&gt;." in folded[0]
 
 
-def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client, pictures, tmp_path):
+def test_refusals_have_a_message_and_the_page_still_works(served, client, pictures, tmp_path):
     import httpx
 
     broken, many = tmp_path / "broken.png", ",".join("abcdefghi")
@@ -177,7 +177,7 @@ def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client
     assert coco_of(sent(client, pictures[0]).result())["annotations"]
 
 
-def test_others_do_not_reach_the_page_unless_it_is_told(served):
+def test_only_the_given_address_is_served(served):
     """Connect to an address of this machine that the page does not listen on."""
     port = urlparse(served[0]).port
     socket.create_connection(("127.0.0.1", port)).close()
@@ -207,7 +207,7 @@ def draw_page(browser, path: str) -> None:
     ImageOps.posterize(shot, 6).save(path, optimize=True)
 
 
-def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
+def test_upload_names_and_slider_in_a_browser(served, browser, pictures, tmp_path):
     address, model = served
     asked = []
     browser.on("request", lambda request: asked.append(request.url))
@@ -252,7 +252,7 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
     assert asked and not elsewhere
 
 
-def test_pictures_of_any_kind_are_read_upright(tmp_path):
+def test_uploads_are_read_upright(tmp_path):
     rgb = np.zeros((40, 60, 3), np.uint8)
     rgb[:, :30] = 200, 100, 50
     image = Image.fromarray(rgb)
@@ -273,7 +273,7 @@ def test_pictures_of_any_kind_are_read_upright(tmp_path):
     assert small.shape == (20, 30, 3)
 
 
-def test_what_is_too_large_or_no_picture_is_not_decoded(tmp_path, monkeypatch):
+def test_large_files_and_other_files_are_not_decoded(tmp_path, monkeypatch):
     Image.new("L", (3000, 2000)).save(tmp_path / "wide.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "picture.eps")
     (tmp_path / "empty.png").touch()
@@ -296,7 +296,7 @@ def test_what_is_too_large_or_no_picture_is_not_decoded(tmp_path, monkeypatch):
         read_upload(str(tmp_path / "wide.png"), Limits())
 
 
-def test_names_are_those_between_commas():
+def test_names_are_separated_by_commas():
     typed = " Red  solid circle, a dog,,A DOG , "
     assert names_typed(typed, CLASS_NAMES, Limits()) == ["red solid circle", "A DOG"]
     assert names_typed("", CLASS_NAMES, Limits()) == []
@@ -306,7 +306,7 @@ def test_names_are_those_between_commas():
         Limits(queue=0)
 
 
-def test_masks_are_kept_small_and_drawn_whole():
+def test_masks_are_packed_and_drawn_unchanged():
     image = np.full((50, 61, 3), 128, np.uint8)
     masks = torch.zeros(2, 50, 61, dtype=torch.bool)
     masks[0, 5:20, 5:25], masks[1, 30:, 40:] = True, True
@@ -321,7 +321,7 @@ def test_masks_are_kept_small_and_drawn_whole():
         assert seen.amounts(threshold) == amounts
 
 
-def test_pixels_that_the_model_is_not_sure_of_have_no_label():
+def test_pixels_below_the_threshold_have_no_label():
     logits = torch.zeros(3, 100, 40)
     logits[1, :50], logits[2, 50:] = 10.0, 1.0  # probabilities of 1.0 and 0.58
     image = np.full((100, 40, 3), 128, np.uint8)
@@ -332,7 +332,7 @@ def test_pixels_that_the_model_is_not_sure_of_have_no_label():
     np.testing.assert_array_equal(seen.draw(image, "abc", 0.6), draw_label_map(image, labels, 3))
 
 
-def test_models_are_loaded_when_chosen_and_few_stay(web, monkeypatch):
+def test_models_load_on_demand_and_few_stay(web, monkeypatch):
     loaded = []
 
     def load(cfg):
@@ -353,7 +353,7 @@ def test_models_are_loaded_when_chosen_and_few_stay(web, monkeypatch):
     assert "not language-guided" in page.about(retinanet) and "18 classes" in page.about(retinanet)
 
 
-def test_files_of_a_look_go_with_it(web, pictures):
+def test_files_are_removed_with_their_predictions(web, pictures):
     page = web.Page(Models({RETINANET: model_zoo.get_config(RETINANET, trained=True)}), Limits())
     thin = str(Path(pictures[0]).with_name("thin.png"))
     for size in ((1, 1), (900, 2)):
@@ -367,7 +367,7 @@ def test_files_of_a_look_go_with_it(web, pictures):
     assert not any(file.exists() for file in files)
 
 
-def test_no_person_sees_a_traceback(web, monkeypatch):
+def test_the_page_shows_no_traceback(web, monkeypatch):
     def fail(words):
         raise ValueError(words) if words else KeyError("secret")
 
@@ -381,18 +381,7 @@ def test_no_person_sees_a_traceback(web, monkeypatch):
     assert other is None and "secret" not in told and logged
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """Run the tool in this process."""
-
-    def run(*argv: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["web_demo.py", *argv])
-        runpy.run_path(str(ROOT / "tools/web_demo.py"), run_name="__main__")
-
-    return run
-
-
-def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatch, capsys):
+def test_the_tool_serves_its_model_and_the_zoo(web, monkeypatch, capsys):
     told = {}
 
     @contextmanager
@@ -406,7 +395,9 @@ def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatc
     monkeypatch.setattr(web, "served", served)
     monkeypatch.setattr(threading.Event, "wait", interrupt)
     own = "configs/Shapes/clip_semantic_fpn_tiny.yaml"
-    run("--config-file", own, "--port", "8000", "--queue", "7", "MODEL.WEIGHTS", "w.pth")
+    run_tool_here(
+        monkeypatch, TOOL, "--config-file", own, "--port", "8000", "--queue", "7", "MODEL.WEIGHTS", "w.pth"
+    )
     assert "http://here/" in capsys.readouterr().out
     assert (told["host"], told["port"], told["page"].limits) == ("127.0.0.1", 8000, Limits(queue=7))
     configs = told["page"].models.configs
@@ -414,12 +405,12 @@ def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatc
     assert configs[own].MODEL.WEIGHTS == "w.pth" != configs[RETINANET].MODEL.WEIGHTS
 
 
-def test_the_tool_says_what_is_wrong(run, monkeypatch):
+def test_errors_of_the_tool_say_what_is_wrong(monkeypatch):
     with pytest.raises(SystemExit, match="limit of side is 0"):
-        run("--max-side", "0")
+        run_tool_here(monkeypatch, TOOL, "--max-side", "0")
     with pytest.raises(SystemExit, match="error: No config 'nothing'"):
-        run("--zoo", "nothing")
+        run_tool_here(monkeypatch, TOOL, "--zoo", "nothing")
     monkeypatch.delitem(sys.modules, "denseclip_d2.web_demo.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"needs Gradio: pip install gradio"):
-        run()
+        run_tool_here(monkeypatch, TOOL)
