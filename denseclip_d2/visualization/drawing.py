@@ -6,6 +6,7 @@ from itertools import product
 import cv2
 import matplotlib
 import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
@@ -24,25 +25,29 @@ FILL = 0.12
 """Opacity inside a mask's outline. It is low, because colors can identify classes."""
 
 
-def draw_ground_truth(
-    image: np.ndarray, record: dict, class_names: Sequence[str], *, with_masks: bool
-) -> np.ndarray:
-    """Draw the boxes of a dataset record, and its masks if wanted, over its image (H, W, 3), RGB."""
-    annotations = record["annotations"]
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    labels = [class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "") for a in annotations]
-    masks = [a["segmentation"] for a in annotations] if with_masks else None
-    return draw_boxes(image, boxes, masks, [a["category_id"] for a in annotations], labels)
-
-
 def draw_detections(
     image: np.ndarray, instances: Instances, class_names: Sequence[str], threshold: float
 ) -> np.ndarray:
     """Draw the boxes, and masks if the model has them, with at least this score over an image, RGB."""
-    instances = instances[instances.scores >= threshold].to("cpu")
-    classes = instances.pred_classes.tolist()
-    labels = [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, instances.scores, strict=True)]
-    return draw_boxes(image, instances.pred_boxes, instances.get_fields().get("pred_masks"), classes, labels)
+    shown = instances[instances.scores >= threshold].to("cpu")
+    return draw_annotations(image, instances_to_coco_json(shown, 0), class_names)
+
+
+def draw_annotations(
+    image: np.ndarray, annotations: Sequence[dict], class_names: Sequence[str], *, with_masks: bool = True
+) -> np.ndarray:
+    """Draw boxes over an image (H, W, 3), RGB, and their masks if all have one.
+
+    Args:
+        annotations: of a record in Detectron2's dataset format, or of COCO with contiguous category ids.
+    """
+    form, corners = BoxMode.XYWH_ABS, BoxMode.XYXY_ABS
+    boxes = [BoxMode.convert(a["bbox"], a.get("bbox_mode", form), corners) for a in annotations]
+    classes = [a["category_id"] for a in annotations]
+    notes = [f" {a['score']:.0%}" if "score" in a else " (crowd)" * a.get("iscrowd", 0) for a in annotations]
+    labels = [class_names[c] + note for c, note in zip(classes, notes, strict=True)]
+    masks = [a["segmentation"] for a in annotations if with_masks and "segmentation" in a]
+    return draw_boxes(image, boxes, masks if len(masks) == len(boxes) else None, classes, labels)
 
 
 def draw_boxes(image: np.ndarray, boxes, masks, classes: list[int], labels: list[str]) -> np.ndarray:

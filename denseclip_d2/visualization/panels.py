@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ..data.semantic import read_labels
 from .drawing import (
     HEAT,
+    draw_annotations,
     draw_detections,
-    draw_ground_truth,
     draw_label_map,
     draw_legend,
     draw_score_map,
@@ -68,8 +68,8 @@ def image_panels(
     if "instances" in predictions:
         instances = predictions["instances"]
         if "annotations" in record:
-            with_masks = instances.has("pred_masks")
-            row["ground truth"] = Panel(draw_ground_truth(image, record, class_names, with_masks=with_masks))
+            truth, masks = record["annotations"], instances.has("pred_masks")
+            row["ground truth"] = Panel(draw_annotations(image, truth, class_names, with_masks=masks))
         drawn = draw_detections(image, instances, class_names, threshold)
         row[f"detections that score {threshold:.0%} or more"] = Panel(drawn)
     else:

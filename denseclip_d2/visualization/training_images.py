@@ -8,7 +8,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from ..data.pictures import read_image
 from ..data.semantic import read_labels
 from ..utils.random_state import seeded_random
-from .drawing import draw_boxes, draw_ground_truth, draw_label_map
+from .drawing import draw_annotations, draw_boxes, draw_label_map
 from .panels import Panel
 
 
@@ -26,8 +26,7 @@ def training_panels(
     if "sem_seg_file_name" in record:
         drawn = draw_label_map(image, read_labels(record["sem_seg_file_name"]), len(class_names))
     else:
-        with_masks = all("segmentation" in a for a in record["annotations"])
-        drawn = draw_ground_truth(image, record, class_names, with_masks=with_masks)
+        drawn = draw_annotations(image, record["annotations"], class_names)
     row = {"ground truth": Panel(drawn)}
     for number in (1, 2):
         with seeded_random(0, number - 1):

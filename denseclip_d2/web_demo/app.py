@@ -27,8 +27,6 @@ SESSIONS_KEPT = 32
 """Number of people whose last predictions stay in memory."""
 FILES_KEPT = 3600
 """Seconds for which uploaded and drawn images stay on the disk."""
-NAMES_TOLD = 40
-"""Number of class names listed for a model."""
 
 THEME = gr.themes.Default(
     primary_hue="indigo",
@@ -42,6 +40,7 @@ CSS = """
 #found span { display: inline-flex; align-items: center; gap: .4em; margin: 0 1em .3em 0; }
 #found i { width: .9em; height: .9em; border-radius: .2em; }
 #about { font-size: .9em; }
+#about details { max-height: 20em; overflow: auto; }
 #about summary { cursor: pointer; }
 #scale { display: flex; align-items: center; gap: .6em; }
 #scale i { width: 9em; height: .7em; border-radius: .2em; }
@@ -86,14 +85,12 @@ class Page:
         """Describe a model: which names have heat maps, and its class names."""
         predictor = self.models.get(model)
         names = get_class_names(predictor.cfg)
-        more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
-        listed = escape(", ".join(names[:NAMES_TOLD])) + more
         what = "This model has no text encoder. Only its class names have heat maps."
         if predictor.guidance is None:
             what = "This model is not language-guided, and has no heat maps."
         elif reads_any_words(predictor):
             what = "This model has a text encoder. Any words have heat maps."
-        return f"{what} <details><summary>{len(names)} classes</summary>{listed}</details>"
+        return f"{what} <details><summary>{len(names)} classes</summary>{escape(', '.join(names))}</details>"
 
     def names_for(self, model: str, names: list[str]) -> list[str]:
         """Return the names if the model knows them, and otherwise some of its class names."""

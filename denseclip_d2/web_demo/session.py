@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
@@ -21,7 +23,7 @@ from ..inference import Predictor
 from ..shapes.scene import draw_scene
 from ..shapes.vocabulary import SHAPES
 from ..visualization.coco_file import coco_file, ids_of_dataset
-from ..visualization.drawing import draw_detections, draw_label_map, draw_legend, draw_score_map
+from ..visualization.drawing import draw_annotations, draw_label_map, draw_legend, draw_score_map
 from ..visualization.panels import LEGEND, Panel, strip
 
 # Pillow reads more formats. It passes some of them to other programs.
@@ -153,24 +155,20 @@ class Detections:
     """Boxes, and masks if the model has them, to draw above any score threshold."""
 
     def __init__(self, instances: Instances):
-        self.instances = instances.to("cpu")
-        if self.instances.has("pred_masks"):  # eight pixels in a byte, because masks stay in memory
-            packed = np.packbits(self.instances.pred_masks.numpy(), axis=2)
-            self.instances.pred_masks = torch.from_numpy(packed)
+        # As COCO annotations, because run lengths of masks take little memory.
+        self.annotations = instances_to_coco_json(instances.to("cpu"), 0)
 
     def draw(self, image: np.ndarray, class_names: Sequence[str], threshold: float) -> np.ndarray:
         """Draw over an image (H, W, 3), RGB."""
-        shown = self.instances[self.instances.scores >= threshold]
-        if shown.has("pred_masks"):
-            pixels = np.unpackbits(shown.pred_masks.numpy(), axis=2, count=image.shape[1])
-            shown.pred_masks = torch.from_numpy(pixels)
-        return draw_detections(image, shown, class_names, threshold)
+        return draw_annotations(image, self._shown(threshold), class_names)
 
     def amounts(self, threshold: float) -> dict[int, str]:
         """Return the number of detections of each class, the most frequent first."""
-        shown = self.instances.pred_classes[self.instances.scores >= threshold]
-        classes, counts = (x.tolist() for x in shown.unique(return_counts=True))
-        return {c: str(n) for n, c in sorted(zip(counts, classes, strict=True), reverse=True)}
+        counts = Counter(annotation["category_id"] for annotation in self._shown(threshold))
+        return {c: str(count) for c, count in counts.most_common()}
+
+    def _shown(self, threshold: float) -> list[dict]:
+        return [annotation for annotation in self.annotations if annotation["score"] >= threshold]
 
 
 class LabelMap:
