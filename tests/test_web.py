@@ -306,7 +306,7 @@ def test_names_are_separated_by_commas():
         Limits(queue=0)
 
 
-def test_masks_are_packed_and_drawn_unchanged():
+def test_masks_are_encoded_and_drawn_unchanged():
     image = np.full((50, 61, 3), 128, np.uint8)
     masks = torch.zeros(2, 50, 61, dtype=torch.bool)
     masks[0, 5:20, 5:25], masks[1, 30:, 40:] = True, True

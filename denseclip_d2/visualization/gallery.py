@@ -1,7 +1,7 @@
 """Predictions for many images and videos: an image or a video of each, and one COCO file."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice, starmap, tee
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +95,6 @@ def draw_sources(
     class_names = get_class_names(predictor.cfg)
     ids = ids_of_dataset(dataset, len(class_names))
     faults: list[str] = []
-    overview: list[dict[str, Panel]] = []
     shots, images = tee(islice(_shots(predictor, sources, names, faults), count))
     predicted = zip(shots, predictor.stream((x.image, x.names) for x in images), strict=True)
     first = next(predicted, None)
@@ -111,18 +110,26 @@ def draw_sources(
                 tau=predictor.tau, threshold=threshold,
             )  # fmt: skip
 
-        for source, group in groupby(chain([first], predicted), key=lambda pair: pair[0].source):
-            path, rows = Path(output, source.output), starmap(panels, group)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if source.kind == "image":
-                row = next(rows)
-                _save(grid([row]), path)
-                overview += [row][: IN_OVERVIEW - len(overview)]
-            else:
-                write_video(path, map(strip, rows), frame_rate(source.path))
+        _write(chain([first], predicted), panels, output)
+    return Outcome(progress.n, faults)
+
+
+def _write(
+    predicted: Iterable[tuple[_Shot, dict]], panels: Callable[[_Shot, dict], dict[str, Panel]], output: str
+) -> None:
+    """Write an image or a video of each source, and the overview."""
+    overview: list[dict[str, Panel]] = []
+    for source, group in groupby(predicted, key=lambda pair: pair[0].source):
+        path, rows = Path(output, source.output), starmap(panels, group)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source.kind == "image":
+            row = next(rows)
+            _save(grid([row]), path)
+            overview += [row][: IN_OVERVIEW - len(overview)]
+        else:
+            write_video(path, map(strip, rows), frame_rate(source.path))
     if overview:
         _save(grid(overview), Path(output, OVERVIEW))
-    return Outcome(progress.n, faults)
 
 
 def _shots(

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from threading import Event
 
@@ -62,18 +63,19 @@ def read_frames(path: str, *, live: bool = False) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Write frames (H, W, 3), RGB, of one size to an MP4 file atomically.
+    """Write frames (H, W, 3), RGB, of one size, at least one, to an MP4 file atomically.
 
     Raises:
         OSError: the file cannot be written.
     """
-    writer = cv2.VideoWriter()
+    frames = iter(frames)
+    first = next(frames)
+    height, width = (side // 2 * 2 for side in first.shape[:2])  # the codec takes even sides
     with atomic_path(path, f".partial{path.suffix}") as partial:  # OpenCV reads the format from the suffix
-        for frame in frames:
-            height, width = (side // 2 * 2 for side in frame.shape[:2])  # the codec takes even sides
-            options = cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height)
-            if not writer.isOpened() and not writer.open(str(partial), *options):
-                raise OSError(f"{path}: OpenCV cannot write an MP4 video here.")
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
+        if not writer.isOpened():
+            raise OSError(f"{path}: OpenCV cannot write an MP4 video here.")
+        for frame in chain([first], frames):
             writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
         writer.release()
 
