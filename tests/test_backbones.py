@@ -87,7 +87,7 @@ def test_any_backbone_trains_evaluates_exports_and_loads(keys, semantic_shapes, 
     final, exported = tmp_path / "output" / "model_final.pth", tmp_path / "exported.safetensors"
     export(trainer.model, cfg, get_class_names(cfg), source=str(final), output=str(exported))
     again = load_config(str(exported), [])
-    assert not again.MODEL.DENSECLIP.VISUAL.WEIGHTS  # machine-specific keys, which an export leaves out
+    assert not again.MODEL.DENSECLIP.VISUAL.WEIGHTS  # a local path, which an export leaves out
     image = torch.randint(0, 256, (96, 80, 3), dtype=torch.uint8).numpy()
     cfg.MODEL.WEIGHTS = str(final)
     assert torch.equal(Predictor(again)(image)["sem_seg"], Predictor(cfg)(image)["sem_seg"])

@@ -307,7 +307,7 @@ def test_a_lower_learning_rate_is_heeded_when_a_run_goes_on(config):
 
 
 def test_a_detector_without_masks_trains_by_masks_and_is_evaluated(config):
-    """LOSS_TARGET 'mask' recommends MASK_ON for this."""
+    """The error of LOSS_TARGET 'mask' recommends MASK_ON."""
     config.MODEL.MASK_ON, config.MODEL.DENSECLIP.LOSS_TARGET = True, "mask"
     config.MODEL.RETINANET.SCORE_THRESH_TEST, config.SOLVER.MAX_ITER = 0.0, 1
     trainer = Trainer(config)

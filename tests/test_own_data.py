@@ -375,7 +375,7 @@ def classes_of(cfg) -> list[list[str]]:
     ids=["listed in reverse", "other order", "strings", "words", "fewer", "one more, without objects"],
 )
 def test_the_classes_of_val_are_matched_by_name(pictures, change):
-    """Perfect detections have AP 100 in every class with objects. Others do not."""
+    """Perfect detections have AP 100 in every class with objects. The other classes have no AP."""
     own(pictures, val=True)
     expected = [[SIX[i]] if i else [] for i in range(4)]
     edit(pictures / "val.json", change)

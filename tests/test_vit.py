@@ -185,7 +185,7 @@ def test_stochastic_depth_rises_and_only_trains():
     whole = VisualBlock(32, 4).eval()
     whole.load_state_dict(block.state_dict())
     assert_close(block.eval()(x), whole(x))
-    # Two branches are dropped for a whole image, so that 0.75^2 of the images are unchanged.
+    # A branch is dropped for a whole image. Both branches are dropped for 0.75^2 of the images.
     unchanged = (block.train()(x) == x).flatten(1).float().mean(1)
     assert set(unchanged.tolist()) == {0.0, 1.0}
     assert unchanged.mean().item() == pytest.approx(0.75**2, abs=0.1)
