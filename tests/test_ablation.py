@@ -13,7 +13,7 @@ from denseclip_d2.shapes.dataset import generate_shapes
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"
 
-# In place of tools/train_net.py: counts its calls, dies in the first of seed 1, and reaches 10 * TAU + seed.
+# Replaces tools/train_net.py: count calls, fail the first call of seed 1, reach 10 * TAU + seed.
 TRAINER = """
 import json, pathlib, sys
 options = dict(zip(sys.argv[4::2], sys.argv[5::2]))
@@ -95,7 +95,7 @@ def test_the_table_has_means_spreads_and_what_is_missing(ablation, train, tmp_pa
     write_table(ablation, finished(ablation, output), output, note="By hand.")
     text = (output / "table.md").read_text()
     assert "| warm (as it is) | 1 of 2 | 1.0 |" in text
-    assert "| hot | 2 of 3 | 6.0 ± 1.4 (+4.0) |" in text  # of seed 0, which both have
+    assert "| hot | 2 of 3 | 6.0 ± 1.4 (+4.0) |" in text  # of seed 0, which both rows have
     assert text.endswith("\nBy hand.\n")
     with (output / "table.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -96,7 +96,7 @@ def test_contenders_can_be_chosen(tmp_path, monkeypatch):
 
 @needs_a_compiler
 def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
-    """By a backend that compiles nothing, and takes no time."""
+    """The backend compiles nothing and takes no time."""
     counter = CompileCounter()
     monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend=counter))
     out = tmp_path / "report.json"
@@ -176,7 +176,7 @@ def test_contenders_are_one_detector_with_and_without_language():
 
 
 def test_detectors_have_as_many_detections_whatever_their_weights():
-    """So that what comes after the layers costs all of them the same."""
+    """So postprocessing costs all detectors the same."""
     for config, kind in ((RETINANET, DenseCLIPRetinaNet), (MASK_RCNN, DenseCLIPMaskRCNN)):
         cfg = load_config(config, [*SMALL, "TEST.DETECTIONS_PER_IMAGE", 7])
         for own in contending_configs(cfg, 5).values():

@@ -20,7 +20,7 @@ def run(monkeypatch, *argv: str, module: str = "") -> None:
 
 
 def said(monkeypatch, capsys, *argv: str, status: int = 0, module: str = "") -> str:
-    """Return what a command prints that ends the program by itself."""
+    """Return the output of a command that exits."""
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, *argv, module=module)
     assert ended.value.code == status

@@ -1,4 +1,4 @@
-"""What ``tools/doctor.py`` finds on machines of all kinds."""
+"""``tools/doctor.py`` on machines of all kinds."""
 
 import http.server
 import importlib.metadata
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers, and remembers what it was asked."""
+    """Answer requests, and record them."""
 
     def do_HEAD(self):
         self.server.asked.append(self.command)
@@ -50,7 +50,7 @@ def run_doctor(home: Path, hub, *args) -> subprocess.CompletedProcess:
 
 
 def test_a_machine_is_looked_at_and_left_as_it_is(small_shapes, tmp_path, hub):
-    """And what is broken is named, with an exit status."""
+    """The doctor reports faults with an exit status, and changes nothing."""
     before = sorted(tmp_path.rglob("*"))
     names = ("shapes_train", "shapes_sem_seg_val")
     done = run_doctor(tmp_path, hub, "--output", tmp_path / "runs", "--datasets", *names)

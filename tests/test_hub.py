@@ -1,4 +1,4 @@
-"""Models from a hub, which a server on this machine stands for, and the page that a model has there."""
+"""Models from a Hugging Face hub, which a local server replaces, and their model cards."""
 
 import hashlib
 import http.server
@@ -25,7 +25,7 @@ FILES = {"model.safetensors": ZOO, "configs/own.yaml": ROOT / CONFIG}
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Has a repository "someone/shapes" with FILES, under "main" and "v1"; "someone/gated" has terms."""
+    """A hub with the repository "someone/shapes" of FILES as "main" and "v1". "someone/gated" has terms."""
 
     def do_HEAD(self):
         self.server.asked.append(f"{self.command} {self.path}")
@@ -63,7 +63,7 @@ def server(serve):
 
 @pytest.fixture
 def at_hub(server, tmp_path, monkeypatch):
-    """huggingface_hub, in this process, as if HF_ENDPOINT and HF_HOME had named these."""
+    """Make huggingface_hub use the server, as if HF_ENDPOINT and HF_HOME were set."""
     endpoint = f"http://127.0.0.1:{server.server_port}"
     template = hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.constants.ENDPOINT, endpoint)
     monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -73,7 +73,7 @@ def at_hub(server, tmp_path, monkeypatch):
 
 
 def test_weights_and_config_come_from_a_hub_on_the_command_line(server, tmp_path, small_shapes):
-    """And, once here, without it."""
+    """The second time, the files come from the cache without the hub."""
     image = next(small_shapes[0].glob("val/*.png"))
     environment = {
         **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
@@ -138,7 +138,7 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.json").write_text(METRICS)
-    # The zoo's weights stand for a training's last.
+    # The zoo's weights replace the last weights of a training.
     (run / "model_final.pth").write_bytes(ZOO.read_bytes())
     folded = ("MODEL.DENSECLIP.PROMPT.FOLDED", "True")
     (tmp_path / "page").mkdir()
@@ -165,7 +165,7 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
 
 
 def test_figures_are_those_of_the_weights(tmp_path):
-    """The last of a training are not an earlier checkpoint's."""
+    """The last metrics of a training do not belong to an earlier checkpoint."""
     (tmp_path / "metrics.json").write_text(METRICS)
     assert find_figures(None, str(tmp_path / "model_0000009.pth")) == {}
     assert find_figures(None, "denseclip://Shapes/denseclip_retinanet_tiny.yaml") == {}

@@ -67,7 +67,7 @@ def test_the_loss_of_half_precision_scores_is_computed_in_float32(dtype):
     expected, _ = pixel_text_bce_definition(scores.float(), *arguments)
     assert total.dtype == torch.float32
     assert_close(total, expected, rtol=1e-5, atol=1e-5)
-    # The gradient is rounded once, to the scores' precision.
+    # The gradient is rounded once, to the precision of the scores.
     assert_equals_the_definition(scores, arguments, grad_rtol=torch.finfo(dtype).eps)
 
 
@@ -77,7 +77,7 @@ def test_extreme_scores_give_what_the_definition_gives():
 
 
 class LargestAllocation(TorchDispatchMode):
-    """Remembers the most numbers in one tensor's storage among all that operators return."""
+    """Record the largest number of elements in the storage of any tensor that operators return."""
 
     def __init__(self):
         super().__init__()
@@ -221,7 +221,7 @@ def test_kernels_import_without_triton():
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_triton_kernels():
-    """Under Triton's interpreter, to be chosen before its import; on a GPU test_gpu.py runs the same."""
+    """In Triton's interpreter, which must be set before the import. test_gpu.py runs the same on a GPU."""
     cases = Path(__file__).with_name("triton_kernels.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
@@ -232,7 +232,7 @@ def test_triton_kernels():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-COMPILED = {  # kernel: module, pointers of the precision tried, other arguments, constants
+COMPILED = {  # kernel: module, pointers of the tested precision, other arguments, constants
     "_bce_in_block": (
         "bce_triton",
         ["scores"],
@@ -254,7 +254,7 @@ COMPILED = {  # kernel: module, pointers of the precision tried, other arguments
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", COMPILED)
 def test_triton_kernels_compile_for_gpus(name, precision, capability):
-    """To machine code, which needs no GPU, within the shared memory of the smaller ones (99 KiB)."""
+    """Compile to machine code without a GPU, within the shared memory of smaller GPUs (99 KiB)."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -1,4 +1,4 @@
-"""What a launch, a config and a device make of one another, without starting processes."""
+"""How launch, config and device affect one another, without starting processes."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_impossible_precisions_are_refused(precision, message):
 
 
 def test_a_run_goes_on_in_another_precision():
-    """float32 -> float16 starts a new scaler, float16 -> float16 keeps the old one's scale."""
+    """float32 -> float16 starts a new gradient scaler. float16 -> float16 keeps the scale."""
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     half = partial(MixedPrecisionTrainer, model, [], optimizer, precision="float16", device="cpu")
@@ -150,7 +150,7 @@ print(keeps, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_memory_is_kept_on_cpus_unless_a_key_says_otherwise():
-    """Counted in pages that the system had to give."""
+    """Measured by the pages that the system had to provide."""
     pages = {}
     for keep in ("True", "False"):
         command = [sys.executable, "-W", "ignore", "-c", PAGES_OF_TEN_MAPS, CONFIG, keep]

@@ -17,7 +17,7 @@ NAME = "Shapes/denseclip_retinanet_tiny.yaml"
 
 @pytest.mark.parametrize("name", [name for name in zoo_index() if name.endswith(".yaml")])
 def test_every_entry_has_its_config_and_its_weights(name):
-    model = model_zoo.get(name, trained=True)  # every tensor of it, or an error
+    model = model_zoo.get(name, trained=True)  # all tensors, or an error
     assert model.training
     assert model.backbone.language.folded == zoo_index()[name].folded
 
@@ -35,7 +35,7 @@ def test_configs_come_by_their_names():
 
 @pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
 def test_the_zoos_models_find_shapes(small_shapes, name):
-    """In pictures that they have not seen, most objects, by place and by name."""
+    """In unseen images, most objects by place and name."""
     predictor = Predictor.from_zoo(f"Shapes/denseclip_{name}_tiny.yaml")
     found = total = 0
     for record in load_datasets(small_shapes[1:], filter_empty=False, check_images=False):
@@ -52,7 +52,7 @@ def test_the_zoos_models_find_shapes(small_shapes, name):
 
 
 def test_the_zoos_segmentor_labels_shapes(small_shapes):
-    """In pictures that it has not seen, most pixels of most classes."""
+    """In unseen images, most pixels of most classes."""
     predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
     right, there = torch.zeros(19), torch.zeros(19)
     for path in sorted(small_shapes[0].glob("val/*.png")):
@@ -82,7 +82,7 @@ def test_files_pil_images_and_arrays_give_the_same(small_shapes):
 
 
 def test_a_photo_taken_upright_is_seen_upright(tmp_path):
-    """However it was handed over: cameras leave the turning to the reader."""
+    """Cameras leave the rotation to the reader, whatever the type of the input."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: a quarter turn

@@ -76,7 +76,7 @@ def report(name: str, statistics: Statistics) -> str:
         f"{name}: {statistics.images} images, {statistics.labeled} of them labeled",
         tabulate(rows, headers, tablefmt="github"),
         *(f"{kind}: {count}" for kind, count in statistics.sizes.items()),
-        "Odd:" if statistics.odd else "Nothing odd.",
+        "Oddities:" if statistics.odd else "No oddities.",
         *(f"  {oddity}" for oddity in statistics.odd),
     ]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from .parser import add_opts, command_parser
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--config-file", metavar="FILE", help="a config, or weights exported with theirs")
+    model.add_argument("--config-file", metavar="FILE", help="a config, or exported weights")
     model.add_argument(
         "--zoo", metavar="NAME", default="Shapes/denseclip_retinanet_tiny.yaml",
         help="a config with trained weights in the zoo (%(default)s)",
