@@ -1,4 +1,4 @@
-"""Generates the "shapes" dataset: small images of colored shapes, with COCO annotations and label images."""
+"""Generate the "shapes" dataset: small images of colored shapes, with COCO annotations and label images."""
 
 import argparse
 import json
@@ -7,17 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installation
 
 from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs  # noqa: E402
-from denseclip_d2.shapes.dataset import generate_shapes, shapes_info  # noqa: E402
-from denseclip_d2.shapes.labels import add_labels, add_seen  # noqa: E402
-from denseclip_d2.shapes.panoptic import add_panoptic  # noqa: E402
+from denseclip_d2.shapes.dataset import add_derived, generate_shapes, shapes_info  # noqa: E402
 from denseclip_d2.shapes.vocabulary import WORLDS  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line, ``sys.argv`` if ``argv`` is None."""
+    """Parse the command line: ``argv``, or ``sys.argv`` if it is None."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example: python datasets/prepare_shapes.py --root /data/shapes --num-train 5000",
@@ -32,7 +30,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--captions", type=int, default=0, metavar="N",
-        help="write N pictures with captions instead, as captions.tsv and images/ in --root",
+        help="write N images with captions instead, as captions.tsv and images/ in --root",
     )  # fmt: skip
     parser.add_argument("--num-train", type=int, default=2000, help="number of training images")
     parser.add_argument("--num-val", type=int, default=200, help="number of validation images")
@@ -45,13 +43,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def info_on_disk(root: Path) -> dict | None:
-    """What the dataset in ``root`` says of itself, None if there is no dataset."""
+    """Return the "info" entry of the dataset in ``root``, or None without a dataset."""
     path = root / "annotations" / "instances_train.json"
     return json.loads(path.read_bytes())["info"] if path.is_file() else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Generates what is not there of the dataset; exits with an error if something else is."""
+    """Generate the dataset, or its missing folders. Exit with an error if ``root`` holds another one."""
     args = parse_args(argv)
     root = args.root.expanduser().resolve()
     world = WORLDS[args.world]
@@ -60,18 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_pairs(ImageCaptionPairs(args.captions, seed=args.seed, world=world), root)
         except (FileExistsError, ValueError) as error:
             sys.exit(f"error: {error}")
-        print(f"Wrote {args.captions} pictures and their captions to {root}")
+        print(f"Wrote {args.captions} images and their captions to {root}")
         return
     parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed, "world": world}
     found = info_on_disk(root)
     if found == shapes_info(**parameters):
-        added = add_labels(root) | add_panoptic(root)  # earlier versions made none
-        if world.held_out:
-            added |= add_seen(root, world)
+        added = add_derived(root, world)  # earlier versions wrote fewer folders
         print(f"{root} already holds this dataset: {'added label images' if added else 'nothing to do'}")
         return
     if found is not None:
-        sys.exit(f"error: {root} holds another dataset, {found}: delete it or give another --root")
+        sys.exit(f"error: {root} holds another dataset: {found}. Delete it or choose another --root")
 
     print(f"Generating {args.num_train} training and {args.num_val} validation images, seed {args.seed}")
     try:

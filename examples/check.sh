@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the examples in environments that have only what they name. Arguments: a Python with denseclip_d2, to
-# export with, and a folder to work in.
+# Run the examples in environments with only their own requirements. Arguments: a Python with denseclip_d2 for
+# the export, and a folder to work in.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 folder=$2
@@ -37,12 +37,12 @@ PYTHON
   echo "In C++:"
   "$folder/cpp/detect" "$folder/mask_rcnn/model.onnx" "$folder/picture.ppm" 0.3
 else
-  echo "The C++ page is not tried: it takes cmake and a compiler."
+  echo "Skipped the C++ example: it needs cmake and a compiler."
 fi
 
 chromium=$(command -v chromium || command -v google-chrome || true)
 if [ -z "$chromium" ] || ! command -v npm > /dev/null; then
-  echo "The browser page is not tried: it takes npm, and chromium or google-chrome."
+  echo "Skipped the browser example: it needs npm, and chromium or google-chrome."
   exit 0
 fi
 mkdir -p "$folder/browser"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a file of tools/export_model.py without torch: pictures in, what is in them out.
+"""Run a file exported by tools/export_model.py without torch, and draw its predictions.
 
 pip install -r examples/requirements.txt
 python examples/detect.py model.onnx photo.jpg --threshold 0.5 --output seen.png
@@ -23,12 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="a model.onnx")
-    parser.add_argument("picture")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (%(default)s)")
-    parser.add_argument("--output", default="seen.png", help="the picture to write (%(default)s)")
+    parser.add_argument("model", help="an exported model.onnx")
+    parser.add_argument("picture", metavar="image")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
+    parser.add_argument("--output", default="seen.png", help="image to write (%(default)s)")
     parser.add_argument(
-        "--runtime", choices=list(RUNTIMES), default="onnxruntime", help="what runs the model (%(default)s)"
+        "--runtime", choices=list(RUNTIMES), default="onnxruntime", help="runtime of the model (%(default)s)"
     )
     args = parser.parse_args()
 
@@ -54,19 +54,19 @@ def main() -> None:
 
 
 def read(path: str) -> Image.Image:
-    """Read an image as the model was trained on images: upright, RGB, with 8 bits a channel.
+    """Read an image as in training: upright, RGB, with 8 bits per channel.
 
-    Of 16 bits, the upper 8 are taken. Floats, integers of 32 bits and signed ones have no known white.
+    Images of 16 bits keep the upper 8. The value of white is unknown in floats, signed and 32-bit integers.
     """
     try:
         image = Image.open(path)
         image.load()
-    except Exception as error:  # Pillow has many words for a broken file
+    except Exception as error:  # Pillow raises many types for a broken file
         sys.exit(f"error: {path} cannot be read: {error}")
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        sys.exit(f"error: {path} has Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel.")
+        sys.exit(f"error: {path} has Pillow's mode {image.mode!r}. Save it with 8 or 16 bits per channel.")
     tags = getattr(image, "tag_v2", {})  # of a TIFF
-    with contextlib.suppress(Exception):  # an EXIF block that cannot be read does not matter
+    with contextlib.suppress(Exception):  # a broken EXIF block does not matter
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = (np.asarray(image) >> (tags.get(BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
@@ -78,7 +78,7 @@ Run = Callable[[list[str], np.ndarray], list[np.ndarray]]
 
 
 def onnxruntime(model: str) -> tuple[dict[str, str], Run]:
-    """What a file says of itself, and what it gives, by name, of pictures."""
+    """Return a file's metadata, and the function that computes outputs by name from images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -87,7 +87,7 @@ def onnxruntime(model: str) -> tuple[dict[str, str], Run]:
 
 
 def openvino(model: str) -> tuple[dict[str, str], Run]:
-    """The same. It computes in bfloat16 where the processor can, unless it is given a precision here."""
+    """Return the same by OpenVINO, which computes in bfloat16 if the processor can."""
     import openvino
 
     read = openvino.Core().read_model(model)
@@ -104,7 +104,7 @@ RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 def draw(drawn: np.ndarray, found: dict[str, np.ndarray], names: list[str], threshold: float) -> np.ndarray:
-    """Boxes, and masks where there are any, over (H, W, 3) pixels."""
+    """Draw boxes, and masks if the model has them, over (H, W, 3) pixels."""
     seen = np.flatnonzero(found["scores"] >= threshold)
     for i in seen if "masks" in found else ():
         paint(drawn, found["masks"][i], COLORS[found["classes"][i] % len(COLORS)])

@@ -1,4 +1,4 @@
-"""A small CLIP of every family that open_clip has."""
+"""One small CLIP of every family in open_clip."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def timm_vision(model: str, pool: str, proj: str | None, size: int) -> dict:
 
 VIT = {"layers": 4, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64}
 
-# By name: the vision config, the text config, and what else.
+# By name: the vision config, the text config, and the other keys.
 FAMILIES: dict[str, tuple[dict, dict, dict]] = {
     "CLIPA": (
         {**VIT, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
@@ -53,7 +53,7 @@ FAMILIES: dict[str, tuple[dict, dict, dict]] = {
     "ViTamin": (timm_vision("vitamin_small_224", "", "linear", 224), {}, CUSTOM),
     "ViT-gap": (timm_vision("vit_medium_patch16_gap_256", "", "linear", 256), {}, {}),
 }
-LARGE = {"MobileCLIP2-S3", "ViT-gap"}  # of the kinds of MobileCLIP and ViTamin, and not trained here
+LARGE = {"MobileCLIP2-S3", "ViT-gap"}  # families like MobileCLIP and ViTamin, which are not trained here
 TRAINED = [name for name in FAMILIES if name not in LARGE]
 
 

@@ -1,10 +1,11 @@
 import json
 import os
+import runpy
 import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -17,19 +18,34 @@ from detectron2.data.datasets import register_coco_instances
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes
 
-# Numbers are promised for CPUs. With no GPU in sight tests are the same everywhere; test_gpu.py has the rest.
+# Exact numbers are promised for CPUs only. GPUs are hidden from all tests but those of test_gpu.py.
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "DENSECLIP_TESTS_SEE_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 needs_a_compiler = pytest.mark.skipif(
     not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs"
 )
 
 
+def run_tool_here(monkeypatch, name: str, *args) -> None:
+    """Run a script of tools/ in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+    runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+
+
+def load_script(path: str) -> ModuleType:
+    """Import a file of the repository that is in no package."""
+    spec = spec_from_file_location(Path(path).stem, ROOT / path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Record:
-    """One recorded instance of an original module: ``weights``, ``inputs`` and ``outputs``, by name."""
+    """A recording of one original module: ``weights``, ``inputs`` and ``outputs`` by name."""
 
     def __init__(self, path: Path):
         with np.load(path) as arrays:
@@ -47,7 +63,7 @@ class Record:
 
 @pytest.fixture
 def reference():
-    """Read a record of what the authors' modules compute: ``reference("clip_resnet")``."""
+    """Read a recording of the original modules' outputs: ``reference("clip_resnet")``."""
 
     def read(name: str) -> Record:
         path = SHARED / "reference" / "modules" / f"{name}.npz"
@@ -60,7 +76,7 @@ def reference():
 
 @pytest.fixture
 def released_recipe():
-    """Read what the released recipe gives to each parameter: ``{name: (learning rate, weight decay)}``."""
+    """Read the released recipe's ``{name: (learning rate, weight decay)}`` of each parameter."""
 
     def read(name: str) -> dict[str, tuple[float, float]]:
         path = SHARED / "reference" / "optim" / f"{name}.json"
@@ -73,7 +89,7 @@ def released_recipe():
 
 @pytest.fixture
 def coco_root() -> Path:
-    """The folder that holds COCO, as DETECTRON2_DATASETS would name it."""
+    """Return the folder that contains COCO, as DETECTRON2_DATASETS would name it."""
     root = SHARED / "datasets"
     if not (root / "coco").exists():
         pytest.skip("no COCO images here (../shared/datasets)")
@@ -87,7 +103,7 @@ def seeded():
 
 @pytest.fixture
 def small_shapes(tmp_path):
-    """A few images of "shapes" under names of their own: the folder, the training set, the test set."""
+    """Yield the folder, the training set and the test set of a small "shapes" under unique names."""
     root = tmp_path / "shapes"
     generate_shapes(root, num_train=8, num_val=4, seed=3)
     names = [f"{tmp_path.name}_{split}" for split in ("train", "val")]
@@ -102,7 +118,7 @@ def small_shapes(tmp_path):
 
 @pytest.fixture
 def panopticapi(monkeypatch):
-    """panopticapi; where it is not installed, the one function of it that Detectron2's mapper calls."""
+    """Replace panopticapi, if it is not installed, by its one function that Detectron2's mapper calls."""
     if find_spec("panopticapi"):
         return
     package, utils = ModuleType("panopticapi"), ModuleType("panopticapi.utils")
@@ -114,7 +130,7 @@ def panopticapi(monkeypatch):
 
 @pytest.fixture
 def serve():
-    """Start a server on this machine that answers by a handler's class; it ends with the test."""
+    """Start a local HTTP server from a handler class. It stops after the test."""
     servers = []
 
     def start(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
@@ -131,14 +147,14 @@ def serve():
 
 @pytest.fixture
 def catalogs(monkeypatch):
-    """Catalogs without datasets, to register those of other folders under their names."""
+    """Empty Detectron2's catalogs, so that a test can register datasets under existing names."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", {})
 
 
 @pytest.fixture
 def semantic_shapes(tmp_path, catalogs):
-    """A few images of "shapes", registered as "train" and "val"."""
+    """Register a small "shapes" as "train" and "val" for semantic segmentation."""
     root = tmp_path / "shapes"
     generate_shapes(root, num_train=8, num_val=4, seed=3)
     for split in ("train", "val"):

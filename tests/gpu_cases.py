@@ -1,4 +1,4 @@
-"""What only a GPU can show, run by test_gpu.py where there is one."""
+"""Tests that need a GPU. test_gpu.py runs them if there is one."""
 
 import copy
 import warnings
@@ -69,7 +69,7 @@ def model_and_batch(**opts):
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_a_graph_of_the_text_encoder_changes_no_number(precision):
-    """Losses and the contexts' gradient, added up over two batches, before and after other weights come."""
+    """Losses, and the contexts' gradient over two batches, before and after other weights are loaded."""
     graphed, batch = model_and_batch()
     plain, _ = model_and_batch(**{"MODEL.DENSECLIP.PROMPT.CUDA_GRAPH": False})
     plain.load_state_dict(graphed.state_dict())
@@ -116,7 +116,7 @@ def test_mixed_precision_trains(small_shapes, tmp_path, precision):
 
 @contextmanager
 def waits():
-    """Counts the times that the host waits for the GPU."""
+    """Count how often the host waits for the GPU."""
     count = []
     with warnings.catch_warnings():
         warnings.simplefilter("always")

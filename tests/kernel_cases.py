@@ -9,7 +9,7 @@ from denseclip_d2.kernels import (
     pixel_text_bce_definition,
 )
 
-CASES = {  # (B, K, h, w), factor, boxes an image, greatest side of a box in pixels of the enlarged map
+CASES = {  # (B, K, h, w), factor, boxes per image, largest side of a box in pixels of the enlarged map
     "random": ((2, 5, 6, 9), 8, (4, 7), 40),
     "odd": ((3, 3, 5, 7), 8, (1, 2, 3), 25),
     "one class": ((2, 1, 4, 4), 8, (3, 2), 20),
@@ -26,7 +26,7 @@ TAU = 0.07
 
 
 def random_case(name: str, seed: int = 0, masks: bool = False, dtype=torch.float32, device="cpu"):
-    """Scores and the other arguments of ``pixel_text_bce``."""
+    """Return scores and the other arguments of ``pixel_text_bce``."""
     (batch, classes, height, width), factor, counts, longest = CASES[name]
     generator = torch.Generator().manual_seed(seed)
     scores = (2 * torch.rand(batch, classes, height, width, generator=generator) - 1).to(dtype)
@@ -51,7 +51,7 @@ def loss_and_gradient(function, scores, arguments):
 
 
 def assert_equals_the_definition(scores, arguments, grad_rtol=1e-4) -> Tensor:
-    """Of the loss and its gradient, in float32 to 1e-5 and 1e-4. Returns: the number of the loss's terms."""
+    """Compare loss (1e-5) and gradient (1e-4) in float32. Return the number of terms of the loss."""
     total, count, grad = loss_and_gradient(pixel_text_bce, scores, arguments)
     expected, expected_count, expected_grad = loss_and_gradient(pixel_text_bce_definition, scores, arguments)
     assert total.dtype == torch.float32
@@ -75,7 +75,7 @@ LABEL_MAPS = {  # (B, K, h, w), (H, W)
 
 
 def label_map_case(name: str, dtype=torch.float32, device="cpu"):
-    """Logits, and a label map a third of which is ignored."""
+    """Return logits and a label map. A third of the label map is ignored."""
     shape, size = LABEL_MAPS[name]
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, shape[1], (shape[0], *size), generator=generator)

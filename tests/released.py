@@ -1,4 +1,4 @@
-"""The reference's modules, made of this project's parts and loaded under this project's names."""
+"""The original modules, built from this project's parts with the recorded weights."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def released_text_encoder(context_length: int = 13) -> CLIPTextEncoder:
 
 
 def released_language(record) -> PromptedTextEncoder:
-    """Contexts, text encoder and decoder of a ``*_head_path`` record, with its token ids."""
+    """Return contexts, text encoder and decoder of a ``*_head_path`` recording, with its token ids."""
     language = PromptedTextEncoder(
         class_names=CLASS_NAMES, text_encoder=released_text_encoder(), name_length=5,
         decoder_width=32, decoder_heads=4, decoder_layers=2, decoder_dropout=0.0,
@@ -38,7 +38,7 @@ def released_language(record) -> PromptedTextEncoder:
 
 
 def register_reference_architecture(folder: Path) -> None:
-    """Make the recorded detectors' CLIP known to open_clip, as "reference-tiny"."""
+    """Register the CLIP of the recorded detectors with open_clip as "reference-tiny"."""
     (folder / "reference-tiny.json").write_text(
         '{"embed_dim": 32, "quick_gelu": true,'
         ' "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "image_size": 192},'
@@ -48,20 +48,20 @@ def register_reference_architecture(folder: Path) -> None:
 
 
 def released_config(*opts) -> CfgNode:
-    """The config of ``det_full_tiny``."""
+    """Return the config of ``det_full_tiny``."""
     cfg = _tiny_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml")
     cfg.MODEL.RETINANET.NUM_CLASSES = 5
     cfg.MODEL.RETINANET.NUM_CONVS = 2
-    # MMDetection counts anchors, Detectron2 pairs of anchor and class.
+    # MMDetection counts anchors. Detectron2 counts pairs of anchor and class.
     cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = 10**6
     cfg.merge_from_list(opts)
     return cfg
 
 
 def released_checkpoint(record, folder: Path) -> str:
-    """A record's weights as MMDetection's runner saves them; the path of the file."""
+    """Save a recording's weights like MMDetection's runner. Return the path."""
     weights = dict(record.weights)
-    # Recorded with 600 token ids; CLIP has 49408.
+    # The recording has 600 token ids. CLIP has 49408.
     key = "text_encoder.token_embedding.weight"
     weights[key] = F.pad(weights[key], (0, 0, 0, 49408 - len(weights[key])))
     path = folder / "released.pth"
@@ -71,13 +71,13 @@ def released_checkpoint(record, folder: Path) -> str:
 
 
 def released_retinanet(record, folder: Path, *opts) -> nn.Module:
-    """The whole detector of ``det_full_tiny``, read as a released checkpoint."""
+    """Return the detector of ``det_full_tiny``, loaded as a released checkpoint."""
     register_reference_architecture(folder)
     return _released_model(released_config(*opts), record, folder)
 
 
 def released_semantic_fpn(record, folder: Path) -> nn.Module:
-    """The whole segmentor of ``seg_full_tiny``, read as a released one; it sees the whole image at once."""
+    """Return the segmentor of ``seg_full_tiny`` from a released checkpoint. It predicts whole images."""
     register_reference_architecture(folder)
     cfg = _tiny_config("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml")
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
@@ -96,7 +96,7 @@ def _released_model(cfg: CfgNode, record, folder: Path) -> nn.Module:
 
 
 def _tiny_config(config_file: str) -> CfgNode:
-    """A released config at the size of the ``*_full_tiny`` records."""
+    """Return a released config at the size of the ``*_full_tiny`` recordings."""
     cfg = load_config(config_file, [])
     cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
     cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
@@ -109,7 +109,7 @@ def _tiny_config(config_file: str) -> CfgNode:
 
 
 def _load_with_short_text(model: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
-    """Load with none missing or left over; the recorded text encoders have 600 token ids and 13 positions."""
+    """Load all weights strictly. The recorded text encoders have 600 token ids and 13 positions."""
     current = model.state_dict()
     for name in (f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"):
         padding = current[name].shape[0] - len(weights[name])

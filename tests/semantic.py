@@ -1,9 +1,9 @@
-"""Configs and datasets of the tests of semantic segmentation's data."""
+"""Configs and datasets for tests of semantic segmentation data."""
 
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
 
-# The recipe's augmentations, at a quarter of its sizes.
+# The recipe's augmentations at a quarter of its sizes
 RECIPE = (
     "INPUT.MIN_SIZE_TRAIN", (128,), "INPUT.MAX_SIZE_TRAIN", 512, "INPUT.SCALE_RANGE_TRAIN", (0.5, 2.0),
     "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [128, 128],

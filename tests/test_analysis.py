@@ -19,7 +19,7 @@ from denseclip_d2.shapes.dataset import CLASS_NAMES
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.DEVICE", "cpu"]
 
-# Parameters (M) and FLOPs (G) at 1280x800 (COCO) and 1024x1024 (ADE20K) of the released models, as today's
+# Parameters (M) and FLOPs (G) of the released models at 1280x800 (COCO) and 1024x1024 (ADE20K), as today's
 # fvcore counts them.
 MODELS = {
     "COCO-Detection/clip_retinanet_RN50_FPN_1x": (37.99, 265.17),
@@ -47,7 +47,7 @@ def test_parameters_and_flops_are_the_papers(name):
     counts = analyze(cfg, ["parameter", "flop"], (1024, 1024) if "ADE20K" in name else (800, 1280))
     assert counts["parameter"].total / 1e6 == pytest.approx(parameters, rel=1e-3)
     assert counts["flop"].total / 1e9 == pytest.approx(flops, rel=5e-3)
-    # Released: 63.66 and 63.40, which keep 13 of CLIP's 77 positions.
+    # Released: 63.66 and 63.40, with 13 of CLIP's 77 positions.
     text_encoder = 0 if "/clip" in name else 63.66 if "RN50" in name else 63.40
     assert counts["parameter"].text_encoder / 1e6 == pytest.approx(text_encoder, rel=1e-3)
 
@@ -58,14 +58,14 @@ class Fused(nn.Module):
 
 
 class Explicit(nn.Module):
-    """The same attention, in products that fvcore counts by itself."""
+    """The same attention from products that fvcore counts without help."""
 
     def forward(self, query, key, value):
         return (query @ key.mT).softmax(-1) @ value
 
 
 def test_fused_attention_counts_as_its_products_do():
-    shapes = ((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6))  # heads, tokens, widths all different
+    shapes = ((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6))  # heads, tokens and widths all differ
     inputs = tuple(torch.rand(shape) for shape in shapes)
     expected = FlopCountAnalysis(Explicit(), inputs).total()
     assert expected == 2 * 3 * 5 * 7 * (8 + 6)
@@ -83,21 +83,21 @@ class SelfAttention(nn.Module):
 
 
 def test_multi_head_attention_counts_the_same_fused_and_not():
-    """With gradients torch runs linear layers and products, which fvcore counts; without, one operator."""
+    """With gradients, torch runs operators that fvcore counts. Without, it runs one fused operator."""
     model, inputs = SelfAttention().eval(), (torch.rand(2, 7, 32),)
     unfused = FlopCountAnalysis(model, inputs)
     with torch.no_grad():
         fused = flop_analysis(model, inputs)
         assert set(fused.by_operator()) == {"_native_multi_head_attention"}
     assert fused.total() == unfused.total() == 2 * (4 * 7 * 32 * 32 + 2 * 7 * 7 * 32)
-    # The attention weights (4 heads of 7 x 7) are put out by the unfused form only.
+    # Only the unfused form returns the attention weights (4 heads of 7 x 7).
     unfused = ActivationCountAnalysis(model, inputs).total() - 2 * 4 * 7 * 7
     with torch.no_grad():
         assert activation_analysis(model, inputs).total() == unfused
 
 
 def test_what_is_counted_is_what_inference_runs():
-    """Detectron2's own count of the whole model, which misses attention; and attention by its formula."""
+    """Detectron2's count of the whole model misses attention. Its formula is added."""
     opts = [*NAMES, "MODEL.DENSECLIP.VISUAL.DENSE", "attention"]
     cfg = load_config(str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml"), opts)
     height, width = 90, 150  # padded to 96 x 160
@@ -111,8 +111,8 @@ def test_what_is_counted_is_what_inference_runs():
     text_attention = 2 * (2 * len(pack.ids) ** 2 * 64)  # two layers
     assert count.text_encoder == language + text_attention
     pixels, classes, width = 6 * 10 + 1, len(CLASS_NAMES), 24 * 32
-    attention = 2 * pixels**2 * width  # the attention pool's
-    attention += 3 * 2 * (classes**2 + classes * pixels) * 64  # the context decoder's three layers
+    attention = 2 * pixels**2 * width  # attention pool
+    attention += 3 * 2 * (classes**2 + classes * pixels) * 64  # three layers of the context decoder
     assert count.total == reference.total() - language + attention
     assert (
         count.total
@@ -123,7 +123,7 @@ def test_what_is_counted_is_what_inference_runs():
 
 
 def test_a_two_stage_detector_is_counted_on_1000_proposals_and_100_masks():
-    """Whatever a random RPN proposes; the heads' layers by their formulae."""
+    """Independent of a random RPN's proposals. The layers of the heads are counted by their formulas."""
     cfg = load_config(str(ROOT / "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"), NAMES)
     modules = analyze(cfg, ["flop"], (64, 96))["flop"].by_module
     pyramid, hidden, classes = 64, 256, len(CLASS_NAMES)
@@ -137,7 +137,7 @@ def test_a_two_stage_detector_is_counted_on_1000_proposals_and_100_masks():
 
 
 def test_a_segmentor_is_counted_on_the_whole_image():
-    """As Detectron2's SemanticSegmentor runs it, less its last resizing; a ViT's attention by its formula."""
+    """Like Detectron2's SemanticSegmentor without its last resizing. A formula counts the ViT's attention."""
     cfg = load_config(
         str(ROOT / "configs/ADE20K-SemanticSegmentation/clip_semantic_fpn_ViT-B-16_80k.yaml"),
         ["MODEL.DEVICE", "cpu", "MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu"],

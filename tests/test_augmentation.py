@@ -1,4 +1,4 @@
-"""What semantic segmentation's augmentations and training batches promise."""
+"""Augmentations and training batches of semantic segmentation."""
 
 from itertools import islice
 
@@ -19,7 +19,7 @@ from denseclip_d2.utils.random_state import seeded_random
 
 @pytest.mark.parametrize("size", [(683, 512), (512, 683), (3000, 300), (300, 3000), (256, 256)])
 def test_images_are_scaled_as_the_recipe_scales_them(size):
-    """MMSegmentation's rule: fit (2048, 512), times one factor, with the longer side to the longer."""
+    """MMSegmentation's rule: fit (2048, 512) times one factor, longer side to longer side."""
     augmentation = RandomScaleShortestEdge((512,), 2048, "choice", Image.BILINEAR, (0.5, 2.0))
     image = np.zeros((size[1], size[0], 3), np.uint8)
     factors = []
@@ -37,12 +37,12 @@ def test_images_are_scaled_as_the_recipe_scales_them(size):
 
 
 def painted(labels: np.ndarray) -> np.ndarray:
-    """An image whose colors say the labels."""
+    """Return an image whose colors encode the labels."""
     return np.stack([labels * 13, 255 - labels * 13, labels * 7], axis=2).astype(np.uint8)
 
 
 def test_labels_stay_with_the_pixels_they_label(semantic_shapes, tmp_path):
-    """Scaled, cropped, mirrored, padded: away from outlines, colors go on saying the labels."""
+    """After scaling, cropping, flipping and padding, colors still encode the labels away from outlines."""
     image_file = tmp_path / "painted.png"
     mapper = build_mapper(semantic_config(*RECIPE, "INPUT.COLOR_AUG_SSD", False))
     mean = torch.tensor([123, 117, 104])
@@ -56,10 +56,10 @@ def test_labels_stay_with_the_pixels_they_label(semantic_shapes, tmp_path):
         assert labels.shape == (128, 128)
         inner = torch.nn.functional.max_pool2d(labels[None].float(), 5, 1, 2)[0] == labels
         inner &= -torch.nn.functional.max_pool2d(-labels[None].float(), 5, 1, 2)[0] == labels
-        inner[:3] = inner[-3:] = inner[:, :3] = inner[:, -3:] = False  # what was cropped may shine in
+        inner[:3] = inner[-3:] = inner[:, :3] = inner[:, -3:] = False  # cropped objects may blend in
         expected = torch.from_numpy(painted(labels.numpy())).where((labels != 255)[..., None], mean)
         assert inner.float().mean() > 0.5
-        # What is too thin for a label of its own still tinges the image, by a gray level or two.
+        # An object too thin for a label still changes the image by one or two gray levels.
         torch.testing.assert_close(
             image.permute(1, 2, 0)[inner].long(), expected[inner].long(), atol=2, rtol=0
         )
@@ -87,7 +87,7 @@ def test_small_images_are_padded_to_the_crop_with_the_mean_and_ignored_there(sem
 def test_crops_have_less_than_the_given_part_of_one_class(semantic_shapes, tmp_path):
     labels = np.zeros((256, 256), np.uint8)
     labels[:, 64:] = np.arange(192) // 48 + 1
-    labels[:, 160:] = 255  # what is ignored does not count
+    labels[:, 160:] = 255  # ignored pixels do not count
     labels[:128, :128] = 0
     record = {"file_name": str(tmp_path / "image.png"), "sem_seg_file_name": str(tmp_path / "label.png")}
     Image.fromarray(painted(labels)).save(record["file_name"])
@@ -109,7 +109,7 @@ def test_crops_have_less_than_the_given_part_of_one_class(semantic_shapes, tmp_p
 
 
 def test_colors_are_distorted_alike_in_either_order_and_labels_are_not(semantic_shapes):
-    """The distortion goes through hue and saturation, for which the order of the channels matters."""
+    """The distortion uses hue and saturation, which depend on the channel order."""
     record, opts = load("train")[0], ("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", (96,))
     plain = build_mapper(semantic_config(*opts))(record)
     rgb, bgr = (

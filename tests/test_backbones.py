@@ -1,4 +1,4 @@
-"""Backbones without a CLIP of their own, with weights from two sources."""
+"""Backbones without CLIP weights, with pretrained weights of two sources."""
 
 import logging
 
@@ -53,7 +53,7 @@ def options(keys: dict, **more) -> list[str]:
 
 
 def weights_of(keys: dict, path) -> str:
-    """ImageNet's weights, as they would come: of the whole model, with its classifier."""
+    """Return ImageNet weights as they are published: of the whole model, with its classifier."""
     if keys is RESNET:
         torch.save(torchvision.models.resnet18().state_dict(), path)
     else:
@@ -87,7 +87,7 @@ def test_any_backbone_trains_evaluates_exports_and_loads(keys, semantic_shapes, 
     final, exported = tmp_path / "output" / "model_final.pth", tmp_path / "exported.safetensors"
     export(trainer.model, cfg, get_class_names(cfg), source=str(final), output=str(exported))
     again = load_config(str(exported), [])
-    assert not again.MODEL.DENSECLIP.VISUAL.WEIGHTS  # which stay with the machine that has them
+    assert not again.MODEL.DENSECLIP.VISUAL.WEIGHTS  # a local path, which an export leaves out
     image = torch.randint(0, 256, (96, 80, 3), dtype=torch.uint8).numpy()
     cfg.MODEL.WEIGHTS = str(final)
     assert torch.equal(Predictor(again)(image)["sem_seg"], Predictor(cfg)(image)["sem_seg"])
@@ -111,7 +111,7 @@ def test_a_resnet_of_detectron2_has_torchvisions_features(tmp_path):
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0"])
 def test_an_efficientnet_takes_the_weights_of_its_first_port(name, tmp_path):
-    """Whose state dict has the same tensors in the same order, and other names."""
+    """Its state dict has the same tensors in the same order under other names."""
     own = timm.create_model(name)
     theirs, number = {}, -1
     for key, tensor in own.state_dict().items():
@@ -241,7 +241,7 @@ def test_the_backbone_learns_slowly_and_its_embedding_does_not():
 def test_a_map_of_one_cell_has_the_images_embedding(embedding):
     backbone = TimmBackbone(create_trunk("test_resnet"), norm="BN")
     visual = EmbeddedBackbone(backbone, embed_dim=32, embedding=embedding, dense="value").eval()
-    if embedding == "attention_pool":  # a token's position is all that differs
+    if embedding == "attention_pool":  # only the position differs between tokens
         visual.embedding.positional_embedding.data.zero_()
     with torch.no_grad():
         features = visual(torch.randn(2, 3, 32, 32))
@@ -250,7 +250,7 @@ def test_a_map_of_one_cell_has_the_images_embedding(embedding):
 
 
 def test_a_backbone_that_no_config_can_name_is_guided_too():
-    """Detectron2's Swin, which has no name in its registry, by its class."""
+    """Detectron2's Swin is passed as a class. It is not in the registry."""
     swin = SwinTransformer(
         patch_size=4, in_chans=3, embed_dim=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4
     )
@@ -276,7 +276,7 @@ def test_the_pixels_are_the_backbones():
         "MODEL.DENSECLIP.VISUAL.WEIGHTS": "timm://vit_base_patch16_224.dino",
     }
     assert load_config(CONFIG, options(dino)).MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
-    dino["MODEL.DENSECLIP.VISUAL.WEIGHTS"] = ""  # the model's default weights are others
+    dino["MODEL.DENSECLIP.VISUAL.WEIGHTS"] = ""  # the model's default weights differ
     assert load_config(CONFIG, options(dino)).MODEL.PIXEL_MEAN == [127.5] * 3
     resnet = {k: v for k, v in RESNET.items() if "PIXEL" not in k}
     with pytest.raises(ValueError, match="For another backbone, set what its weights take"):

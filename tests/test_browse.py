@@ -1,9 +1,7 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import run_tool_here
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -12,12 +10,13 @@ from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.data.statistics import statistics_of
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
 
+TOOL = "browse_dataset.py"
 NAMES = ["dog", "cat", "traffic light"]
 
 
 @pytest.fixture
 def records(tmp_path) -> list[dict]:
-    """Three images, of which two are the same, with some odd boxes."""
+    """Return three images with some odd boxes. Two images are equal."""
     for i, color in enumerate(("red", "red", "blue")):
         Image.new("RGB", (100, 80), color).save(tmp_path / f"{i}.png")
     twice = 2 * [(1, 1, 9, 9, 0)]
@@ -33,7 +32,7 @@ def records(tmp_path) -> list[dict]:
     ]  # fmt: skip
 
 
-def test_what_there_is_is_counted_and_what_is_odd_is_named(records):
+def test_statistics_count_objects_and_name_oddities(records):
     options = {"scale_of": lambda height, width: 2.0, "tokens_of": lambda name: len(name) // 3}
     found = statistics_of(records, NAMES, **options)
     assert (found.images, found.labeled) == (3, 2)
@@ -53,7 +52,7 @@ def test_what_there_is_is_counted_and_what_is_odd_is_named(records):
     }
 
 
-def test_the_pixels_of_label_maps_are_counted(tmp_path):
+def test_statistics_count_pixels_of_label_maps(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "image.png")
     labels = Image.new("L", (4, 4), 255)
     labels.paste(1, (0, 0, 4, 1))
@@ -63,37 +62,36 @@ def test_the_pixels_of_label_maps_are_counted(tmp_path):
     assert found.objects == {"dog": 0, "cat": 4, "traffic light": 0} and found.sizes == {}
 
 
-def browse(monkeypatch, *argv: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["browse_dataset.py", *argv])
-    runpy.run_path(str(Path(__file__).parents[1] / "tools" / "browse_dataset.py"), run_name="__main__")
-
-
 @pytest.mark.parametrize("kind", ["mask_rcnn", "semantic_fpn"])
-def test_a_dataset_is_browsed(kind, small_shapes, tmp_path, monkeypatch, capsys):
+def test_browse_dataset_writes_statistics_and_images(kind, small_shapes, tmp_path, monkeypatch, capsys):
     root, name, _ = small_shapes
     if kind == "semantic_fpn":
         name = "labels"
         register_semantic_folder(name, root / "train", root / "labels" / "train", SEMANTIC_CLASS_NAMES)
     config = f"configs/Shapes/denseclip_{kind}_tiny.yaml"
     options = ["--config-file", config, "--dataset", name, "--count", "2"]
-    browse(monkeypatch, *options, "--output", str(tmp_path / "out"))
+    run_tool_here(monkeypatch, TOOL, *options, "--output", str(tmp_path / "out"))
     if kind == "semantic_fpn":
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert written["images"] == 8 and sum(written["objects"].values()) > 0
-    assert Image.open(tmp_path / "out" / "pictures.png").width > 900  # ground truth, and two draws
+    assert Image.open(tmp_path / "out" / "pictures.png").width > 900  # ground truth and two training inputs
     assert f"{name}: 8 images, " in capsys.readouterr().out
 
 
-def test_objects_of_images_that_keep_their_size_are_not_called_narrow(small_shapes, tmp_path, monkeypatch):
+def test_without_resizing_objects_are_not_called_narrow(small_shapes, tmp_path, monkeypatch):
     options = ["--config-file", "configs/Shapes/denseclip_mask_rcnn_tiny.yaml", "--dataset", small_shapes[1]]
-    browse(monkeypatch, *options, "--count", "1", "--output", str(tmp_path), "INPUT.MIN_SIZE_TEST", "0")
+    run_tool_here(
+        monkeypatch, TOOL, *options, "--count", "1", "--output", str(tmp_path), "INPUT.MIN_SIZE_TEST", "0"
+    )
     odd = json.loads((tmp_path / "statistics.json").read_text())["odd"]
     assert not [oddity for oddity in odd if "narrower" in oddity["what"]]
 
 
-def test_a_dataset_that_is_not_there_ends_in_a_line(tmp_path, monkeypatch):
+def test_an_unknown_dataset_is_a_one_line_error(tmp_path, monkeypatch):
     config = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
     with pytest.raises(SystemExit, match="error: DATASETS names 'nowhere', which is not registered"):
-        browse(monkeypatch, "--config-file", config, "--dataset", "nowhere", "--output", str(tmp_path))
+        run_tool_here(
+            monkeypatch, TOOL, "--config-file", config, "--dataset", "nowhere", "--output", str(tmp_path)
+        )

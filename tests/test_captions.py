@@ -10,7 +10,7 @@ from denseclip_d2.shapes.captions import ALIKE, ImageCaptionPairs, caption, writ
 from denseclip_d2.shapes.vocabulary import SHAPES, SHAPES_192
 
 
-def test_the_same_seed_gives_the_same_pairs_however_many():
+def test_pairs_depend_on_the_seed_and_not_on_their_number():
     few, many = ImageCaptionPairs(3, seed=5), ImageCaptionPairs(20, seed=5)
     other = ImageCaptionPairs(3, seed=6)
     for i in range(3):
@@ -20,12 +20,12 @@ def test_the_same_seed_gives_the_same_pairs_however_many():
     assert len([*few]) == 3
 
 
-def test_captions_name_objects_of_the_picture_and_no_others():
+def test_captions_name_only_objects_of_the_image():
     pairs = ImageCaptionPairs(60, seed=0, side=96, world=SHAPES)
     captions = [title for _, title in pairs]
     named = [[word for word in SHAPES.outlines if word in title] for title in captions]
     assert max(map(len, named)) > 1
-    assert sum(not names for names in named) < 10  # of pictures without objects
+    assert sum(not names for names in named) < 10  # images without objects
     for image, title in (pairs[i] for i in range(10)):
         colors = {word for word in SHAPES.colors if word in title}
         pixels = np.asarray(image).reshape(-1, 3).astype(int)
@@ -33,7 +33,7 @@ def test_captions_name_objects_of_the_picture_and_no_others():
             assert (np.abs(pixels - SHAPES.colors[word]).max(axis=1) < 30).any()
 
 
-def test_neighbors_have_color_and_texture_in_common():
+def test_neighbors_share_color_and_texture():
     pairs = ImageCaptionPairs(2 * ALIKE, seed=0)
     commonest = []
     for start in (0, ALIKE):
@@ -47,7 +47,7 @@ def test_neighbors_have_color_and_texture_in_common():
     assert commonest[0] != commonest[1]
 
 
-def test_neighbors_are_of_one_kind_in_one_sentence():
+def test_neighbors_share_sentence_and_number_of_objects():
     pairs = ImageCaptionPairs(12 * ALIKE, seed=0)
     titles = [title for _, title in pairs]
     beginnings, several = [], []
@@ -57,7 +57,7 @@ def test_neighbors_are_of_one_kind_in_one_sentence():
         several.append(sum(len(re.findall("|".join(SHAPES_192.outlines), title)) > 1 for title in named))
     assert all(len(found) == 1 for found in beginnings)
     assert len(set.union(*beginnings)) > 2
-    assert min(several) <= 2  # a crowd may stand beside a single object
+    assert min(several) <= 2  # a crowd may be beside a single object
     assert max(several) >= ALIKE / 3
 
 
@@ -82,7 +82,7 @@ def test_captions_vary_in_wording_order_and_number():
     assert caption(rng, [], "{}") in ("nothing", "a grey background")
 
 
-def test_the_table_is_as_open_clips_trainer_reads_it(tmp_path):
+def test_the_table_fits_open_clips_trainer(tmp_path):
     pairs = ImageCaptionPairs(4, seed=1, world=SHAPES_192)
     write_pairs(pairs, tmp_path / "pairs")
     with (tmp_path / "pairs" / "captions.tsv").open(newline="") as file:
@@ -96,6 +96,6 @@ def test_the_table_is_as_open_clips_trainer_reads_it(tmp_path):
 
 
 @pytest.mark.parametrize("kwargs", [{"num_pairs": 0}, {"seed": -1}, {"side": 32}])
-def test_impossible_pairs_are_refused(kwargs):
+def test_invalid_arguments_are_refused(kwargs):
     with pytest.raises(ValueError, match="at least 1 pair"):
         ImageCaptionPairs(**{"num_pairs": 1, "seed": 0, **kwargs})

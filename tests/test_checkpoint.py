@@ -25,7 +25,7 @@ def clip() -> nn.Module:
 
 
 def save_openai_archive(clip: nn.Module, path) -> None:
-    """A TorchScript archive in half precision, as OpenAI's files are."""
+    """Save a TorchScript archive in half precision, like OpenAI's files."""
 
     class Archive(nn.Module):
         def __init__(self):
@@ -90,7 +90,7 @@ def test_a_prefix_without_which_all_fits_is_removed_and_the_log_says_so(clip, tm
 
 
 def test_what_a_trainer_has_beside_the_model_is_left_aside_and_counted(clip, tmp_path, caplog):
-    """Lightning's state dict is that of the whole module, its loss included; others have an average."""
+    """Lightning's state dict includes its loss. Other checkpoints include an average of the weights."""
     state = clip.state_dict()
     loss = {"criterion.weight": torch.ones(3), "pixel_mean": torch.ones(3)}
     torch.save({"state_dict": {**prefixed("model.", state), **loss}}, tmp_path / "x.ckpt")
@@ -171,7 +171,7 @@ def test_clip_weights_with_a_tensor_missing_are_refused_by_name(clip, tmp_path, 
 
 
 def test_clip_alone_is_no_trained_model(clip, tmp_path):
-    """Enough to begin training, not to evaluate."""
+    """CLIP weights are enough to start training, but not to evaluate."""
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     with pytest.raises(ValueError, match="backbone.language.contexts.*Name those of a trained model"):
         DenseCLIPCheckpointer(tiny_model(), fresh_start=False).load(str(tmp_path / "clip.pt"))
@@ -182,7 +182,7 @@ def test_clip_alone_is_no_trained_model(clip, tmp_path):
 
 
 def test_an_archive_is_refused_where_the_model_has_plain_gelu(clip, tmp_path):
-    """OpenAI trained with QuickGELU; with another activation its weights run, and are wrong."""
+    """OpenAI trained with QuickGELU. With another activation its weights run, but predictions are wrong."""
     save_openai_archive(clip, tmp_path / "archive.pt")
     model = tiny_model()
     model.backbone.language.text_encoder.quick_gelu = False
@@ -212,7 +212,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 
 def test_openclip_paths_resolve_by_open_clips_table(monkeypatch, clip, tmp_path):
-    """Resolved and loaded as MODEL.WEIGHTS would be; the download itself is replaced by a file."""
+    """Paths resolve and load like MODEL.WEIGHTS. A file replaces the download."""
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     entries = []
 
@@ -251,7 +251,7 @@ def test_weights_of_another_gelu_are_refused():
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_vit_takes_clips_weights_all_but_its_pyramid(tmp_path, plain):
-    """The pyramid is this project's; CLIP has nothing for it, and training begins with it as it is."""
+    """The pyramid is this project's and has no CLIP weights. Training starts from its initial values."""
     torch.manual_seed(7)
     clip = open_clip.create_model("ViT-tiny-quickgelu")
     torch.save(clip.state_dict(), tmp_path / "clip.pt")

@@ -1,4 +1,4 @@
-"""COCO's and LVIS's figures: pycocotools' and lvis' to the last bit, under ids of any kind."""
+"""Metrics of COCO and LVIS equal those of pycocotools and lvis bit for bit, with ids of any kind."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def encoded(polygons: list[list[float]]) -> dict:
 
 
 def counts_of(mask: dict) -> dict:
-    """The mask as a list of run lengths, the zeros first."""
+    """Return the mask as a list of run lengths. The first run is outside."""
     flat = mask_util.decode(mask).ravel(order="F")
     ends = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
     return {"size": mask["size"], "counts": np.diff([0, *ends, flat.size]).tolist()}
@@ -62,13 +62,13 @@ def scene(
     seed: int = 0, *, objects: int = 8, detections: int = 30, classes: int = 4, spare: int = 0,
     crowds: float = 0.0, empty: float = 0.0, digits: int = 9, images: int = 6,
 ) -> tuple[dict, list[dict]]:  # fmt: skip
-    """Ground truth, and detections near its objects, beside them and under other names.
+    """Return ground truth, and detections near its objects, elsewhere and under other names.
 
     Args:
-        objects, detections: at most so many of each image; some images have none.
-        spare: classes without objects; the first class has no detections if there are any.
-        crowds, empty: the part of objects that are crowds, and of boxes and masks without area.
-        digits: of the scores.
+        objects, detections: maximal numbers per image. Some images have none.
+        spare: number of classes without objects. If positive, the first class has no detections.
+        crowds, empty: fractions of objects that are crowds, and of boxes and masks without area.
+        digits: digits of the scores.
     """
     rng = np.random.default_rng(seed)
     content = {
@@ -81,7 +81,7 @@ def scene(
         boxes = rng.uniform(1, [150, 120, 120, 120], (int(rng.integers(0, objects + 1)), 4)).round(2)
         for box in boxes.tolist():
             crowd = rng.random() < crowds
-            area = box[2] * box[3] * rng.uniform(0.1, 1.2)  # also beside the limits of small and large
+            area = box[2] * box[3] * rng.uniform(0.1, 1.2)  # also near the limits of small and large
             mask: list | dict = [outline(box, int(rng.integers(3, 12)))]
             if rng.random() < 0.3:
                 mask += [outline([box[0] + 20, *box[1:]], 5)]
@@ -116,7 +116,7 @@ def scene(
 
 
 def one_class(content: dict, found: list[dict]) -> tuple[dict, list[dict]]:
-    """The first image's detections, all under one name."""
+    """Return the first image's detections under one name."""
     return content, [{**d, "category_id": 2} if d["image_id"] == 1 else d for d in found]
 
 
@@ -135,15 +135,15 @@ CASES: dict[str, Callable[[], tuple[dict, list[dict]]]] = {
 
 
 def by_pycocotools(content: dict, found: list[dict], task: str, limit: int = 100) -> COCOeval:
-    """What pycocotools computes, without anything of this project's."""
+    """Return the metrics by pycocotools alone."""
     content, found = copy.deepcopy((content, found))
     for detection in found:
         if task == "segm":
-            del detection["bbox"]  # sizes are then those of masks, as Detectron2 has it
+            del detection["bbox"]  # sizes are those of the masks, as in Detectron2
     truth = COCO()
     truth.dataset = content
     truth.createIndex()
-    # pycocotools' own summary has no AP for another limit than 100; Detectron2's has.
+    # pycocotools' summary has no AP for other limits than 100. Detectron2's has.
     evaluation = (COCOeval if limit == 100 else COCOevalMaxDets)(truth, truth.loadRes(found), task)
     evaluation.params.maxDets = [1, 10, limit]
     evaluation.evaluate()
@@ -153,7 +153,7 @@ def by_pycocotools(content: dict, found: list[dict], task: str, limit: int = 100
 
 
 def assert_pycocotools_figures(found, expected: COCOeval) -> None:
-    """To the last bit; -1 where a figure is not defined."""
+    """Compare bit for bit. -1 means that a metric is undefined."""
     assert [*found.figures.values()] == expected.stats[:6].tolist()
     np.testing.assert_array_equal(found.precision, expected.eval["precision"][..., 0, -1])
 
@@ -174,7 +174,7 @@ def test_coco_has_pycocotools_figures_to_the_last_bit(case, task):
 
 
 def test_photographs_have_pycocotools_figures_to_the_last_bit(coco_root):
-    """These have crowds, objects of all sizes and 80 classes."""
+    """The photographs have crowds, objects of all sizes and 80 classes."""
     content = json.loads((coco_root / "coco/annotations/instances_val2017.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     rng, found = np.random.default_rng(0), []
@@ -249,13 +249,13 @@ def test_ids_of_any_kind_have_the_figures_of_plain_ones(case, task):
     for record in (*content["annotations"], *found):
         record["image_id"] = change["image"](record["image_id"])
         record["category_id"] = change["category"](record["category_id"])
-    content["images"].reverse()  # the order is the ids', not the file's
+    content["images"].reverse()  # in the order of ids, not of the file
     evaluation = evaluate_coco(content, found, task, category_ids(content, {}))
     assert_pycocotools_figures(evaluation, expected)
 
 
 def test_one_object_with_id_0_is_found():
-    """pycocotools takes a match with it for none."""
+    """pycocotools treats a match with id 0 as no match."""
     content, _ = scene(objects=1)
     content["annotations"] = [{**content["annotations"][0], "id": 0}]
     perfect = [{**content["annotations"][0], "score": 0.9}]
@@ -267,7 +267,7 @@ def test_one_object_with_id_0_is_found():
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_values_that_are_missing_are_made_up_for(task):
-    """Of objects: `iscrowd` is 0, the area and the box are the mask's, else the area is the box's."""
+    """Defaults: `iscrowd` is 0. Area and box come from the mask, else the area comes from the box."""
     content, found = scene(12)
     masks = [
         mask_util.merge(mask_util.frPyObjects(mask, HEIGHT, WIDTH)) if isinstance(mask, list) else mask
@@ -350,7 +350,7 @@ def test_detections_that_are_not_finite_are_left_out_and_told(value, caplog):
 
 
 def federated(content: dict, found: list[dict], seed: int = 0) -> tuple[dict, list[dict]]:
-    """With what LVIS says of images and classes, and without crowds, which it does not have."""
+    """Return it with LVIS's fields of images and classes and without crowds, which LVIS does not have."""
     rng = np.random.default_rng(seed)
     for i, category in enumerate(content["categories"]):
         category["frequency"] = "rcf"[i % 3]
@@ -454,7 +454,7 @@ def evaluated(
 
 @pytest.fixture
 def registered(tmp_path):
-    """A dataset whose images and categories have words for ids, with its content, detections and classes."""
+    """Register a dataset with words as ids of images and categories. Return content, detections, classes."""
     content, found = scene(30)
     for record in content["images"]:
         record["id"] = f"image {record['id']}"
@@ -509,7 +509,7 @@ def test_a_model_that_diverged_ends_alike_whatever_is_installed(registered, tmp_
 
 
 def test_ground_truth_can_come_from_the_metadata(registered, tmp_path):
-    """Here with half of its objects. The metadata then name the file that the evaluator wrote."""
+    """Ground truth in the metadata replaces the file. Here it has half of the objects."""
     data, metadata = registered, vars(registered.metadata)
     half = {**data.content, "annotations": data.content["annotations"][::2]}
     metadata["coco_content"] = lambda: half

@@ -1,4 +1,4 @@
-"""COCO files as labeling tools write them: what is normalized, and what is refused."""
+"""COCO files as labeling tools write them: which faults are repaired, and which are refused."""
 
 import json
 
@@ -22,7 +22,7 @@ SQUARE = [4, 4, 14, 4, 14, 14, 4, 14]
 
 
 def coco() -> dict:
-    """Two images with two objects and one."""
+    """Return two images, the first with two objects, the second with one."""
     return {
         "images": [
             {"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
@@ -39,7 +39,7 @@ def coco() -> dict:
 
 @pytest.fixture
 def read(tmp_path):
-    """Normalize a changed COCO file; its images are there."""
+    """Read a changed COCO file whose images exist."""
     for name in ("a.png", "b.png"):
         Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / name)
 
@@ -52,7 +52,7 @@ def read(tmp_path):
 
 
 def each(**values):
-    """A change of every annotation."""
+    """Return a function that changes every annotation."""
     return lambda content: [annotation.update(values) for annotation in content["annotations"]]
 
 
@@ -168,20 +168,20 @@ def test_the_area_is_the_masks_else_the_boxs(read, value):
     area = [a["area"] for a in read(each(area=value, segmentation=[])).annotations]
     assert area == [100.0] * 3
     assert [a["area"] for a in read(each(area="33.5")).annotations] == [33.5] * 3
-    assert not read(each(area=33.5)).changes  # smaller than the box, as the file has it
+    assert not read(each(area=33.5)).changes  # smaller than the box, as in the file
 
 
 def test_boxes_are_numbers_inside_their_image(read):
     assert read(each(bbox=["4", "4.5", "10", "10"])).annotations[0]["bbox"] == [4.0, 4.5, 10.0, 10.0]
     assert read(each(bbox=[-5, 20, 20, 20])).annotations[0]["bbox"] == [0, 20, 15, 10]
-    assert read(each(bbox=[-0.4, 0, 40.5, 30])).annotations[0]["bbox"] == [-0.4, 0, 40.5, 30]  # COCO has such
+    assert read(each(bbox=[-0.4, 0, 40.5, 30])).annotations[0]["bbox"] == [-0.4, 0, 40.5, 30]  # as in COCO
     assert read(without("bbox")).annotations[0]["bbox"] == [4, 4, 10, 10]  # the mask's
     dataset = read(lambda content: content["annotations"][0].update(bbox=[500, 500, 20, 20]))
     assert len(dataset.annotations) == 2 and "outside the image" in str(dataset.changes)
 
 
 def test_what_is_no_object_is_left_out_and_counted(read):
-    """A point of VIA's; what pylabel writes twice; the group that Roboflow has as a category."""
+    """VIA's points, pylabel's duplicates, and Roboflow's category for the whole project."""
 
     def change(content):
         first = content["annotations"][0]
@@ -198,7 +198,7 @@ def test_what_is_no_object_is_left_out_and_counted(read):
     assert dataset.class_names == ("cat", "dog")
     assert len(dataset.changes.first) == 3 and not dataset.mask_faults
     same_id = read(lambda content: content["annotations"][1].update(id=1))
-    assert len(same_id.annotations) == 3  # of another class
+    assert len(same_id.annotations) == 3  # another class
 
 
 def test_turned_boxes_are_told(read):
@@ -243,7 +243,7 @@ def pixels(mask) -> np.ndarray:
 
 
 def square_rle(kind: str) -> dict:
-    """The square's pixels as run lengths."""
+    """Return the square's pixels as run lengths."""
     image = np.zeros((HEIGHT, WIDTH), np.uint8)
     image[4:14, 4:14] = 1
     if kind == "compressed":
@@ -312,7 +312,7 @@ def test_an_invalid_mask_is_dropped_and_its_box_kept(read, segmentation, fault):
 
 
 def test_the_pixels_of_compressed_run_lengths_are_counted(read):
-    """Random masks, of long runs too, and cut strings."""
+    """Random masks, some with long runs, and truncated strings."""
     rng = np.random.default_rng(0)
     for share in (0.0, 0.001, 0.5, 1.0):
         image = np.asfortranarray(rng.random((300, 401)) < share, np.uint8)
@@ -340,7 +340,7 @@ def test_an_image_is_found_by_the_longest_end_of_its_name(tmp_path, name):
     assert ImageFinder(root).find(name) == root / "x/a.png"
     with pytest.raises(ValueError, match=r"'z/a.png' may be any of 2 files in .*x/a.png, y/a.png"):
         ImageFinder(root).find("z/a.png")
-    assert ImageFinder(root).find("b.png") == root / "b.png"  # the check of images says that it is missing
+    assert ImageFinder(root).find("b.png") == root / "b.png"  # the check of images reports the missing file
 
 
 def test_an_absolute_path_outside_the_folder_is_taken_last(tmp_path):

@@ -23,7 +23,7 @@ from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
-# Key, value, and how the error goes on after the key.
+# Key, value, and the error message after the key
 BAD = [
     ("MODEL.DENSECLIP.CLIP_MODEL", "RN51", " = 'RN51' is not an architecture open_clip knows. Near it: RN"),
     ("MODEL.DENSECLIP.CLIP_MODEL", None, " is None; it needs a value, such as its default, 'RN50-quickgelu'."),
@@ -120,7 +120,7 @@ def test_bad_values_end_before_a_model_is_built_and_name_their_key(key, value, e
 
 @pytest.mark.parametrize("projects", [(), tuple(PROJECTS)], ids=["", "projects"])
 def test_whole_numbers_are_taken_for_every_fraction(projects, tmp_path, panopticapi):
-    """On the command line and in files, of this project's keys, of Detectron2's and of its projects'."""
+    """On the command line and in files, for keys of this project, Detectron2 and its projects."""
     fractions = [key for key, default in leaves(default_config(projects)) if type(default) is float]
     assert len(fractions) > 50
     by_list, by_file = default_config(projects), default_config(projects)
@@ -138,7 +138,7 @@ def test_whole_numbers_are_taken_for_every_fraction(projects, tmp_path, panoptic
 
 
 def test_numbers_in_lists_stay_what_they_are_but_yamls_1e_4_is_one(tmp_path):
-    """Detectron2 tells pixels from parts by the type."""
+    """Detectron2 distinguishes pixels from fractions by the type."""
     path = tmp_path / "config.yaml"
     lists = "{CROP: {SIZE: [128, 160]}, SCALE_RANGE_TRAIN: [1e-1, 2]}"
     path.write_text(f'_BASE_: "{Path(CONFIG).resolve()}"\nINPUT: {lists}\nSOLVER: {{BASE_LR: 1e-4}}\n')
@@ -189,7 +189,7 @@ def test_a_file_is_read_in_the_encoding_that_it_tells(encoding, tmp_path):
     if encoding == "latin-1":
         with pytest.raises(ValueError, match=f"{path}, line 1: byte 0xf6 is not UTF-8. Save the file as"):
             load_config(str(path), [])
-    elif encoding == "utf-16-le":  # without a mark
+    elif encoding == "utf-16-le":  # without a byte order mark
         with pytest.raises(ValueError, match=f"{path}.* Save "):
             load_config(str(path), [])
     else:
@@ -218,7 +218,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 )
 def test_a_crop_is_in_pixels_or_parts_as_its_type_says(kind, size, fits):
     opts = ["INPUT.CROP.TYPE", kind, "INPUT.CROP.SIZE", size]
-    load_config(CONFIG, opts)  # it is not enabled
+    load_config(CONFIG, opts)  # disabled
     if fits:
         load_config(CONFIG, [*opts, "INPUT.CROP.ENABLED", True])
         return
@@ -270,6 +270,17 @@ def test_a_tool_says_it_in_one_line():
     assert failed.returncode == 1
     assert "error: SOLVER.IMS_PER_BATCH is -1" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_mistyped_key_is_told_with_the_keys_near_it(tmp_path):
+    with pytest.raises(ValueError, match=r"Non-existent key: SOLVER.MAX_ITERS. .*did you mean MAX_ITER\b"):
+        load_config(CONFIG, ["SOLVER.MAX_ITERS", "5"])
+    with pytest.raises(ValueError, match=r"Non-existent key: TWELVE$"):
+        load_config(CONFIG, ["TWELVE", "5"])
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {DENSECLIP: {CLAS_NAMES: [cat]}}\n")
+    with pytest.raises(ValueError, match=r"key: MODEL.DENSECLIP.CLAS_NAMES. .*did you mean CLASS_NAMES\b"):
+        load_config(str(path), [])
 
 
 @pytest.mark.parametrize(
@@ -327,4 +338,4 @@ def test_the_advice_for_a_value_of_another_type_leads_on_from_a_file(tmp_path):
     advice = str(raised.value).partition("such as ")[2].rstrip(".")
     path.write_text(base + f"MODEL: {{DENSECLIP: {{CLASS_NAMES: {advice}}}}}\n")
     assert load_config(str(path), []).MODEL.DENSECLIP.CLASS_NAMES == ("cat", "dog")
-    assert load_config(CONFIG, ["MODEL.DENSECLIP.CLASS_NAMES", advice[1:-1]])  # as a shell gives it
+    assert load_config(CONFIG, ["MODEL.DENSECLIP.CLASS_NAMES", advice[1:-1]])  # as a shell passes it

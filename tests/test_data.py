@@ -30,7 +30,7 @@ def load(name: str, check_images: bool = True) -> list[dict]:
 
 
 def edit(root, change) -> None:
-    """Change the training annotations on disk."""
+    """Change the training annotations on the disk."""
     path = root / "annotations/instances_train.json"
     content = json.loads(path.read_text())
     change(content)
@@ -110,7 +110,7 @@ def test_an_unusable_image_is_named_with_its_fault(small_shapes, fault):
 
 
 def test_a_truncated_jpeg_is_found_and_a_sound_one_with_a_tail_is_not(small_shapes):
-    """Some cameras write after the end of the picture; such files are read whole before they are refused."""
+    """Some cameras append data to an image. Such a file is decoded completely before it is refused."""
     root, train, _ = small_shapes
     png = root / "train/000000000003.png"
     jpeg = png.with_suffix(".jpg")
@@ -135,7 +135,7 @@ def test_an_image_turned_by_its_camera_is_measured_as_it_is_read(small_shapes):
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
 def test_no_image_is_too_thin_to_train_on(small_shapes, size):
-    """Shrunk to MAX_SIZE_TRAIN, its short side would be less than half a pixel."""
+    """After resizing to MAX_SIZE_TRAIN, its short side would be less than half a pixel."""
     root, train, _ = small_shapes
     Image.new("RGB", size, "red").save(root / "train/000000000003.png")
     edit(root, lambda c: c["images"][2].update(width=size[0], height=size[1]))
@@ -145,7 +145,7 @@ def test_no_image_is_too_thin_to_train_on(small_shapes, size):
 
 
 def test_class_names_come_from_the_config_or_the_training_set(small_shapes):
-    """A dataset registered without names, as Detectron2's tutorial does, has them in its file."""
+    """A dataset registered without names, as in Detectron2's tutorial, has the names in its file."""
     _, train, val = small_shapes
     cfg = load_config(CONFIG, ["DATASETS.TRAIN", f"('{train}',)"])
     assert tuple(get_class_names(cfg)) == CLASS_NAMES
@@ -168,7 +168,7 @@ CROPPED = (
 
 
 def record_of(path, *polygons: list[float], size: tuple[int, int] = (160, 120)) -> dict:
-    """An image of Detectron2's format, and an object per polygon."""
+    """Return a record in Detectron2's format with one object per polygon."""
     Image.new("RGB", size).save(path)
     boxes = [[min(p[::2]), min(p[1::2]), max(p[::2]), max(p[1::2])] for p in polygons]
     annotations = [
@@ -179,7 +179,7 @@ def record_of(path, *polygons: list[float], size: tuple[int, int] = (160, 120)) 
 
 
 def test_a_crop_cuts_polygons_and_drops_those_outside_with_their_boxes(tmp_path):
-    """Of a triangle and of a concave polygon, which a crop can cut into several; and of an object beside."""
+    """A triangle, a concave polygon that a crop can cut into several, and an object outside the crop."""
     triangle = [0.0, 0.0, 90.0, 0.0, 0.0, 70.0]
     fork = [(10, 10), (150, 10), (150, 40), (30, 40), (30, 80), (150, 80), (150, 110), (10, 110)]
     fork = [float(x) for point in fork for x in point]
@@ -199,10 +199,10 @@ def test_a_crop_cuts_polygons_and_drops_those_outside_with_their_boxes(tmp_path)
         classes = instances.gt_classes.tolist()
         for i, box, polygons in zip(classes, instances.gt_boxes, instances.gt_masks, strict=True):
             mask = polygons_to_bitmask(polygons, 60, 80)
-            assert (mask != seen[i]).sum() <= 0.02 * 60 * 80  # of pixels that an outline halves
+            assert (mask != seen[i]).sum() <= 0.02 * 60 * 80  # pixels that an outline divides
             ys, xs = np.nonzero(seen[i])
             expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-            np.testing.assert_allclose(box, expected, atol=2)  # a sharp corner fills no pixel
+            np.testing.assert_allclose(box, expected, atol=2)  # a sharp corner covers no pixel
             parts = max(parts, len(polygons))
         kept.append(len(instances))
     assert (min(kept), max(kept)) == (2, 3)
@@ -210,7 +210,7 @@ def test_a_crop_cuts_polygons_and_drops_those_outside_with_their_boxes(tmp_path)
 
 
 def test_an_image_without_objects_can_be_cropped(tmp_path):
-    """With DATALOADER.FILTER_EMPTY_ANNOTATIONS False, or with crowds alone, it is trained on."""
+    """With DATALOADER.FILTER_EMPTY_ANNOTATIONS False, or with crowds only, the image is trained on."""
     mapper = DatasetMapper(load_config(MASK_RCNN, list(CROPPED)))
     crowd = record_of(tmp_path / "a.png", [10.0, 10.0, 50.0, 10.0, 50.0, 50.0])
     crowd["annotations"][0]["iscrowd"] = 1
@@ -225,7 +225,7 @@ OUTLINE = [20.0, 12.5, 101.0, 20.0, 88.5, 70.0, 60.0, 35.0, 30.0, 77.0]
 
 
 def counts_of(mask: np.ndarray) -> list[int]:
-    """The runs of a mask, column by column, from one of zeros on."""
+    """Return the runs of a mask down the columns. The first run is outside."""
     pixels = mask.T.ravel()
     ends = np.flatnonzero(np.diff(pixels)) + 1
     runs = np.diff([0, *ends, pixels.size]).tolist()
@@ -234,7 +234,7 @@ def counts_of(mask: np.ndarray) -> list[int]:
 
 @pytest.fixture
 def record_with(tmp_path):
-    """A white object on black, its mask written in one of three forms: ``record_with("counts")``."""
+    """Return a record of a white object on black, with its mask in one of three forms: ``("counts")``."""
     mask = polygons_to_bitmask([np.array(OUTLINE)], 90, 120).astype(np.uint8)
     Image.fromarray(255 * mask).convert("RGB").save(tmp_path / "object.png")
     forms = {
@@ -255,7 +255,7 @@ def record_with(tmp_path):
 
 
 def assert_alike(masks: torch.Tensor, others: torch.Tensor) -> None:
-    """Masks, (N, H, W), differ at most in pixels at their outline."""
+    """Assert that masks (N, H, W) differ only in pixels at their outline."""
     masks, others = masks.float(), others.float()
     assert masks.shape == others.shape
     assert masks.any()
@@ -284,7 +284,7 @@ def test_run_lengths_go_where_their_pixels_go(record_with, opts, form):
         assert isinstance(instances.gt_masks, BitMasks)
         assert_alike(instances.gt_masks.tensor, white[None])
         box = BitMasks(white[None]).get_bounding_boxes().tensor
-        # The given box is that of the outline, whose corners fill no whole pixel, enlarged up to three times.
+        # The expected box is the outline's. Its corners cover no whole pixel, and are enlarged up to 3 times.
         assert (instances.gt_boxes.tensor - box).abs().max() <= 4
 
 
@@ -305,7 +305,7 @@ def test_run_lengths_are_learned_as_polygons_are(record_with, form):
 
 
 def test_masks_of_one_image_may_be_written_in_both_ways(record_with):
-    """The image has bitmaps then, unless only a crowd is run lengths; the other images keep polygons."""
+    """The image gets bitmaps, unless only a crowd has run lengths. Other images keep polygons."""
     mapper = DatasetMapper(load_config(MASK_RCNN, []))
     both, crowd = (record_with("polygon") for _ in range(2))
     both["annotations"] += record_with("counts")["annotations"]
@@ -313,7 +313,7 @@ def test_masks_of_one_image_may_be_written_in_both_ways(record_with):
     masks = mapper(both)["instances"].gt_masks
     assert_alike(masks.tensor[:1], masks.tensor[1:])
     assert isinstance(mapper(crowd)["instances"].gt_masks, PolygonMasks)
-    assert isinstance(both["annotations"][1]["segmentation"]["counts"], list)  # the record stays as it was
+    assert isinstance(both["annotations"][1]["segmentation"]["counts"], list)  # the record is unchanged
 
 
 def test_an_image_of_crowds_alone_is_cropped(record_with):

@@ -1,4 +1,4 @@
-"""YOLO and Pascal VOC folders, read as what a COCO file of the same data has."""
+"""YOLO and Pascal VOC folders, read like a COCO file of the same data."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from denseclip_d2.data.yolo import read_yolo
 
 ROOT = Path(__file__).parents[1]
 SIZE = (200, 100)
-BOX = "0 0.5 0.5 0.2 0.4\n"  # of an image of SIZE: x 80, y 30, width 40, height 40
+BOX = "0 0.5 0.5 0.2 0.4\n"  # in an image of SIZE: x 80, y 30, width 40, height 40
 PIXELS = [80, 30, 40, 40]
 NAMES = "names: [cat, garden gnome]\n"
 
@@ -38,7 +38,7 @@ def write(path: Path, text: str | bytes) -> None:
 
 
 def write_yolo(root: Path, yaml: str = "train: images/train\n" + NAMES, **images: str | bytes | None) -> Path:
-    """Write a data.yaml and images of SIZE. ``images`` has their label files by the names, None for none."""
+    """Write data.yaml and images of SIZE. ``images`` maps names to label files; None writes no label file."""
     write(root / "data.yaml", yaml)
     for name, labels in images.items():
         write_image(root / "images/train" / f"{name}.png")
@@ -67,7 +67,7 @@ def assert_close(actual, expected) -> None:
 
 
 def test_yolo_boxes_become_cocos_and_images_without_objects_stay(tmp_path):
-    """By Ultralytics' convention: class, center x, center y, width, height, as fractions."""
+    """Ultralytics' convention: class, center x, center y, width, height, as fractions."""
     labels = BOX + "1 0.25 0.75 0.1 0.5\n"
     source = read_yolo(write_yolo(tmp_path, a=labels, empty="", unlabeled=None))["train"]
     assert source.content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "garden gnome"}]
@@ -137,7 +137,7 @@ def test_yolo_keypoints_are_left_out(tmp_path, dimensions, visible):
 
 
 def test_sizes_are_those_of_images_as_they_are_read(tmp_path):
-    """A photo that a camera has turned: 200 x 100 pixels in the file, 100 x 200 as Detectron2 reads it."""
+    """A photo that a camera rotated: 200 x 100 pixels in the file, 100 x 200 as Detectron2 reads it."""
     write_yolo(tmp_path)
     write_image(tmp_path / "images/train/turned.jpg", orientation=6)
     write(tmp_path / "labels/train/turned.txt", BOX)
@@ -200,7 +200,7 @@ def test_a_wrong_line_of_a_yolo_label_is_named(tmp_path, line, message):
     ],
 )
 def test_yolo_layouts(tmp_path, yaml, images):
-    """Ultralytics' and Roboflow's, and paths that were right on the machine where they were written."""
+    """Layouts of Ultralytics and Roboflow, and paths from another machine."""
     valid = "valid" if images.startswith("{}") else "val"
     root = tmp_path / "my"
     for i, split in enumerate(("train", valid, "test"), 1):
@@ -228,7 +228,7 @@ def test_yolo_path_may_begin_at_the_working_directory(tmp_path, monkeypatch):
 
 
 def test_yolo_lists_of_images(tmp_path):
-    """As CVAT and Datumaro write them. The images need not be in a folder of their split."""
+    """CVAT and Datumaro write lists. The images may be outside the folder of their split."""
     for name in "abc":
         write_image(tmp_path / f"images/{name}.png")
         write(tmp_path / f"labels/{name}.txt", BOX)
@@ -276,7 +276,7 @@ def test_macos_hidden_files_are_no_data_yaml(tmp_path):
 
 
 def test_a_folder_of_images_above_is_not_the_datasets(tmp_path):
-    """Ultralytics replaces the last "images" of the path by "labels"; without, labels are beside images."""
+    """Ultralytics replaces the last "images" in the path by "labels". Otherwise labels are beside images."""
     root = tmp_path / "images" / "my"
     write_yolo(root, a=BOX)
     assert_close(boxes_of(read_yolo(root)["train"], "images/train/a.png"), [PIXELS])
@@ -308,7 +308,7 @@ def test_a_yolo_folder_without_splits_is_for_training(tmp_path, file, text, imag
 
 
 def test_darknets_folder_of_yolo(tmp_path):
-    """As CVAT and Datumaro write YOLO 1.1: paths begin with a folder "data", which the archive lacks."""
+    """CVAT and Datumaro write YOLO 1.1. Paths start with a folder "data" that the archive does not have."""
     splits = "train = data/train.txt\nvalid = data/val.txt\n"
     write(tmp_path / "obj.data", f"classes = 2\n{splits}names = data/obj.names\nbackup = backup/\n")
     write(tmp_path / "obj.names", "cat\ngarden gnome\n")
@@ -381,7 +381,7 @@ def test_a_wrong_data_yaml_is_named(tmp_path, yaml, message):
 
 
 def test_a_yolo_test_split_that_is_not_there_is_left_out(tmp_path):
-    """Roboflow names it whether there is one or not."""
+    """Roboflow names a test split even if it does not exist."""
     yaml = "train: images/train\ntest: ../test/images\n" + NAMES
     assert [*read_yolo(write_yolo(tmp_path, yaml, a=BOX))] == ["train"]
 
@@ -474,11 +474,11 @@ def test_voc_lists_are_the_splits(tmp_path):
     write(lists / "val.txt", "b\n")
     assert (stems("train"), stems("val"), stems("test")) == (["a"], ["b"], ["c"])
     (lists / "train.txt").unlink()
-    assert stems("train") == ["a", "unlabeled", "d e"]  # nothing that is evaluated on
+    assert stems("train") == ["a", "unlabeled", "d e"]  # no evaluation data
     (lists / "trainval.txt").unlink()
     assert stems("train") == ["a", "d e", "unlabeled"]
     (lists / "val.txt").rename(lists / "Validation.txt")
-    assert stems("train") == ["a", "d e", "unlabeled"] and stems("val") == ["b"]  # as CVAT writes it
+    assert stems("train") == ["a", "d e", "unlabeled"] and stems("val") == ["b"]  # as in CVAT's files
     write(lists / "val.txt", "b\nnowhere\n")
     with pytest.raises(FileNotFoundError, match=r"val.txt:2: there is no image nowhere\."):
         read_voc(tmp_path)
@@ -515,7 +515,7 @@ def test_voc_classes_are_the_same_in_all_splits(tmp_path):
     ids=["a zero", "some fractions", "most fractions"],
 )
 def test_voc_coordinates_that_count_from_zero_are_taken_as_they_stand(tmp_path, other, expected):
-    """VOC numbers its pixels from 1 and has fractions in few files; CVAT and Datumaro write coordinates."""
+    """VOC counts pixels from 1 and rarely has fractions. CVAT and Datumaro write coordinates."""
     write_voc(tmp_path, a=voc_xml(DOG), b=voc_xml(other))
     assert_close(boxes_of(read_voc(tmp_path)["train"], "JPEGImages/a.jpg"), [expected])
 
@@ -577,7 +577,7 @@ def test_voc_files_without_vocs_folders(tmp_path, folders, splits, xml, image):
 
 
 def test_nested_voc_folders_and_image_names_that_have_changed(tmp_path):
-    """CVAT keeps the folders of a task; converted images and paths leave an old <filename>."""
+    """CVAT keeps the folders of a task. Converted images and paths leave an outdated <filename>."""
     write_image(tmp_path / "JPEGImages/monday/a.png")
     write(tmp_path / "Annotations/monday/a.xml", voc_xml(DOG, name="a.jpg"))
     write_image(tmp_path / "JPEGImages/tuesday/a.png")

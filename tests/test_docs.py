@@ -1,4 +1,4 @@
-"""What the documentation says to run, run."""
+"""Commands in the documentation run."""
 
 import json
 import re

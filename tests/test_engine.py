@@ -29,14 +29,14 @@ CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
 
 def run_tool(tool: str, *args, datasets: Path, config: str = CONFIG) -> subprocess.CompletedProcess:
-    """A script of tools/ as a person would run it, with datasets in a folder of the test's."""
+    """Run a script of tools/ with datasets in a folder of the test."""
     command = [sys.executable, "-W", "ignore", f"tools/{tool}", "--config-file", config, *map(str, args)]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
 def final_metrics(output: Path) -> dict[str, float]:
-    """The last value of each of a run's metrics."""
+    """Return the last value of each metric of a run."""
     metrics = {}
     for line in (output / "metrics.json").read_text().splitlines():
         metrics.update(json.loads(line))
@@ -45,7 +45,7 @@ def final_metrics(output: Path) -> dict[str, float]:
 
 @pytest.fixture
 def config(small_shapes, tmp_path):
-    """The tiny config on eight images, for three iterations."""
+    """Return the tiny config for eight images and three iterations."""
     _, train, val = small_shapes
     opts = {
         "DATASETS.TRAIN": f"('{train}',)", "DATASETS.TEST": f"('{val}',)", "DATALOADER.NUM_WORKERS": 0,
@@ -56,7 +56,7 @@ def config(small_shapes, tmp_path):
 
 
 def test_training_moves_what_it_should_and_the_text_encoder_not_at_all(config, tmp_path):
-    """Every tensor of the text encoder stays bit for bit as it was in the file of CLIP's weights."""
+    """Every tensor of the text encoder stays bit-equal to the file of CLIP's weights."""
     clip = open_clip.create_model("RN-shapes-quickgelu")
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     config.MODEL.WEIGHTS = str(tmp_path / "clip.pt")
@@ -125,7 +125,7 @@ SEGMENTORS = {"clip": "fpn_clipres", "denseclip": "denseclip_fpn_res"}
 @pytest.mark.parametrize("system", RECIPES)
 @pytest.mark.parametrize("kind", ["clip", "denseclip"])
 def test_learning_rates_and_decays_are_the_released_ones(released_recipe, kind, system, depth):
-    """Of every parameter but the text encoder's: at rate 0 in the release, they are frozen here."""
+    """All parameters but the text encoder's. The release trains it at rate 0; here it is frozen."""
     config, recipe = (
         name.format(kind=kind, depth=depth, segmentor=SEGMENTORS[kind]) for name in RECIPES[system]
     )
@@ -207,7 +207,7 @@ def test_an_output_directory_that_cannot_be_written_is_refused(tmp_path):
 
 
 def config_keys(path: Path) -> set[tuple[str, str]]:
-    """Last parent and name of the config keys that a source file speaks of: ("VISUAL", "NORM")."""
+    """Return the config keys in a source file as (last parent, name): ("VISUAL", "NORM")."""
     attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     parents = {node: getattr(node.value, "attr", getattr(node.value, "id", "")) for node in attributes}
     # `visual.NORM` and `cfg.MODEL.DENSECLIP.VISUAL.NORM` read the same key.
@@ -215,7 +215,7 @@ def config_keys(path: Path) -> set[tuple[str, str]]:
 
 
 def test_every_config_key_has_a_reader():
-    """Keys nothing reads are promises nobody keeps."""
+    """A key without a reader has no effect."""
     package = ROOT / "denseclip_d2"
     sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP", "SLIDING_WINDOW", "OWN"}
     keys = {
@@ -223,13 +223,13 @@ def test_every_config_key_has_a_reader():
     }
     assert len(keys) > 20
     readers = [path for path in package.rglob("*.py") if path.parent.name != "config"]
-    # Detectron2 reads the first, and configs are loaded by the others.
+    # Detectron2 reads the first key. The others load configs.
     elsewhere = {("DATALOADER", "RANDOM_SUBSET_RATIO")}
     elsewhere |= {("OWN", "VAL"), ("OWN", "HELD_OUT"), ("OWN", "MIN_ITER"), ("OWN", "CLASS_NAMES")}
     assert keys - set().union(*map(config_keys, readers)) == elsewhere
 
 
-PARTS = ("Shapes/Base-tiny.yaml",)  # of configs, beside another base
+PARTS = ("Shapes/Base-tiny.yaml",)  # parts of configs, which need another base
 CONFIGS = sorted(
     p for p in ROOT.glob("configs/**/*.yaml") if p.parent.name != "ablations" and not str(p).endswith(PARTS)
 )
@@ -245,7 +245,7 @@ def test_every_config_loads(path, panopticapi):
 
 
 def test_command_line_evaluates_what_it_trained(tmp_path):
-    """Train, evaluate again from the checkpoint with the same detections, draw."""
+    """Train, evaluate the checkpoint with the same detections, and draw."""
     generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
     opts = (
         "OUTPUT_DIR", tmp_path / "output", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
@@ -300,7 +300,7 @@ def test_datasets_of_other_classes_than_the_models_are_refused(config):
     ],
 )
 def test_what_is_said_of_the_number_of_classes_is_the_way_out(catalogs, trained, tested, named, cures):
-    """All of it at once: no second error asks for another number."""
+    """The error names every value to change at once."""
     for name, count in (("train", trained), ("test", tested)):
         DatasetCatalog.register(name, list)
         MetadataCatalog.get(name).thing_classes = list(CLASS_NAMES[:count])
@@ -319,7 +319,7 @@ def test_what_is_said_of_the_number_of_classes_is_the_way_out(catalogs, trained,
 
 
 def test_a_lower_learning_rate_is_heeded_when_a_run_goes_on(config):
-    """The error of a loss that is not finite advises this."""
+    """The error of a non-finite loss recommends this."""
     config.DATASETS.TEST, config.SOLVER.CHECKPOINT_PERIOD = (), 2
     trainer = Trainer(config)
     trainer.resume_or_load(resume=False)
@@ -345,7 +345,7 @@ def test_a_lower_learning_rate_is_heeded_when_a_run_goes_on(config):
 
 
 def test_a_detector_without_masks_trains_by_masks_and_is_evaluated(config):
-    """As LOSS_TARGET 'mask' advises to set MASK_ON."""
+    """The error of LOSS_TARGET 'mask' recommends MASK_ON."""
     config.MODEL.MASK_ON, config.MODEL.DENSECLIP.LOSS_TARGET = True, "mask"
     config.MODEL.RETINANET.SCORE_THRESH_TEST, config.SOLVER.MAX_ITER = 0.0, 1
     trainer = Trainer(config)
@@ -361,7 +361,7 @@ def test_no_training_set_is_refused(config):
 
 
 def test_channels_last_changes_no_number(config):
-    """Detections are the same to rounding; convolutions have the other layout."""
+    """Detections are equal up to rounding. Convolutions have the other memory layout."""
     models = []
     for channels_last in (True, False):
         torch.manual_seed(0)
@@ -395,7 +395,7 @@ def test_the_last_line_of_a_failed_command_says_what_is_wrong(tmp_path, opts, me
 
 @pytest.mark.slow
 def test_full_size_model_trains_and_evaluates_on_coco(coco_root, tmp_path):
-    """RN50 from random weights on real COCO images, crowd regions among them: finite losses, and AP."""
+    """RN50 with random weights on real COCO images with crowds: finite losses, and an AP."""
     copy_coco(coco_root / "coco", tmp_path / "coco", count=6)
     done = run_tool(
         "train_net.py", "OUTPUT_DIR", tmp_path / "output", "MODEL.WEIGHTS", "",
@@ -410,7 +410,7 @@ def test_full_size_model_trains_and_evaluates_on_coco(coco_root, tmp_path):
 
 
 def copy_coco(source: Path, target: Path, count: int) -> None:
-    """COCO's layout with some images of each split, those with crowd regions first."""
+    """Copy COCO's layout with some images of each split, those with crowds first."""
     (target / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
         (target / split).symlink_to(source / split)

@@ -1,4 +1,4 @@
-"""What a person can mend ends in one line, in every tool and process; bugs keep their traceback."""
+"""Errors that a person can fix end in one line in every tool and process. Bugs keep their traceback."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def refused():
 
 
 def bug():
-    read_text("\0")  # ValueError, of Python's open()
+    read_text("\0")  # Python's open() raises ValueError
 
 
 def wrong_size():
@@ -70,7 +70,7 @@ def raised_by(function) -> Exception:
 
 
 class Calls(Dataset):
-    """One item, which is a call."""
+    """A dataset with one item, which is a function call."""
 
     def __init__(self, function):
         self.function = function
@@ -87,12 +87,12 @@ def load(function) -> None:
 
 
 def in_a_worker(function) -> Exception:
-    """The error as torch's loader raises it when a worker has met it."""
+    """Return the error as torch's loader raises it from a worker."""
     return raised_by(lambda: load(function))
 
 
 def in_a_process(function) -> Exception:
-    """The error as Detectron2's launcher, by ``torch.multiprocessing``, raises it of another process."""
+    """Return the error as ``torch.multiprocessing``, by Detectron2's launcher, raises it from a process."""
     error = raised_by(function)
     text = "".join(traceback.format_exception(error))
     return ProcessRaisedException(f"\n\n-- Process 1 terminated with the following error:\n{text}", 1, 2)
@@ -137,7 +137,7 @@ def test_torchrun_is_told_the_line(tmp_path, monkeypatch):
 
 @pytest.fixture
 def rooms(tmp_path, catalogs):
-    """A folder of label images for semantic segmentation, one of which has a label of no class."""
+    """Write label images for semantic segmentation. One has a label without a class."""
     root = tmp_path / "rooms"
     for i in range(4):
         for kind, image in (("images", np.zeros((64, 96, 3), "u1")), ("labels", np.full((64, 96), i, "u1"))):
@@ -153,7 +153,7 @@ def train_net(monkeypatch, *args) -> None:
 
 
 def test_a_fault_of_the_data_in_mid_training_ends_in_its_line(rooms, tmp_path, monkeypatch, capfd):
-    """Met by a worker of the loader; the traceback is in the log."""
+    """A worker of the loader raises the error. The traceback is in the log."""
     options = {
         "DATASETS.CHECK_IMAGES": False, "DATASETS.OWN.HELD_OUT": 0, "DATALOADER.NUM_WORKERS": 1,
         "SOLVER.MAX_ITER": 4, "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": tmp_path / "out",
@@ -167,7 +167,7 @@ def test_a_fault_of_the_data_in_mid_training_ends_in_its_line(rooms, tmp_path, m
 
 
 def test_a_locale_that_is_not_utf_8(rooms, tmp_path):
-    """A config of UTF-16 and names that are not ASCII are read, trained on and logged."""
+    """A config in UTF-16 and names that are not ASCII are read, used in training and logged."""
     (rooms / "labels/train/3.png").unlink()
     config = tmp_path / "config.yaml"
     config.write_text(f'# Übung\n_BASE_: "{ROOT / SEMANTIC}"\nSEED: 1\n', encoding="utf-16")
@@ -190,7 +190,7 @@ def test_a_locale_that_is_not_utf_8(rooms, tmp_path):
 
 @pytest.mark.parametrize("key", ["MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", "MODEL.FPN.OUT_CHANNELS"])
 def test_a_model_that_is_larger_than_the_memory_is_not_begun(key, monkeypatch):
-    """With 1 GiB in place of what there is, so that nothing is in danger."""
+    """The available memory is replaced by 1 GiB, which is safe."""
     monkeypatch.setattr("denseclip_d2.builder.available_memory", lambda: 2**30)
     before = torch.get_rng_state()
     with pytest.raises(MemoryError, match=rf"and 1.0 GiB .* defaults: {key} is 10000\.$"):

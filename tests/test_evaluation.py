@@ -41,7 +41,7 @@ MASK_RCNN = {
 
 @pytest.fixture
 def options(small_shapes, tmp_path):
-    """``KEY VALUE`` pairs that make the tiny config one of few images, augmented at test time; and more."""
+    """Return ``KEY VALUE`` pairs of the tiny config with few images, test-time augmentation and more."""
     _, train, val = small_shapes
 
     def make(**opts) -> list[str]:
@@ -62,7 +62,7 @@ def config(options):
 
 
 def decisive(model: nn.Module) -> nn.Module:
-    """A RetinaNet of random weights whose scores differ enough for their order to mean something."""
+    """Return a RetinaNet with random weights whose scores differ enough to be ranked."""
     for module in model.head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -89,7 +89,7 @@ def assert_same_detections(ours: Instances, theirs: Instances) -> None:
 
 
 def test_one_copy_as_it_is_gives_the_plain_detections(config):
-    """The images are resized for the detector, and so not of the size that boxes are given in."""
+    """The images are resized for the detector. The boxes refer to the original size."""
     cfg = config()
     model = decisive(Trainer.build_model(cfg))
     for image in images_of(cfg):
@@ -124,7 +124,7 @@ def test_an_image_and_its_mirror_give_mirrored_detections(config):
 
 
 class BrightPixels(nn.Module):
-    """Detects the box around an image's bright pixels; the larger the image, the surer it is."""
+    """A detector of the box around bright pixels. Its score grows with the image size."""
 
     test_nms_thresh, max_detections_per_image = 0.5, 100
 
@@ -145,7 +145,7 @@ class BrightPixels(nn.Module):
 
 
 def test_copies_agree_on_a_box_and_keep_the_best_score_of_each_class():
-    """One bright rectangle, six copies: found in each, and given once for either class."""
+    """One bright rectangle in six copies: detected in each, and returned once per class."""
     model = BrightPixels()
     mapper = DatasetMapperTTA(min_sizes=[50, 100, 200], max_size=1000, flip=True)
     image = np.zeros((100, 140, 3), dtype=np.uint8)
@@ -158,14 +158,14 @@ def test_copies_agree_on_a_box_and_keep_the_best_score_of_each_class():
     assert_close(instances.pred_classes, torch.tensor([1, 0]))
     expected = torch.tensor([[20.0, 40.0, 180.0, 120.0]]).expand(2, 4)
     assert_close(instances.pred_boxes.tensor, expected, atol=2.0, rtol=0.0)
-    # A batch holds copies of one size, since padding would change what the detector sees.
+    # A batch has copies of one size, because padding would change the detector's input.
     assert model.seen == [[(50, 70)] * 2, [(100, 140)] * 2, [(200, 280)] * 2]
     unsized = RetinaNetWithTTA(model, mapper)([{"image": tensor}])[0]["instances"]
     assert_close(unsized.pred_boxes.tensor, expected / 2, atol=1.0, rtol=0.0)
 
 
 def test_masks_are_augmented_on_the_language_guided_pyramid(config):
-    """With one copy, Detectron2's wrapper gives the masks of the plain model; with six, masks of its size."""
+    """With one copy, Detectron2's wrapper returns the plain model's masks. With six, the sizes are equal."""
     cfg = config(**MASK_RCNN)
     model = Trainer.build_model(cfg).eval()
     image = images_of(cfg)[0]
@@ -189,7 +189,7 @@ def test_the_wrapper_leaves_the_models_mode_alone(config):
 
 
 def test_models_without_augmentation_are_refused_before_training(config):
-    """So is a list of sizes without a size."""
+    """A list of sizes without a size is refused too."""
     cfg = config(**{"TEST.AUG.MIN_SIZES": "()"})
     with pytest.raises(ValueError, match=r"TEST.AUG.MIN_SIZES is empty"):
         Trainer(cfg)
@@ -198,7 +198,7 @@ def test_models_without_augmentation_are_refused_before_training(config):
 
 
 def evaluate_only(opts: list[str]) -> dict:
-    """What ``tools/train_net.py --eval-only`` finds."""
+    """Return the results of ``tools/train_net.py --eval-only``."""
     args = argparse.Namespace(
         config_file=CONFIG, opts=opts, eval_only=True, resume=False, allow_partial=False
     )
@@ -212,7 +212,7 @@ def final_metrics(output: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("tasks, opts", [(("bbox",), {}), (("bbox", "segm"), MASK_RCNN)])
 def test_evaluation_gives_every_class_and_predictions_in_cocos_format(options, small_shapes, tasks, opts):
-    """After training, and the same again from its checkpoint: with augmentation and without."""
+    """After training, and equally from its checkpoint: with and without augmentation."""
     opts = options(
         **{
             "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
@@ -255,7 +255,7 @@ def test_a_model_that_finds_nothing_has_nan_for_ap_and_finishes_training(config,
 
 
 def test_expected_results_can_be_those_of_augmentation(config):
-    """Detectron2's check at the end of training exits when a number is not the expected one."""
+    """Detectron2's check at the end of training exits if a number differs from the expected one."""
     cfg = config(**{"TEST.EXPECTED_RESULTS": "[['bbox_TTA', 'AP', 50.0, 0.01]]"})
     with pytest.raises(SystemExit):
         Trainer(cfg).train()

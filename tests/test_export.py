@@ -18,13 +18,13 @@ from denseclip_d2.config import load_config
 from denseclip_d2.config.header import read_header
 from denseclip_d2.model_zoo.zoo import zoo_index
 
-# Everything that has a say in the outputs but no tensor.
+# Settings that change the outputs but have no tensor.
 OPTS = ["MODEL.DENSECLIP.SCORE_MAP.TAU", "0.1", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
 
 
 @pytest.fixture
 def trained(tmp_path) -> str:
-    """A checkpoint of a model that might have been trained."""
+    """Save a checkpoint of a model that looks trained."""
     torch.manual_seed(3)
     model = tiny_model(*OPTS)
     DenseCLIPCheckpointer(model, str(tmp_path)).save("trained")
@@ -32,7 +32,7 @@ def trained(tmp_path) -> str:
 
 
 def convert(folder, source, *args, output="model.safetensors", config=CONFIG) -> None:
-    """Run the tool, in this process."""
+    """Run the tool in this process."""
     files = ["--input", source, "--config-file", config, "--output", folder / output]
     options = [str(x) for x in (*files, *args)]
     convert_checkpoint.main(convert_checkpoint.build_parser().parse_args(options))
@@ -114,7 +114,7 @@ def test_the_tool_says_what_is_wrong_in_one_line(tmp_path):
 
 
 def test_exported_weights_under_other_settings_are_refused(tmp_path, trained):
-    """Class names and temperature show in no tensor's shape."""
+    """Class names and temperature do not change the shape of a tensor."""
     convert(tmp_path, trained, *OPTS)
     path = str(tmp_path / "model.safetensors")
     names = [f"thing {i}" for i in range(18)]
@@ -157,7 +157,7 @@ def test_a_header_that_cannot_serve_as_config_is_named(tmp_path):
 
 
 def test_what_is_the_machines_stays_with_the_machine(tmp_path, trained):
-    """Neither does an export carry it away, nor does a header bring it."""
+    """An export leaves out machine-specific settings, and loading a header ignores them."""
     local = ["OUTPUT_DIR", str(tmp_path / "mine"), "MODEL.ALLOW_PARTIAL_WEIGHTS", "True"]
     convert(tmp_path, trained, *local)
     cfg = load_config(str(tmp_path / "model.safetensors"), [])
@@ -197,7 +197,7 @@ def test_text_cannot_be_folded_where_there_is_none(tmp_path, trained):
 
 
 def test_an_exported_file_stands_for_a_config_on_the_command_line(tmp_path):
-    """Also where Detectron2 would log a config file's text."""
+    """Detectron2 would log the text of a config file. An exported file works here as well."""
     weights = ROOT / "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
     opts = ("DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "output")
     done = run_tool("train_net.py", "--eval-only", *opts, datasets=tmp_path, config=str(weights))

@@ -47,7 +47,7 @@ def zoo_config(system: str):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Export a zoo model once: ``exported("retinanet", "onnx")``, its file and what it was verified with."""
+    """Export a zoo model once. ``exported("retinanet", "onnx")`` returns the file and its verification."""
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
     def export(system: str, format: str, **options):
@@ -66,7 +66,7 @@ def exported(tmp_path_factory):
 def test_onnx_runtime_finds_what_the_predictor_finds(exported, system):
     file, verdict = exported(system, "onnx", score_map=True)
     assert len(set(verdict.sizes)) == 4
-    # From the file of a picture to what is in it: pixels are resized by the file, as Pillow does it.
+    # From the image file to predictions. The exported file resizes pixels like Pillow.
     picture = _shapes(7)
     expected = Predictor(zoo_config(system))(picture)
     with onnx_runtime(file) as run:
@@ -101,7 +101,7 @@ def test_files_of_fewer_bits_are_smaller_and_agree(exported, tmp_path, precision
     assert verdict.pictures == 7 and verdict.detections > 50
     assert 0.9 < verdict.parts["boxes"] <= 1
     assert file.stat().st_size < size * whole.stat().st_size
-    with onnx_runtime(file) as run:  # at a level without candidates reshaping once failed
+    with onnx_runtime(file) as run:  # reshaping once failed at a level without candidates
         assert run(np.full((1, 96, 128, 3), 114, np.uint8))["boxes"].shape[1] == 4
     model = onnx.load(file)
     about = {x.key: x.value for x in model.metadata_props}
@@ -109,7 +109,7 @@ def test_files_of_fewer_bits_are_smaller_and_agree(exported, tmp_path, precision
     assert tuple(json.loads(about["class_names"])) == SHAPES.class_names
     in_8_bits = {x.output[0] for x in model.graph.node if x.op_type == "DequantizeLinear"}
     for node in model.graph.node:
-        if node.op_type == "Conv":  # those that predict stay as they are
+        if node.op_type == "Conv":  # the prediction layers stay as they are
             predicts = any(name in node.name for name in PREDICTORS)
             assert (node.input[1] in in_8_bits) == (precision == "int8" and not predicts), node.name
 
@@ -129,7 +129,7 @@ def test_weights_beyond_float16_are_refused():
 @needs_onnx
 @needs_openvino
 def test_openvino_finds_nothing_where_nothing_is(exported):
-    """It gives one detection of score 0 and no class there."""
+    """OpenVINO returns one detection with score 0 and no class there."""
     file, _ = exported("mask_rcnn", "openvino")
     nothing, something = np.full((1, 130, 150, 3), 114, np.uint8), _shapes(7)[None, :, :, ::-1].copy()
     with openvino_runtime(file) as run, onnx_runtime(file) as other:
@@ -159,7 +159,7 @@ def test_an_onnx_file_says_what_it_is_and_has_no_text_encoder(exported):
     types |= {a.t.data_type for node in model.graph.node for a in node.attribute if a.HasField("t")}
     types |= {node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
     assert onnx.TensorProto.FLOAT in types
-    assert onnx.TensorProto.DOUBLE not in types  # which some runtimes compute in float32
+    assert onnx.TensorProto.DOUBLE not in types  # some runtimes compute these in float32
     kinds = {x.op_type for x in model.graph.node}
     assert "Conv" in kinds
     assert "BatchNormalization" not in kinds
@@ -196,7 +196,7 @@ def test_torch_export_takes_prepared_pictures(exported):
     about = {"outputs": "", "class_names": ""}
     model = torch.export.load(file, extra_files=about).module()
     assert json.loads(about["outputs"]) == ["labels"]
-    pictures = torch.randn(3, 3, 64, 96)  # of no number and no size that was traced
+    pictures = torch.randn(3, 3, 64, 96)  # number and size differ from the traced ones
     labels = model(pictures)["labels"]
     assert labels.shape == (3, 64, 96)
     assert labels.max() < len(json.loads(about["class_names"]))
@@ -204,7 +204,7 @@ def test_torch_export_takes_prepared_pictures(exported):
 
 
 def assert_detections(given, expected):
-    """What ``decode`` gives, and Detectron2's outputs of the same pictures."""
+    """Compare the result of ``decode`` with Detectron2's outputs for the same images."""
     found = [x["instances"] for x in expected]
     assert all(len(x) > 0 for x in found)
     assert given["pictures"].tolist() == [i for i, x in enumerate(found) for _ in range(len(x))]
@@ -245,7 +245,7 @@ def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
 
 @pytest.mark.parametrize("system", ["RetinaNet", "CLIPRetinaNet"])
 def test_boxes_are_clipped_when_the_system_clips_them(system):
-    """Before non-maximum suppression or after it: of untrained heads, many boxes lie outside the picture."""
+    """Before or after non-maximum suppression. Untrained heads predict many boxes outside the image."""
     opts = ["MODEL.META_ARCHITECTURE", system, "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
     opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000"]
     torch.manual_seed(0)
@@ -306,7 +306,7 @@ def test_a_file_is_evaluated_by_its_runtime(exported, small_shapes, tmp_path):
 
 
 class Blind(nn.Module):
-    """A detector that sees nothing."""
+    """A detector without detections."""
 
     def __init__(self):
         super().__init__()
@@ -326,7 +326,7 @@ def test_a_file_is_not_verified_by_pictures_of_nothing():
 
 @needs_onnx
 def test_a_file_of_fewer_bits_that_agrees_too_little_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
-    """The runtime moves the labels."""
+    """The runtime changes the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
     with pytest.raises(
         ValueError, match="of the labels, .*% agree, where --precision float16 is to keep 99%"
@@ -345,7 +345,7 @@ def test_precisions_that_cannot_be_are_refused(tmp_path):
 
 
 def test_detections_agree_by_their_scores():
-    """Of scores of 0.95 and 0.05, in model and file, the least sure has another class in the file."""
+    """Scores are 0.95 and 0.05 in model and file. The class of the low score differs in the file."""
     boxes = np.array(BOXES, np.float32)
 
     class Sure(Blind):
@@ -370,7 +370,7 @@ def moving_labels(path):
 
 @needs_onnx
 def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
-    """The runtime moves the labels."""
+    """The runtime changes the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
     with pytest.raises(ValueError, match="of a picture of 256 x 341, .*% of the pixels"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx")
@@ -411,7 +411,7 @@ def test_what_a_file_may_change():
     other = found([BOXES[0], [5.0, 5.009, 9.0, 9.0]], [0.9, 0.40005], [1, 2])
     verdict = _compared(Verdict(), model, other)
     assert (verdict.detections, round(verdict.pixels, 3)) == (2, 0.009)
-    # The one of lowest score may have been cut off, by the number of detections or the lowest score.
+    # The detection of lowest score may be cut off by the number of detections or by the lowest score.
     assert _compared(Verdict(), model, found(BOXES[:1], [0.9], [1])).detections == 1
     assert _compared(Verdict(), found([], [], []), found([], [], [])).detections == 0
 
@@ -425,13 +425,13 @@ def test_pictures_are_resized_as_pillow_resizes_them(size):
     given = resize(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), fitted)[0].permute(1, 2, 0)
     off = (given - torch.from_numpy(expected.astype(np.float32))).abs()
     assert off.max() <= 1
-    # Pillow's weights are whole numbers over 2**22, so that some halves are just not halves in it.
+    # Pillow's weights are integers over 2**22, so that some halves are not exactly halves.
     assert (off > 0).float().mean() < 6e-3
     assert tuple(fitted_size(torch.tensor(size), 0, 192)) == size
 
 
 LIMITS = [(800, 1333), (128, 192), (333, 500), (512, 2048), (800, 800), (1333, 800), (1, 7)]
-"""``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``."""
+"""values of ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``"""
 
 
 def detectron2_sizes(sizes: torch.Tensor, shortest: int, longest: int) -> torch.Tensor:
@@ -446,7 +446,7 @@ def halves(shortest: int, longest: int, largest: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("limits", LIMITS)
 def test_every_size_becomes_what_detectron2_makes_of_it(limits):
-    """Of the sizes, some scale to a half pixel; Detectron2 rounds about a tenth of these down."""
+    """Some sizes scale to half pixels. Detectron2 rounds about a tenth of these down."""
     generator = torch.Generator().manual_seed(0)
     sides = torch.arange(1, 181)
     portraits = halves(*limits, LARGEST)[::9].flip(1)
@@ -458,14 +458,14 @@ def test_every_size_becomes_what_detectron2_makes_of_it(limits):
 
 
 def just_below(longest: int) -> torch.Tensor:
-    """Large sizes whose shorter side scales to nearly a half: there float32 has no such integers."""
+    """Return large sizes whose shorter side scales to almost a half, which float32 cannot represent."""
     low, high = torch.arange(4000, LARGEST - 400), torch.arange(LARGEST - 399, LARGEST, 2)
     low, high = torch.cartesian_prod(low, high).T
     return torch.stack([low, high], dim=1)[(2 * longest * low + high + 1) % (2 * high) == 0]
 
 
 class Sizes(nn.Module):
-    """What remains of a ``WholeModel`` if it gives resized sizes alone: of a picture, or of numbers."""
+    """The part of a ``WholeModel`` that computes resized sizes, from an image or from numbers."""
 
     prepared = any_batch = False
 
@@ -540,7 +540,7 @@ def test_files_that_resize_in_float32_are_told_apart(limits):
 
 
 def test_images_to_verify_with_stay_small_without_a_longest_side():
-    """A side of ``MAX_SIZE_TEST`` is not needed to be one of them."""
+    """No side has to be ``MAX_SIZE_TEST``."""
     assert max(map(max, telling_sizes(800, 10**8))) < 4000
     assert fitted_size(torch.tensor([100, 1000]), 800, 10**8).tolist() == [800, 8000]
 

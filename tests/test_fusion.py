@@ -1,4 +1,4 @@
-"""What inference does otherwise than training, and that the outputs are the same."""
+"""Inference runs other operators than training, with the same outputs."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def outputs_of(name: str, image: np.ndarray, **keys) -> tuple[Predictor, dict]:
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    """Four objects, BGR."""
+    """Return an image of four objects, BGR."""
     rng = np.random.default_rng(3)
     return as_bgr(draw_scene(rng, 128, 160, max_objects=4)[1])
 
@@ -96,7 +96,7 @@ def test_prediction_is_fast_by_default_with_the_same_outputs(name, image):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_bfloat16_is_a_key(name, image):
-    """Its outputs are others, by about as much as its numbers are coarse."""
+    """Outputs differ by about the precision of bfloat16."""
     coarse, exact = (outputs_of(name, image, PRECISION=p)[1] for p in ("bfloat16", "float32"))
     with pytest.raises(AssertionError):
         assert_outputs_are_near(coarse, exact, boxes=1e-5, scores=1e-6)
@@ -118,6 +118,6 @@ def assert_outputs_are_near(found: dict, expected: dict, *, boxes: float, scores
 
 
 def confident(found: Instances) -> Instances:
-    """In the order of the boxes' left sides, for scores may change places."""
+    """Return boxes sorted by their left sides, because scores may change places."""
     found = found[found.scores > 0.5]
     return found[found.pred_boxes.tensor[:, 0].argsort()]

@@ -1,4 +1,4 @@
-"""Tests that need a GPU, which the others do not see (conftest.py), in a process that does."""
+"""Run the tests that need a GPU in a process that sees it. The other tests do not (conftest.py)."""
 
 import os
 import shutil

@@ -40,7 +40,7 @@ def guided_fpn(**kwargs) -> LanguageGuidedFPN:
 
 
 def loop_targets(boxes, classes, num_classes, size):
-    """The released definition, in plain loops."""
+    """Return targets by the released definition in plain loops."""
     height, width = size
     target = torch.zeros(len(boxes), num_classes, height, width, dtype=torch.bool)
     for image, (image_boxes, image_classes) in enumerate(zip(boxes, classes, strict=True)):
@@ -68,7 +68,7 @@ def test_target_loss_and_gradient_equal_the_original(reference, name, kernels):
     assert_close(target.any(1, keepdim=True).expand_as(target).float(), record.outputs["mask"])
     loss = box_loss(scores, boxes, classes, stride=4, kernels=kernels)  # recorded at the target's size
     loss.backward()
-    if "NaN" in name:  # the original divides 0 by 0 where no box covers a cell
+    if "NaN" in name:  # the original divides 0 by 0 if no box covers a cell
         assert torch.isnan(record.outputs["loss"])
         assert loss == 0
         assert torch.count_nonzero(scores.grad) == 0
@@ -90,7 +90,7 @@ def test_target_equals_plain_loops(seed):
 
 
 def test_mask_target_reads_polygons_and_bitmaps_alike():
-    """A rectangle, its corners on cells: exactly its box; another class, and an image without any, apart."""
+    """A rectangle with corners on cells equals its box. Another class and an empty image stay separate."""
     rectangle = np.array([8, 12, 40, 12, 40, 28, 8, 28], dtype=np.float64)
     bitmap = torch.zeros(1, 64, 100, dtype=torch.bool)
     bitmap[0, 12:28, 8:40] = True
@@ -138,7 +138,7 @@ def test_scores_are_cosines_and_logits_are_those_over_tau():
 
 
 class RecordedVisual(Backbone):
-    """Gives recorded features instead of computing them."""
+    """A visual encoder that returns recorded features."""
 
     embedding_stride = 32
 
@@ -159,7 +159,7 @@ class RecordedVisual(Backbone):
 
 @pytest.mark.parametrize("kind, concat_logits", [("det", True), ("seg", False)])
 def test_score_map_and_guided_level_equal_the_original(reference, kind, concat_logits):
-    """From the visual encoder's outputs to what the pyramid reads, detection's way and segmentation's."""
+    """From the visual encoder's outputs to the pyramid's inputs, for detection and for segmentation."""
     record = reference(f"{kind}_head_path")
     language = released_language(record)
     model = LanguageGuidedFPN(
@@ -223,14 +223,14 @@ def test_gradients_arrive_everywhere_but_in_the_text_encoder():
         in_features=["res3", "res4", "res5"],
         top_block=lambda s: LastLevelP6P7WithoutReLU(s["res5"].channels, 16),
     )
-    with torch.no_grad():  # CLIP starts the last norm of each block at zero, which stops gradients at first
+    with torch.no_grad():  # CLIP's zeros in each block's last norm stop gradients
         for name, parameter in model.visual.named_parameters():
             if name.endswith("bn3.weight"):
                 parameter.fill_(1.0)
     sum(f.square().sum() for f in model(torch.rand(2, 3, 64, 64)).values()).backward()
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and parameter.grad.abs().max() > 0
-        # A bias on the keys of attention changes nothing: softmax does not see a constant.
+        # A bias on the keys of attention has no effect, because softmax ignores constants.
         expected = "text_encoder" not in name and not name.endswith("k_proj.bias")
         if expected or "text_encoder" in name:
             assert reached == expected, name
@@ -258,12 +258,12 @@ def test_shape_declared_for_the_guided_level_has_the_classes_added():
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "definition"])
 def test_the_softmax_loss_gives_a_pixel_to_the_smallest_object(kernels):
-    """As written out: cross-entropy at stride 4 where any box is. A constant added changes nothing."""
+    """Cross-entropy at stride 4 inside boxes, written out. An added constant changes nothing."""
     boxes = [torch.tensor([[0.0, 0, 40, 40], [8, 8, 24, 24], [36, 0, 64, 16]]), torch.zeros(0, 4)]
     classes = [torch.tensor([1, 3, 0]), torch.zeros(0, dtype=torch.int64)]
     scores = (2 * torch.rand(2, 5, 3, 4) - 1).requires_grad_()
     labels = torch.full((2, 12, 16), -1)
-    for box, label in ((boxes[0][0], 1), (boxes[0][2], 0), (boxes[0][1], 3)):  # the largest first
+    for box, label in ((boxes[0][0], 1), (boxes[0][2], 0), (boxes[0][1], 3)):  # largest first
         x1, y1, x2, y2 = (box / 4).long().tolist()
         labels[0, y1 : min(y2, 11), x1 : min(x2, 15)] = label
     logits = F.interpolate(scores / 0.07, (12, 16), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""The package's rooms, and who knows whom; CONTRIBUTING.md draws them."""
+"""The package's rooms and their imports. CONTRIBUTING.md has the table."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -8,12 +8,12 @@ PACKAGE = Path(__file__).parents[1] / "denseclip_d2"
 
 
 def room_of(path: Path) -> str:
-    """The folder of the package that a file is in, or its own name for one that is in none."""
+    """Return the folder of the package that has the file, or the module's name if no folder has it."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, anywhere in it, as paths below the package."""
+    """Return all modules of the package that a file imports, as paths below the package."""
     imported = set()
     package = ["denseclip_d2", *path.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -33,11 +33,11 @@ def test_the_rooms_of_the_package_know_one_another_in_one_direction():
         if path != PACKAGE / "__init__.py":
             rooms.setdefault(room_of(path), set()).update(imports_of(path) - {room_of(path)})
     assert rooms["engine"] >= {"checkpoint", "data", "evaluation"}  # imports are found
-    assert len([*TopologicalSorter(rooms).static_order()]) == len(rooms)  # raises CycleError, naming them
+    assert len([*TopologicalSorter(rooms).static_order()]) == len(rooms)  # raises CycleError with their names
 
 
 def test_the_package_asks_its_own_front_door_for_nothing():
-    """What a room needs of ``denseclip_d2/__init__.py`` would be there only after all rooms are."""
+    """``denseclip_d2/__init__.py`` imports the rooms first, so no room can import from it."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module is None and path.parent != PACKAGE:
@@ -47,7 +47,7 @@ def test_the_package_asks_its_own_front_door_for_nothing():
 
 
 def test_one_place_makes_models_ready_to_run():
-    others = PACKAGE / "pretraining"  # of a CLIP, which is no config's model
+    others = PACKAGE / "pretraining"  # a CLIP's config, not a model's
     makers = [
         p for p in PACKAGE.rglob("*.py") if "channels_last" in p.read_text() and others not in p.parents
     ]
@@ -75,7 +75,7 @@ def test_text_is_read_and_written_in_an_encoding_that_the_locale_does_not_choose
 
 
 def _opens_text(call: ast.Call) -> bool:
-    """Whether a call opens a file as text: none of Pillow's, of the system's, or of bytes."""
+    """Return whether a call opens a file as text. Pillow's, the system's and binary ones do not."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     of = getattr(getattr(call.func, "value", None), "id", "")
     if name in ("open", "written_whole"):

@@ -1,4 +1,4 @@
-"""Models from a hub, which a server on this machine stands for, and the page that a model has there."""
+"""Models from a Hugging Face hub, which a local server replaces, and their model cards."""
 
 import hashlib
 import http.server
@@ -25,7 +25,7 @@ FILES = {"model.safetensors": ZOO, "configs/own.yaml": ROOT / CONFIG}
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Has a repository "someone/shapes" with FILES, under "main" and "v1"; "someone/gated" has terms."""
+    """A hub with the repository "someone/shapes" of FILES as "main" and "v1". "someone/gated" has terms."""
 
     def do_HEAD(self):
         self.server.asked.append(f"{self.command} {self.path}")
@@ -63,7 +63,7 @@ def server(serve):
 
 @pytest.fixture
 def at_hub(server, tmp_path, monkeypatch):
-    """huggingface_hub, in this process, as if HF_ENDPOINT and HF_HOME had named these."""
+    """Make huggingface_hub use the server, as if HF_ENDPOINT and HF_HOME were set."""
     endpoint = f"http://127.0.0.1:{server.server_port}"
     template = hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.constants.ENDPOINT, endpoint)
     monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -73,7 +73,7 @@ def at_hub(server, tmp_path, monkeypatch):
 
 
 def test_weights_and_config_come_from_a_hub_on_the_command_line(server, tmp_path, small_shapes):
-    """And, once here, without it."""
+    """The second time, the files come from the cache without the hub."""
     image = next(small_shapes[0].glob("val/*.png"))
     environment = {
         **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
@@ -107,8 +107,8 @@ def test_a_config_on_the_hub_is_read(at_hub, tmp_path):
 
 def test_what_a_hub_does_not_have_is_said(at_hub):
     for path, message in (
-        ("hf://someone/none/x.safetensors", "there is no someone/none, or it is private.*HF_TOKEN"),
-        ("hf://someone/gated/x.safetensors", "asks for its terms to be accepted"),
+        ("hf://someone/none/x.safetensors", "someone/none does not exist, or is private.*HF_TOKEN"),
+        ("hf://someone/gated/x.safetensors", "someone/gated is gated"),
         ("hf://someone/shapes/x.safetensors", "someone/shapes has no file 'x.safetensors'"),
         ("hf://someone/shapes@v9/model.safetensors", "has no revision 'v9'"),
     ):
@@ -123,7 +123,7 @@ def test_offline_the_way_out_is_said(at_hub, monkeypatch):
     at_hub.shutdown()
     at_hub.server_close()
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's tries
-    message = "it is not in .*cache, and http://127.0.0.1:.* cannot be reached .*hf download someone/shapes"
+    message = "the file is not in .*cache, and http://127.0.0.1:.* cannot be reached .*hf download someone/"
     with pytest.raises(FileNotFoundError, match=message):
         load_config("hf://someone/shapes/model.safetensors", [])
 
@@ -138,7 +138,7 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.json").write_text(METRICS)
-    # The zoo's weights stand for a training's last.
+    # The zoo's weights replace the last weights of a training.
     (run / "model_final.pth").write_bytes(ZOO.read_bytes())
     folded = ("MODEL.DENSECLIP.PROMPT.FOLDED", "True")
     (tmp_path / "page").mkdir()
@@ -159,13 +159,13 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
     config = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert config["MODEL"]["META_ARCHITECTURE"] == "DenseCLIPRetinaNet"
     assert str(tmp_path) not in text
-    with pytest.raises(FileExistsError, match="README.md exists, and is not overwritten"):
+    with pytest.raises(FileExistsError, match="README.md exists"):
         convert(tmp_path / "page", run / "model_final.pth", *options, output="again.safetensors")
     assert not (tmp_path / "page/again.safetensors").exists()
 
 
 def test_figures_are_those_of_the_weights(tmp_path):
-    """The last of a training are not an earlier checkpoint's."""
+    """The last metrics of a training do not belong to an earlier checkpoint."""
     (tmp_path / "metrics.json").write_text(METRICS)
     assert find_figures(None, str(tmp_path / "model_0000009.pth")) == {}
     assert find_figures(None, "denseclip://Shapes/denseclip_retinanet_tiny.yaml") == {}
@@ -173,9 +173,9 @@ def test_figures_are_those_of_the_weights(tmp_path):
     assert figures == find_figures(str(tmp_path / "metrics.json"), "x.pth")
     assert figures == {"bbox/AP": 20.12, "bbox/AP50": 30.0}
     (tmp_path / "metrics.json").write_text("no JSON")
-    with pytest.raises(ValueError, match="is no metrics.json of a training"):
+    with pytest.raises(ValueError, match="is not a metrics.json of a training"):
         find_figures(None, str(tmp_path / "model_final.pth"))
-    with pytest.raises(FileNotFoundError, match="--metrics .*nowhere.json: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="--metrics .*nowhere.json does not exist"):
         find_figures(str(tmp_path / "nowhere.json"), "x.pth")
 
 

@@ -1,16 +1,15 @@
-"""Images from files: one reader for all, and what is seen of them before training."""
+"""One reader of image files for all purposes, and the checks of images before training."""
 
-import importlib.util
 import logging
 import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from detectron2.data import DatasetCatalog, MapDataset
 from detectron2.data import DatasetMapper as Detectron2Mapper
 from detectron2.data.detection_utils import read_image as detectron2_read_image
@@ -94,7 +93,7 @@ def test_images_of_eight_bits_are_what_detectron2_reads(tmp_path, name, pixel_fo
 
 
 def write_tiff(path: Path, content: bytes, bits: int, *, byte_order: str = "<", **tags: int) -> None:
-    """A TIFF of 6 rows of 9 pixels of one channel, of kinds that Pillow does not write."""
+    """Write a TIFF of 6 rows of 9 pixels with one channel, of kinds that Pillow does not write."""
     entries = {
         256: 9, 257: 6, 258: bits, 259: 1, 262: tags.get("photometric", 1), 273: 8, 277: 1, 278: 6,
         279: len(content), 339: tags.get("sample_format", 1),
@@ -136,7 +135,7 @@ def test_of_sixteen_bits_the_upper_eight_are_taken(tmp_path, name, caplog):
 
 
 def test_sixteen_bits_of_one_color_are_those_of_three(tmp_path):
-    """Pillow takes the upper 8 bits where there are several channels; a gray image must be no darker."""
+    """Pillow keeps the upper 8 bits of several channels. A gray image must not be darker."""
     import cv2
 
     cv2.imwrite(str(tmp_path / "color.png"), np.dstack([SIXTEEN] * 3))
@@ -175,7 +174,7 @@ def test_pixels_whose_white_is_unknown_are_refused_everywhere(tmp_path, name):
 @pytest.mark.parametrize("ext", ["jpg", "png", "webp", "avif", "tiff"])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_an_image_is_upright_once_whatever_the_format(tmp_path, ext, orientation):
-    """Pillow turns TIFFs by itself."""
+    """Pillow rotates TIFFs automatically."""
     colors = np.zeros((48, 64, 3), np.uint8)
     colors[:16, :16] = 255
     exif = turned_by(orientation)
@@ -313,25 +312,22 @@ def test_a_table_of_captions_reads_as_the_predictor_does(tmp_path):
         assert_array_equal(image, read_image(tmp_path / f"{name}.png", "RGB"))
 
 
-def example() -> ModuleType:
-    """``examples/detect.py``, which imports nothing of this package."""
-    spec = importlib.util.spec_from_file_location("detect", "examples/detect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def read_in_example(path: Path) -> np.ndarray:
+    """Read by ``examples/detect.py``, which does not import this package."""
+    return np.asarray(load_script("examples/detect.py").read(str(path)))
 
 
 @pytest.mark.parametrize("name", [*ORDINARY, *(f"deep_{name}" for name in DEEP)])
 def test_the_example_reads_as_the_predictor_does(tmp_path, name):
     (ORDINARY.get(name) or DEEP[name.removeprefix("deep_")])(tmp_path / name)
-    assert_array_equal(np.asarray(example().read(str(tmp_path / name))), read_image(tmp_path / name, "RGB"))
+    assert_array_equal(read_in_example(tmp_path / name), read_image(tmp_path / name, "RGB"))
 
 
 @pytest.mark.parametrize("name", UNKNOWN_WHITE)
 def test_the_example_refuses_what_the_predictor_refuses(tmp_path, name):
     UNKNOWN_WHITE[name](tmp_path / name)
-    with pytest.raises(SystemExit, match=f"error: .*{name} .*save it with 8 or 16 bits"):
-        example().read(str(tmp_path / name))
+    with pytest.raises(SystemExit, match=f"error: .*{name} .*Save it with 8 or 16 bits"):
+        read_in_example(tmp_path / name)
 
 
 @pytest.mark.parametrize("pixel_format", FORMATS)
@@ -344,12 +340,12 @@ def test_the_predictor_sees_what_evaluation_sees(small_shapes, pixel_format):
         assert torch.equal(predictor._input(record["file_name"])["image"], expected)
 
 
-# Mappers, whose calls are ours for the reader's sake
+# Mappers override Detectron2's calls because of the reader
 
 
 @pytest.mark.parametrize("is_train", [True, False])
 def test_the_mapper_gives_what_detectron2s_gives(small_shapes, is_train):
-    """Boxes, masks, labels of pixels and proposals, augmented alike."""
+    """Boxes, masks, label maps and proposals with the same augmentation."""
     root, name, _ = small_shapes
     config = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
     mapper = DatasetMapper(load_config(config, ["DATASETS.TRAIN", str((name,))]), is_train)

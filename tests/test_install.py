@@ -1,4 +1,4 @@
-"""The package as ``pip install`` leaves it: its wheel, in an environment and a folder that lack the clone."""
+"""The package after ``pip install``: its wheel in an environment and a folder without the clone."""
 
 import ast
 import importlib.metadata
@@ -29,9 +29,9 @@ UNDECLARED = {
     "triton": "comes with torch where there are GPUs for it",
     "transformers": "for tokenizers of other architectures, which say so",
 }
-"""What is imported and no requirement, and why."""
+"""Imports that are not requirements, with the reason."""
 INDIRECT = {"ftfy", "shapely"}
-"""What others import when this package calls them."""
+"""Requirements that other packages import on behalf of this one."""
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
@@ -42,7 +42,7 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 
 
 def imported(folder: str) -> set[str]:
-    """The modules outside the standard library that files import, anywhere in them."""
+    """Return all modules outside the standard library that files import."""
     found = set()
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -54,7 +54,7 @@ def imported(folder: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_nothing_else():
-    """By name of distribution, as the installed ones tell it."""
+    """Names of distributions come from the installed ones."""
     modules = (imported("denseclip_d2") | imported("tools")) - UNDECLARED.keys()
     distributions = importlib.metadata.packages_distributions()
     declared = requirements("lvis", "web", "export", "openvino")
@@ -88,7 +88,7 @@ def test_the_supported_pythons_are_the_same_everywhere():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from copies of its sources: a build leaves folders beside them."""
+    """Build the wheel from copies of the sources, because a build leaves folders beside them."""
     source = tmp_path_factory.mktemp("source")
     for name in ("denseclip_d2", "configs"):
         ignore = shutil.ignore_patterns("__pycache__")
@@ -101,7 +101,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def pip(*args, python: Path = Path(sys.executable)) -> None:
-    """Run the running environment's pip, without an index, on an environment that need not have it."""
+    """Run the current environment's pip without an index on an environment that may lack pip."""
     options = ["--python", python, "--quiet", "--disable-pip-version-check"]
     run(sys.executable, "-m", "pip", *options, *args[:1], "--no-deps", "--no-index", *args[1:])
 
@@ -117,13 +117,13 @@ def run(*command, cwd: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
-    """The folder of an environment's programs: the wheel, and what this one has but for this project."""
+    """Return the program folder of an environment with the wheel and this environment's packages."""
     root = tmp_path_factory.mktemp("environment")
     venv.create(root, symlinks=True, with_pip=False)
     python = root / "bin/python"
     pip("install", wheel, python=python)
     packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    # A path in a .pth file gives its packages, and not what .pth files there add: an editable install.
+    # A path in a .pth file adds its packages, but not the .pth files there, such as an editable install.
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (Path(packages) / "others.pth").write_text("\n".join(others), encoding="utf-8")
     return root / "bin"
@@ -145,7 +145,7 @@ def test_the_wheel_holds_the_package_and_no_more(wheel):
 
 @pytest.mark.slow
 def test_an_installed_package_predicts_trains_and_exports(environment, tmp_path):
-    """In an empty folder, by Python and by its console command."""
+    """In an empty folder, from Python and by the console command."""
     data, empty = tmp_path / "data", tmp_path / "empty"
     generate_shapes(data, num_train=4, num_val=1)
     empty.mkdir()

@@ -1,4 +1,4 @@
-"""Files of label tools are read as they were meant: tests/label_tools/ has them, all of one scene."""
+"""Files of label tools keep their meaning. tests/label_tools/ has files of one scene."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from denseclip_d2.engine import Trainer
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
 FOLDER = Path(__file__).parent / "label_tools"
-USED = ("wheelbarrow", "garden gnome", "cat")  # the classes that have objects
+USED = ("wheelbarrow", "garden gnome", "cat")  # the classes with objects
 WHOLE = {"barrow": [(4, 6, 20, 16)], "gnome": [(34, 10, 12, 24)], "cat": [(10, 8, 30, 30)]}
 PARTS = {"barrows": [(44, 4, 16, 16), (44, 28, 16, 16)]}
 HOLE_KEPT, HOLE_FILLED, FILLED_BY_CONTOUR = 880, 1024, 961  # a contour runs through the centers of pixels
@@ -28,15 +28,15 @@ HOLE_KEPT, HOLE_FILLED, FILLED_BY_CONTOUR = 880, 1024, 961  # a contour runs thr
 
 @dataclass(frozen=True)
 class File:
-    """What a tool wrote. The values that differ from the scene are what the tool lost.
+    """The expected content of a tool's file. Differences to the scene are the tool's losses.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         classes: names in the order of the category ids.
-        boxes: by an object's key, its boxes, where the tool wrote others.
-        crowds: keys of the objects that are written with the flag; in the scene it is "barrows" alone.
-        ring: pixels of the mask that has a hole in the scene; None where the tool writes no mask.
-        images: which images are kept.
+        boxes: boxes by object, if they differ from the scene.
+        crowds: objects with the crowd flag; in the scene only "barrows".
+        ring: pixels of the mask that has a hole in the scene; None if the tool writes no mask.
+        images: the images that the tool keeps.
     """
 
     path: str
@@ -54,9 +54,9 @@ class File:
 
 
 FILES = (
-    # A mask becomes a crowd, as in CVAT's exports ...
+    # A mask becomes a crowd, as in CVAT's exports,
     File("datumaro/coco/annotations/instances_train.json", crowds=("ring", "barrows"), ring=HOLE_KEPT),
-    # ... unless it is said to be none; then its hole is filled.
+    # unless iscrowd is 0. Then its hole is filled.
     File("datumaro/coco_flagged/annotations/instances_train.json", ring=FILLED_BY_CONTOUR),
     File("globox/boxes.json", classes=tuple(sorted(USED)), crowds=()),
     File(
@@ -69,7 +69,7 @@ FILES = (
     File("kwcoco/data.kwcoco.json", ring=HOLE_KEPT),
     File("label_studio/result.json", classes=tuple(sorted(CLASSES)), crowds=()),
     File(
-        "label_studio/result_coco.json",  # of brush strokes
+        "label_studio/result_coco.json",  # brush strokes
         classes=USED,
         boxes={"cat": [(10, 8, 31, 32)], **PARTS},
         crowds=(),
@@ -88,7 +88,7 @@ FOLDERS = (
     File("datumaro/yolo/data.yaml", boxes={"barrows": []}),  # crowds are left out
     File("datumaro/voc", crowds=()),
     File(
-        "supervision/yolo/data.yaml",  # which names no folder of images
+        "supervision/yolo/data.yaml",  # names no image folder
         boxes={
             "cat": [(10, 8, 30, 30)],
             "ring": [(8, 6, 31, 31)],
@@ -164,7 +164,7 @@ def test_a_hole_is_there_where_the_tool_wrote_it(file, tmp_path, catalogs):
 
 @each_file
 def test_perfect_detections_have_an_ap_of_100(file, tmp_path, catalogs):
-    """The evaluator finds each object, whatever ids, areas and flags the file has."""
+    """Independent of ids, areas and flags in the file, the evaluator matches each object."""
     keys = ["DATASETS.OWN.TRAIN", file.source, "DATASETS.OWN.VAL", file.source]
     cfg = load_config(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     name = cfg.DATASETS.TEST[0]
@@ -185,7 +185,7 @@ def test_perfect_detections_have_an_ap_of_100(file, tmp_path, catalogs):
         np.testing.assert_allclose(figures[f"AP-{label}"], expected, err_msg=label)
 
 
-# Training and evaluation, one file of each kind
+# Training and evaluation with one file of each kind
 
 
 @pytest.mark.slow

@@ -30,9 +30,9 @@ def prompted(mode: str = "post", **kwargs) -> PromptedTextEncoder:
 
 @pytest.mark.parametrize("names", ["coco", "ade", "odd"])
 def test_tokens_equal_the_original(reference, names):
-    """Ids at length 5 and 77; where the original refuses a name as too long, so do we.
+    """Ids at length 5 and 77. Names that are too long for the original are refused as well.
 
-    Left out: names that spell the original's special tokens, which are plain text to open_clip's tokenizer.
+    Names that spell special tokens are excluded, because open_clip's tokenizer reads them as plain text.
     """
     record = reference("tokenizer")
     for length in (5, 77):
@@ -74,7 +74,7 @@ def test_names_that_do_not_tell_classes_apart_are_refused(names, message):
 
 
 def test_a_name_with_a_special_token_is_refused():
-    """It would end the prompt before its end."""
+    """The token would end the prompt too early."""
     with pytest.raises(ValueError, match="<end_of_text>"):
         tokenize_names(["dog", "a <end_of_text> b"])
 
@@ -142,7 +142,7 @@ def test_post_model_prompting_starts_as_a_whisper():
     refined = model(*visual)
     assert_close(model.gamma, torch.full((32,), 1e-4))
     assert 0 < (refined - text).abs().max() < 1e-2
-    assert 0.7 < model.contexts.std() < 1.0  # a normal distribution cut off at two standard deviations: 0.88
+    assert 0.7 < model.contexts.std() < 1.0  # a normal distribution truncated at 2 standard deviations: 0.88
 
 
 def test_template_speaks_the_whole_sentence():
@@ -175,7 +175,7 @@ def test_every_text_encoder_parameter_is_frozen():
 
 
 def folded(mode: str = "post", **kwargs) -> PromptedTextEncoder:
-    """The state that ``PROMPT.FOLDED`` builds: as :func:`prompted`, without a text encoder."""
+    """Build the model of ``PROMPT.FOLDED``: like :func:`prompted` without a text encoder."""
     kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
     return PromptedTextEncoder(text_encoder=None, embed_dim=32, mode=mode, **kwargs)
 
@@ -192,7 +192,7 @@ def test_folded_text_gives_the_same_numbers_without_the_text_encoder(mode):
     loaded = folded(mode).eval()
     loaded.load_state_dict(weights, strict=True)
     assert torch.equal(loaded(*visual), before)
-    assert torch.equal(loaded.fold_()(*visual), before)  # folded already: nothing changes
+    assert torch.equal(loaded.fold_()(*visual), before)  # already precomputed: nothing changes
 
 
 def test_text_that_depends_on_the_image_cannot_be_folded():
@@ -236,7 +236,7 @@ def test_a_folded_detector_still_checks_its_class_names():
 
 
 def test_contexts_begin_from_words():
-    """As CoOp's: the tokens' embeddings, so that at first the prompt is the sentence."""
+    """Like CoOp: contexts start from the embeddings of tokens, so that the prompt is the sentence."""
     model = prompted("context", num_contexts=4, context_init="a photo of a")
     sentence = tokenize_names([f"a photo of a {name}" for name in NAMES])
     assert_close(model(torch.rand(1, 32), torch.rand(1, 32, 2, 2))[0], model.text_encoder(sentence)[0])
@@ -264,13 +264,13 @@ def test_words_that_contexts_cannot_begin_from_are_refused(mode, words, message)
 
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
 def test_any_names_are_embedded_as_the_models_own_would_be(mode):
-    """Beside names that are the model's own, an own name has its own embedding; a new one is another."""
+    """Beside the model's names, a class name keeps its embedding. An unknown name gets another one."""
     model, image = prompted(mode).eval(), (torch.rand(2, 32), torch.rand(2, 32, 3, 4))
     own = model(*image)
     new = model.embed(["a dog's wet nose, seen from far away"], *image)
     assert new.shape == (len(own), 1, 32)
     assert (own - new).abs().amax(dim=2).min() > 1e-4
-    if mode != "post":  # where names do not see one another
+    if mode != "post":  # names do not attend to one another
         assert_close(model.embed([NAMES[1]], *image), own[:, 1:2], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="empty"):
         model.embed([" "], *image)

@@ -1,4 +1,4 @@
-"""What a launch, a config and a device make of one another, without starting processes."""
+"""How launch, config and device affect one another, without starting processes."""
 
 import math
 import os
@@ -58,7 +58,7 @@ def train_loop(tmp_path, precision: str, **kwargs) -> TrainLoop:
 
 
 def test_a_run_goes_on_in_another_precision(tmp_path):
-    """float32 -> float16 starts a new scaler, float16 -> float16 keeps the old one's scale."""
+    """float32 -> float16 starts a new gradient scaler. float16 -> float16 keeps the scale."""
     before, trainer = train_loop(tmp_path, "float32"), train_loop(tmp_path, "float16")
     before.iter = trainer.iter = 7
     trainer.load_state_dict(before.state_dict())
@@ -196,7 +196,7 @@ print(keeps, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_memory_is_kept_on_cpus_unless_the_environment_says_otherwise():
-    """Counted in pages that the system had to give."""
+    """Measured by the pages that the system had to provide."""
     pages = {}
     for off in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"}):
         command = [sys.executable, "-W", "ignore", "-c", PAGES_OF_TEN_MAPS]

@@ -1,4 +1,4 @@
-"""Detectron2's LazyConfigs: the twins of YAML configs, and training from them."""
+"""Detectron2's LazyConfigs: counterparts of YAML configs, and training from them."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ from denseclip_d2.shapes.dataset import generate_shapes
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = sorted(path.with_suffix("") for path in ROOT.glob("configs/COCO-*/*.py"))
 
-# The RetinaNet of configs/, with the zoo's small CLIP, on shapes.
+# The RetinaNet of configs/ with the zoo's small CLIP, on shapes
 SMALL = """
 from detectron2.config import LazyConfig
 from denseclip_d2.clip_models import get_clip_architecture

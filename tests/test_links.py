@@ -1,4 +1,4 @@
-"""Links of the Markdown pages lead to files, images and headings that are there. The web is not asked."""
+"""Links in the Markdown pages lead to existing files, images and headings. Web links are not tested."""
 
 import re
 from collections import Counter
@@ -20,7 +20,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Those that GitHub gives the headings of a page, and those that it has of its own."""
+    """Return GitHub's anchors of a page's headings, and the explicit anchors."""
     text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     found, seen = set(re.findall(r"(?:id|name)=\"([^\"]+)\"", text)), Counter[str]()
     for heading in HEADING.findall(text):

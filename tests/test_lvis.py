@@ -1,4 +1,4 @@
-"""LVIS: names that can be read, the federated loss, rare classes more often, its own evaluation."""
+"""LVIS: readable names, the federated loss, repeat factor sampling, LVIS's evaluation."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from denseclip_d2.report.detections import read_detections
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs/LVIS-InstanceSegmentation"
-FREQUENT, RARE = 3, 13  # airplane and applesauce, by the ids of the files
+FREQUENT, RARE = 3, 13  # airplane and applesauce, ordered by id as in the files
 COLORS = {FREQUENT: "red", RARE: "blue"}
 SIZE = (96, 64)
 
@@ -51,7 +51,7 @@ needs_lvis = pytest.mark.skipif(
 
 
 def write_lvis(root: Path, split: str, count: int) -> Path:
-    """So many images, with annotations as LVIS has them; the rare class is in the first alone."""
+    """Write images with annotations like LVIS. Only the first image has the rare class."""
     (root / split).mkdir(parents=True)
     images, annotations = [], []
     for i in range(1, count + 1):
@@ -81,7 +81,7 @@ def write_lvis(root: Path, split: str, count: int) -> Path:
 
 @pytest.fixture
 def config(tmp_path):
-    """A small detector of LVIS's 1203 classes, on a dozen images, some of which are to test on."""
+    """Return the config of a small detector of LVIS's 1203 classes on a dozen images, some for testing."""
     names = [f"{tmp_path.name}_lvis_v1_{split}" for split in ("train", "val")]
     for name, split, count in zip(names, ("train2017", "val2017"), (8, 4), strict=True):
         file = write_lvis(tmp_path / "coco", split, count)
@@ -155,8 +155,8 @@ def test_a_detector_trains_by_the_federated_loss_and_is_evaluated_as_lvis_does(c
     name = config.DATASETS.TEST[0]
     found = read_detections(name, Path(config.OUTPUT_DIR, "inference", name), ("bbox", "segm"))
     assert len(found.figures) == 18
-    for key, value in found.figures.items():  # also of rare, common and frequent classes, for the report
-        logged = metrics[key] if metrics[key] >= 0 else math.nan  # where LVIS has -100
+    for key, value in found.figures.items():  # also for rare, common and frequent classes, for the report
+        logged = metrics[key] if metrics[key] >= 0 else math.nan  # LVIS has -100 here
         assert_close(float(value), logged, atol=1e-9, rtol=1e-9, equal_nan=True, msg=key)
     assert found.objects.nonzero()[0].tolist() == [FREQUENT - 1, RARE - 1]
     assert metrics["loss_pixel_text"] > 0
@@ -172,7 +172,7 @@ def test_a_detector_trains_by_the_federated_loss_and_is_evaluated_as_lvis_does(c
 
 @needs_lvis
 def test_perfect_detections_have_an_ap_of_100(config):
-    """Rare, common and frequent are LVIS's words, told by the categories; here two of them have objects."""
+    """The categories say which classes are rare, common and frequent. Here two of them have objects."""
     (name,) = config.DATASETS.TEST
     evaluator = Trainer.build_evaluator(config, name)
     evaluator.reset()
@@ -188,7 +188,7 @@ def test_perfect_detections_have_an_ap_of_100(config):
 @needs_lvis
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_false_boxes_of_a_class_that_is_not_marked_throughout_do_not_count(tmp_path, exhaustive):
-    """For LVIS's figures and for the report."""
+    """Neither in LVIS's metrics nor in the report."""
     file = write_lvis(tmp_path / "coco", "val2017", 2)
     content = json.loads(file.read_text())
     for image in content["images"]:
@@ -209,7 +209,7 @@ def test_false_boxes_of_a_class_that_is_not_marked_throughout_do_not_count(tmp_p
 
 
 def found(record: dict) -> Instances:
-    """What a perfect detector would have found, and one object more, of a class that no one looked for."""
+    """Return perfect detections and one more object of a class that was not annotated exhaustively."""
     size = (record["height"], record["width"])
     objects, instances = record["annotations"], Instances(size)
     objects = [*objects, {**objects[0], "category_id": 99}]

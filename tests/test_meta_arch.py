@@ -25,7 +25,7 @@ def released(reference, tmp_path):
 
 
 def pixels(model, record) -> list[dict]:
-    """The recorded images, already normalized, as Detectron2's mapper would hand them over."""
+    """Return the recorded, already normalized images in the format of Detectron2's mapper."""
     images = record.inputs["img"] * model.pixel_std + model.pixel_mean
     return [{"image": image} for image in images]
 
@@ -53,7 +53,7 @@ def test_losses_equal_the_original(released):
     inputs = pixels(model, record)
     for i, x in enumerate(inputs):
         x["instances"] = ground_truth(record.inputs[f"boxes{i}"], record.inputs[f"labels{i}"])
-    model.training = True  # the model's alone: the record has running statistics and no dropout
+    model.training = True  # only the model: the recording has running statistics and no dropout
     with EventStorage() as storage, torch.no_grad():
         losses = model(inputs)
         positive = storage.latest()["num_pos_anchors"][0] * len(inputs)
@@ -71,7 +71,7 @@ def test_boxes_equal_the_original(released):
     boxes, scores = record.outputs["det_boxes0"].split([4, 1], dim=1)
     kept = Boxes(
         boxes
-    ).nonempty()  # clipped to nothing, a box is given out by MMDetection and not by Detectron2
+    ).nonempty()  # MMDetection returns boxes that are empty after clipping. Detectron2 does not.
     assert (len(boxes), len(instances)) == (100, kept.sum()) == (100, 98)
     assert_close(instances.scores, scores[kept, 0], atol=1e-5, rtol=1e-4)
     assert_close(instances.pred_boxes.tensor, boxes[kept], atol=1e-3, rtol=1e-4)
@@ -83,10 +83,10 @@ def shapes_model(config: str = RETINANET, **keys):
 
 
 def random_input(height: int, width: int, boxes, classes) -> dict:
-    """A random image with boxes, and their whole areas as masks."""
+    """Return a random image with boxes, and masks that fill the boxes."""
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     instances = ground_truth(boxes, torch.tensor(classes, dtype=torch.int64), (height, width))
-    if len(boxes):  # Detectron2's mapper gives an image without objects no masks either
+    if len(boxes):  # Detectron2's mapper returns no masks for an image without objects.
         instances.gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy()] for box in boxes])
     return {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8), "instances": instances}
 
@@ -140,7 +140,7 @@ def test_the_pixel_text_loss_has_its_weight():
 
 
 def test_masks_are_a_tighter_target_than_boxes():
-    """Where a mask fills half of its box, the loss reads half of the pixels."""
+    """If a mask fills half of its box, the loss uses half of the pixels."""
     inputs = [random_input(96, 128, [[16, 16, 80, 80]], [3])]
     inputs[0]["instances"].gt_masks = PolygonMasks([[np.array([16, 16, 80, 16, 16, 80], dtype=np.float64)]])
     model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
@@ -184,7 +184,7 @@ def test_a_target_that_cannot_be_made_is_refused(keys, message):
 
 
 def test_guidance_needs_no_meta_architecture_of_its_own():
-    """Detectron2's own RetinaNet trains on the language-guided pyramid, less the auxiliary loss."""
+    """Detectron2's RetinaNet trains on the language-guided pyramid without the auxiliary loss."""
     model = shapes_model(**{"MODEL.META_ARCHITECTURE": "RetinaNet"})
     with EventStorage():
         losses = model([random_input(96, 128, [[10, 10, 80, 90]], [3]) for _ in range(2)])
@@ -227,7 +227,7 @@ def test_a_name_longer_than_the_prompt_is_refused():
     ],
 )
 def test_parameters_are_as_many_as_published(config, millions):
-    """All but the text encoder's (METHOD: table of published results)."""
+    """Without the text encoder (METHOD: table of published results)."""
     model = build_model(load_config(f"configs/{config}.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)
@@ -246,7 +246,7 @@ def test_the_softmax_loss_is_a_key():
 
 
 def test_kernels_can_be_switched_off():
-    """The definition gives the same losses, and no custom operator runs."""
+    """The definition has the same losses, and no custom operator runs."""
     inputs = [random_input(96, 128, [[10, 10, 80, 90], [30, 5, 60, 70]], [3, 5])]
     losses, operators = {}, {}
     for kernels in (True, False):

@@ -1,4 +1,4 @@
-"""Models of other classes, to begin training from."""
+"""Fine-tuning from models with other classes."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_the_rest_is_strictly_matched(tmp_path):
 
 
 def test_as_many_classes_of_other_names_are_others(tmp_path):
-    """Exported weights tell their names; a checkpoint does not."""
+    """Exported weights have the class names. A checkpoint has not."""
     trained = model_of(CLASS_NAMES)
     DenseCLIPCheckpointer(trained, str(tmp_path)).save("trained")
     path = str(tmp_path / "trained.safetensors")

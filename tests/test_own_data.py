@@ -1,4 +1,4 @@
-"""Data of one's own: what a config takes from them, and the command that trains on them."""
+"""Training on your own data: values that a config takes from the data, and the command."""
 
 import json
 import math
@@ -36,7 +36,7 @@ SIX = ("cat", "dog", "garden gnome", "wheelbarrow", "watering can", "rake")
 
 @pytest.fixture
 def pictures(tmp_path, catalogs):
-    """A folder "my" with train.json, val.json and images: 20 and 4 pictures, of which each fifth is empty."""
+    """Write a folder "my" with train.json, val.json and images: 20 and 4 images. Each fifth is empty."""
     root = tmp_path / "my"
     (root / "images").mkdir(parents=True)
     categories = [{"id": 7 + 3 * i, "name": name} for i, name in enumerate(SIX)]
@@ -64,7 +64,7 @@ def pictures(tmp_path, catalogs):
 
 
 def own(root: Path, *opts, config: str = CONFIG, val: bool = False):
-    """The config of a training on these pictures, with the folder of the test for its outputs."""
+    """Return the config of a training on these images with its outputs in the folder of the test."""
     keys = ["DATASETS.OWN.TRAIN", (str(root / "train.json"), str(root / "images"))]
     keys += ["DATASETS.OWN.VAL", (str(root / "val.json"), str(root / "images"))] if val else []
     return load_config(config, [*keys, "OUTPUT_DIR", str(root / "output"), *opts])
@@ -76,7 +76,7 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
-# What follows from the data
+# Values that depend on the data
 
 
 def test_classes_come_from_the_file(pictures):
@@ -88,7 +88,7 @@ def test_classes_come_from_the_file(pictures):
 
 
 def test_names_that_the_config_has_for_others_are_not_taken(pictures):
-    """ADE20K's configs list their names, and COCO's have room for names of three tokens alone."""
+    """The configs of ADE20K list its names. The configs of COCO have positions for names of three tokens."""
     cfg = own(pictures, "MODEL.WEIGHTS", "", config=COCO)
     assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH) == ((), 0)
     names = tuple(name.upper() for name in SIX)
@@ -105,9 +105,9 @@ def test_lviss_federated_loss_takes_frequencies_from_the_file(pictures, asked, f
         f"FED_LOSS_NUM_CLASSES: {asked}}}\n"
     )
     cfg = own(pictures, config=str(config))
-    assert federated == cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS  # else no class would be left out of any batch
+    assert federated == cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS  # otherwise every batch would have all classes
     objects = json.loads((pictures / "train.json").read_text())["annotations"]
-    count = Counter(annotation["category_id"] for annotation in objects)  # one an image
+    count = Counter(annotation["category_id"] for annotation in objects)  # one per image
     weights = get_fed_loss_cls_weights(cfg.DATASETS.TRAIN)
     assert weights.tolist() == [count[id_] for id_ in sorted(count)]
     with EventStorage():
@@ -145,7 +145,7 @@ def test_the_held_out_part_is_evaluated_under_the_files_own_ids(pictures):
     assert [c["id"] for c in written["categories"]] == [7, 10, 13, 16, 19, 22]
     assert len(written["images"]) == 4
     edit(pictures / "train.json", lambda c: c["images"].pop())
-    cfg = own(pictures)  # an earlier run's file is not taken for this one's
+    cfg = own(pictures)  # an earlier run's file must not replace this run's
     Trainer.build_evaluator(cfg, name)
     again = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
     assert {i["file_name"] for i in again["images"]} == {
@@ -161,13 +161,13 @@ def schedule(cfg) -> tuple:
 
 
 def test_the_schedule_is_for_the_number_of_images_and_not_too_short(pictures):
-    """Of 20 images 16 have boxes, which Detectron2 trains on alone; in the tiny configs on all of them."""
+    """Of 20 images, 16 have boxes. Detectron2 trains on these only, but the tiny configs use all."""
     assert schedule(own(pictures, config=COCO, val=True)) == (500, (333, 458), 50, 0)
     cfg = own(pictures, "DATASETS.OWN.MIN_ITER", 1, config=COCO, val=True)
     assert (round(87960 * 16 / 117266), 16) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.REFERENCE_IMAGES)
     assert own(pictures, val=True).SOLVER.REFERENCE_IMAGES == 20
     assert own(pictures).SOLVER.REFERENCE_IMAGES == 16
-    assert own(pictures, "DATASETS.OWN.MIN_ITER", 2000).SOLVER.MAX_ITER == 1000  # the config's own
+    assert own(pictures, "DATASETS.OWN.MIN_ITER", 2000).SOLVER.MAX_ITER == 1000  # the config's
     assert own(pictures, "SOLVER.REFERENCE_IMAGES", 0).SOLVER.REFERENCE_IMAGES == 0
 
 
@@ -187,7 +187,7 @@ def test_a_runs_own_config_is_left_as_it_is(pictures):
 
 
 def test_a_run_that_goes_on_keeps_its_schedule(pictures):
-    """Also where images have come since; what it is by then is in its config.yaml."""
+    """Even if images were added since. The schedule is in the run's config.yaml."""
     arguments = ("--train", pictures / "train.json", pictures / "images", "OUTPUT_DIR", pictures / "output")
     few = ("SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0)
     done = run_tool("train_net.py", *arguments, *few, "SOLVER.MAX_ITER", 2, datasets=pictures)
@@ -200,10 +200,10 @@ def test_a_run_that_goes_on_keeps_its_schedule(pictures):
     kept = load_config(str(pictures / "output/config.yaml"), [])
     assert (kept.SOLVER.MAX_ITER, kept.SOLVER.REFERENCE_IMAGES) == (2, 16)
     assert "ended: 2 iterations" in (pictures / "output/report.html").read_text()
-    assert (pictures / "output/log.txt").read_text().count("The report of this run") == 2  # one a command
+    assert (pictures / "output/log.txt").read_text().count("The report of this run") == 2  # one per command
 
 
-# Labels of pixels
+# Label maps
 
 
 @pytest.mark.parametrize("with_val", [True, False])
@@ -312,7 +312,7 @@ def test_files_called_alike_are_told_apart_by_their_folders(pictures, tmp_path):
 
 
 def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(pictures):
-    """The same objects as in the COCO files, and the folder's own validation images."""
+    """The same objects as in the COCO files, and the validation images of the folder."""
     root = pictures / "yolo"
     for split in ("train", "val"):
         content = json.loads((pictures / f"{split}.json").read_text())
@@ -344,7 +344,7 @@ def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(pictures):
             assert found["bbox"] == pytest.approx(right["bbox"], abs=0.01)
     assert evaluate_truth(cfg)["AP"] == pytest.approx(100)
     label = root / "labels/train/train_1.txt"
-    label.write_text("")  # read again, where a file has changed
+    label.write_text("")  # read again, because a file has changed
     load_config(CONFIG, ["DATASETS.OWN.TRAIN", source])
     assert sum(bool(r["annotations"]) for r in registered(cfg, "TRAIN")) == 15
 
@@ -357,7 +357,7 @@ def registered(cfg, split: str) -> list[dict]:
 
 
 def classes_of(cfg) -> list[list[str]]:
-    """The classes of the objects of the test set, image by image."""
+    """Return the classes of the objects of each test image."""
     name = cfg.DATASETS.TEST[0]
     names = MetadataCatalog.get(name).thing_classes
     return [[names[a["category_id"]] for a in r["annotations"]] for r in DatasetCatalog.get(name)]
@@ -376,7 +376,7 @@ def classes_of(cfg) -> list[list[str]]:
     ids=["listed in reverse", "other order", "strings", "words", "fewer", "one more, without objects"],
 )
 def test_the_classes_of_val_are_matched_by_name(pictures, change):
-    """Perfect detections, and these alone, have AP 100 in every class that has objects."""
+    """Perfect detections have AP 100 in every class with objects. The other classes have no AP."""
     own(pictures, val=True)
     expected = [[SIX[i]] if i else [] for i in range(4)]
     edit(pictures / "val.json", change)
@@ -400,7 +400,7 @@ def test_classes_that_share_a_name_are_not_matched(pictures, split):
 
 
 def test_names_of_images_in_another_encoding_are_held_out_as_others(pictures):
-    name = os.fsdecode("für.png".encode("latin-1"))  # as a listed folder gives it
+    name = os.fsdecode("für.png".encode("latin-1"))  # as listed in a folder
     (pictures / "images/train_1.png").rename(pictures / "images" / name)
     edit(pictures / "train.json", lambda c: c["images"][1].update(file_name=name))
     cfg = own(pictures)
@@ -420,7 +420,7 @@ def renumber(content: dict, change) -> None:
 
 
 def evaluate_truth(cfg) -> dict:
-    """What the evaluator says of detections that are the ground truth."""
+    """Return the metrics of detections that equal the ground truth."""
     name = cfg.DATASETS.TEST[0]
     evaluator = Trainer.build_evaluator(cfg, name)
     evaluator.reset()
@@ -462,7 +462,7 @@ def test_classes_in_another_order_are_not_gone_on_with(pictures):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, MASKS])
 def test_photographs_in_one_command(coco_root, tmp_path, config):
-    """A dozen of COCO's classes under other names, photographs under other file names, no OUTPUT_DIR yet."""
+    """Photographs with a dozen of COCO's classes under other names and file names, without an OUTPUT_DIR."""
     for split in ("train", "val"):
         write_photographs(coco_root / "coco", split, tmp_path)
     source = {split: (tmp_path / f"{split}.json", tmp_path / "photos") for split in ("train", "val")}
@@ -490,7 +490,7 @@ def test_photographs_in_one_command(coco_root, tmp_path, config):
     assert all(f"my {name}" in report for name in DOZEN)
     assert 4 <= report.count('alt="ground truth, val_') <= 8
     assert report.count("score map: my ") > 4
-    # Another process finds the data by the run's config alone.
+    # Another process reads the data from the run's config alone.
     again = write_report(tmp_path / "output", tmp_path / "again.html").read_text()
     assert again.count("data:image/jpeg") == report.count("data:image/jpeg")
 

@@ -20,7 +20,7 @@ def test_without_detectron2_the_import_says_how_to_get_it():
 
 
 def test_importing_registers_and_does_nothing_else():
-    """No logging set up, no device touched, no network asked for."""
+    """Importing sets up no logging, and uses neither a device nor the network."""
     done = python(
         "import logging, socket, torch; socket.socket = None; import denseclip_d2;"
         "assert not logging.getLogger().handlers; assert not torch.cuda.is_initialized()"
@@ -30,9 +30,9 @@ def test_importing_registers_and_does_nothing_else():
 
 
 def test_a_command_starts_without_what_only_its_end_or_another_needs():
-    """Pictures, pages, exported files, event files and the evaluators of other datasets come late.
+    """Modules for drawing, pages, exported files, event files and other datasets' evaluators load late.
 
-    An ablation draws at its end, without pyplot, which sets up windows that nobody opens.
+    An ablation draws at its end without pyplot, which would set up windows.
     """
     late = {"matplotlib", "pandas", "jinja2", "gradio", "onnx", "onnxruntime", "tensorboard", "lvis"}
     done = python(

@@ -1,4 +1,4 @@
-"""Images, folders, videos and streams through a model, by ``Predictor`` and by ``tools/demo.py``."""
+"""Images, folders, videos and streams through ``Predictor`` and ``tools/demo.py``."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from denseclip_d2.engine.setup import output_folder
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
 from denseclip_d2.visualization.gallery import check_outputs
-from denseclip_d2.visualization.video import read_frames
+from denseclip_d2.visualization.video import read_frames, write_video
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
 NAMES = ["red solid circle", "blue solid circle"]
@@ -38,7 +38,7 @@ def pictures(small_shapes) -> list[Path]:
 
 
 def make_video(path: Path, frames: int, fps: float = 10, size: tuple[int, int] = (160, 120)) -> Path:
-    """A video whose frames are told apart by their brightness."""
+    """Write a video whose frames differ in brightness."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     for i in range(frames):
         writer.write(np.full((*size[::-1], 3), 2 * i, np.uint8))
@@ -54,8 +54,8 @@ def same(one: dict, other: dict) -> None:
     torch.testing.assert_close(one["score_maps"], other["score_maps"], rtol=1e-3, atol=1e-4)
 
 
-def test_lists_and_generators_of_images_of_any_size_are_seen_as_one_by_one(predictor, pictures, monkeypatch):
-    """Those of a size go through the model at once, and each still has its own names."""
+def test_lists_and_generators_have_the_outputs_of_single_images(predictor, pictures, monkeypatch):
+    """Images of one size form a batch, and each keeps its own names."""
     whole = read_picture(pictures[0])
     images = [pictures[0], whole[:96, :128], whole, whole[:96, -128:], pictures[1]]
     alone = [predictor(image, NAMES) for image in images]
@@ -74,14 +74,14 @@ def test_lists_and_generators_of_images_of_any_size_are_seen_as_one_by_one(predi
     hook.remove()
 
 
-def test_a_generator_need_not_end(predictor):
+def test_a_generator_may_be_endless(predictor):
     taken = []
     endless = predictor(np.full((64, 64, 3), i % 256, np.uint8) for i in count() if not taken.append(i))
     next(endless), next(endless)
     assert len(taken) == 2
 
 
-def test_where_memory_is_short_fewer_go_at_once(predictor, pictures, monkeypatch, caplog):
+def test_batches_shrink_if_memory_runs_out(predictor, pictures, monkeypatch, caplog):
     whole = read_picture(pictures[0])
     images = [whole, whole[::-1], whole[:, ::-1], whole[::-1, ::-1]]
     alone, predict = [predictor(image) for image in images], predictor._predict
@@ -112,16 +112,6 @@ def test_a_broken_image_is_named_and_can_be_skipped(predictor, pictures, tmp_pat
     first, second, third = predictor.stream([pictures[0], broken, pictures[1]], skip_broken=True)
     assert (len(first), second, len(third)) == (1, {}, 1)
     assert f"Skipped: {broken} is broken" in caplog.text
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
-def test_pictures_of_every_kind_are_read(tmp_path, mode):
-    gray = Image.new("L", (8, 6), 128)
-    image = Image.fromarray(np.full((6, 8), 128 << 8, np.uint16)) if mode == "I;16" else gray.convert(mode)
-    image.save(tmp_path / ("x.tiff" if mode == "CMYK" else "x.png"))
-    pixels = read_picture(next(tmp_path.iterdir()))
-    assert (pixels.shape, pixels.dtype) == ((6, 8, 3), np.uint8)
-    assert mode == "1" or np.abs(pixels.astype(int) - 128).max() <= 1
 
 
 def test_files_folders_and_globs_are_found(tmp_path, monkeypatch):
@@ -155,7 +145,7 @@ def test_files_folders_and_globs_are_found(tmp_path, monkeypatch):
         names("empty")
 
 
-def test_nothing_is_overwritten_unasked(tmp_path):
+def test_files_are_overwritten_only_on_request(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
     (tmp_path / "out").mkdir()
@@ -163,7 +153,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     check_outputs(sources, str(tmp_path / "out"), overwrite=False)
     with pytest.raises(FileExistsError, match="is an input"):
         check_outputs(sources, str(tmp_path), overwrite=True)
-    with pytest.raises(ValueError, match=r"2 of what is to be written would be called 'x\.png'"):
+    with pytest.raises(ValueError, match=r"2 output files would have the same name 'x\.png'"):
         check_outputs(find_sources([str(tmp_path / "x.*")]), str(tmp_path / "out"), overwrite=True)
     (tmp_path / "out/detections.json").touch()
     with pytest.raises(FileExistsError, match="detections.json exists. .*add --overwrite"):
@@ -171,7 +161,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     check_outputs(sources, str(tmp_path / "out"), overwrite=True)
 
 
-def test_ten_seconds_of_video_come_out_with_as_many_frames(tmp_path):
+def test_a_video_keeps_its_number_of_frames(tmp_path):
     video = make_video(tmp_path / "clip.mp4", 100)
     done = run_tool(
         "demo.py", "--input", video, "--output", tmp_path / "out", "--score-map", *NAMES,
@@ -184,7 +174,7 @@ def test_ten_seconds_of_video_come_out_with_as_many_frames(tmp_path):
     assert capture.get(cv2.CAP_PROP_FPS) == 10
     frames = list(read_frames(str(written)))
     assert len(frames) == 100
-    assert frames[0].shape == (360, 3 * 480, 3)  # what was found, and two score maps beside it
+    assert frames[0].shape == (360, 3 * 480, 3)  # detections and two score maps
     found = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["frame"] for image in found["images"]] == [*range(100)]
     assert {image["file_name"] for image in found["images"]} == {str(video)}
@@ -192,7 +182,7 @@ def test_ten_seconds_of_video_come_out_with_as_many_frames(tmp_path):
     assert not (tmp_path / "out/overview.png").exists()
 
 
-def test_a_folder_with_a_truncated_image_yields_the_others(tmp_path, pictures):
+def test_broken_files_of_a_folder_are_skipped(tmp_path, pictures):
     folder = tmp_path / "photos"
     folder.mkdir()
     for path in pictures[:2]:
@@ -214,8 +204,8 @@ def test_a_folder_with_a_truncated_image_yields_the_others(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(("source", "folder"), [("--input", "new/out"), ("--camera", "kept")])
-def test_a_run_that_saw_nothing_leaves_nothing_behind(tmp_path, source, folder):
-    """Neither a file, which would refuse the next run, nor a folder that was not there."""
+def test_a_run_without_images_writes_nothing(tmp_path, source, folder):
+    """Neither a file, which would stop the next run, nor a new folder."""
     nothing = tmp_path / "empty.mp4"
     nothing.touch()
     zoo = "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
@@ -227,7 +217,7 @@ def test_a_run_that_saw_nothing_leaves_nothing_behind(tmp_path, source, folder):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty.mp4", "kept"]
 
 
-def test_a_folder_that_gets_nothing_is_removed_when_a_run_fails(tmp_path):
+def test_a_failed_run_removes_its_empty_folder(tmp_path):
     with pytest.raises(ValueError, match="weights"), output_folder(str(tmp_path / "a/b"), "--output"):
         raise ValueError("no weights")
     assert not [*tmp_path.iterdir()]
@@ -236,8 +226,8 @@ def test_a_folder_that_gets_nothing_is_removed_when_a_run_fails(tmp_path):
     assert (tmp_path / "a/b/x").exists()
 
 
-def test_images_of_kinds_that_are_not_read_are_named(tmp_path, predictor):
-    """Beside their JPEG as well, whose picture is written."""
+def test_images_that_pillow_cannot_read_are_named(tmp_path, predictor):
+    """Even beside a JPEG of the same name, whose output is written."""
     folder, out = tmp_path / "photos", tmp_path / "out"
     folder.mkdir(), out.mkdir()
     Image.new("RGB", (64, 48)).save(folder / "x.jpg")
@@ -252,7 +242,7 @@ def test_images_of_kinds_that_are_not_read_are_named(tmp_path, predictor):
 
 
 def test_images_of_a_dataset_keep_their_folders(tmp_path, catalogs):
-    """As those of a folder do; names outside the output folder are none."""
+    """Like images of a folder. No output is outside the output folder."""
     names = ["a/1.png", "./b/1.png", "b/../b/c/2.png"]
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +256,7 @@ def test_images_of_a_dataset_keep_their_folders(tmp_path, catalogs):
     check_outputs(of_dataset("nested", 3), str(tmp_path / "out"), overwrite=False)
 
 
-def test_a_video_that_breaks_off_is_named_and_its_beginning_kept(tmp_path, predictor):
+def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path, predictor):
     video = make_video(tmp_path / "whole.avi", 60)
     cut = tmp_path / "cut.avi"
     content = video.read_bytes()
@@ -279,7 +269,17 @@ def test_a_video_that_breaks_off_is_named_and_its_beginning_kept(tmp_path, predi
     assert len(list(read_frames(str(out / "cut.mp4")))) == outcome.seen
 
 
-def test_a_stream_ends_where_it_is_told_to(tmp_path, predictor):
+def test_an_interrupted_video_leaves_no_file(tmp_path):
+    def frames():
+        yield np.zeros((64, 64, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "x.mp4", frames(), 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_ends_after_count_frames(tmp_path, predictor):
     video = make_video(tmp_path / "stream.avi", 30)
     out = tmp_path / "out"
     out.mkdir()
@@ -288,8 +288,8 @@ def test_a_stream_ends_where_it_is_told_to(tmp_path, predictor):
     assert len(list(read_frames(str(out / "camera.mp4")))) == 7
 
 
-def test_detections_are_a_coco_file_in_the_datasets_ids(tmp_path, small_shapes, monkeypatch):
-    """Also masks; and COCO's own evaluation takes them."""
+def test_detections_are_a_coco_file_with_the_datasets_ids(tmp_path, small_shapes, monkeypatch):
+    """With masks. COCO's evaluation reads the file."""
     name = small_shapes[2]
     predictor = Predictor.from_zoo("Shapes/denseclip_mask_rcnn_tiny.yaml")
     sources = of_dataset(name, 3)
@@ -308,7 +308,7 @@ def test_detections_are_a_coco_file_in_the_datasets_ids(tmp_path, small_shapes, 
     ]  # fmt: skip
 
 
-def test_label_maps_are_written_class_by_class(tmp_path, pictures):
+def test_label_maps_become_one_annotation_per_class(tmp_path, pictures):
     predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
     draw_sources(predictor, find_sources([str(pictures[0])]), str(tmp_path))
     found = COCO(tmp_path / "detections.json")
@@ -318,12 +318,12 @@ def test_label_maps_are_written_class_by_class(tmp_path, pictures):
         assert np.array_equal(found.annToMask(annotation), labels == annotation["category_id"])
 
 
-def test_ctrl_c_ends_a_stream_and_nothing_else(tmp_path):
+def test_ctrl_c_ends_only_the_stream(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     frames = read_frames(str(make_video(tmp_path / "stream.avi", 30)), live=True)
     next(frames)
     os.kill(os.getpid(), signal.SIGINT)
     assert not list(frames)
     assert signal.getsignal(signal.SIGINT) == before
-    with pytest.raises(ValueError, match="there is no such camera, or another program has it"):
+    with pytest.raises(ValueError, match="there is no such camera, or another program uses it"):
         next(read_frames(str(tmp_path / "none.avi"), live=True))

@@ -1,11 +1,11 @@
-"""What the preparation of ADE20K promises."""
+"""Tests of ``datasets/prepare_ade20k.py``."""
 
-import importlib.util
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_script
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_ade20k
 from PIL import Image
@@ -16,17 +16,12 @@ from denseclip_d2.data.mapper import build_mapper
 
 @pytest.fixture
 def prepare():
-    """The script, which is not part of a package."""
-    path = Path(__file__).parents[1] / "datasets" / "prepare_ade20k.py"
-    spec = importlib.util.spec_from_file_location("prepare_ade20k", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("datasets/prepare_ade20k.py")
 
 
 @pytest.fixture
 def ade20k(tmp_path) -> Path:
-    """A dataset as downloaded, but for the number of its images: three and two."""
+    """Write the downloaded dataset with three training and two validation images."""
     root = tmp_path / "ADEChallengeData2016"
     values = np.linspace(0, 150, 40 * 30).astype(np.uint8).reshape(30, 40)
     for split, count in (("training", 3), ("validation", 2)):
@@ -39,11 +34,11 @@ def ade20k(tmp_path) -> Path:
 
 
 def made(root: Path) -> dict[Path, float]:
-    """The files that the script made, with their times."""
+    """Return the script's output files with their modification times."""
     return {path: path.stat().st_mtime_ns for path in (root / "annotations_detectron2").rglob("*.*")}
 
 
-def test_prepared_ade20k_is_what_detectron2_reads(prepare, ade20k, catalogs):
+def test_detectron2_reads_prepared_ade20k(prepare, ade20k, catalogs):
     prepare.main(["--root", str(ade20k), "--allow-partial"])
     register_all_ade20k(str(ade20k.parent))
     records = load("ade20k_sem_seg_train")
@@ -57,7 +52,7 @@ def test_prepared_ade20k_is_what_detectron2_reads(prepare, ade20k, catalogs):
     np.testing.assert_array_equal(mapper(records[1])["sem_seg"], expected)
 
 
-def test_preparing_again_does_what_is_missing_and_nothing_else(prepare, ade20k, capsys):
+def test_preparing_again_writes_only_missing_files(prepare, ade20k, capsys):
     arguments = ["--root", str(ade20k), "--allow-partial"]
     prepare.main(arguments)
     before = made(ade20k)
@@ -72,9 +67,9 @@ def test_preparing_again_does_what_is_missing_and_nothing_else(prepare, ade20k, 
     assert after == before
 
 
-def test_an_interrupted_preparation_leaves_no_half_written_labels(prepare, ade20k, monkeypatch):
-    def interrupt(image, file, **kwargs):
-        Path(file).write_bytes(b"\x89PNG")
+def test_an_interrupted_preparation_leaves_no_partial_file(prepare, ade20k, monkeypatch):
+    def interrupt(image, file, *args):
+        file.write(b"\x89PNG")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -108,18 +103,18 @@ def spoil(root: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["have no counterpart", "is broken", "other labels", "other labels than"])
-def test_what_is_no_ade20k_is_refused_by_name(prepare, ade20k, fault):
+def test_other_datasets_are_refused_by_name(prepare, ade20k, fault):
     spoil(ade20k, fault)
     with pytest.raises(SystemExit, match=f"error: .*ADEChallengeData2016.*{fault}"):
         prepare.main(["--root", str(ade20k), "--allow-partial"])
 
 
-def test_an_incomplete_ade20k_is_refused_unless_wanted(prepare, ade20k):
+def test_an_incomplete_ade20k_needs_allow_partial(prepare, ade20k):
     with pytest.raises(SystemExit, match="has 3 of the 20210 training images.*--allow-partial"):
         prepare.main(["--root", str(ade20k)])
 
 
-def test_without_ade20k_the_ways_to_get_it_are_told(prepare, tmp_path, monkeypatch):
+def test_without_ade20k_errors_say_how_to_get_it(prepare, tmp_path, monkeypatch):
     root = tmp_path / "new" / "ADEChallengeData2016"
     with pytest.raises(SystemExit, match="--zip FILE or --download"):
         prepare.main(["--root", str(root)])
@@ -128,12 +123,12 @@ def test_without_ade20k_the_ways_to_get_it_are_told(prepare, tmp_path, monkeypat
     with pytest.raises(SystemExit, match="damaged.zip is damaged"):
         prepare.main(["--root", str(root), "--zip", str(damaged)])
     monkeypatch.setattr(prepare, "URL", "http://127.0.0.1:1/ADEChallengeData2016.zip")
-    with pytest.raises(SystemExit, match="could not be fetched to .*refused.*give --zip FILE"):
+    with pytest.raises(SystemExit, match="could not be downloaded to .*refused.*give --zip FILE"):
         prepare.main(["--root", str(root), "--download"])
     assert not list(root.parent.iterdir())
 
 
-def test_missing_ade20k_is_refused_with_the_script_that_makes_it(monkeypatch, tmp_path):
+def test_missing_labels_are_refused_with_the_name_of_the_script(monkeypatch, tmp_path):
     metadata = MetadataCatalog.get("ade20k_sem_seg_train")
     monkeypatch.setitem(vars(metadata), "sem_seg_root", str(tmp_path / "none"))
     monkeypatch.setitem(vars(metadata), "image_root", str(tmp_path))

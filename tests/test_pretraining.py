@@ -53,12 +53,12 @@ def test_the_loss_is_open_clips_where_captions_differ_and_forgives_equal_ones():
 
 
 def test_captions_that_differ_can_be_kept_apart():
-    """By open_clip's loss of the texts among themselves, in which equal captions are right answers."""
+    """open_clip's loss of texts with themselves. Equal captions are correct answers."""
     images, texts = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
     scale, ids = torch.tensor(10.0, requires_grad=True), torch.arange(4)[:, None]
     added = SharedCaptionLoss(0.5)(images, texts, scale, ids) - SharedCaptionLoss()(images, texts, scale, ids)
     torch.testing.assert_close(added, 0.5 * ClipLoss()(texts, texts, scale.detach()))
-    assert torch.autograd.grad(added, scale)[0].abs() < 1e-6  # which is for pictures to set
+    assert torch.autograd.grad(added, scale)[0].abs() < 1e-6  # the images decide this
 
 
 def test_muon_takes_a_kernel_as_a_matrix():
@@ -99,7 +99,7 @@ def test_neighbors_stay_together_and_every_epoch_has_another_order():
     assert all(batch[i] + 3 == batch[i + 3] and batch[i] % 4 == 0 for batch in batches for i in (0, 4))
     single = [pair for _, pair in next(_order(replace(recipe, alike=1), 42, 0))]
     assert any(a + 1 != b for a, b in pairwise(single[:4]))
-    assert [*_order(recipe, 42, 7)] == [*_order(recipe, 42, 0)][7:]  # as a resumed run begins
+    assert [*_order(recipe, 42, 7)] == [*_order(recipe, 42, 0)][7:]  # as at the start of a resumed run
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_killed(table, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_open_clip_and_a_detector_take_what_is_written(table, tmp_path, monkeypa
 
 
 def test_the_shipped_clip_knows_its_words(tmp_path, monkeypatch):
-    """Of ten pictures that it has not seen, and none of which it was given a label for."""
+    """On ten unseen images, without any training labels."""
     run_tool(
         monkeypatch, "--eval-only", "--weights", SHIPPED, "--seed", 12345, "--images", 10,
         "--json", tmp_path / "knows.json",

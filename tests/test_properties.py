@@ -1,6 +1,6 @@
-"""Promises for any input, by examples that hypothesis makes. The same ones each time: a failure stays.
+"""Properties for any input, on examples by hypothesis. The examples are the same each time.
 
-``HYPOTHESIS_PROFILE=search pytest tests/test_properties.py`` tries other examples, and more of them.
+``HYPOTHESIS_PROFILE=search pytest tests/test_properties.py`` tries other and more examples.
 """
 
 import copy
@@ -57,7 +57,7 @@ def test_a_resized_image_keeps_its_form_within_a_pixel(height, width, shortest, 
     assert low >= 1 and high <= max(longest, shortest)
     if high < longest:
         assert low == shortest
-    scale = new_height / height if height > width else new_width / width  # of the longer, the surest side
+    scale = new_height / height if height > width else new_width / width  # of the longer side
     assert abs(new_height - height * scale) <= 1 + scale and abs(new_width - width * scale) <= 1 + scale
     theirs = T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
     assert (new_height, new_width) == tuple(max(side, 1) for side in theirs)
@@ -67,7 +67,7 @@ numbers = st.integers(-5000, 5000) | st.floats(-5000, 5000)
 
 
 def normalized(annotation: dict, image: dict) -> tuple[dict | None, Changes]:
-    """The annotation, None where it is left out, and what was changed."""
+    """Return the annotation, or None if it is left out, and the changes."""
     annotation, changes = copy.deepcopy(annotation), Changes()
     kept = AnnotationNormalizer(changes)(annotation, image, "annotation 1")
     return annotation if kept else None, changes
@@ -89,7 +89,7 @@ def test_a_box_is_cut_at_the_edges_left_out_or_refused(box, height, width):
     x1, y1, new_w, new_h = once["bbox"]
     assert min(x1, y1) >= -1 and min(new_w, new_h) >= 0
     assert x1 + new_w <= width + 1 and y1 + new_h <= height + 1
-    if once["bbox"] != box:  # its part inside the image
+    if once["bbox"] != box:  # the part inside the image
         assert (new_w, new_h) == inside
     twice, changes = normalized(once, {"height": height, "width": width})
     assert twice == once and "bbox" not in str(changes)
@@ -129,7 +129,7 @@ def test_a_mask_of_pycocotools_is_read_and_measured(mask):
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20), st.integers(1, 10**4))
 def test_the_runs_of_an_rle_are_counted_whether_compressed_or_not(runs, more):
-    total = sum(runs) + more  # the last run: more than none
+    total = sum(runs) + more  # the last run: not empty
     size = [1, total]
     compressed = mask_util.frPyObjects({"size": size, "counts": [*runs, more]}, *size)
     for counts in ([*runs, more], compressed["counts"], compressed["counts"].decode()):
@@ -161,7 +161,7 @@ def test_packed_prompts_share_each_prefix_once_and_see_their_own_alone(names, nu
         for end in pack.ends.tolist():
             seen = (pack.mask[end] == 0).nonzero().flatten().tolist()
             assert pack.positions[seen].tolist() == [*range(len(seen))]
-            for before, place in pairwise(seen):  # each token of a prompt sees what the next sees, but that
+            for before, place in pairwise(seen):  # a token attends to itself and earlier ones
                 assert (pack.mask[before] == 0).nonzero().flatten().tolist() == seen[: seen.index(place)]
             found.append(pack.ids[seen].tolist())
         prefixes = {tuple(p[: i + 1]) for p in found[first:] for i in range(len(p))}
@@ -186,7 +186,7 @@ BOUNDS = {"of at least": operator.ge, "above": operator.gt, "at most": operator.
 
 
 def follows(words: str, value: object) -> bool:
-    """Whether a value is what a rule's words say."""
+    """Return whether a value satisfies the text of a rule."""
     if match := re.fullmatch(r"(a list|\d+ values), each (.*)", words):
         count = None if match[1] == "a list" else int(match[1].split()[0])
         return (

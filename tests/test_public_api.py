@@ -1,4 +1,4 @@
-"""What users' programs, configs and commands name: tests/public_api.txt holds it still."""
+"""Public names, config keys and flags, as recorded in tests/public_api.txt."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def names() -> set[str]:
 
 
 def keys() -> set[str]:
-    """Every config key that Detectron2 does not have."""
+    """Return every config key that Detectron2 does not have."""
     cfg = get_cfg()
     theirs = dict(leaves(cfg)).keys()
     denseclip_d2.add_denseclip_config(cfg)
@@ -26,7 +26,7 @@ def keys() -> set[str]:
 
 
 def flags() -> set[str]:
-    """Every command and its options; of an option with two names, both."""
+    """Return every command with its options, including both names of an option with two names."""
     found = set()
     for command, module in cli.COMMANDS.items():
         parser = cli.command_module(module).build_parser()

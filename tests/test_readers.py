@@ -22,7 +22,7 @@ WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
 
 class Ran(Exception):
-    """Code in a file was run."""
+    """Raised by code in a file that runs when it is loaded."""
 
 
 def run():
@@ -36,7 +36,7 @@ class Code:
 
 @pytest.fixture
 def loads(tmp_path):
-    """Read what a function writes to a path, under every extension, since none is to matter."""
+    """Read a file under every extension, because the extension must not matter."""
 
     def read(write, suffixes=(".pth", ".safetensors", ".pkl", "")) -> dict:
         for suffix in suffixes:
@@ -91,7 +91,7 @@ def test_the_only_weights_of_a_file_are_read_under_any_key(loads, key):
     beside = {"epoch": 3, "optimizer": optimizer.state_dict(), "optim_ema": {"a": torch.ones(2)}}
     read = loads(lambda path: torch.save({key: WEIGHTS, **beside}, path))
     assert_weights(read)
-    assert "optimizer" not in read  # of another trainer: nothing to resume from
+    assert "optimizer" not in read  # another trainer's checkpoint: no training state to resume
     assert_weights(loads(lambda path: torch.save({**beside, key: {"module": WEIGHTS, "updates": 7}}, path)))
     arrays = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
     pickled = loads(lambda path: write_pickle({key: arrays, "epoch": 3}, path))
@@ -161,7 +161,7 @@ def test_detectron2s_pickles_of_arrays_are_read(loads):
 
 
 def test_what_trainers_keep_beside_weights_is_left_unread(loads):
-    """Namespaces, paths, omegaconf's and yacs' configs; nothing of their libraries is run or kept."""
+    """Namespaces, paths, configs of omegaconf and yacs. No code of these libraries runs, and none is kept."""
     beside = {
         "args": Namespace(lr=0.1, nested=Namespace(x=1)), "path": Path("a/b"), "when": datetime.now(UTC),
         "counts": defaultdict(list, {"a": [1]}), "recent": deque([1, 2], maxlen=3), "word": np.str_("x"),
@@ -175,7 +175,7 @@ def test_what_trainers_keep_beside_weights_is_left_unread(loads):
 
 
 class CodeOnLoading(nn.Module):
-    """A TorchScript archive of it writes a file when it is loaded."""
+    """Its TorchScript archive writes a file when it is loaded."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -204,7 +204,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, wrap):
         with pytest.raises(ValueError, match=rf"{name}' is not opened: .*can run any code") as refused:
             read_weights(str(tmp_path / name))
         said = str(refused.value)
-        first_of_pickle = ("torch._utils.",) if name == "plain.pkl" else ()  # how it builds a tensor
+        first_of_pickle = ("torch._utils.",) if name == "plain.pkl" else ()  # as in building a tensor
         assert said.partition("it holds ")[2].startswith((f"{run.__module__}.run, ", *first_of_pickle))
         assert "\x1b" not in said
         assert "\n" not in said
@@ -228,7 +228,7 @@ def test_code_in_a_torchscript_archive_is_refused_and_not_run(tmp_path):
     "array", [np.array([None, 1]), np.array(["a"]), np.array([(1, 2)], "i4,i4"), np.array(b"x")]
 )
 def test_arrays_of_anything_but_numbers_are_refused(tmp_path, array):
-    """Numpy would take bytes of the file for addresses."""
+    """Numpy would use bytes of the file as addresses."""
     write_pickle({"a": array}, tmp_path / "x.pkl")
     torch.save({"a": array}, tmp_path / "x.pth")
     for name in ("x.pkl", "x.pth"):
@@ -258,7 +258,7 @@ def test_anything_else_is_one_clear_error(tmp_path, data):
     for name in ("x.pth", "x.pkl"):
         with pytest.raises(ValueError, match=f"{name}' cannot be read as weights") as refused:
             read_weights(str(tmp_path / name))
-        assert "downloaded" not in str(refused.value)  # the file is whole
+        assert "downloaded" not in str(refused.value)  # the file is complete
 
 
 def test_a_file_cut_short_is_said_to_be(tmp_path):
@@ -305,9 +305,9 @@ def test_a_folder_is_no_file_of_weights(tmp_path):
 
 
 def test_a_small_clip_loads_the_same_from_every_kind_of_file(tmp_path):
-    """OpenAI's archive in half precision, its state dict, open_clip's and safetensors."""
+    """OpenAI's archive in half precision, its state dict, open_clip's file and safetensors."""
     torch.manual_seed(7)
-    clip = open_clip.create_model(CLIP).half().float()  # values that half precision can hold
+    clip = open_clip.create_model(CLIP).half().float()  # values that are exact in half precision
     state = clip.state_dict()
     openai = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
     torch.save(state, tmp_path / "open_clip.pt")
@@ -372,7 +372,7 @@ def test_weights_left_over_are_refused_by_name(tmp_path):
 
 
 def test_names_can_be_matched_by_their_ends(tmp_path):
-    """Detectron2's ?matching_heuristics=True; any other query is an error."""
+    """Detectron2's ?matching_heuristics=True. Any other query is an error."""
     model = tiny_model()
     state = {k.partition(".")[2]: v + 1 for k, v in model.state_dict().items() if v.is_floating_point()}
     torch.save(state, tmp_path / "x.pth")

@@ -35,12 +35,12 @@ CONFIGS = {
 
 
 def full_size_model(name: str, *opts) -> nn.Module:
-    """A model of a config, with shapes and no values."""
+    """Return the model of a config with shapes and without values."""
     return build_model(load_config(f"configs/{name}.yaml", [*opts, "MODEL.DEVICE", "meta"]))
 
 
 def key_list(name: str) -> dict[str, torch.Tensor]:
-    """Every key and shape of a released checkpoint, without values."""
+    """Return every key and shape of a released checkpoint without values."""
     path = SHARED / "reference" / "keys" / f"{name}.json"
     if not path.exists():
         pytest.skip("the released checkpoints' keys are not here (../shared/reference)")
@@ -50,7 +50,7 @@ def key_list(name: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_key_of_a_released_checkpoint_has_its_place(name):
-    """None missing, none left over, none misshapen; what is reshaped is said."""
+    """No key is missing, left over or of another shape. Reshaped keys are logged."""
     weights, model = key_list(name), full_size_model(CONFIGS[name])
     converted, reshaped = released.convert_released(weights, model, name)
     assert not resize_positions(converted, model)
@@ -69,14 +69,14 @@ def assert_boxes_are_the_recorded(model: nn.Module, record) -> None:
     with torch.no_grad():
         found = model([{"image": image}])[0]["instances"]
     boxes, scores = record.outputs["det_boxes0"].split([4, 1], dim=1)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # MMDetection gives out empty boxes as well
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # MMDetection returns empty boxes too
     assert_close(found.scores, scores[kept, 0], atol=1e-5, rtol=1e-4)
     assert_close(found.pred_boxes.tensor, boxes[kept], atol=1e-3, rtol=1e-4)
     assert torch.equal(found.pred_classes, record.outputs["det_labels0"][kept])
 
 
 def test_a_released_checkpoint_exported_gives_the_recorded_boxes(reference, tmp_path):
-    """Through the file that tools/convert_checkpoint.py writes and its header alone, as inference runs it."""
+    """Inference uses only the file of tools/convert_checkpoint.py and its header."""
     record = reference("det_full_tiny")
     model, exported = released_retinanet(record, tmp_path), str(tmp_path / "model.safetensors")
     source = str(tmp_path / "released.pth")
@@ -95,7 +95,7 @@ def test_without_the_anchors_order_boxes_are_others(reference, tmp_path, monkeyp
 
 
 def test_with_detectron2s_p7_the_pyramid_is_another(reference, tmp_path, monkeypatch):
-    """And the config that would have it so is refused by the key's name."""
+    """A config with another P7 is refused with the name of the key."""
     record = reference("det_full_tiny")
     with pytest.raises(ValueError, match="outputs need MODEL.DENSECLIP.FPN_P7_RELU False"):
         released_retinanet(record, tmp_path, "MODEL.DENSECLIP.FPN_P7_RELU", True)
@@ -151,7 +151,7 @@ def test_prompts_longer_than_the_released_positions_are_refused(reference, tmp_p
 
 @pytest.mark.parametrize("doubled", [False, True])
 def test_the_released_vits_second_class_embedding_is_kept(doubled):
-    """In its position where the config does not add it a second time: the authors' outputs either way."""
+    """It is in its position if the config does not add it again. Both reproduce the authors' outputs."""
     opts = ["MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu", "MODEL.DENSECLIP.VISUAL.NORM", "BN"]
     opts += ["MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", str(doubled)]
     model = build_model(load_config("configs/Shapes/clip_semantic_fpn_tiny.yaml", opts)).eval()
@@ -167,7 +167,7 @@ def test_the_released_vits_second_class_embedding_is_kept(doubled):
 
 
 def test_the_released_segmentors_prompts_are_theirs(reference):
-    """MMSegmentation's names of ADE20K's classes, ten of which are not Detectron2's."""
+    """MMSegmentation's names of ADE20K's classes. Ten differ from Detectron2's."""
     record = reference("tokenizer")
     cfg = load_config("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
     ids = tokenize_names(get_class_names(cfg), cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH)

@@ -1,4 +1,4 @@
-"""The report of a training: what it reads, computes and shows, and what it must never do."""
+"""The report of a training: its inputs, metrics and page, and what it must not do."""
 
 import json
 import math
@@ -38,7 +38,7 @@ MAX_BYTES = 5_000_000
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The names of four data sets of a few images, whose first class has a name that no page should run."""
+    """Return the names of four small datasets. The first class has a name with HTML."""
     root = tmp_path_factory.mktemp("data")
     generate_shapes(root, num_train=4, num_val=6, seed=3)
     for split in ("train", "val"):
@@ -57,7 +57,7 @@ def data(tmp_path_factory):
 
 
 def train(kind: str, output: Path, *opts) -> None:
-    """Two iterations from the zoo's model, or of the twin without language."""
+    """Train for two iterations from the zoo's model, or from the counterpart without language."""
     labels = "labels_" if "semantic" in kind else ""
     own = SEMANTIC_CLASS_NAMES if labels else CLASS_NAMES
     values = {
@@ -77,7 +77,7 @@ def train(kind: str, output: Path, *opts) -> None:
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """The OUTPUT_DIR of a training of a kind, with its report."""
+    """Return the OUTPUT_DIR of a training of a kind, with its report."""
 
     @cache
     def output_of(kind: str) -> Path:
@@ -96,7 +96,7 @@ def run(request, trained) -> Path:
 
 @pytest.fixture
 def detector(trained, tmp_path) -> Path:
-    """A copy of a detector's OUTPUT_DIR, without a report."""
+    """Copy a detector's OUTPUT_DIR without its report."""
     output = tmp_path / "run"
     shutil.copytree(trained("denseclip_retinanet"), output)
     (output / "report.html").unlink()
@@ -104,7 +104,7 @@ def detector(trained, tmp_path) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page loads and runs, and the text that is seen."""
+    """Collect what a page loads and runs, and its visible text."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -121,7 +121,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-# What is on the page
+# Content of the page
 
 
 def test_the_figures_are_those_of_the_evaluation(run):
@@ -177,13 +177,13 @@ def test_curves_confusions_config_and_state_are_there(run):
     for words in ("Confusions", "ended: 2 iterations", "SOLVER.BASE_LR", "By class"):
         assert words in seen.text, words
     of_objects = "semantic" not in run.parent.name
-    assert seen.tags.count("svg") == 2 * of_objects  # curves over two iterations are none
+    assert seen.tags.count("svg") == 2 * of_objects  # two iterations make no curve
     for words in ("Precision and recall", "By size", "false alarms"):
         assert (words in seen.text) == of_objects, words
     assert "not of the last evaluation" not in seen.text
 
 
-# Runs that are not whole
+# Incomplete runs
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -196,7 +196,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
-    """And with a run, where it wrote: nothing in the run's folder."""
+    """With a run too, and nothing is written to the run's folder."""
     monkeypatch.setattr("sys.argv", ["tools/report.py", str(tmp_path)])
     with pytest.raises(SystemExit, match=f"error: {tmp_path} is no OUTPUT_DIR"):
         runpy.run_path("tools/report.py", run_name="__main__")
@@ -223,7 +223,7 @@ def test_a_killed_run_is_reported_as_far_as_it_came(detector):
     ):  # fmt: skip
         assert words in seen, words
     results = detector / "inference/report_val/coco_instances_results.json"
-    results.write_text(results.read_text()[:100])  # as while it is written
+    results.write_text(results.read_text()[:100])  # as if it were being written
     assert "Not shown: report_val: " in Page(write_report(detector)).text
 
 
@@ -240,7 +240,7 @@ def test_a_run_without_evaluation_says_so(detector):
 
 
 def test_iterations_that_were_done_again_count_once(tmp_path):
-    """A kill cut off a line, and the run that went on wrote behind it."""
+    """A kill truncated a line, and the resumed run wrote after it."""
     path = tmp_path / "metrics.json"
     first = "".join(f'{{"iteration": {i}, "loss": {i}}}\n' for i in (0, 20, 40))
     path.write_text(
@@ -257,7 +257,7 @@ def test_iterations_that_were_done_again_count_once(tmp_path):
 
 
 def test_what_goes_wrong_is_a_warning(detector, caplog):
-    """Here a folder is in the report's place: nothing half-written stays, and nothing is raised."""
+    """A folder is in the place of the report. No partial file stays, and no error is raised."""
     cfg = read_run(detector).cfg
     cfg.OUTPUT_DIR = str(detector)
     (detector / "report.html").mkdir()
@@ -274,12 +274,12 @@ def test_what_goes_wrong_is_a_warning(detector, caplog):
     assert (detector / "report.html").stat().st_size > 10_000
 
 
-# What is computed
+# Metrics
 
 
 @pytest.fixture
 def boxes(tmp_path, catalogs):
-    """A test set of two classes, "cat" and "dog", and a function that evaluates detections on it."""
+    """Write a test set of "cat" and "dog", and return a function that evaluates detections on it."""
     annotations = [
         (1, 0, [10, 10, 20, 20], 0), (1, 1, [50, 10, 20, 20], 0), (1, 0, [10, 50, 20, 20], 0),
         (1, 1, [50, 50, 40, 40], 1), (2, 1, [10, 10, 20, 20], 0),
@@ -311,16 +311,16 @@ def boxes(tmp_path, catalogs):
 
 
 RIGHT = [(1, 0, [10, 10, 20, 20], 0.9), (2, 1, [11, 10, 20, 20], 0.8)]
-"""A cat, and a dog: two of three cats and dogs."""
+"""Two of three cats and dogs."""
 
 
 def test_confusions_are_of_the_boxes_above_the_best_threshold(boxes):
     found = boxes(
         *RIGHT,
-        (1, 1, [55, 55, 20, 20], 0.95),  # in a crowd, which counts for nothing
+        (1, 1, [55, 55, 20, 20], 0.95),  # in a crowd, which does not count
         (1, 0, [50, 11, 20, 20], 0.7),  # a dog
         (3, 1, [0, 0, 9, 9], 0.5),  # on nothing
-        (1, 1, [49, 10, 20, 20], 0.4),  # right: 3 of 5 boxes and 4 objects, F1 6 / 9; up to 0.8, 4 / 6
+        (1, 1, [49, 10, 20, 20], 0.4),  # correct: 3 of 5 boxes and 4 objects, F1 6 / 9; up to 0.8, 4 / 6
     )
     assert (found.threshold, found.f1) == (0.8, 4 / 6)
     assert found.confusions.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
@@ -335,7 +335,7 @@ def test_confusions_are_of_the_boxes_above_the_best_threshold(boxes):
 
 
 def test_a_crowd_excuses_boxes_of_its_own_class_alone(boxes):
-    """As in COCO: the crowd is of dogs."""
+    """As in COCO. The crowd has dogs."""
     cat, dog = (1, 0, [55, 55, 20, 20], 0.95), (1, 1, [55, 70, 20, 20], 0.95)
     assert boxes(*RIGHT, dog).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
     assert boxes(*RIGHT, cat).confusions.tolist() == [[1, 0, 1], [0, 1, 1], [1, 0, 0]]
@@ -360,7 +360,7 @@ def test_boxes_are_right_and_false_as_for_coco(seed, tmp_path, catalogs):
 
 
 def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
-    """No `iscrowd`, no areas, objects without a mask, and a detection of a model that diverged."""
+    """No `iscrowd`, no areas, objects without masks, and a detection with NaN."""
     path = tmp_path / "truth.json"
     content = json.loads(path.read_text())
     for image in content["images"]:
@@ -420,7 +420,7 @@ def test_pixels_are_counted_without_those_to_ignore_wherever_the_data_are_by_now
     Image.fromarray(truth).save(tmp_path / "labels/a.png")
     Image.fromarray(truth).save(tmp_path / "images/a.png")
     register_semantic_folder("tiny", tmp_path / "images", tmp_path / "labels", ["x", "y", "z"])
-    # COCO's run lengths go down the columns, those of 0 first.
+    # COCO's run lengths go down the columns and start outside.
     segments = [
         {"category_id": 0, "counts": [0, 1, 1, 1, 3]},  # rows: 1 1 0 / 0 0 0
         {"category_id": 1, "counts": [1, 1, 1, 3]},  # 0 0 1 / 1 1 0
@@ -450,7 +450,7 @@ def test_no_image_is_among_the_best_and_the_worst():
 
 
 def test_the_page_stays_small(detector, monkeypatch, boxes):
-    """With the 1203 classes of LVIS and a day of iterations; pictures of noise are the largest JPEGs."""
+    """LVIS's 1203 classes and a day of iterations. Noise makes the largest JPEGs."""
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
     panels = 2 * page.IMAGES * (2 + 3)
     assert panels * len(encoded(noise, *SIZES[-1])) < page.MAX_PICTURES

@@ -1,4 +1,4 @@
-"""Several processes, mixed precision, and what is said about both before training."""
+"""Several processes, mixed precision, and the log messages about both before training."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from denseclip_d2.visual import CLIPResNet
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml")
 LOSSES = ("loss_cls", "loss_box_reg", "loss_pixel_text")
-# What would make a batch's loss depend on how it is spread: BN statistics, and random numbers by process.
+# Exclude what makes the loss depend on the split of a batch: BN statistics, random numbers per process.
 EQUAL_WHEREVER = {
     "MODEL.DENSECLIP.VISUAL.NORM": "FrozenBN", "MODEL.FPN.NORM": "", "MODEL.RETINANET.NORM": "",
     "MODEL.DENSECLIP.CONTEXT_DECODER.DROPOUT": 0.0, "INPUT.RANDOM_FLIP": "none",
@@ -44,7 +44,7 @@ EQUAL_WHEREVER = {
 
 
 class Recorder(HookBase):
-    """Keeps the losses of each iteration, which Detectron2 averages over processes."""
+    """Record the losses of each iteration, averaged over processes by Detectron2."""
 
     def __init__(self):
         self.losses = []
@@ -64,7 +64,7 @@ def config_for(root: Path, output: Path, **opts) -> CfgNode:
 
 
 def train_and_evaluate(args: Namespace) -> None:
-    """Twenty iterations, then evaluation of ``args.weights`` or else of what they gave; leaves a record."""
+    """Train for twenty iterations, then evaluate ``args.weights`` or the trained ones. Write a record."""
     cfg = config_for(args.root, args.output, **EQUAL_WHEREVER, **args.opts)
     seed_all_rng(1)
     trainer = Trainer(cfg)
@@ -84,7 +84,7 @@ def train_and_evaluate(args: Namespace) -> None:
 
 @pytest.fixture(scope="module")
 def square_shapes(tmp_path_factory):
-    """Twelve images of one size, so that none is padded, of which some have no objects."""
+    """Write twelve images of one size, so that none is padded. Some have no objects."""
     root = tmp_path_factory.mktemp("scale") / "shapes"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "IMAGE_SIDES", (96,))
@@ -100,7 +100,7 @@ def square_shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_and_two(square_shapes):
-    """Outputs of one training on one process, and on two that recompute activations."""
+    """Return the outputs of one training on one process, and on two that recompute activations."""
     outputs = [square_shapes.parent / "one", square_shapes.parent / "two"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -116,14 +116,14 @@ def one_and_two(square_shapes):
 
 
 def arguments(**given) -> Namespace:
-    """The launcher's part of the command line."""
+    """Return the launcher's arguments."""
     defaults = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
     return Namespace(**{**defaults, **given})
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(one_and_two):
-    """Twenty iterations on the same global batches, some of whose halves hold no object."""
+    """Twenty iterations on the same global batches. Some halves have no object."""
     one, two = (torch.tensor(record["losses"]) for record in one_and_two)
     assert one.shape == (20, len(LOSSES))
     assert one[-1].sum() < one[0].sum()
@@ -132,7 +132,7 @@ def test_two_processes_have_the_losses_of_one(one_and_two):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(one_and_two):
-    """The same weights, the same detections, the same AP."""
+    """The same weights, detections and AP."""
     one, two = one_and_two
     assert one["bbox"]["AP50"] > 0
     assert two["bbox"] == pytest.approx(one["bbox"], nan_ok=True)
@@ -141,7 +141,7 @@ def test_two_processes_evaluate_as_one(one_and_two):
 
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
 def test_every_parameter_has_a_gradient_even_without_objects(square_shapes, tmp_path, mode):
-    """Else DDP would wait for it for ever: the first images have no objects."""
+    """Otherwise DDP would wait forever. The first images have no objects."""
     opts = {"MODEL.DENSECLIP.PROMPT.MODE": mode, "MODEL.DENSECLIP.PROMPT.CONTEXT_INIT": ""}
     cfg = config_for(square_shapes, tmp_path, **EQUAL_WHEREVER, **opts)
     model = Trainer.build_model(cfg)
@@ -154,7 +154,7 @@ def test_every_parameter_has_a_gradient_even_without_objects(square_shapes, tmp_
 
 
 def test_bfloat16_trains_on_the_cpu_as_float32_does(square_shapes, tmp_path):
-    """The forward pass alone is in bfloat16; losses stay close to float32's."""
+    """Only the forward pass is in bfloat16. Losses stay close to those of float32."""
     losses, kinds, autocast_in_backward = {}, set(), set()
     for amp in (False, True):
         opts = {
@@ -198,7 +198,7 @@ def test_the_start_tells_the_scaled_batch_and_rate_and_every_parameter(square_sh
 
 @pytest.mark.slow
 def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
-    """Two processes by torchrun on CPUs; their weights give the same detections on one process and two."""
+    """Two processes by torchrun on CPUs. Their weights have equal detections on one and two processes."""
     shapes.generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     opts = ("SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "2")
@@ -232,7 +232,7 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(tmp_path):
 
 @needs_a_compiler
 def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(monkeypatch):
-    """By a backend that compiles nothing, and takes no time; on CPUs each size is compiled for itself."""
+    """The backend compiles nothing and takes no time. On CPUs, each size is compiled separately."""
     counter = CompileCounter()
     monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend=counter))
     opts = ["MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES, "MODEL.DEVICE", "cpu"]
@@ -240,7 +240,7 @@ def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(mo
     compiled = Trainer.build_model(load_config(CONFIG, [*opts, "MODEL.COMPILE", True])).eval()
     compiled.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
-        # Large enough for one kind of convolution: on CPUs PyTorch has another for the smallest.
+        # The size avoids PyTorch's special convolution for tiny images on CPUs.
         for size in ((256, 320), (320, 256), (384, 320), (256, 320)):
             images = torch.rand(2, 3, *size)
             assert_close(compiled.backbone(images), model.backbone(images))
@@ -250,12 +250,12 @@ def test_a_compiled_visual_encoder_has_the_same_names_and_numbers_at_any_size(mo
 @pytest.mark.slow
 @needs_a_compiler
 def test_what_pytorchs_compiler_makes_has_the_same_numbers_and_gradients():
-    """In float64, where rounding hides nothing."""
+    """In float64, so that rounding hides no difference."""
     opts = ["MODEL.DENSECLIP.CLASS_NAMES", shapes.CLASS_NAMES, "MODEL.DEVICE", "cpu"]
     models = [Trainer.build_model(load_config(CONFIG, [*opts, "MODEL.COMPILE", on])) for on in (False, True)]
     eager, compiled = (next(m for m in model.modules() if isinstance(m, CLIPResNet)) for model in models)
     for vector in (parameter for parameter in eager.parameters() if parameter.dim() == 1):
-        nn.init.uniform_(vector, 0.5, 1.5)  # norms begin with zeros, which let no gradient through
+        nn.init.uniform_(vector, 0.5, 1.5)  # norms start with zeros, which stop gradients
     compiled.load_state_dict(eager.state_dict(), strict=True)
     images = torch.rand(2, 3, 128, 160, dtype=torch.float64)
     found = []

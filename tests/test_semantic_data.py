@@ -1,4 +1,4 @@
-"""What data for semantic segmentation promise: names, registration, labels, checks."""
+"""Data of semantic segmentation: names, registration, labels, checks."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from denseclip_d2.language.prompts import check_class_names, tokenize_names
 
 @pytest.fixture
 def folder(tmp_path, catalogs):
-    """A folder of a photograph and its labels, to be registered from a config."""
+    """Write a dataset folder of one photograph and its labels."""
     root = tmp_path / "rooms"
     for kind in ("images", "labels"):
         (root / kind / "train").mkdir(parents=True)
@@ -44,7 +44,7 @@ def test_ade20k_names_are_the_first_synonyms():
     assert names[8] == "window"
     assert names[65] == "toilet"
     check_class_names(names)
-    assert tokenize_names(names, length=5).shape == (150, 5)  # as released
+    assert tokenize_names(names, length=5).shape == (150, 5)  # as in the release
 
 
 def test_a_synonym_that_two_classes_share_names_neither(catalogs):
@@ -67,7 +67,7 @@ def test_a_folder_is_registered_from_the_config(folder):
     cfg = semantic_config(
         "DATASETS.SEMANTIC_FOLDERS", (str(folder),), "DATASETS.TRAIN", ("rooms_train",), num_classes=2
     )
-    semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))  # twice does no harm
+    semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))  # registering again has no effect
     (record,) = load("rooms_train")
     assert get_class_names(cfg) == ["wall", "floor"]
     check_classes(cfg, cfg.DATASETS.TRAIN)
@@ -88,7 +88,7 @@ def test_a_folder_may_not_take_the_name_of_another_dataset(folder, tmp_path):
 
 
 def test_images_and_labels_are_paired_by_name_and_others_left_out(folder, caplog):
-    """There are as many of both, which Detectron2's loader takes for a reason to pair them by position."""
+    """Images and labels are equally many, and Detectron2's loader would pair them by position."""
     for name in (
         "images/train/b.png",
         "images/train/sub/c.jpg",
@@ -193,7 +193,7 @@ def test_unusable_labels_are_refused_when_read(semantic_shapes, fault, is_train)
 
 
 def test_a_palette_changes_no_label(semantic_shapes):
-    """Detectron2's mapper would take its colors' brightness."""
+    """Detectron2's mapper would read the brightness of the palette's colors."""
     record = load("train")[0]
     mapper = build_mapper(semantic_config("INPUT.RANDOM_FLIP", "none"))
     plain = mapper(record)["sem_seg"]
@@ -285,7 +285,7 @@ def test_a_perfect_prediction_has_full_marks(semantic_shapes):
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
 
 
-# What model and dataset must agree on
+# Agreement of model and dataset
 
 
 def test_another_number_of_classes_or_ignored_label_is_refused(semantic_shapes):

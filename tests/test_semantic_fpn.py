@@ -29,7 +29,7 @@ def tiny_model(config: str = DENSECLIP, **keys):
 
 
 def decisive(model):
-    """A segmentor of random weights whose logits differ enough to compare."""
+    """Return a segmentor with random weights whose logits differ enough to compare."""
     with torch.no_grad():
         model.sem_seg_head.predictor.weight *= 100
     return model.eval()
@@ -56,7 +56,7 @@ def released(reference, tmp_path):
 
 
 def recorded_inputs(model, record) -> list[dict]:
-    """The recorded images, already normalized, and label maps, as the mapper would hand them over."""
+    """Return the recorded, already normalized images and label maps in the format of the mapper."""
     images = record.inputs["img"] * model.pixel_std + model.pixel_mean
     labels = record.inputs["gt"][:, 0].long()
     return [{"image": i, "sem_seg": s} for i, s in zip(images, labels, strict=True)]
@@ -81,7 +81,7 @@ def test_pyramid_logits_and_score_map_equal_the_original(released):
 def test_losses_equal_the_original(released):
     model, record = released
     assert (record.inputs["gt"] == 255).any()
-    model.training = model.sem_seg_head.training = True  # these alone: the record has running statistics
+    model.training = model.sem_seg_head.training = True  # only these: the recording has running statistics
     with torch.no_grad():
         losses = model(recorded_inputs(model, record))
     assert_close(losses["loss_sem_seg"], record.outputs["decode.loss_ce"], atol=1e-5, rtol=1e-5)
@@ -89,7 +89,7 @@ def test_losses_equal_the_original(released):
 
 
 def test_gradients_arrive_everywhere_but_at_the_text_encoder():
-    """From the auxiliary loss too, without the head: at the visual encoder and all that makes the text."""
+    """The auxiliary loss without the head reaches the visual encoder and all of the language side."""
     model = tiny_model()
     losses = model([labeled(96, 128), labeled(64, 64)])
     losses["loss_pixel_text"].backward(retain_graph=True)
@@ -109,7 +109,7 @@ def test_gradients_arrive_everywhere_but_at_the_text_encoder():
 @pytest.mark.parametrize("config", [DENSECLIP, CLIP], ids=["DenseCLIP", "CLIP"])
 @pytest.mark.parametrize("sizes", [[(96, 128), (64, 64)], [(120, 1), (1, 120)]], ids=["usual", "thin"])
 def test_images_without_labels_add_nothing_to_the_loss(config, sizes):
-    """All pixels ignored is a loss of 0 and not of 0/0, and half of them ignored half of the loss."""
+    """If all pixels are ignored, the loss is 0 and not 0/0. If half are, the loss is halved."""
     model = tiny_model(config)
     losses = model([labeled(*size, label=255) for size in sizes])
     assert all(loss == 0 for loss in losses.values()), losses
@@ -123,7 +123,7 @@ def test_images_without_labels_add_nothing_to_the_loss(config, sizes):
 
 
 def test_kernels_of_both_losses_can_be_switched_off():
-    """The definition gives the same losses, and no custom operator runs."""
+    """The definition has the same losses, and no custom operator runs."""
     inputs = [labeled(64, 96, label=3)] * 2
     losses, operators = {}, {}
     for kernels in (True, False):
@@ -153,7 +153,7 @@ def test_dropout_takes_whole_channels_in_training_alone():
 @pytest.mark.parametrize("config", [DENSECLIP, CLIP], ids=["DenseCLIP", "CLIP"])
 @pytest.mark.parametrize("size", [(50, 70), (64, 96), (65, 96), (60, 200), (150, 60), (151, 237)], ids=str)
 def test_sliding_windows_equal_one_after_the_other(config, size):
-    """Smaller than, equal to and larger than the window, however many windows are segmented at once."""
+    """Images smaller than, equal to and larger than the window, for any number of windows at once."""
     image = {"image": random_image(*size), "height": 90, "width": 110}
     model = decisive(tiny_model(config, **WINDOWS))
     expected = segment_slowly(model, image, (64, 96), (43, 64))
@@ -165,7 +165,7 @@ def test_sliding_windows_equal_one_after_the_other(config, size):
 
 
 def segment_slowly(model, image: dict, size: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
-    """The released way, window by window, from the parts of the model."""
+    """Segment window by window with the parts of the model, as the release does."""
     pixels = (image["image"] - model.pixel_mean) / model.pixel_std
     height, width = pixels.shape[1:]
     total, count = torch.zeros(19, height, width), torch.zeros(height, width)
@@ -193,7 +193,7 @@ def test_an_image_no_larger_than_the_window_is_seen_whole():
 
 
 def test_score_maps_are_of_the_whole_image(tmp_path):
-    """Where labels come from windows, the score map a predictor gives out is still that of the image."""
+    """Even if windows produce the labels, a predictor's score map is that of the whole image."""
     keys = {**WINDOWS, "MODEL.WEIGHTS": tmp_path / "model.pth", "INPUT.MIN_SIZE_TEST": 128}
     cfg = load_config(DENSECLIP, [str(x) for pair in keys.items() for x in pair])
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
@@ -229,7 +229,7 @@ def test_too_little_memory_is_told_with_the_keys_that_help(monkeypatch, keys, wa
     monkeypatch.setattr(model.sem_seg_head, "forward", no_memory)
     with pytest.raises(MemoryError, match=f"TEST.SLIDING_WINDOW.*{way_out}|{way_out}"):
         segment(model, {"image": random_image(64, 64)})
-    with pytest.raises(torch.OutOfMemoryError):  # in training, windows would not help
+    with pytest.raises(torch.OutOfMemoryError):  # windows do not apply in training
         model.train()([labeled(64, 64)] * 2)
 
 
@@ -251,7 +251,7 @@ def test_augmentation_averages_probabilities_over_sizes_and_mirrors(keys):
 
 
 def test_rates_follow_the_released_schedule():
-    """Every group goes to the same end: (rate - end) * (1 - i / 80000)^0.9 + end, after the warm-up."""
+    """All groups reach the same end rate: (rate - end) * (1 - i / 80000)^0.9 + end, after the warm-up."""
     cfg = load_config("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-4, 1e-5)]
     optimizer = torch.optim.AdamW(groups)
@@ -269,7 +269,7 @@ def test_rates_follow_the_released_schedule():
 
 @pytest.fixture
 def options(small_shapes, tmp_path):
-    """``KEY VALUE`` pairs that make a tiny config one of few images, evaluated in every way."""
+    """Return ``KEY VALUE`` pairs of a tiny config with few images and all kinds of evaluation."""
     root, *_ = small_shapes
     names = {split: f"{tmp_path.name}_sem_seg_{split}" for split in ("train", "val")}
     for split, name in names.items():

@@ -1,12 +1,12 @@
-"""What the "shapes" dataset promises to those who train on it."""
+"""The generated dataset "shapes"."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_script
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
@@ -23,7 +23,7 @@ NUM_VAL = 3
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A dataset large enough to hold every kind of image; the tests only read it."""
+    """Generate a dataset with every kind of image. Tests only read it."""
     path = tmp_path_factory.mktemp("data") / "shapes"
     generate_shapes(path, num_train=NUM_TRAIN, num_val=NUM_VAL)
     return path
@@ -36,21 +36,12 @@ def coco(root) -> COCO:
 
 @pytest.fixture
 def prepare():
-    """The ``main`` function of the script, which is not part of a package."""
-    path = Path(__file__).parents[1] / "datasets" / "prepare_shapes.py"
-    spec = importlib.util.spec_from_file_location("prepare_shapes", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("datasets/prepare_shapes.py").main
 
 
 def read_files(root: Path) -> dict[str, bytes]:
-    """The content of every file below ``root``, by relative path."""
+    """Return the content of every file below ``root`` by relative path."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
-def annotations_of(coco: COCO, image_id: int) -> list[dict]:
-    return coco.loadAnns(coco.getAnnIds(image_id))
 
 
 def test_class_names_are_color_texture_shape_in_a_fixed_order():
@@ -83,12 +74,12 @@ def test_another_seed_and_another_split_give_other_images(root, tmp_path):
     assert (root / "val" / name).read_bytes() != first
 
 
-def test_an_image_does_not_depend_on_how_many_there_are(root, coco, tmp_path):
+def test_an_image_does_not_depend_on_the_number_of_images(root, coco, tmp_path):
     generate_shapes(tmp_path / "few", num_train=5, num_val=0)
     few = COCO(str(tmp_path / "few" / "annotations" / "instances_train.json"))
     for image_id, image in few.imgs.items():
         assert image == coco.imgs[image_id]
-        assert annotations_of(few, image_id) == annotations_of(coco, image_id)
+        assert few.imgToAnns[image_id] == coco.imgToAnns[image_id]
         path = Path("train") / image["file_name"]
         assert (tmp_path / "few" / path).read_bytes() == (root / path).read_bytes()
 
@@ -110,7 +101,7 @@ def test_masks_agree_with_boxes_and_areas(coco):
         left, top, width, height = annotation["bbox"]
         expected = [left, top, left + width, top + height]
         np.testing.assert_allclose([x.min(), y.min(), x.max() + 1, y.max() + 1], expected, atol=1.5)
-        # Rasterizing moves the outline by a fraction of a pixel, hence the area by that of the perimeter.
+        # Rasterizing moves the outline by a fraction of a pixel. The area changes by that of the perimeter.
         assert abs(mask.sum() - annotation["area"]) <= 0.5 * (width + height)
 
 
@@ -125,10 +116,10 @@ def test_objects_lie_within_their_images(coco):
 
 
 def test_objects_show_their_color_and_texture(root, coco):
-    """On the pixels that no other annotation covers, of which each object keeps most."""
+    """On the pixels that no other annotation covers. These are most pixels of an object."""
     for image_id, image in coco.imgs.items():
         pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
-        annotations = annotations_of(coco, image_id)
+        annotations = coco.imgToAnns[image_id]
         masks = [coco.annToMask(annotation).astype(bool) for annotation in annotations]
         layers = np.sum(masks, axis=0)
         for annotation, mask in zip(annotations, masks, strict=True):
@@ -144,8 +135,8 @@ def test_objects_show_their_color_and_texture(root, coco):
             assert (whitish > 0.15) == (texture == "striped")
 
 
-def test_labels_name_what_is_seen(root, coco):
-    """Label images agree with the colors, and the crowds and the background are labeled as well."""
+def test_labels_agree_with_colors(root, coco):
+    """Label images agree with the colors. Crowds and the background are labeled."""
     found = set()
     for image in coco.imgs.values():
         pixels = np.asarray(Image.open(root / "train" / image["file_name"]), dtype=float)
@@ -162,21 +153,21 @@ def test_labels_name_what_is_seen(root, coco):
     assert found == set(range(19))
 
 
-def test_of_overlapping_objects_the_upper_one_is_labeled(coco, root):
+def test_labels_are_those_of_the_topmost_objects(coco, root):
     for image_id, image in coco.imgs.items():
         label = np.asarray(Image.open(root / "labels" / "train" / image["file_name"]))
         hidden = np.zeros(label.shape, dtype=bool)
-        for annotation in reversed(annotations_of(coco, image_id)):
+        for annotation in reversed(coco.imgToAnns[image_id]):
             mask = coco.annToMask(annotation).astype(bool)
             assert (label[mask & ~hidden] == annotation["category_id"] - 1).all()
             hidden |= mask
         assert (label[~hidden] == len(CLASS_NAMES)).all()
 
 
-def test_stated_fractions_of_empty_and_crowd_images(coco):
-    """About 4 % and 6 %; the bounds are those that 250 draws leave with few exceptions."""
+def test_fractions_of_empty_and_crowd_images(coco):
+    """About 4 % and 6 %. 250 random images rarely exceed the bounds."""
     crowds = {annotation["image_id"] for annotation in coco.anns.values() if annotation["iscrowd"]}
-    empty = [image_id for image_id in coco.imgs if not annotations_of(coco, image_id)]
+    empty = [image_id for image_id in coco.imgs if not coco.imgToAnns[image_id]]
     assert 0.01 < len(empty) / NUM_TRAIN < 0.08
     assert 0.02 < len(crowds) / NUM_TRAIN < 0.11
 
@@ -192,7 +183,7 @@ def test_crowds_are_one_run_length_encoded_annotation(coco):
         assert coco.annToMask(annotation).sum() == annotation["area"]
 
 
-def test_panoptic_segments_are_what_is_seen(root, coco):
+def test_panoptic_segments_agree_with_labels(root, coco):
     panoptic = json.loads((root / "panoptic" / "panoptic_train.json").read_text())
     assert [c["name"] for c in panoptic["categories"] if not c["isthing"]] == ["background"]
     assert len(panoptic["annotations"]) == NUM_TRAIN
@@ -219,22 +210,22 @@ def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "_annotation", interrupt)  # by then an image is written
+    monkeypatch.setattr(shapes, "_annotation", interrupt)  # an image is already written then
     with pytest.raises(KeyboardInterrupt):
         generate_shapes(tmp_path / "shapes", num_train=5, num_val=5)
     assert not list(tmp_path.iterdir())
 
 
-def test_existing_root_is_left_alone(tmp_path):
+def test_an_existing_folder_is_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="delete it"):
         generate_shapes(tmp_path, num_train=1, num_val=1)
     assert read_files(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_empty_root_is_used(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     generate_shapes(tmp_path, num_train=1, num_val=1)
-    # Two images, their labels, the annotations of both splits, and panoptic ones: segments, stuff and files.
+    # Two images, two label images, annotations of two splits; panoptic masks, stuff masks and files.
     assert len(read_files(tmp_path)) == 6 + 6
 
 
@@ -245,7 +236,7 @@ def test_negative_numbers_are_refused(tmp_path):
 
 def test_registered_dataset_loads_in_detectron2(root, monkeypatch):
     for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", {})  # the package registers the same names by itself
+        monkeypatch.setattr(catalog, "data", {})  # the package registers the same names
     register_shapes(root)
     assert len(DatasetCatalog.get("shapes_val")) == NUM_VAL
     metadata = MetadataCatalog.get("shapes_val")
@@ -288,14 +279,14 @@ def test_script_prepares_once_and_refuses_to_overwrite(prepare, tmp_path, capsys
     assert read_files(tmp_path) == written
 
 
-def test_the_larger_world_has_the_words_of_the_smaller():
+def test_shapes_192_has_the_classes_of_shapes():
     names = SHAPES_192.class_names
     assert len(set(names)) == len(names) == 8 * 4 * 6
     assert set(SHAPES.class_names) < set(names)
     assert names[-1] == "black dotted bar"
 
 
-def test_classes_of_the_larger_world_are_very_unequal_in_number():
+def test_classes_of_shapes_192_are_long_tailed():
     frequencies = np.sort(SHAPES_192.frequencies)
     assert frequencies.sum() == pytest.approx(1)
     assert 30 < frequencies[-1] / frequencies[0] < 50
@@ -306,7 +297,7 @@ def test_classes_of_the_larger_world_are_very_unequal_in_number():
 
 
 @pytest.mark.parametrize("texture", ["striped", "checked", "dotted"])
-def test_textures_have_two_colors_and_are_told_apart(texture):
+def test_textures_have_two_colors_and_differ(texture):
     across, along = np.mgrid[0:16:0.1, 0:16:0.1]
     second = TEXTURES[texture](across, along)
     assert set(np.unique(second)) == {0, 1}
@@ -315,7 +306,7 @@ def test_textures_have_two_colors_and_are_told_apart(texture):
     assert (second == second[:, :1]).all() == (texture == "striped")
 
 
-def test_the_larger_world_has_the_same_files_and_its_own_classes(prepare, tmp_path, monkeypatch):
+def test_shapes_192_has_the_same_files_and_its_own_classes(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     prepare(["--world", "shapes192", "--num-train", "40", "--num-val", "2"])
     root = tmp_path / "shapes192"
@@ -332,7 +323,7 @@ def test_the_larger_world_has_the_same_files_and_its_own_classes(prepare, tmp_pa
     assert "--world shapes192" in MetadataCatalog.get(name).how_to_get
 
 
-def test_classes_held_out_are_in_no_annotation_and_ignored_in_labels(prepare, tmp_path, monkeypatch, capsys):
+def test_unseen_classes_have_no_annotation_and_are_ignored_in_labels(prepare, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     held_out = SHAPES_192.held_out
     assert len(held_out) == 24

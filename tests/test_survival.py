@@ -25,7 +25,7 @@ CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
 
 def make_config(small_shapes, output: Path, *opts):
-    """Six iterations on eight images of all shapes, with random flips and sizes."""
+    """Return a config of six iterations on eight images of all shapes with random flips and sizes."""
     _, train, val = small_shapes
     values = {
         "DATASETS.TRAIN": f"('{train}',)", "DATASETS.TEST": f"('{val}',)", "DATALOADER.NUM_WORKERS": 0,
@@ -41,7 +41,7 @@ def config(small_shapes, tmp_path):
 
 
 def run(cfg, resume: bool = False, seed: int = 5, test=lambda *args: {}) -> Trainer:
-    """Train as ``tools/train_net.py`` does, but for the evaluation."""
+    """Train like ``tools/train_net.py`` without the evaluation."""
     seed_all_rng(seed)
     trainer = Trainer(cfg)
     trainer.test = test
@@ -55,7 +55,7 @@ def checkpoint(cfg, name: str) -> dict:
 
 
 def assert_same(a, b, where: str = "checkpoint") -> None:
-    """Equal bit for bit, all through nested dicts and lists."""
+    """Assert that nested dicts and lists are bit-equal."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
@@ -112,7 +112,7 @@ def batches(loader: TrainLoader, count: int) -> list:
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_the_loader_goes_on_where_it_was(grouping):
-    """The same images, augmented alike, for any number of workers, also after a second interruption."""
+    """The same images with the same augmentation for any number of workers, even after two interruptions."""
     seed_all_rng(1)
     before = torch.get_rng_state()
     loader = fake_loader(0, grouping)
@@ -142,7 +142,7 @@ def test_a_loader_of_another_batch_goes_on_after_as_many_images_and_says_so(capl
 
 
 class Half:
-    """Stands for ``torch.save``: writes half of the file, then does something else."""
+    """Replaces ``torch.save``: write half of the file, then call a function."""
 
     def __init__(self, then, on_call: int = 1):
         self.then, self.left, self.save = then, on_call, torch.save
@@ -163,13 +163,13 @@ def fail():
 
 
 def loadable(directory: Path) -> int:
-    """Iteration of the checkpoint that ``last_checkpoint`` names; -1 where there is none yet."""
+    """Return the iteration of the checkpoint in ``last_checkpoint``, or -1 without a checkpoint."""
     last = directory / "last_checkpoint"
     return torch.load(directory / last.read_text(), weights_only=True)["iteration"] if last.exists() else -1
 
 
 def test_last_checkpoint_never_names_a_broken_file(tmp_path, monkeypatch):
-    """Whatever fails in writing, a checkpoint or its name, the one before stays and nothing is left aside."""
+    """If writing a checkpoint or its name fails, the checkpoint before stays, and no partial file does."""
     checkpointer = DenseCLIPCheckpointer(torch.nn.Linear(2, 2), str(tmp_path))
     checkpointer.save("model_0000001", iteration=1)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
@@ -178,7 +178,7 @@ def test_last_checkpoint_never_names_a_broken_file(tmp_path, monkeypatch):
     assert sorted(x.name for x in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(torch, "save", Half(fail))
-        checkpointer.save("model_0000001", iteration=3)  # over a good one
+        checkpointer.save("model_0000001", iteration=3)  # over a complete file
     assert loadable(tmp_path) == 1
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(checkpointer, "tag_last_checkpoint", lambda name: fail())
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_images(co
 
 
 def scores(*values: float):
-    """An evaluation that finds these APs, one a call."""
+    """Replace evaluation by a list of APs."""
     found = iter(values)
     return lambda *args: {"bbox": {"AP": next(found)}}
 
@@ -262,7 +262,7 @@ def best(cfg) -> tuple[float, int]:
 
 
 def test_the_best_score_survives_a_resume(config):
-    """Found in the middle of training or by its last evaluation, it is replaced by better ones only."""
+    """The score of an evaluation during training or of the last one. Only better scores replace it."""
     config.TEST.EVAL_PERIOD, config.SOLVER.KEEP_BEST, config.SOLVER.MAX_ITER = 2, "bbox/AP", 4
     run(config, test=scores(10, 30))
     assert best(config) == (30, 4)
@@ -279,7 +279,7 @@ def test_the_best_score_survives_a_resume(config):
 
 
 def test_only_the_newest_checkpoints_of_the_run_are_kept(config):
-    """And model_final, and files of others; also where a kill came before the deletion."""
+    """model_final and other files stay. Old checkpoints are deleted even after a kill before the deletion."""
     output = Path(config.OUTPUT_DIR)
     output.mkdir()
     others = ["model_9999999.pth", "model_final.pth"]
@@ -338,7 +338,7 @@ def train_in_child(cfg, root: Path, train: str, val: str, hang_at_save: int) -> 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(small_shapes, tmp_path):
-    """SIGKILL at random moments, and half-way through writing a checkpoint; each run in a new process."""
+    """SIGKILL at random moments and in the middle of a checkpoint. Each run is a new process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["denseclip_d2.engine"])
 
@@ -357,7 +357,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(small_shapes, tmp_p
     duration = time.monotonic() - begin
     output, moments, reached = tmp_path / "killed", random.Random(7), -1
     hanging = output / "hanging"
-    for hang_at_save in (2, 1, 0, 0, 0):  # the random ones last, for they may reach the end
+    for hang_at_save in (2, 1, 0, 0, 0):  # random kills last, because they may come after the end
         child = start(output, hang_at_save)
         if hang_at_save:
             while not hanging.exists() and child.is_alive():

@@ -1,4 +1,4 @@
-"""Language guidance under systems of Detectron2 that this project has no code for."""
+"""Language guidance in Detectron2 systems for which this project has no code."""
 
 import math
 import sys
@@ -34,13 +34,13 @@ SIMPLE_PYRAMID = "configs/Shapes/systems/mask_rcnn_simple_pyramid.yaml"
 
 @pytest.fixture
 def options(tmp_path, catalogs, panopticapi):
-    """``KEY VALUE`` pairs that train a system for two iterations on a few images, under their usual names."""
+    """Return ``KEY VALUE`` pairs that train a system for two iterations on a few images."""
     generate_shapes(tmp_path / "shapes", num_train=8, num_val=4, seed=3)
     register_shapes(tmp_path / "shapes")
     opts = {
         "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
         "OUTPUT_DIR": tmp_path / "output",
-        # So few iterations may leave no score above a threshold, and then there is no AP.
+        # After so few iterations all scores may be below the threshold. Then there is no AP.
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "MODEL.FCOS.SCORE_THRESH_TEST": 0.0,
     }  # fmt: skip
     return [str(x) for pair in opts.items() for x in pair]
@@ -135,7 +135,7 @@ def test_panoptic_deeplab_is_evaluated_on_labels_and_makes_one_picture(options):
 
 
 def test_labels_are_padded_as_a_system_pads_its_images(options):
-    """Panoptic-DeepLab pads images to a size of its own, which the score map then covers."""
+    """Panoptic-DeepLab pads images to its own size, which the score map then covers."""
     config = "configs/Shapes/systems/panoptic_deeplab.yaml"
     cfg = load_config(config, [*options, "INPUT.MIN_SIZE_TRAIN", "(96,)"])
     model, batch = build_model(cfg), next(iter(Trainer.build_train_loader(cfg)))
@@ -158,7 +158,7 @@ def test_panoptic_deeplab_without_panopticapi_says_how_to_get_it(monkeypatch):
     packages = ("panopticapi", "detectron2.projects.panoptic_deeplab")
     for name in [name for name in sys.modules if name.startswith(packages)]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "panopticapi", None)  # what is so cannot be imported
+    monkeypatch.setitem(sys.modules, "panopticapi", None)  # such a module cannot be imported
     with pytest.raises(ValueError, match="needs panopticapi, and that is not installed: pip install git"):
         load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [])
 
@@ -189,7 +189,7 @@ def test_the_panoptic_quality_of_the_truth_is_whole(options, name):
 
 def test_a_system_of_ones_own_is_guided_by_one_line():
     class HalvedSegmentor(CLIPSemanticFPN):
-        """A system that this project has never heard of."""
+        """A system that is unknown to this project."""
 
         def forward(self, batched_inputs):
             outputs = super().forward(batched_inputs)

@@ -1,4 +1,4 @@
-"""What makes text cheap: prompts packed into one sequence, and embeddings kept in evaluation."""
+"""Cheap text: prompts packed into one sequence, and embeddings computed once in evaluation."""
 
 import copy
 import io
@@ -34,7 +34,7 @@ def test_packed_prompts_give_the_definition_and_its_gradient(
     assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
     gradients = [torch.autograd.grad(x, contexts, upstream)[0] for x in (embeddings, expected)]
     assert_close(*gradients, atol=1e-4, rtol=1e-4)
-    with torch.no_grad():  # where PyTorch runs another operator
+    with torch.no_grad():  # PyTorch runs another operator there
         assert_close(encoder.eval()(ids, contexts), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_packed_sentences_without_contexts_give_the_definition(names):
 def test_packing_keeps_each_beginning_once():
     ids = tokenize_names(UNEQUAL, 12)
     (pack,) = pack_prompts(ids, 8, 256)
-    # 9 of start and contexts; 2, 3, 2 ("traffic" is there), 9 and 2 of names and their ends.
+    # 9 of start and contexts; 2, 3, 2 ("traffic" is shared), 9 and 2 of names and their ends.
     assert len(pack.ids) == 9 + 2 + 3 + 2 + 9 + 2
     assert pack.positions[pack.ends].tolist() == [8 + end for end in ids.argmax(1).tolist()]
     assert (pack.mask == 0).sum(1).tolist() == (pack.positions + 1).tolist()
@@ -58,7 +58,7 @@ def test_packing_keeps_each_beginning_once():
 def test_packs_are_bounded_and_hold_every_prompt_in_order():
     ids = tokenize_names(UNEQUAL, 12)
     packs = pack_prompts(ids, 8, 16)
-    assert max(len(pack.ids) for pack in packs) == 9 + 9  # the longest prompt, alone
+    assert max(len(pack.ids) for pack in packs) == 9 + 9  # the longest prompt alone
     assert all(len(pack.ids) <= 16 for pack in packs if len(pack.ends) > 1)
     assert sum(len(pack.ends) for pack in packs) == len(UNEQUAL) and 1 < len(packs) < len(UNEQUAL)
 
@@ -82,7 +82,7 @@ VISUAL = torch.rand(2, 32), torch.rand(2, 32, 3, 4)
 
 
 class Counted:
-    """A model in evaluation, and how often its text encoder has run."""
+    """A model in evaluation that counts the runs of its text encoder."""
 
     def __init__(self, mode: str = "post"):
         self.model, self.runs = prompted(mode).eval(), 0
@@ -118,7 +118,7 @@ def edit_through_data(model):
 
 
 def narrow_and_widen(model):
-    """float32 again, and at the same address if PyTorch likes, but rounded."""
+    """Return to float32, possibly at the same address, with rounded values."""
     model.text_encoder.bfloat16()
     model.text_encoder.float()
 
@@ -180,7 +180,7 @@ def test_gradients_flow_in_evaluation_and_after_inference_mode():
         kept = model(*VISUAL)
     assert not kept.is_inference()
     scale = torch.ones((), requires_grad=True)
-    (kept * scale).sum().backward()  # the kept embeddings can be saved for a backward pass
+    (kept * scale).sum().backward()  # the stored embeddings can be saved for a backward pass
     model(*VISUAL).sum().backward()
     assert torch.count_nonzero(model.contexts.grad)
 
@@ -224,7 +224,7 @@ def test_a_traced_model_holds_its_weights_and_no_kept_text():
         before = model(*VISUAL)
         traced = torch.jit.trace(model, VISUAL, check_trace=False)
         assert_close(traced(*VISUAL), before)
-        traced.load_state_dict(prompted().state_dict(), strict=False)  # it keeps every buffer
+        traced.load_state_dict(prompted().state_dict(), strict=False)  # it stores every buffer
         assert not torch.equal(traced(*VISUAL), before)
 
 

@@ -1,4 +1,4 @@
-"""The text encoders and tokenizers of every family of CLIPs."""
+"""Text encoders and tokenizers of all CLIP families."""
 
 import sys
 
@@ -48,7 +48,7 @@ def test_contexts_that_are_words_are_read_as_words(family):
 
 def test_where_padding_is_read_names_are_encoded_in_parts():
     encoder = CLIPTextEncoder.from_architecture(get_clip_architecture("tiny-Sigmoid"))
-    ids = torch.randint(1, 1000, (90, 5))  # of 32 positions each, and so in more parts than are stored
+    ids = torch.randint(1, 1000, (90, 5))  # 32 positions each, so that there are more parts than are stored
     contexts = torch.randn(1, 4, 64, requires_grad=True)
     torch.testing.assert_close(encoder(ids, contexts), encoder.encode_unpacked(ids, contexts))
 
@@ -70,7 +70,7 @@ def test_a_tokenizer_of_a_hub_fails_clearly_without_it(monkeypatch):
 
 
 class FromAHub:
-    """What transformers' tokenizers have, of those that begin with a start token and of those that do not."""
+    """The interface of transformers' tokenizers with a start token and without."""
 
     eos_token_id, sep_token_id, pad_token_id, all_special_ids = 1, 102, 1, [1, 2, 101, 102]
 

@@ -1,4 +1,4 @@
-"""What a model of timm's can be asked for, and what not."""
+"""Which timm models are supported, and which are refused."""
 
 import pytest
 import torch
@@ -97,9 +97,9 @@ def test_a_model_without_stochastic_depth_says_so():
 @pytest.mark.parametrize(
     "levels, depth, trained",
     [
-        (["res4", "res5"], 2, ["res4", "res5"]),  # of a model that has no res2
+        (["res4", "res5"], 2, ["res4", "res5"]),  # a model without res2
         (["res4", "res5"], 4, ["res5"]),
-        (["res4"], 5, []),  # its last stage left out
+        (["res4"], 5, []),  # without its last stage
     ],
 )
 def test_stages_that_are_not_there_are_not_frozen_in_anothers_place(levels, depth, trained):

@@ -50,7 +50,7 @@ def test_resnet_equals_the_original(reference, variant, position, resolution):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_equals_the_original(reference, checkpointing):
-    """Batch and running statistics and the first convolution's gradient, with activations kept or not."""
+    """Batch and running statistics and the first convolution's gradient, with and without checkpointing."""
     weights = reference("clip_resnet").weights
     record = reference("clip_resnet_trainmode")
     model = CLIPResNet(
@@ -105,7 +105,7 @@ def test_any_size_goes_in_and_shapes_are_as_declared(size):
     model = CLIPResNet(**TINY).eval()
     features = model(torch.rand(2, 3, *size))
     for name, shape in model.output_shape().items():
-        # Each halving rounds; the stem's convolution rounds up, the pools down.
+        # Each halving rounds. The convolution of the stem rounds up, and the pools round down.
         expected = [-(-side // 2) // (shape.stride // 2) for side in size]
         assert features[name].shape == (2, shape.channels, *expected)
     assert features["global_embedding"].shape == (2, 32)
@@ -127,14 +127,14 @@ def test_dilation_halves_the_stride_of_the_embedding_alone(size):
 
 
 def test_a_dilated_res5_sees_as_far_as_clips():
-    """Where pooling has nothing to average, for 2 x 2 cells are alike, the maps are the same but for size."""
+    """If 2 x 2 cells are equal, pooling averages nothing, and the maps differ only in size."""
     plain, dilated = (
         CLIPResNet(**{**TINY, "layers": (1, 1, 1, 3)}, res5_dilation=dilation).eval() for dilation in (1, 2)
     )
     for name, parameter in plain.layer4.named_parameters():
         nn.init.normal_(parameter, 0.2 if name.endswith("weight") else 0.0, 0.1)
     kernel = plain.layer4[0].conv2.weight.detach()
-    kernel[..., [0, 2], :] = kernel[..., [0, 2]] = 0  # this one stands before the pooling
+    kernel[..., [0, 2], :] = kernel[..., [0, 2]] = 0  # this convolution is before the pooling
     dilated.load_state_dict(plain.state_dict())
     cells = torch.randn(1, 256, 4, 6).repeat_interleave(2, -1).repeat_interleave(2, -2)
     expected = plain.layer4(cells)
@@ -193,7 +193,7 @@ def test_an_unknown_architecture_is_refused(name, message):
 
 
 def test_values_of_cells_that_are_alike_are_the_global_embedding():
-    """Without positions to tell them apart, every query has the same answer: the value itself."""
+    """Without positions, all queries have the same result: the value."""
     pool = DenseAttentionPool(4, 64, 8, 24, "interpolate", dense="value")
     nn.init.zeros_(pool.positional_embedding)
     global_embedding, dense = pool(torch.randn(2, 64, 1, 1).expand(-1, -1, 3, 5))

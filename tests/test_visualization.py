@@ -20,8 +20,8 @@ def detections(boxes: np.ndarray, **fields) -> Instances:
     )
 
 
-def test_labels_stay_in_the_picture_and_do_not_cover_one_another(image):
-    """Also those of boxes at one place, at the border, and longer than the picture is wide."""
+def test_labels_stay_in_the_image_and_do_not_overlap(image):
+    """Boxes at one place and at the border, and labels wider than the image."""
     visualizer = drawing._Visualizer(image, scale=3)
     corners = np.random.default_rng(0).uniform((0, 0), (130, 90), (8, 2))
     boxes = np.concatenate([corners, corners + 30], axis=1)
@@ -38,8 +38,8 @@ def test_labels_stay_in_the_picture_and_do_not_cover_one_another(image):
         assert drawing._overlaps(sides[i : i + 1], sides[:i]) < 1
 
 
-def test_a_mask_leaves_the_colors_below_it_to_be_seen(image):
-    """Colors name classes here: what is painted over an object must not change them."""
+def test_a_mask_keeps_the_colors_of_its_object(image):
+    """Colors identify classes here. A mask must not change the colors of its object."""
     green = np.array([30, 155, 50])
     image[40:80, 40:80] = green
     masks = torch.zeros(1, 120, 160, dtype=torch.bool)
@@ -51,7 +51,7 @@ def test_a_mask_leaves_the_colors_below_it_to_be_seen(image):
     assert np.abs(inside - green).max() < 0.15 * 255
 
 
-def test_label_maps_are_outlined_and_what_has_no_class_stays(image):
+def test_label_maps_have_outlines_and_unlabeled_pixels_stay(image):
     labels = np.full((120, 160), 255)
     labels[40:80, 40:80] = 1
     drawn = drawing.draw_label_map(image, labels, 3).astype(int)
@@ -61,20 +61,20 @@ def test_label_maps_are_outlined_and_what_has_no_class_stays(image):
     assert 0 < np.abs(fill - 128).max() < 0.15 * 255 < np.abs(outline - 128).max()
 
 
-def test_a_score_map_has_a_scale_and_a_plain_picture_none(image):
+def test_only_score_maps_have_a_color_scale(image):
     plain = grid([{"a": Panel(image)}])
     scaled = grid([{"a": Panel(image, scale="sigmoid")}])
     colors = [len(np.unique(p[-90:].reshape(-1, 3), axis=0)) for p in (plain, scaled)]
     assert colors[0] < 20 < 100 < colors[1]
 
 
-def test_rows_need_not_be_equally_long(image):
+def test_rows_may_differ_in_length(image):
     assert grid([{"a": Panel(image), "b": Panel(image)}, {"c": Panel(image)}]).shape[2] == 3
 
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 100), (100, 300)])
-def test_titles_and_scales_are_whole_whatever_the_shape_of_the_picture(size):
-    """Nothing but the paper touches the edge of the page."""
+def test_titles_and_scales_fit_for_any_image_shape(size):
+    """The edge of the page stays white."""
     panel = Panel(np.zeros((*size, 3), np.uint8), scale="sigmoid")
     page = grid([{"a title": panel, "another": panel}, {"a third": panel}])
     for edge in (page[:4], page[-4:], page[:, :4], page[:, -4:]):

@@ -47,7 +47,7 @@ def test_the_class_embedding_is_added_once_unless_asked(reference):
     record = reference("clip_vit_seg")
     once, twice = tiny_vit().eval(), tiny_vit(double_class_embedding=True).eval()
     twice.load_state_dict(record.weights)
-    # As a plain ViT: with the second one put into the class token's position.
+    # As a plain ViT: the second one is in the position of the class token.
     weights = {**record.weights, CLIPViT.position_key: record.weights[CLIPViT.position_key].clone()}
     weights[CLIPViT.position_key][0] += weights["class_embedding"]
     once.load_state_dict(weights)
@@ -67,7 +67,7 @@ def test_positions_are_resized_as_released(reference):
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize("patch, size", [(16, 64), (32, 128), (14, 64)])
 def test_embeddings_at_clips_resolution_are_open_clips(patch, size, quick_gelu, pool):
-    """Of 14-pixel patches too, on the image resized to as many patches."""
+    """With 14-pixel patches too, on the image resized to the same number of patches."""
     clip = VisionTransformer(
         4 * patch, patch, 32, 4, 4, 4.0, output_dim=24, output_tokens=True,
         act_layer=QuickGELU if quick_gelu else nn.GELU, pool_type=pool,
@@ -86,7 +86,7 @@ def test_embeddings_at_clips_resolution_are_open_clips(patch, size, quick_gelu, 
 
 @pytest.mark.parametrize("name, width", [("ViT-B-16", 768), ("ViT-B-32", 768), ("ViT-L-14", 1024)])
 def test_encoder_is_built_by_name(name, width):
-    """At strides 4 to 32, whatever the patch; parameters without memory, to see shapes alone."""
+    """At strides 4 to 32 for any patch size. Parameters have shapes and no memory."""
     cfg = load_config("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
     cfg.MODEL.FPN.IN_FEATURES = []
     cfg.MODEL.DENSECLIP.CLIP_MODEL = f"{name}-quickgelu"
@@ -112,7 +112,7 @@ def test_encoder_is_built_by_name(name, width):
 @pytest.mark.parametrize("patch", [14, 16, 32])
 @pytest.mark.parametrize("size", [(33, 70), (1, 1), (100, 1), (160, 224)])
 def test_any_size_goes_in_as_if_padded(patch, size):
-    """Smaller than a patch, larger than the grid: the same as the image with zeros around it."""
+    """An image smaller than a patch or larger than the grid equals the image with zeros around it."""
     model = tiny_vit(patch_size=patch).eval()
     image = torch.randn(2, 3, *size)
     height, width = (-(-side // 32) * 32 for side in size)
@@ -147,7 +147,7 @@ def test_every_parameter_learns(with_embeddings):
     sum(f.square().sum() for f in model(torch.randn(2, 3, 64, 96)).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        # A bias before a norm over the batch changes nothing.
+        # A bias before a norm over the batch has no effect.
         assert name == "fpn1.1.bias" or parameter.grad.abs().max() > 0, name
 
 
@@ -159,7 +159,7 @@ def test_without_embeddings_there_is_no_projection():
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_checkpointed_activations_change_nothing(checkpointing, monkeypatch):
-    """Blocks dropped at random are dropped again in the recomputation."""
+    """The recomputation drops the same random blocks."""
     plain, model = (
         tiny_vit(drop_path_rate=0.5),
         tiny_vit(drop_path_rate=0.5, activation_checkpointing=checkpointing),
@@ -185,7 +185,7 @@ def test_stochastic_depth_rises_and_only_trains():
     whole = VisualBlock(32, 4).eval()
     whole.load_state_dict(block.state_dict())
     assert_close(block.eval()(x), whole(x))
-    # Each of two branches goes for a whole image, so that 0.75^2 of the images come out as they went in.
+    # A branch is dropped for a whole image. Both branches are dropped for 0.75^2 of the images.
     unchanged = (block.train()(x) == x).flatten(1).float().mean(1)
     assert set(unchanged.tolist()) == {0.0, 1.0}
     assert unchanged.mean().item() == pytest.approx(0.75**2, abs=0.1)
@@ -291,8 +291,7 @@ def training_input(height: int, width: int) -> dict:
     ids=["DenseCLIP RetinaNet", "DenseCLIP Mask R-CNN", "CLIP RetinaNet", "CLIP Mask R-CNN"],
 )
 def test_detectors_train_and_test_on_a_vit(config, plain):
-    """Every trainable parameter has a gradient: DDP refuses others. The ViT learns at its own rate, and so
-    do the contexts."""
+    """Every trainable parameter has a gradient, which DDP requires. ViT and contexts have their own rates."""
     multipliers = ["SOLVER.VISUAL_MULTIPLIER", "0.1", "SOLVER.CONTEXT_MULTIPLIER", "0.3"]
     cfg = load_config(config, [*VIT, *multipliers])
     if plain:
@@ -323,7 +322,7 @@ def test_detectors_train_and_test_on_a_vit(config, plain):
 
 @pytest.mark.parametrize("kind, parameters", [("clip", 101_282_710), ("denseclip", 105_273_494)])
 def test_the_published_segmentor_has_the_released_parameters_and_recipe(released_recipe, kind, parameters):
-    """Every name, rate and decay, and as many parameters; the released text encoder, at rate 0, is frozen."""
+    """Every name, rate, decay and parameter. The released text encoder at rate 0 is frozen here."""
     recipe = {"clip": "fpn_clipvit-b", "denseclip": "denseclip_fpn_vit-b"}[kind]
     released = {
         our_name(name, retinanet=False, plain=kind == "clip"): group
@@ -345,7 +344,7 @@ def test_the_published_segmentor_has_the_released_parameters_and_recipe(released
 
 
 def test_values_are_the_last_block_without_its_attention():
-    """A token that is alone attends to itself, and so has its value; levels and class token stay CLIP's."""
+    """A single token attends to itself and gets its value. Levels and class token stay CLIP's."""
     attention, value = tiny_vit().eval(), tiny_vit(dense="value").eval()
     value.load_state_dict(attention.state_dict())
     block, alone = value.transformer.resblocks[-1], torch.randn(3, 1, block_width(value))

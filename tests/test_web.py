@@ -1,8 +1,7 @@
-"""The web page: what it takes, what it does over HTTP, and what a person sees of it in a browser."""
+"""The web page: uploads, actions over HTTP, and the page in a browser."""
 
 import json
 import os
-import runpy
 import shutil
 import socket
 import sys
@@ -17,11 +16,11 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 import torch
+from conftest import run_tool_here
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
-from test_engine import ROOT
 
 from denseclip_d2 import model_zoo
 from denseclip_d2.config import load_config
@@ -31,13 +30,14 @@ from denseclip_d2.web_demo import session as look
 from denseclip_d2.web_demo.session import Detections, LabelMap, Limits, Models, names_typed, read_upload
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
+TOOL = "web_demo.py"
 ANY_WORDS = "any words"
 NAMES = "red solid circle, blue striped square"
 
 
 @pytest.fixture
 def web():
-    """The module of the page."""
+    """Import the module of the page."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
@@ -45,7 +45,7 @@ def web():
 
 
 class Watched:
-    """How often a model has run, and how many times at once; it can be held."""
+    """Count a model's runs and how many are at the same time. ``free`` pauses it."""
 
     def __init__(self, model: torch.nn.Module):
         self.runs = self.now = self.most = 0
@@ -65,7 +65,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The address of a page with a model of the zoo and one that reads any words, and the first, watched."""
+    """Serve a zoo model and a model with a text encoder. Yield the address and the watched zoo model."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
@@ -83,7 +83,7 @@ def served(tmp_path_factory):
 def client(served):
     from gradio_client import Client
 
-    # No limit of seconds: the machine may be busy.
+    # No timeout, because the machine may be busy.
     options = {"timeout": None}
     client = Client(served[0], verbose=False, download_files=False, httpx_kwargs=options)
     yield client
@@ -96,23 +96,23 @@ def pictures(tmp_path_factory) -> list[str]:
 
 
 def sent(client, path: str, names: str = NAMES, model: str = RETINANET):
-    """A picture on its way through the page."""
+    """Submit an image to the page."""
     from gradio_client import handle_file
 
     return client.submit(handle_file(path), model, names, 0.4, api_name="/look")
 
 
 def coco_of(outputs) -> dict:
-    """The detections that can be downloaded, after a text and two pictures."""
+    """Return the COCO file, which follows a text and two images."""
     return json.loads(Path(outputs[3]["path"]).read_text())
 
 
 def captions(outputs) -> list[str]:
-    """The names of the heat maps."""
+    """Return the names of the heat maps."""
     return [x["caption"] for x in outputs[4]]
 
 
-def test_twenty_uploads_at_once_are_served_one_after_the_other_and_no_more(served, client, pictures):
+def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(served, client, pictures):
     _, model = served
     before, model.most = model.runs, 0
     model.free.clear()
@@ -137,38 +137,38 @@ def test_twenty_uploads_at_once_are_served_one_after_the_other_and_no_more(serve
             job.result()
 
 
-def test_the_slider_draws_again_without_the_model(served, client, pictures):
+def test_the_slider_redraws_without_the_model(served, client, pictures):
     _, model = served
     first = sent(client, pictures[0]).result()
     before = model.runs
     found, picture, _ = client.predict(0.99, api_name="/draw")
-    assert "Nothing is as sure as that." in found and "Nothing" not in first[0]
+    assert "No prediction reaches this score." in found and "No prediction" not in first[0]
     again = client.predict(0.4, api_name="/draw")
     assert again[0] == first[0]
     assert Path(picture["path"]).read_bytes() != Path(again[1]["path"]).read_bytes()
     assert model.runs == before
     with_names = client.predict(None, RETINANET, "green solid circle", 0.4, api_name="/look")
-    assert model.runs == before + 1  # the same picture, without sending it again
+    assert model.runs == before + 1  # the same image without a new upload
     assert captions(with_names) == ["green solid circle"]
 
 
-def test_words_that_are_no_classes_have_heat_maps_where_the_model_reads_them(client, pictures):
+def test_any_words_have_heat_maps_if_the_model_has_a_text_encoder(client, pictures):
     words = "Hexagon, something green, <b>, red solid circle"
     outputs = sent(client, pictures[0], words, ANY_WORDS).result()
     assert captions(outputs) == ["Hexagon", "something green", "<b>", "red solid circle"]
     folded = sent(client, pictures[0], words).result()
     assert captions(folded) == ["red solid circle"]
-    assert "This model cannot read: Hexagon, something green, &lt;b&gt;." in folded[0]
+    assert "This model does not know: Hexagon, something green, &lt;b&gt;." in folded[0]
 
 
-def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client, pictures, tmp_path):
+def test_refusals_have_a_message_and_the_page_still_works(served, client, pictures, tmp_path):
     import httpx
 
     broken, many = tmp_path / "broken.png", ",".join("abcdefghi")
     broken.write_bytes(b"no picture")
     for path, names, words in (
-        (broken, NAMES, "broken.png is no picture that can be read, or a broken one"),
-        (pictures[0], many, "9 names; up to 8 are looked for at once"),
+        (broken, NAMES, "broken.png is broken, or not an image of these formats"),
+        (pictures[0], many, "9 names. The limit is 8."),
     ):
         assert words in sent(client, str(path), names).result()[0]
     large = {"files": ("large.png", bytes(50_000_000))}
@@ -177,8 +177,8 @@ def test_what_is_refused_is_refused_in_words_and_the_page_goes_on(served, client
     assert coco_of(sent(client, pictures[0]).result())["annotations"]
 
 
-def test_others_do_not_reach_the_page_unless_it_is_told(served):
-    """Of this machine's own addresses, those that it was not told of."""
+def test_only_the_given_address_is_served(served):
+    """Connect to an address of this machine that the page does not listen on."""
     port = urlparse(served[0]).port
     socket.create_connection(("127.0.0.1", port)).close()
     with pytest.raises(ConnectionRefusedError):
@@ -187,7 +187,7 @@ def test_others_do_not_reach_the_page_unless_it_is_told(served):
 
 @pytest.fixture
 def browser():
-    """A tab of a headless Chromium, Debian's."""
+    """Open a tab in Debian's headless Chromium."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make install")
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -201,19 +201,19 @@ def browser():
 
 
 def draw_page(browser, path: str) -> None:
-    """The README's picture. In 64 shades of each color, for the noise behind the shapes is much of a PNG."""
-    browser.wait_for_timeout(1000)  # for the browser to have laid it out
+    """Save the README's screenshot. It has 64 shades of each color, because noise makes PNGs large."""
+    browser.wait_for_timeout(1000)  # until the layout is complete
     shot = Image.open(BytesIO(browser.screenshot(full_page=True))).convert("RGB")
     ImageOps.posterize(shot, 6).save(path, optimize=True)
 
 
-def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
+def test_upload_names_and_slider_in_a_browser(served, browser, pictures, tmp_path):
     address, model = served
     asked = []
     browser.on("request", lambda request: asked.append(request.url))
     browser.goto(address)
     image, found = browser.locator("#result img"), browser.locator("#found")
-    image.wait_for()  # an example, to begin with
+    image.wait_for()  # the first example
 
     browser.locator("#heat_maps img").last.wait_for()
     if "SCREENSHOT" in os.environ:
@@ -231,12 +231,12 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
 
     runs = model.runs
     browser.press("#threshold input[type=range]", "End")
-    found.get_by_text("Nothing is as sure as that.").wait_for()
+    found.get_by_text("No prediction reaches this score.").wait_for()
     assert image.get_attribute("src") != uploaded and boxes
     assert model.runs == runs
 
     with browser.expect_download() as download:
-        browser.get_by_text("Detections (COCO's JSON)").click()
+        browser.get_by_text("Predictions (COCO JSON)").click()
     assert COCO(download.value.path()).imgs[1]["file_name"] == Path(pictures[1]).name
 
     (tmp_path / "large.png").write_bytes(bytes(50_000_000))
@@ -244,20 +244,20 @@ def test_a_person_uploads_types_and_slides(served, browser, pictures, tmp_path):
     browser.get_by_text("exceed the maximum allowed size").first.wait_for()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     browser.set_input_files("#picture input[type=file]", tmp_path / "broken.png")
-    found.get_by_text("broken.png is no picture that can be read").wait_for()
+    found.get_by_text("broken.png is broken, or not an image").wait_for()
     browser.set_input_files("#picture input[type=file]", pictures[2])
-    found.get_by_text("Nothing is as sure as that.").wait_for()  # the page goes on
+    found.get_by_text("No prediction reaches this score.").wait_for()  # the page still works
 
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not elsewhere
 
 
-def test_pictures_of_any_kind_are_read_upright(tmp_path):
+def test_uploads_are_read_upright(tmp_path):
     rgb = np.zeros((40, 60, 3), np.uint8)
     rgb[:, :30] = 200, 100, 50
     image = Image.fromarray(rgb)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # a rotation by a quarter turn
     image.save(tmp_path / "turned.png", exif=exif)
     image.convert("RGBA").save(tmp_path / "transparent.png")
     image.convert("L").save(tmp_path / "gray.png")
@@ -273,7 +273,7 @@ def test_pictures_of_any_kind_are_read_upright(tmp_path):
     assert small.shape == (20, 30, 3)
 
 
-def test_what_is_too_large_or_no_picture_is_not_decoded(tmp_path, monkeypatch):
+def test_large_files_and_other_files_are_not_decoded(tmp_path, monkeypatch):
     Image.new("L", (3000, 2000)).save(tmp_path / "wide.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "picture.eps")
     (tmp_path / "empty.png").touch()
@@ -282,31 +282,31 @@ def test_what_is_too_large_or_no_picture_is_not_decoded(tmp_path, monkeypatch):
         file.truncate(50_000_000)
     monkeypatch.setattr(look, "as_bgr", lambda image: image.load())
     for name, words in (
-        ("wide.png", "3000 x 2000 pixels; up to 5 million are taken"),
-        ("large.png", "large.png has 50 MB; up to 20 are taken"),
-        ("picture.eps", "no picture that can be read"),  # Pillow would have another program read it
-        ("empty.png", "no picture that can be read"),
+        ("wide.png", r"too many pixels \(3000 x 2000 pixels\)\. The limit is 5 megapixels"),
+        ("large.png", r"large.png has 50 MB\. The limit is 20 MB"),
+        ("picture.eps", "not an image of these formats"),  # Pillow would run another program
+        ("empty.png", "not an image of these formats"),
     ):
         with pytest.raises(ValueError, match=words):
             read_upload(str(tmp_path / name), Limits(megapixels=5))
-    with pytest.raises(ValueError, match="or a broken one"):
+    with pytest.raises(ValueError, match="half.png is broken"):
         read_upload(str(tmp_path / "half.png"), Limits())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="more pixels than are taken"):
+    with pytest.raises(ValueError, match="too many pixels"):
         read_upload(str(tmp_path / "wide.png"), Limits())
 
 
-def test_names_are_those_between_commas():
+def test_names_are_separated_by_commas():
     typed = " Red  solid circle, a dog,,A DOG , "
     assert names_typed(typed, CLASS_NAMES, Limits()) == ["red solid circle", "A DOG"]
     assert names_typed("", CLASS_NAMES, Limits()) == []
-    with pytest.raises(ValueError, match="longer than 5 letters"):
+    with pytest.raises(ValueError, match="longer than 5 characters"):
         names_typed("horse, elephant", CLASS_NAMES, Limits(name_length=5))
-    with pytest.raises(ValueError, match="limit of queue is 0; at least 1"):
+    with pytest.raises(ValueError, match="limit of queue is 0; it must be at least 1"):
         Limits(queue=0)
 
 
-def test_masks_are_kept_small_and_drawn_whole():
+def test_masks_are_encoded_and_drawn_unchanged():
     image = np.full((50, 61, 3), 128, np.uint8)
     masks = torch.zeros(2, 50, 61, dtype=torch.bool)
     masks[0, 5:20, 5:25], masks[1, 30:, 40:] = True, True
@@ -314,25 +314,25 @@ def test_masks_are_kept_small_and_drawn_whole():
     fields = {"scores": torch.tensor([0.9, 0.3]), "pred_classes": torch.tensor([0, 4]), "pred_masks": masks}
     instances = Instances((50, 61), pred_boxes=boxes, **fields)
     seen = Detections(instances)
-    assert seen.instances.pred_masks.nbytes < masks.nbytes / 7
-    for threshold, amounts in ((0.2, {4: "1", 0: "1"}), (0.5, {0: "1"}), (0.95, {})):
+    assert sum(len(x["segmentation"]["counts"]) for x in seen.annotations) < masks.nbytes / 7
+    for threshold, amounts in ((0.2, {0: "1", 4: "1"}), (0.5, {0: "1"}), (0.95, {})):
         expected = draw_detections(image, instances, CLASS_NAMES, threshold)
         np.testing.assert_array_equal(seen.draw(image, CLASS_NAMES, threshold), expected)
         assert seen.amounts(threshold) == amounts
 
 
-def test_pixels_that_the_model_is_not_sure_of_have_no_label():
+def test_pixels_below_the_threshold_have_no_label():
     logits = torch.zeros(3, 100, 40)
     logits[1, :50], logits[2, 50:] = 10.0, 1.0  # probabilities of 1.0 and 0.58
     image = np.full((100, 40, 3), 128, np.uint8)
     seen = LabelMap(logits)
     assert seen.amounts(0.5) == {2: "50%", 1: "50%"} and seen.amounts(0.6) == {1: "50%"}
     labels = np.full((100, 40), 1)
-    labels[50:] = 3  # of no class
+    labels[50:] = 3  # no class
     np.testing.assert_array_equal(seen.draw(image, "abc", 0.6), draw_label_map(image, labels, 3))
 
 
-def test_models_are_loaded_when_chosen_and_few_stay(web, monkeypatch):
+def test_models_load_on_demand_and_few_stay(web, monkeypatch):
     loaded = []
 
     def load(cfg):
@@ -343,17 +343,17 @@ def test_models_are_loaded_when_chosen_and_few_stay(web, monkeypatch):
     configs = {name: model_zoo.get_config(name, trained=True) for name in model_zoo.trained_configs()}
     models = Models(configs)
     mask_rcnn, retinanet, semantic_fpn = configs
-    assert [label.split(":")[0] for label, _ in models.choices()] == ["Masks", "Boxes", "Pixels"]
+    assert [label.split(":")[0] for label, _ in models.choices()] == ["Masks", "Boxes", "Segmentation"]
     for name in (mask_rcnn, retinanet, mask_rcnn, semantic_fpn, mask_rcnn, retinanet):
         assert models.get(name).cfg is configs[name]
     assert loaded == [configs[name] for name in (mask_rcnn, retinanet, semantic_fpn, retinanet)]
     page = web.Page(models, Limits())
     assert page.names_for(retinanet, ["blue solid square"]) == ["blue solid square"]
     assert page.names_for(retinanet, ["blue solid square", "a dog"]) == list(CLASS_NAMES[:3])
-    assert "without language" in page.about(retinanet) and "It has 18 classes" in page.about(retinanet)
+    assert "not language-guided" in page.about(retinanet) and "18 classes" in page.about(retinanet)
 
 
-def test_files_of_a_look_go_with_it(web, pictures):
+def test_files_are_removed_with_their_predictions(web, pictures):
     page = web.Page(Models({RETINANET: model_zoo.get_config(RETINANET, trained=True)}), Limits())
     thin = str(Path(pictures[0]).with_name("thin.png"))
     for size in ((1, 1), (900, 2)):
@@ -362,12 +362,12 @@ def test_files_of_a_look_go_with_it(web, pictures):
     outputs = page.look(pictures[0], outputs[5], RETINANET, NAMES, 0.4)
     files = [Path(outputs[2]), Path(outputs[3])]
     assert all(file.is_file() for file in files)
-    assert Image.open(files[0]).width == 3 * 480  # what is found, and a heat map of each name
+    assert Image.open(files[0]).width == 3 * 480  # predictions and a heat map of each name
     del outputs
     assert not any(file.exists() for file in files)
 
 
-def test_no_person_sees_a_traceback(web, monkeypatch):
+def test_the_page_shows_no_traceback(web, monkeypatch):
     def fail(words):
         raise ValueError(words) if words else KeyError("secret")
 
@@ -376,23 +376,12 @@ def test_no_person_sees_a_traceback(web, monkeypatch):
     with pytest.warns(UserWarning, match="&lt;script&gt;"):
         assert web.in_words(fail)("<script>") == '<p role="alert">&lt;script&gt;</p>'
     assert not logged
-    with pytest.warns(UserWarning, match="did not work"):
+    with pytest.warns(UserWarning, match="unexpected error"):
         told, other = web.in_words(fail, None)("")
     assert other is None and "secret" not in told and logged
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """Run the tool, in this process."""
-
-    def run(*argv: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["web_demo.py", *argv])
-        runpy.run_path(str(ROOT / "tools/web_demo.py"), run_name="__main__")
-
-    return run
-
-
-def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatch, capsys):
+def test_the_tool_serves_its_model_and_the_zoo(web, monkeypatch, capsys):
     told = {}
 
     @contextmanager
@@ -406,7 +395,9 @@ def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatc
     monkeypatch.setattr(web, "served", served)
     monkeypatch.setattr(threading.Event, "wait", interrupt)
     own = "configs/Shapes/clip_semantic_fpn_tiny.yaml"
-    run("--config-file", own, "--port", "8000", "--queue", "7", "MODEL.WEIGHTS", "w.pth")
+    run_tool_here(
+        monkeypatch, TOOL, "--config-file", own, "--port", "8000", "--queue", "7", "MODEL.WEIGHTS", "w.pth"
+    )
     assert "http://here/" in capsys.readouterr().out
     assert (told["host"], told["port"], told["page"].limits) == ("127.0.0.1", 8000, Limits(queue=7))
     configs = told["page"].models.configs
@@ -414,12 +405,12 @@ def test_the_tool_serves_the_model_it_is_given_and_the_zoos(web, run, monkeypatc
     assert configs[own].MODEL.WEIGHTS == "w.pth" != configs[RETINANET].MODEL.WEIGHTS
 
 
-def test_the_tool_says_what_is_wrong(run, monkeypatch):
+def test_errors_of_the_tool_say_what_is_wrong(monkeypatch):
     with pytest.raises(SystemExit, match="limit of side is 0"):
-        run("--max-side", "0")
-    with pytest.raises(SystemExit, match="error: No config 'nothing'"):
-        run("--zoo", "nothing")
+        run_tool_here(monkeypatch, TOOL, "--max-side", "0")
+    with pytest.raises(SystemExit, match="error: There is no config 'nothing'"):
+        run_tool_here(monkeypatch, TOOL, "--zoo", "nothing")
     monkeypatch.delitem(sys.modules, "denseclip_d2.web_demo.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"needs Gradio: pip install gradio"):
-        run()
+        run_tool_here(monkeypatch, TOOL)

@@ -1,4 +1,4 @@
-"""Windowed attention in a ViT's blocks, and the detectors on it."""
+"""Windowed attention in ViT blocks, and detectors that use it."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ DETECTORS = [
 
 
 def blocks(window: int) -> tuple[VisualBlock, VisualBlock]:
-    """One with windows, one without, of the same weights. Biases, which padded cells have too, are large."""
+    """Return a block with windows and one without, of equal weights. Large biases affect padded cells."""
     windowed, plain = (VisualBlock(WIDTH, HEADS, window_size=size).double() for size in (window, 0))
     nn.init.normal_(windowed.attn.in_proj_bias, std=2.0)
     plain.load_state_dict(windowed.state_dict())
@@ -38,10 +38,10 @@ def blocks(window: int) -> tuple[VisualBlock, VisualBlock]:
 
 
 def under_a_mask(block: VisualBlock, x: Tensor, height: int, width: int, window: int) -> Tensor:
-    """A block without windows whose attention may only go where windows let it."""
+    """Run a block without windows under a mask that allows the attention of windows."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     own = (rows // window * width + columns // window).flatten()
-    mask = F.pad(own[:, None] == own, (1, 0, 1, 0), value=True)  # the class token sees and is seen
+    mask = F.pad(own[:, None] == own, (1, 0, 1, 0), value=True)  # the class token attends to all
     attn = block.attn
     projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
     x = x + attn.out_proj(multi_head_attention(*projected, attn.num_heads, mask))
@@ -50,7 +50,7 @@ def under_a_mask(block: VisualBlock, x: Tensor, height: int, width: int, window:
 
 @pytest.mark.parametrize("size", [(5, 7), (4, 8), (3, 9), (1, 1), (2, 13)])
 def test_a_cell_sees_its_window_and_the_class_token_sees_all(size):
-    """So that cells that fill up the last windows are seen by none, in outputs and gradients."""
+    """No output and no gradient depends on cells that pad the last windows."""
     windowed, plain = blocks(4)
     x = torch.randn(2, 1 + size[0] * size[1], WIDTH, dtype=torch.double, requires_grad=True)
     outputs = windowed(x, size), under_a_mask(plain, x, *size, 4)
@@ -102,7 +102,7 @@ def test_windows_change_what_a_large_image_gives():
 
 
 def test_every_parameter_learns_and_checkpointed_activations_change_nothing():
-    """With blocks dropped at random, and windows that are filled up."""
+    """With random dropped blocks and padded windows."""
     plain, model = (
         tiny_vit(**WINDOWS, drop_path_rate=0.3, activation_checkpointing=on) for on in (False, True)
     )
@@ -114,7 +114,7 @@ def test_every_parameter_learns_and_checkpointed_activations_change_nothing():
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
     assert_close(gradients[1], gradients[0])
     for name, gradient in gradients[0].items():
-        # A bias before a norm over the batch changes nothing.
+        # A bias before a norm over the batch has no effect.
         assert name == "fpn1.1.bias" or gradient.abs().max() > 0, name
 
 
@@ -153,7 +153,7 @@ def test_a_block_that_is_not_there_is_refused():
 
 
 def test_flops_are_those_of_the_windows():
-    """Of 4 x 6 cells in four windows of 3 x 3: query, key and value of every place in them, and attention."""
+    """4 x 6 cells in four windows of 3 x 3: query, key and value of all 36 positions, and attention."""
     image, flops = (torch.rand(1, 3, 64, 96),), {}
     for window in (0, 3):
         model = tiny_vit(window_size=window, global_blocks=(1, 3)).eval()
@@ -167,7 +167,7 @@ def test_flops_are_those_of_the_windows():
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_detectors_on_vit_b_are_built(name):
-    """Parameters without memory."""
+    """Parameters have no memory."""
     cfg = with_fitting_norms(load_config(f"configs/{name}.yaml", []))
     guided = "denseclip" in name
     if guided:

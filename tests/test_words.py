@@ -37,7 +37,7 @@ def predictor_of(*score_maps):
 def test_maps_are_judged_by_their_maximum_and_by_their_order():
     right = SECOND * 0.5
     wrong = right.clone()
-    wrong[0, 9] = 0.9  # one of the 74 other pixels is above them all
+    wrong[0, 9] = 0.9  # one of the 74 other pixels has a higher score
     figures = evaluate_words(predictor_of(FIRST, wrong), [RECORD], ["known", "never labeled"])
     assert figures["labeled"] == {
         "pairs": 1,

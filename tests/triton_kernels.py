@@ -1,4 +1,4 @@
-"""Tests of the Triton kernels, run by test_kernels.py under TRITON_INTERPRET=1 and by test_gpu.py."""
+"""Tests of the Triton kernels. test_kernels.py runs them with TRITON_INTERPRET=1, test_gpu.py on a GPU."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ HALF = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True, scope="module")
 def triton_runs():
-    """Under the interpreter, the kernels stand where CPUs have others."""
+    """In the interpreter, the Triton kernels replace those for CPUs."""
     if not INTERPRETED:
         yield
         return
@@ -51,7 +51,7 @@ def test_the_loss_of_masks_equals_its_definition(name):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_the_loss_of_half_precision_scores_equals_its_definition(dtype):
-    """Computed in float32; the gradient is rounded once."""
+    """The loss is computed in float32. The gradient is rounded once."""
     case = random_case("odd", dtype=dtype, device=DEVICE)
     assert_equals_the_definition(*case, grad_rtol=torch.finfo(dtype).eps)
 
@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_are_the_same_bits_every_time():
 INTEGER = [name for name in LABEL_MAPS if name not in ("not by an integer", "one cell", "smaller")]
 
 
-@pytest.mark.parametrize("tile", [label_map_triton.TILE, 256])  # all classes at once, and some at a time
+@pytest.mark.parametrize("tile", [label_map_triton.TILE, 256])  # all classes at once, and in parts
 @pytest.mark.parametrize("name", INTEGER)
 def test_the_cross_entropy_equals_its_definition(name, tile, monkeypatch):
     monkeypatch.setattr(label_map_triton, "TILE", tile)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run the command of the script's name: the others in this folder are links to this file."""
+"""Run the command with this script's name. The other scripts in this folder are links to this file."""
 
 import sys
 from pathlib import Path

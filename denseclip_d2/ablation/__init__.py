@@ -1,4 +1,4 @@
-"""Rows of config overrides, trained for several seeds each, and the table of what they reach."""
+"""Rows of config overrides, a training for each of their seeds, and the table of the results."""
 
 from .rows import Ablation, Row, read_ablation
 from .runs import Run, finished, run_all

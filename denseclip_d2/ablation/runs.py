@@ -1,12 +1,8 @@
-import fcntl
 import json
-import os
-import queue
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ RESULT, LOG = "result.json", "output.txt"
 
 @dataclass(frozen=True)
 class Run:
-    """A row with one of its seeds, in a folder of its own."""
+    """A row with one of its seeds, in its own folder."""
 
     row: Row
     seed: int
@@ -32,8 +28,9 @@ class Run:
         return [*self.row.options, "SEED", str(self.seed)]
 
     def result(self) -> dict[str, Any] | None:
-        """The metrics that it reached and its ``seconds`` (None if it was killed between); None before its
-        end.
+        """Return the metrics and the ``seconds`` of a finished run, None of another.
+
+        ``seconds`` is None if the run was killed and resumed.
 
         Raises:
             ValueError: the folder has the result of other options.
@@ -51,7 +48,7 @@ class Run:
 
 
 def all_runs(ablation: Ablation, output: Path) -> list[Run]:
-    """Seed by seed, so that a table that is not finished has something of every row."""
+    """Return the runs seed by seed, so that an unfinished table has runs of every row."""
     most = max(len(row.seeds) for row in ablation.rows)
     return [
         Run(row, row.seeds[i], output / row.folder / f"seed{row.seeds[i]}")
@@ -62,7 +59,7 @@ def all_runs(ablation: Ablation, output: Path) -> list[Run]:
 
 
 def finished(ablation: Ablation, output: Path) -> dict[Run, dict[str, Any]]:
-    """The metrics of the runs that have ended.
+    """Return the metrics of the finished runs.
 
     Raises:
         ValueError: see :meth:`Run.result`.
@@ -77,38 +74,26 @@ def run_all(
     train: Sequence[str],
     *,
     jobs: int = 1,
-    gpus_per_job: int = 0,
     after_each: Callable[[], None] = lambda: None,
 ) -> list[Run]:
-    """Trains what has not ended, each run in a process of its own that goes on where it was killed.
+    """Train the runs that are not finished, each in its own process. A killed run is resumed.
 
     Args:
-        train: the command to train by, to which the options are added.
-        jobs: runs at once, each with its part of the processor's cores.
-        gpus_per_job: how many each has, of those that are visible; 0 leaves that alone.
-        after_each: called whenever a run has ended.
+        train: the command that trains; options are appended.
+        jobs: number of runs at the same time.
+        after_each: called after each run.
 
-    Returns: the runs that failed, whose folders have an ``output.txt``.
+    Returns: the failed runs, whose folders have an ``output.txt``.
     Raises:
         ValueError: see :meth:`Run.result`.
-        BlockingIOError: ``output`` is being written by another.
     """
-    done = finished(ablation, output)
-    waiting = [run for run in all_runs(ablation, output) if run not in done]
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-    failed = []
-    with _alone(output) as lock, ThreadPoolExecutor(jobs) as pool:
-
-        def work(run: Run) -> bool:
-            slot = slots.get()
-            try:
-                return _train(run, train, ablation.metrics, _environment(slot, jobs, gpus_per_job), lock)
-            finally:
-                slots.put(slot)
-
-        futures = {pool.submit(work, run): run for run in waiting}
+    done, failed = finished(ablation, output), []
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {
+            pool.submit(_train, run, train, ablation.metrics): run
+            for run in all_runs(ablation, output)
+            if run not in done
+        }
         try:
             for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
                 if not future.result():
@@ -120,61 +105,29 @@ def run_all(
     return failed
 
 
-def _train(
-    run: Run, train: Sequence[str], metrics: Sequence[str], environment: Mapping[str, str], lock: int
-) -> bool:
-    """Whether the run reached its end, and has a result."""
-    whole = not (run.folder / "metrics.json").exists()
+def _train(run: Run, train: Sequence[str], metrics: Sequence[str]) -> bool:
+    """Train a run and write its result. Return whether it has the metrics."""
+    resumed = (run.folder / "metrics.json").exists()
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [*train, "--config-file", str(run.row.config), "--resume", *run.options]
+    command += ["OUTPUT_DIR", str(run.folder)]
     start = time.monotonic()
     with (run.folder / LOG).open("a", encoding="utf-8") as log:
         print("$", *command, file=log, flush=True)
-        ended = subprocess.run(
-            [*command, "OUTPUT_DIR", str(run.folder)],
-            stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,), check=False,
-        )  # fmt: skip
-        reached = _last_metrics(run.folder / "metrics.json", metrics) if ended.returncode == 0 else None
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        reached = _last_metrics(run.folder / "metrics.json", metrics) if status == 0 else None
         if reached is None:
-            print(f"! status {ended.returncode}; wanted: {', '.join(metrics)}", file=log)
+            print(f"! status {status}; needed metrics: {', '.join(metrics)}", file=log)
             return False
-    reached["seconds"] = round(time.monotonic() - start) if whole else None
+    reached["seconds"] = None if resumed else round(time.monotonic() - start)
     with atomic_write(run.folder / RESULT, "w", encoding="utf-8") as file:
         json.dump({"config": run.row.config.name, "options": run.options, "metrics": reached}, file, indent=2)
     return True
 
 
 def _last_metrics(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
-    lines = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
-    for line in reversed(lines):
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in map(json.loads, reversed(lines)):
         if all(name in line for name in names):
             return {name: line[name] for name in names}
     return None
-
-
-def _environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // jobs, 1)))
-    if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        own = range(slot * gpus, (slot + 1) * gpus)
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] if any(visible) else str(i) for i in own)
-    return environment
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[int]:
-    """A lock that the runs inherit: where one outlives who began it, its folder is not written twice."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{output} is being written: by another ablation, or by a run that outlived one. "
-                "Wait for its end, or end it."
-            ) from error
-        yield file.fileno()

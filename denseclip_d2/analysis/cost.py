@@ -1,6 +1,6 @@
-"""What a model costs: parameters, FLOPs and activations by module, the frozen text encoder apart.
+"""Parameters, FLOPs and activations of a model by module, with the frozen text encoder separate.
 
-One multiply-add is one FLOP, as fvcore and the paper count. fvcore does not know torch's fused attention; the
+One multiply-add is one FLOP, as in fvcore and the paper. fvcore does not count torch's fused attention; the
 handles for it are here.
 """
 
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ..language.text_encoder import CLIPTextEncoder
 from ..meta_arch.semantic_fpn import seen_by_backbone
 
-# As mmdet counts, and so the paper: the box head on 1000 proposals, the mask head on 100.
+# As in mmdet and the paper: the box head on 1000 proposals, the mask head on 100.
 NUM_PROPOSALS, NUM_DETECTIONS = 1000, 100
 
-# Title of the column and unit of each quantity.
+# Column title and unit of each quantity.
 TASKS = {
     "parameter": ("parameters (M)", 1e6),
     "flop": ("FLOPs (G)", 1e9),
@@ -38,13 +38,13 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Count:
-    """One quantity of a model. All but ``text_encoder`` leave the text encoder out.
+    """One quantity of a model. Only ``text_encoder`` includes the text encoder.
 
     Attributes:
         by_module: by module name; "" is the whole model.
-        text_encoder: that of the text encoder, 0 where there is none.
+        text_encoder: the text encoder's, 0 if there is none.
         by_operator: by kind of operator.
-        not_counted: how often each operator ran that is not counted.
+        not_counted: how often each operator without a count ran.
     """
 
     by_module: dict[str, int]
@@ -58,17 +58,16 @@ class Count:
 
 
 def analyze(cfg: CfgNode, tasks: list[str], size: tuple[int, int]) -> dict[str, Count]:
-    """Count the quantities that ``tasks`` names (of :data:`TASKS`) of a config's model, with random weights.
+    """Count the quantities in ``tasks`` (keys of :data:`TASKS`) of a config's model, with random weights.
 
-    FLOPs and activations are those of one image in inference, without what depends on its content:
-    a two-stage detector is given 1000 proposals and 100 detections. A segmentor sees the image whole, and
-    resizes its logits to it once.
+    FLOPs and activations are those of inference on one image. They do not depend on its content: a two-stage
+    detector gets 1000 proposals and 100 detections. A segmentor runs on the whole image once.
 
     Args:
-        size: height and width of the image, which is padded as the model pads.
+        size: height and width of the image, before the model's padding.
 
     Raises:
-        ValueError: the layers of this kind of model are not known.
+        ValueError: this kind of model cannot be counted.
     """
     model = build_model(cfg).eval()
     if set(tasks) != {"parameter"}:
@@ -79,7 +78,7 @@ def analyze(cfg: CfgNode, tasks: list[str], size: tuple[int, int]) -> dict[str, 
 
 
 def format_table(counts: dict[str, Count], depth: int) -> str:
-    """A table of the modules down to ``depth`` that cost something, the text encoder below them."""
+    """Return a table of the modules down to ``depth``, without zero rows, and of the text encoder."""
     columns = [(count, TASKS[task][1]) for task, count in counts.items()]
     has_text_encoder = any(count.text_encoder for count, _ in columns)
     whole = "all but the text encoder" if has_text_encoder else "all"
@@ -95,23 +94,19 @@ def format_table(counts: dict[str, Count], depth: int) -> str:
 
 
 def flop_analysis(model: nn.Module, inputs: tuple[Tensor, ...]) -> FlopCountAnalysis:
-    """fvcore's analysis of ``model(*inputs)``, with fused attention counted."""
+    """Return fvcore's analysis of ``model(*inputs)``, with fused attention counted."""
     return FlopCountAnalysis(model, inputs).set_op_handle(
-        **{
-            "aten::scaled_dot_product_attention": _attention_flops,
-            "aten::_native_multi_head_attention": _multi_head_attention_flops,
-        }
-    )
+        "aten::scaled_dot_product_attention", _attention_flops,
+        "aten::_native_multi_head_attention", _multi_head_attention_flops,
+    )  # fmt: skip
 
 
 def activation_analysis(model: nn.Module, inputs: tuple[Tensor, ...]) -> ActivationCountAnalysis:
-    """fvcore's analysis of ``model(*inputs)``: elements that convolutions, products and attention put out."""
+    """Return fvcore's analysis of ``model(*inputs)``: outputs of convolutions, products and attention."""
     return ActivationCountAnalysis(model, inputs).set_op_handle(
-        **{
-            "aten::scaled_dot_product_attention": generic_activation_jit(),
-            "aten::_native_multi_head_attention": _multi_head_attention_activations,
-        }
-    )
+        "aten::scaled_dot_product_attention", generic_activation_jit(),
+        "aten::_native_multi_head_attention", lambda inputs, outputs: 5 * prod(get_shape(inputs[0])),
+    )  # fmt: skip
 
 
 def _attention_flops(inputs: list, outputs: list) -> int:
@@ -124,10 +119,6 @@ def _multi_head_attention_flops(inputs: list, outputs: list) -> int:
     # nn.MultiheadAttention in inference, self-attention only: four projections, and attention.
     batch, tokens, width = get_shape(inputs[0])
     return batch * (4 * tokens * width * width + 2 * tokens * tokens * width)
-
-
-def _multi_head_attention_activations(inputs: list, outputs: list) -> int:
-    return 5 * prod(get_shape(inputs[0]))
 
 
 _ANALYSES = {"flop": flop_analysis, "activation": activation_analysis}
@@ -143,7 +134,7 @@ def _count(task: str, model: nn.Module, size: tuple[int, int]) -> Count:
     adapter = TracingAdapter(model, image, inference_func=_run_layers)
     analysis = _ANALYSES[task](adapter, adapter.flattened_inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    # The adapter holds the detector as `model`.
+    # The adapter has the detector as `model`.
     by_module = {name.removeprefix("model").removeprefix("."): n for name, n in analysis.by_module().items()}
     by_operator, not_counted = analysis.by_operator().copy(), analysis.unsupported_ops().copy()
     for name in _text_encoders(model):
@@ -176,7 +167,7 @@ def _check_countable(model: nn.Module, name: str) -> None:
         and isinstance(model.roi_heads, StandardROIHeads)
         and not isinstance(model.roi_heads, CascadeROIHeads)
     )
-    # Children that _run_layers would not run: PanopticFPN, say, has one more head.
+    # Children that _run_layers does not run, such as PanopticFPN's other head.
     others = {name for name, _ in model.named_children()} - {"backbone", "head", "anchor_generator"}
     if two_stage:
         others -= {"proposal_generator", "roi_heads"}
@@ -184,14 +175,14 @@ def _check_countable(model: nn.Module, name: str) -> None:
         others -= {"sem_seg_head"}
     if others or not (isinstance(model, DenseDetector | SemanticSegmentor) or two_stage):
         raise ValueError(
-            f"FLOPs and activations of MODEL.META_ARCHITECTURE {name!r} cannot be counted: only RetinaNet's, "
-            "SemanticSegmentor's, and GeneralizedRCNN's with RPN and StandardROIHeads. "
-            "--tasks parameter works with any."
+            f"FLOPs and activations of MODEL.META_ARCHITECTURE {name!r} cannot be counted. RetinaNet's, "
+            "SemanticSegmentor's, and GeneralizedRCNN's with RPN and StandardROIHeads can. "
+            "--tasks parameter works for all."
         )
 
 
 def _run_layers(model: GeneralizedRCNN | DenseDetector | SemanticSegmentor, image: Tensor) -> list:
-    """Run every layer of a model once, without NMS, whose output would decide what the heads have to do.
+    """Run every layer of a model once, without NMS, whose output would decide the work of the heads.
 
     Args:
         image: (3, H, W).
@@ -204,7 +195,7 @@ def _run_layers(model: GeneralizedRCNN | DenseDetector | SemanticSegmentor, imag
         return [features, model.head([features[name] for name in model.head_in_features])]
     rpn, heads = model.proposal_generator, model.roi_heads
     proposed = rpn.rpn_head([features[name] for name in rpn.in_features])
-    # Any boxes do: what comes after pooling sees regions of one size.
+    # The boxes do not matter: pooling gives all regions the same size.
     boxes = Boxes(image.new_zeros(NUM_PROPOSALS, 4))
     pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [boxes])
     detections = Instances(image.shape[1:])

@@ -1,5 +1,5 @@
 from .measure import Row, format_table
-from .sections import GROWING, SECTIONS
+from .sections import SECTIONS
 from .settings import CONTENDERS, Settings
 
-__all__ = ["CONTENDERS", "GROWING", "SECTIONS", "Row", "Settings", "format_table"]
+__all__ = ["CONTENDERS", "SECTIONS", "Row", "Settings", "format_table"]

@@ -1,4 +1,4 @@
-"""DenseCLIP's detector, the same on plain CLIP, and Detectron2's own: random weights, images and objects."""
+"""DenseCLIP's detector, plain CLIP's and Detectron2's, with random weights, images and objects."""
 
 import torch
 from detectron2.config import CfgNode
@@ -14,9 +14,9 @@ from ..engine.optimizer import build_gradient_clipper, build_optimizer
 from ..engine.train_loop import PRECISIONS
 
 OBJECTS = 8
-"""In each image; COCO's have 7.3 on average."""
+"""Objects in an image; COCO's images have 7.3 on average."""
 
-# Meta-architecture: on plain CLIP, and Detectron2's own with its backbone.
+# By meta-architecture: the one for plain CLIP, then Detectron2's own with its backbone.
 _TWINS = {
     "DenseCLIPRetinaNet": ("CLIPRetinaNet", "RetinaNet", "build_retinanet_resnet_fpn_backbone"),
     "DenseCLIPMaskRCNN": ("GeneralizedRCNN", "GeneralizedRCNN", "build_resnet_fpn_backbone"),
@@ -24,30 +24,30 @@ _TWINS = {
 
 
 def class_names(number: int) -> tuple[str, ...]:
-    """So many real names: COCO's 80, ADE20K's 150, otherwise the first of LVIS's 1203.
+    """Return real class names: COCO's 80, ADE20K's 150, otherwise the first of LVIS's 1203.
 
     Raises:
-        ValueError: there are not as many.
+        ValueError: there are not enough names.
     """
     if number == 80:
         return tuple(category["name"] for category in COCO_CATEGORIES if category["isthing"])
     if number == 150:
         return tuple(names.split(", ")[0] for names in ADE20K_SEM_SEG_CATEGORIES)
     if not 0 < number <= len(LVIS_CATEGORIES):
-        raise ValueError(f"--classes {number}: there are names for 1 to {len(LVIS_CATEGORIES)} classes.")
+        raise ValueError(f"--classes {number}: only 1 to {len(LVIS_CATEGORIES)} classes have names.")
     return tuple(category["synonyms"][0].replace("_", " ") for category in LVIS_CATEGORIES[:number])
 
 
 def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
-    """The same detector on plain CLIP, as DenseCLIP, and as Detectron2 has it, for so many classes.
+    """Return the configs of plain CLIP's, DenseCLIP's and Detectron2's detector for a number of classes.
 
     Raises:
-        ValueError: ``cfg`` is not of a DenseCLIP detector.
+        ValueError: ``cfg`` is not a DenseCLIP detector's.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in _TWINS:
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {name!r}; detectors are compared for {', '.join(_TWINS)}."
+            f"MODEL.META_ARCHITECTURE is {name!r}. The benchmark compares detectors for {', '.join(_TWINS)}."
         )
     on_clip, detectron2, backbone = _TWINS[name]
     architectures = {
@@ -59,19 +59,19 @@ def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
     for contender, (meta_architecture, backbone) in architectures.items():
         configs[contender] = own = cfg.clone()
         own.defrost()
-        own.TEST.FAST &= contender in ("CLIP", "DenseCLIP")  # Detectron2 has nothing of the kind
+        own.TEST.FAST &= contender in ("CLIP", "DenseCLIP")  # Detectron2 has no such key
         own.MODEL.META_ARCHITECTURE, own.MODEL.BACKBONE.NAME = meta_architecture, backbone
         own.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES
         own.MODEL.DENSECLIP.CLASS_NAMES = class_names(num_classes)
         own.MODEL.DENSECLIP.PROMPT.NAME_LENGTH = 0
         own.MODEL.RETINANET.NUM_CLASSES = own.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
-        # Every level hands on as many candidates as it may, whatever the random scores.
+        # Every level passes its full number of candidates on, whatever the random scores.
         own.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     return configs
 
 
 class Contender:
-    """A detector with what it needs to be run: its optimizer, and a batch on its device."""
+    """A detector with its optimizer and a batch."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
         self.cfg = cfg
@@ -81,17 +81,17 @@ class Contender:
         self.clip = build_gradient_clipper(cfg)
         self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]
         self.batch = [random_input(size, i, num_classes) for i in range(batch)]
-        _let_every_region_be_of_class_0(self.model)
+        _detect_class_0_everywhere(self.model)
 
     def held_bytes(self) -> int:
-        """Of weights, buffers and the optimizer's state; gradients are given back after each step."""
+        """Return the bytes of weights, buffers and the optimizer's state; a step frees its gradients."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         for state in self.optimizer.state.values() if self.optimizer else ():
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.nbytes for tensor in tensors)
 
     def step(self) -> None:
-        """One run, image to boxes, or one iteration of training, optimizer included."""
+        """Run inference, or a training step with the optimizer."""
         enabled, precision = self.amp
         autocast = torch.autocast(self.device.type, precision, enabled=enabled)
         if self.optimizer is None:
@@ -108,7 +108,7 @@ class Contender:
 
 
 def random_input(size: tuple[int, int], seed: int, num_classes: int) -> dict:
-    """An image of noise with boxes of many sizes and their masks, the same for every model."""
+    """Return an image of noise, boxes of many sizes and their masks, the same for each seed."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     limits = torch.tensor([width, height])
@@ -124,9 +124,9 @@ def random_input(size: tuple[int, int], seed: int, num_classes: int) -> dict:
     return {"image": image, "height": height, "width": width, "instances": instances}
 
 
-def _let_every_region_be_of_class_0(model: nn.Module) -> None:
-    # Random scores would make no detections of 80 classes, and the mask head would have nothing to do; this
-    # makes every proposal a candidate, and as many detections as may be.
+def _detect_class_0_everywhere(model: nn.Module) -> None:
+    # With random scores there would be no detections, and the mask head would have no work. Class 0 makes
+    # every proposal a candidate, which gives the maximum number of detections.
     for module in model.modules():
         if isinstance(module, FastRCNNOutputLayers):
             nn.init.zeros_(module.cls_score.weight)

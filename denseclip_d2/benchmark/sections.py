@@ -1,105 +1,137 @@
-"""What ``tools/benchmark.py`` measures; each section gives rows to print."""
+"""What ``tools/benchmark.py`` measures. Each section yields tables to print."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
+from detectron2.data import build_detection_train_loader
+from detectron2.utils.env import seed_all_rng
+from torch import Tensor, nn
 
 from ..builder import with_fitting_norms
-from ..clip_models import get_clip_architecture
+from ..engine import Trainer
 from ..engine.train_loop import PRECISIONS
-from ..kernels import KERNELS
-from ..language.prompts import tokenize_names
-from ..language.text_encoder import CLIPTextEncoder
 from ..visual import build_visual_encoder
-from .arithmetic import arithmetic
-from .data import loader, start
-from .detectors import Contender, class_names, contending_configs
+from .detectors import Contender, contending_configs
 from .exported import exported
-from .figures import figures
-from .importing import imports
-from .measure import Row, bandwidth, compare
-from .saving import checkpoint
-from .settings import Settings, with_value
+from .kernels import KERNELS
+from .measure import Row, compare
+from .settings import Settings, with_values
 
-
-def text(settings: Settings) -> Iterator[list[Row]]:
-    """The text encoder: each prompt alone (as published), and packed."""
-    denseclip, device = settings.cfg.MODEL.DENSECLIP, settings.device
-    encoder = CLIPTextEncoder.from_architecture(get_clip_architecture(denseclip.CLIP_MODEL)).to(device)
-    contexts = torch.randn(1, denseclip.PROMPT.NUM_CONTEXTS, encoder.width, device=device)
-    contexts.requires_grad_()
-    for number in settings.classes:
-        ids = tokenize_names(class_names(number)).to(device)
-        case = f"K = {number}, {ids.shape[1]} + {contexts.shape[1]} tokens"
-        encoders = {"every prompt alone": encoder.encode_unpacked, "packed": encoder}
-
-        def forward(encode: Callable, ids=ids) -> None:
-            with torch.no_grad():
-                encode(ids, contexts)
-
-        def both(encode: Callable, ids=ids) -> None:
-            torch.autograd.grad(encode(ids, contexts).square().sum(), contexts)
-
-        for name, step in (("forward", forward), ("forward and backward", both)):
-            steps = {contender: partial(step, encode) for contender, encode in encoders.items()}
-            held = dict.fromkeys(steps, partial(_bytes_of, encoder))
-            yield compare(f"text, {name}", case, steps, settings.repeats, device, held=held)
+Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
+"""A function without arguments, and the tensors whose gradients its backward pass computes."""
 
 
 def visual(settings: Settings) -> Iterator[list[Row]]:
-    """The visual encoder with attention as the config has it, against the same without windows."""
-    encoders = {}
-    for window in {0: None, settings.cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE: None}:
-        cfg = with_value(with_fitting_norms(settings.cfg), "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", window)
-        name = f"windows of {window} x {window}" if window else "without windows"
-        encoders[name] = build_visual_encoder(cfg).to(settings.device)
-    amp = settings.cfg.SOLVER.AMP
-    precision = partial(torch.autocast, settings.device.type, PRECISIONS[amp.PRECISION], amp.ENABLED)
+    """Compare the visual encoder without windows with the config's windowed attention."""
+    amp, held = settings.cfg.SOLVER.AMP, 0
+    encoders: dict[str, nn.Module] = {}
+    for window in dict.fromkeys((0, settings.cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE)):
+        cfg = with_values(with_fitting_norms(settings.cfg), "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", window)
+        encoder = build_visual_encoder(cfg).to(settings.device)
+        encoders[f"windows of {window} x {window}" if window else "without windows"] = encoder
+        held = sum(parameter.nbytes for parameter in encoder.parameters())
+
+    def encode(encoder: nn.Module, images: Tensor) -> Sequence[Tensor]:
+        with torch.autocast(settings.device.type, PRECISIONS[amp.PRECISION], amp.ENABLED):
+            return [*encoder(images).values()]
+
     for size in settings.sizes:
         images = torch.randn(settings.batch, 3, *size, device=settings.device)
-
-        def forward(encoder: nn.Module, images=images) -> None:
-            with torch.no_grad(), precision():
-                encoder(images)
-
-        def both(encoder: nn.Module, images=images) -> None:
-            with precision():
-                loss = sum(feature.float().square().mean() for feature in encoder(images).values())
-            loss.backward()
-            encoder.zero_grad()
-
-        for direction, step in (("forward", forward), ("forward and backward", both)):
-            yield compare(
-                f"visual encoder, {direction}",
-                f"{size[0]} x {size[1]}",
-                {name: partial(step, encoder) for name, encoder in encoders.items()},
-                settings.repeats,
-                settings.device,
-                held={name: partial(_bytes_of, encoder) for name, encoder in encoders.items()},
-                images=settings.batch,
-            )
+        functions = {
+            name: (partial(encode, encoder, images), [p for p in encoder.parameters() if p.requires_grad])
+            for name, encoder in encoders.items()
+        }
+        case = f"{size[0]} x {size[1]}"
+        yield from _both_passes("visual encoder", case, functions, settings, held=held, images=settings.batch)
 
 
-def _bytes_of(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
+def kernels(settings: Settings) -> Iterator[list[Row]]:
+    """Compare kernels with their definitions."""
+    for number, size in dict.fromkeys((case.classes, case.size) for case in settings.growth()):
+        for name, kernel in KERNELS.items():
+            inputs = kernel.make_inputs(settings.batch, number, size, settings.device)
+            learned = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+            functions = {
+                "definition": (partial(kernel.definition, *inputs), learned),
+                "kernel": (partial(kernel.function, *inputs), learned),
+            }
+            yield from _both_passes(name, f"{size[0]} x {size[1]}, K = {number}", functions, settings)
+
+
+def _both_passes(
+    section: str, case: str, functions: Mapping[str, Function], settings: Settings, *, held: int = 0,
+    images: int = 0,
+) -> Iterator[list[Row]]:  # fmt: skip
+    """Compare functions in the forward pass alone, and in the forward and the backward pass."""
+
+    def forward(function: Callable, learned: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            function()
+
+    def both(function: Callable, learned: Sequence[Tensor]) -> None:
+        outputs = [x for x in function() if x.requires_grad]
+        torch.autograd.grad(outputs, learned, [torch.ones_like(x) for x in outputs], allow_unused=True)
+
+    for passes, step in (("forward", forward), ("forward and backward", both)):
+        yield compare(
+            f"{section}, {passes}", case, {name: partial(step, *own) for name, own in functions.items()},
+            settings.repeats, settings.device, held=dict.fromkeys(functions, lambda: held), images=images,
+        )  # fmt: skip
+
+
+Configs = dict[str, CfgNode]
+
+
+def inference(settings: Settings) -> Iterator[list[Row]]:
+    """Compare detectors in inference, from images to boxes and masks."""
+    return _detectors("inference", settings, partial(_chosen, settings))
+
+
+def training(settings: Settings) -> Iterator[list[Row]]:
+    """Compare detectors in a training step, optimizer included."""
+    return _detectors("training", settings, partial(_chosen, settings), training=True)
+
+
+def options(settings: Settings) -> Iterator[list[Row]]:
+    """Compare DenseCLIP's inference as trained, by default and in bfloat16."""
+    changes = {
+        "as trained": ("TEST.FAST", False),
+        "by default": ("TEST.FAST", True),
+        "and in bfloat16": ("TEST.FAST", True, "TEST.PRECISION", "bfloat16"),
+    }
+    return _detectors("options", settings, partial(_variants, changes))
+
+
+def compiled(settings: Settings) -> Iterator[list[Row]]:
+    """Compare DenseCLIP's inference and training step with and without ``MODEL.COMPILE``."""
+    changes = {"eager": ("MODEL.COMPILE", False), "compiled": ("MODEL.COMPILE", True)}
+    for direction in ("inference", "training"):
+        section, training = f"compiled, {direction}", direction == "training"
+        yield from _detectors(section, settings, partial(_variants, changes), training=training)
+
+
+def _chosen(settings: Settings, configs: Configs) -> Configs:
+    return {name: cfg for name, cfg in configs.items() if name.split()[0] in settings.contenders}
+
+
+def _variants(changes: Mapping[str, Sequence[object]], configs: Configs) -> Configs:
+    return {name: with_values(configs["DenseCLIP"], *pairs) for name, pairs in changes.items()}
 
 
 def _detectors(
-    section: str, settings: Settings, configs: Callable[[int], dict[str, CfgNode]], *, training: bool = False
+    section: str, settings: Settings, choose: Callable[[Configs], Configs], *, training: bool = False
 ) -> Iterator[list[Row]]:
-    """Detectors against one another, of the configs that there are for a number of classes."""
+    """Compare detectors; ``choose`` makes their configs from those of :func:`contending_configs`."""
     for case in settings.growth():
-        own = configs(case.classes)
+        configs = choose(contending_configs(settings.cfg, case.classes))
         with _threads(case.threads):
             contenders = {
                 name: Contender(cfg, case.batch, case.size, case.classes, training=training)
-                for name, cfg in own.items()
+                for name, cfg in configs.items()
             }
             rows = compare(
                 section,
@@ -109,12 +141,10 @@ def _detectors(
                 settings.device,
                 held={name: contender.held_bytes for name, contender in contenders.items()},
                 images=case.batch,
-                numbers=case.numbers(),
             )
         del contenders
         gc.collect()
-        both = settings.arithmetic and {"CLIP", "DenseCLIP"} <= own.keys()
-        yield [*rows, arithmetic(rows, case, own)] if both else rows
+        yield rows
 
 
 @contextmanager
@@ -127,81 +157,26 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _chosen(settings: Settings, num_classes: int) -> dict[str, CfgNode]:
-    configs = contending_configs(settings.cfg, num_classes)
-    return {name: cfg for name, cfg in configs.items() if name.split()[0] in settings.contenders}
-
-
-def inference(settings: Settings) -> Iterator[list[Row]]:
-    """Whole detectors, image to boxes and masks."""
-    return _detectors("inference", settings, partial(_chosen, settings))
-
-
-def training(settings: Settings) -> Iterator[list[Row]]:
-    """A whole step of training, optimizer included."""
-    return _detectors("training", settings, partial(_chosen, settings), training=True)
-
-
-def options(settings: Settings) -> Iterator[list[Row]]:
-    """DenseCLIP's inference as it is trained, as it is by default, and in bfloat16."""
-
-    def configs(num_classes: int) -> dict[str, CfgNode]:
-        cfg = contending_configs(settings.cfg, num_classes)["DenseCLIP"]
-        fast = with_value(cfg, "TEST.FAST", True)
-        return {
-            "as trained": with_value(cfg, "TEST.FAST", False),
-            "by default": fast,
-            "and in bfloat16": with_value(fast, "TEST.PRECISION", "bfloat16"),
-        }
-
-    return _detectors("options", settings, configs)
-
-
-def compiled(settings: Settings) -> Iterator[list[Row]]:
-    """DenseCLIP's inference and step of training without ``MODEL.COMPILE`` and with."""
-
-    def configs(num_classes: int) -> dict[str, CfgNode]:
-        cfg = contending_configs(settings.cfg, num_classes)["DenseCLIP"]
-        return {name: with_value(cfg, "MODEL.COMPILE", name == "compiled") for name in ("eager", "compiled")}
-
-    for direction, training in (("inference", False), ("training", True)):
-        yield from _detectors(f"compiled, {direction}", settings, configs, training=training)
-
-
-def kernels(settings: Settings) -> Iterator[list[Row]]:
-    """Kernels against their definitions, and the least time that the memory's bandwidth allows."""
-    device, speed = settings.device, bandwidth(settings.device)
-    for (number, size), kernel in product(settings.cases(), KERNELS):
-        inputs = kernel.make_inputs(settings.batch, number, size, device)
-        learned = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
-
-        def forward(function: Callable, inputs=inputs) -> None:
-            with torch.no_grad():
-                function(*inputs)
-
-        def both(function: Callable, inputs=inputs, learned=learned) -> None:
-            outputs = [x for x in function(*inputs) if x.requires_grad]
-            torch.autograd.grad(outputs, learned, [torch.ones_like(x) for x in outputs])
-
-        functions = {"definition": kernel.definition, "kernel": kernel.function}
-        for direction, step, least in (
-            ("forward", forward, kernel.forward_bytes(*inputs)),
-            ("forward and backward", both, kernel.backward_bytes(*inputs)),
-        ):
-            yield compare(
-                f"{kernel.name}, {direction}",
-                f"{size[0]} x {size[1]}, K = {number}",
-                {name: partial(step, function) for name, function in functions.items()},
-                settings.repeats,
-                device,
-                held=dict.fromkeys(functions, lambda: 0),
-                by_bandwidth=least / speed,
-                launched=False,
-            )
+def loader(settings: Settings) -> Iterator[list[Row]]:
+    """Compare the training loader with Detectron2's, on ``DATASETS.TRAIN``: its start, and a batch."""
+    cfg = with_values(settings.cfg, "DATALOADER.NUM_WORKERS", 0)
+    unchecked = with_values(cfg, "DATASETS.CHECK_IMAGES", False)
+    builds: dict[str, Callable] = {
+        "Detectron2": partial(build_detection_train_loader, cfg),
+        "this project": partial(Trainer.build_train_loader, cfg),
+        "DATASETS.CHECK_IMAGES False": partial(Trainer.build_train_loader, unchecked),
+    }
+    case, cpu = ", ".join(cfg.DATASETS.TRAIN), torch.device("cpu")
+    yield compare("loader, start", case, builds, settings.repeats, cpu)
+    steps = {}
+    for name in ("Detectron2", "this project"):
+        seed_all_rng(0)  # the same images, in the same order
+        steps[name] = partial(next, iter(builds[name]()))
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    yield compare("loader, a batch in one process", case, steps, settings.repeats, cpu, images=batch)
 
 
 SECTIONS = {
-    "text": text,
     "visual": visual,
     "kernels": kernels,
     "inference": inference,
@@ -209,12 +184,6 @@ SECTIONS = {
     "training": training,
     "compiled": compiled,
     "loader": loader,
-    "start": start,
-    "imports": imports,
-    "checkpoint": checkpoint,
-    "figures": figures,
     "exported": exported,
 }
-"""By name; each is given :class:`Settings`."""
-GROWING = ("inference", "options", "training", "compiled")
-"""Of them, those that are measured along every axis of :class:`.settings.Case`."""
+"""Sections by name. Each takes :class:`Settings`."""

@@ -30,15 +30,15 @@ COMMANDS = {
     "benchmark": "benchmark",
     "pretrain": "pretrain_clip",
 }
-"""Module by command. A module has ``build_parser()``, and ``main(args)``, which may return an exit status."""
+"""Module by command. A module has ``build_parser()`` and ``main(args)``, which may return an exit status."""
 
 _FOLDER = Path(__file__).parent
 
 
 def main(module: str = "") -> None:
-    """Run the command line: the options of a command's module, or without one ``denseclip COMMAND ...``.
+    """Run the command of a script's ``module``, or ``denseclip COMMAND ...`` without a module.
 
-    The program ends with the command's exit status, if that is not 0.
+    The program ends with the command's exit status if that is not 0.
     """
     options, command = sys.argv[1:], ""
     if not module:
@@ -67,30 +67,30 @@ def command_module(name: str) -> ModuleType:
 
 
 def config_path(name: str) -> str:
-    """Return where a config is: in the package, for a name such as configs/A/b.yaml that is no file here."""
+    """Return the package's file for a name such as configs/A/b.yaml that does not exist here."""
     packaged = _FOLDER.parent / "model_zoo" / name
-    here = Path(name).exists() or not name.startswith("configs/")
-    return name if here or not packaged.is_file() else str(packaged)
+    found = name.startswith("configs/") and packaged.is_file() and not Path(name).exists()
+    return str(packaged) if found else name
 
 
 def _parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {command:15} {_summary(module)}" for command, module in COMMANDS.items())
-    parser = command_parser(f"The commands, of which `denseclip COMMAND --help` says more:\n\n{commands}")
+    parser = command_parser(f"Commands (see `denseclip COMMAND --help`):\n\n{commands}")
     parser.prog = "denseclip"
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="its options")
     return parser
 
 
 def _summary(module: str) -> str:
-    """Return the first line of a module's docstring, without importing the module."""
+    """Return the first line of a module's docstring without an import."""
     source = (_FOLDER / f"{module}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def _as_installed(text: str | None) -> str | None:
-    """Return a command's help with the commands as they are called without a clone."""
+    """Return a help text with ``denseclip COMMAND`` in place of the scripts of a clone."""
     for command, module in COMMANDS.items():
         text = re.sub(rf"(torchrun .*)tools/{module}\.py", rf"\1-m {__name__} {command}", text or "")
         text = text.replace(f"tools/{module}.py", f"denseclip {command}")

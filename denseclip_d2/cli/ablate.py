@@ -1,11 +1,12 @@
 """Train rows of config overrides for several seeds each, and write the table of the results.
 
 tools/ablate.py --rows configs/ablations/shapes_prompting.yaml --output output/prompting
-tools/ablate.py --rows F --output D --jobs 2                     # two runs at once
-tools/ablate.py --rows F --output D --jobs 4 --gpus-per-job 2    # each on GPUs of its own
-tools/ablate.py --rows F --output D --table-only                 # of what has ended so far
+tools/ablate.py --rows F --output D --jobs 2                     # two runs at once, each with half the cores
+tools/ablate.py --rows F --output D --num-gpus 8                 # each run on 8 GPUs
+tools/ablate.py --rows F --output D --table-only                 # of the runs that are finished
 
-Killed, the same command goes on. DIR/table.csv, table.md and table.png are written after each run.
+After a kill, the same command continues. It writes DIR/table.csv and table.md after each run. Do not start it
+twice at once with the same DIR.
 """
 
 import argparse
@@ -28,26 +29,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rows", type=Path, required=True, metavar="FILE", help="YAML; see configs/ablations/")
     add("--output", type=Path, required=True, metavar="DIR", help="for the runs and the table")
     add("--jobs", type=positive, default=1, help="runs at once (%(default)s)")
-    add("--gpus-per-job", type=int, default=0, metavar="N", help="of the visible ones (default: as they are)")
+    add("--num-gpus", type=positive, default=1, metavar="N", help="of each run (%(default)s)")
     add("--table-only", action="store_true", help="train nothing")
     return parser
 
 
-def device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{len(os.sched_getaffinity(0))} processor cores, no GPU"
-
-
 def main(args: argparse.Namespace) -> int:
-    if not 0 <= args.jobs * args.gpus_per_job <= torch.cuda.device_count():
-        wanted = f"--jobs {args.jobs} and --gpus-per-job {args.gpus_per_job}"
-        raise argparse.ArgumentError(None, f"{wanted}, but here are {torch.cuda.device_count()} GPUs.")
     ablation = read_ablation(args.rows)
     check_writable(str(args.output), "--output")
+    cores = os.cpu_count() or 1
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} processor cores"
     note = (
         f"`tools/ablate.py --rows {shlex.quote(str(args.rows))} --output {shlex.quote(str(args.output))}`, "
-        f"{datetime.date.today()}, {device()}, torch {torch.__version__}. Mean ± standard deviation."
+        f"{datetime.date.today()}, {device}, torch {torch.__version__}. Mean ± standard deviation."
     )
 
     def write() -> None:
@@ -55,13 +49,11 @@ def main(args: argparse.Namespace) -> int:
 
     failed = []
     if not args.table_only:
+        if args.jobs > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // args.jobs, 1)))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # runs import what this one does
-        train = [sys.executable, "-m", "denseclip_d2.cli", "train"]
-        if args.gpus_per_job > 1:
-            train += ["--num-gpus", str(args.gpus_per_job)]
-        failed = run_all(
-            ablation, args.output, train, jobs=args.jobs, gpus_per_job=args.gpus_per_job, after_each=write
-        )
+        train = [sys.executable, "-m", "denseclip_d2.cli", "train", "--num-gpus", str(args.num_gpus)]
+        failed = run_all(ablation, args.output, train, jobs=args.jobs, after_each=write)
     write()
     print((args.output / "table.md").read_text(encoding="utf-8"))
     for run in failed:

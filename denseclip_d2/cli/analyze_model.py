@@ -1,10 +1,10 @@
-"""Count parameters, FLOPs (a multiply-add is one) and activations of a config's model, by module, on the CPU.
+"""Count parameters, FLOPs (one per multiply-add) and activations of a config's model by module, on the CPU.
 
 tools/analyze_model.py --config-file configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml
 tools/analyze_model.py --tasks parameter flop --json cost.json --config-file F MODEL.FPN.OUT_CHANNELS 128
 
-The frozen text encoder stands apart, as in the paper's figures. A two-stage detector is counted with 1000
-proposals and 100 masks, a segmentor on the whole image. Weights are random, and none are read.
+The frozen text encoder has its own line, as in the paper. A two-stage detector is counted with 1000 proposals
+and 100 masks, a segmentor on the whole image. The command reads no weights.
 """
 
 import argparse
@@ -21,16 +21,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(parser)
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=[*TASKS], metavar="TASK",
-        help=f"of {', '.join(TASKS)} (default: all); another option must come after them",
+        help=f"some of {', '.join(TASKS)} (default: all); put another option after them",
     )  # fmt: skip
     parser.add_argument(
         "--size", nargs=2, type=positive, default=[800, 1280], metavar=("HEIGHT", "WIDTH"),
-        help="of the image, in pixels (default: 800 1280)",
+        help="the image's, in pixels (800 1280)",
     )  # fmt: skip
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to print (%(default)s)")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="file for the figures of every module and operator"
-    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file for counts of modules and operators")
     return parser
 
 
@@ -44,9 +42,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"On one image of {args.size[0]} x {args.size[1]} pixels.")
     if "flop" in counts:
         operators = sorted(name.removeprefix("aten::") for name in counts["flop"].not_counted)
-        print(f"Operators taken as free of FLOPs: {', '.join(operators)}")
+        print(f"Operators without FLOPs: {', '.join(operators)}")
     if args.json:
         figures = {task: {"total": count.total, **asdict(count)} for task, count in counts.items()}
-        report = {"config_file": args.config_file, "opts": args.opts, "size": args.size, **figures}
-        write_json(args.json, report)
+        about = {"config_file": args.config_file, "opts": args.opts, "size": args.size}
+        write_json(args.json, about | figures)
         print(f"Wrote {args.json}")

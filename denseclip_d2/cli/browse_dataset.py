@@ -1,9 +1,9 @@
-"""Describe a dataset, list what is odd in it, and draw images of it as the trainer sees them.
+"""Describe a dataset, list what is odd in it, and draw its images as training sees them.
 
 tools/browse_dataset.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml --output output/browse
 tools/browse_dataset.py --config-file F --dataset my_val --count 20 --output DIR INPUT.MIN_SIZE_TRAIN "(640,)"
 
-Nothing is trained, and no weights are read. DIR gets statistics.json and pictures.png.
+DIR gets statistics.json and pictures.png. The command trains nothing and reads no weights.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from .parser import add_config, command_parser, write_json
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add_config(parser)
-    parser.add_argument("--dataset", help="a registered one (default: the first of DATASETS.TRAIN)")
-    parser.add_argument("--count", type=int, default=6, help="images drawn (default: %(default)s)")
+    parser.add_argument("--dataset", help="a registered dataset (default: the first of DATASETS.TRAIN)")
+    parser.add_argument("--count", type=int, default=6, help="number of images to draw (%(default)s)")
     parser.add_argument("--output", required=True, metavar="DIR")
     return parser
 
@@ -50,10 +50,8 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = get_tokenizer(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))
 
     def scale_of(height: int, width: int) -> float:
-        shape = ResizeShortestEdge.get_output_shape(
-            height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        )
-        return shape[0] / height
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        return ResizeShortestEdge.get_output_shape(height, width, *sizes)[0] / height
 
     def tokens_of(words: str) -> int:
         return len(tokenizer.encode([words])[0]) - tokenizer.start - 1
@@ -65,20 +63,20 @@ def main(args: argparse.Namespace) -> None:
     chosen = np.random.default_rng(max(cfg.SEED, 0)).permutation(len(records))[: args.count]
     rows = [training_panels(records[i], mapper, cfg.INPUT.FORMAT, class_names) for i in sorted(chosen)]
     Image.fromarray(grid(rows)).save(Path(args.output, "pictures.png"))
-    print(f"Wrote statistics.json and pictures.png, of {len(rows)} images, to {args.output}")
+    print(f"Wrote statistics.json and pictures.png with {len(rows)} images to {args.output}")
 
 
 def report(name: str, statistics: Statistics) -> str:
-    what = "objects" if statistics.sizes else "pixels"
-    most = sorted(statistics.objects, key=lambda c: -statistics.objects[c])
-    rows = [[c, statistics.objects[c], statistics.in_images[c]] for c in most]
+    counts = sorted(statistics.objects.items(), key=lambda pair: -pair[1])
+    rows: list[list] = [[name, count, statistics.in_images[name]] for name, count in counts]
     if len(rows) > 30:
         rows = [*rows[:20], ["...", "", ""], *rows[-9:]]
+    headers = ["class", "objects" if statistics.sizes else "pixels", "images"]
     lines = [
         f"{name}: {statistics.images} images, {statistics.labeled} of them labeled",
-        tabulate(rows, ["class", what, "images"], tablefmt="github"),
+        tabulate(rows, headers, tablefmt="github"),
         *(f"{kind}: {count}" for kind, count in statistics.sizes.items()),
-        "Odd:" if statistics.odd else "Nothing odd.",
+        "Oddities:" if statistics.odd else "No oddities.",
         *(f"  {oddity}" for oddity in statistics.odd),
     ]
     return "\n".join(lines)

@@ -4,9 +4,9 @@ tools/list_architectures.py
 tools/list_architectures.py --json OUT --config-file configs/Shapes/denseclip_retinanet_tiny.yaml
 tools/list_architectures.py --names ViT-B-16-SigLIP convnext_base_w
 
-Models are built on the meta device, without memory. An architecture counts when all of it is built, the
-tensors are those of open_clip's own model, and an image gets an embedding for every cell. Where the tokenizer
-is on a hub and not here, the text encoder is built beside the rest, and the line says so.
+Models are built on the meta device, which needs no memory. An architecture counts if the model is built, its
+tensors are open_clip's, and an image gets an embedding for every cell. If the tokenizer is not on this
+machine, the text encoder is built separately, and the line says so.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import open_clip
 import torch
 from tqdm import tqdm
 
-from ..analysis.architectures import Finding, survey
+from ..analysis.architectures import survey
 from ..config import load_config
 from .parser import add_config, check_folder, command_parser, write_json
 
@@ -26,10 +26,9 @@ CONFIG = "configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.ya
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add_config(parser, opts=False, default=CONFIG, help="(default: %(default)s)")
-    parser.add_argument(
-        "--names", nargs="+", metavar="NAME", help="architectures (default: all of open_clip's)"
-    )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="file to write the findings to")
+    add = parser.add_argument
+    add("--names", nargs="+", metavar="NAME", default=open_clip.list_models(), help="(default: all)")
+    add("--json", type=Path, metavar="OUT", help="file to write the table to")
     return parser
 
 
@@ -37,14 +36,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu"])
     check_folder(args.json, "--json")
-    names = args.names or open_clip.list_models()
-    findings = [survey(cfg, name) for name in tqdm(names, unit="architecture")]
-    print(table(findings))
-    built = sum(finding.built for finding in findings)
-    print(f"{built} of {len(findings)} architectures are built from {args.config_file}.")
-    write_json(args.json, [vars(finding) for finding in findings])
-
-
-def table(findings: list[Finding]) -> str:
-    width = max(len(finding.name) for finding in findings)
-    return "\n".join(f"{f.name:{width}}  {'yes' if f.built else 'no '}  {f.note}".rstrip() for f in findings)
+    rows = []
+    for name in tqdm(args.names, unit="architecture"):
+        try:
+            built, note = True, survey(cfg, name)
+        except ValueError as error:
+            built, note = False, str(error)
+        rows.append({"name": name, "built": built, "note": note})
+    width = max(len(name) for name in args.names)
+    for row in rows:
+        print(f"{row['name']:{width}}  {'yes' if row['built'] else 'no '}  {row['note']}".rstrip())
+    print(
+        f"{sum(row['built'] for row in rows)} of {len(rows)} architectures are built from {args.config_file}."
+    )
+    write_json(args.json, rows)

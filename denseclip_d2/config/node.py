@@ -1,5 +1,6 @@
 """A ``CfgNode`` that takes a number however a person writes it, and config files with clear errors."""
 
+import difflib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ class CfgNode(_CfgNode):
         default: object = self
         for name in key.split("."):
             if not isinstance(default, dict) or name not in default:
-                raise ValueError(f"Non-existent key: {key}")
+                raise ValueError(_no_such_key(key, name, default))
             default = default[name]
         value = self._decode_cfg_value(text)
         if isinstance(default, dict):
@@ -107,6 +108,8 @@ def _fit(value, default, key: str):
         if not isinstance(value, dict):
             raise ValueError(_is_section(key, default, value))
         below = f"{key}." if key else ""
+        if unknown := [name for name in value if name not in default]:
+            raise KeyError(_no_such_key(f"{below}{unknown[0]}", unknown[0], default))
         # Of the default's type, for yacs compares those of sections too.
         return type(default)({k: _fit(v, default.get(k), f"{below}{k}") for k, v in value.items()})
     if isinstance(value, dict) and default is not None:
@@ -143,6 +146,12 @@ def _decoded(value, default):
     if isinstance(default, list | tuple) and default and isinstance(value, list | tuple):
         return type(value)(_decoded(item, default[0]) for item in value)
     return CfgNode._decode_cfg_value(value) if isinstance(default, int | float) else value
+
+
+def _no_such_key(key: str, name: str, section: object) -> str:
+    near = difflib.get_close_matches(name, section if isinstance(section, dict) else (), n=3)
+    hint = f". In place of {name}, did you mean {' or '.join(near)}?" if near else ""
+    return f"Non-existent key: {key}{hint}"
 
 
 def _is_section(key: str, section: dict, value: object) -> str:

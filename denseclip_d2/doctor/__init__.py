@@ -1,4 +1,4 @@
-"""What is wrong with a set-up, and the way out; nothing is downloaded or changed."""
+"""Checks of an installation, each with what to do. They download and change nothing."""
 
 from .examine import examine
 from .finding import Finding

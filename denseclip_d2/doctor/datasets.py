@@ -5,7 +5,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from ..data.checks import load_datasets
-from .finding import Finding
+from .finding import Finding, judge
 
 DATASETS = tuple(
     f"{name}_{split}"
@@ -18,33 +18,30 @@ DATASETS = tuple(
 
 
 def look_at_datasets(names: Sequence[str] | None) -> Iterator[Finding]:
-    """Where datasets are, and whether each is whole, as training sees to it: annotations and all images.
+    """Check annotations and all images of datasets, as training does.
 
     Args:
-        names: of registered datasets, which have to be there; None: :data:`DATASETS`, of which some may be.
+        names: registered datasets that must be present. None checks those of :data:`DATASETS` that are.
     """
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    text = f"{root.absolute()}" + ("" if "DETECTRON2_DATASETS" in os.environ else ", as it is not set")
-    if root.is_dir():
-        yield Finding("DETECTRON2_DATASETS", "ok", text)
-    else:
-        yield Finding(
-            "DETECTRON2_DATASETS", "wrong" if "DETECTRON2_DATASETS" in os.environ else "note",
-            f"{text}: there is no such folder", "Set it to the folder that has coco/, or whatever there is.",
-        )  # fmt: skip
+    key = "DETECTRON2_DATASETS"
+    root, is_set = Path(os.environ.get(key, "datasets")).expanduser(), key in os.environ
+    yield judge(
+        key, root.is_dir(), f"{root.absolute()}" + ("" if is_set else ", the default")
+        + ("" if root.is_dir() else ", does not exist"),
+        "wrong" if is_set else "note", "Set it to the folder of your datasets, such as coco/.",
+    )  # fmt: skip
     absent = [] if names else [name for name in DATASETS if not _is_here(name)]
     for name in names or [name for name in DATASETS if name not in absent]:
         yield _look_at(name)
     if absent:
         yield Finding(
             "datasets", "note", f"not here: {', '.join(absent)}",
-            "To train on one, see datasets/README.md for what to put where; shapes are made by "
-            "`python datasets/prepare_shapes.py`.",
+            "datasets/README.md says where to put them. `python datasets/prepare_shapes.py` makes shapes.",
         )  # fmt: skip
 
 
 def _is_here(name: str) -> bool:
-    """Whether there are labels: the images may be another dataset's as well."""
+    """Return whether there are labels. Images may be another dataset's as well."""
     metadata = MetadataCatalog.get(name)
     labels = (metadata.get(key) for key in ("json_file", "sem_seg_root", "gt_dir"))
     return Path(next(filter(None, labels))).exists()

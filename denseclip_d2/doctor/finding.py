@@ -2,13 +2,13 @@ from typing import Literal, NamedTuple
 
 
 class Finding(NamedTuple):
-    """What one look has found.
+    """The result of one check.
 
     Attributes:
-        about: what was looked at.
-        state: "ok"; "note", of what some of this project's uses need; "wrong", of what has to be put right.
-        text: what there is.
-        way_out: what to do about it; empty where there is nothing to do, or ``text`` says it.
+        about: what was checked.
+        state: "ok"; "note" for what only some uses need; "wrong" for what has to be fixed.
+        text: what was found.
+        way_out: what to do; empty if nothing is needed.
     """
 
     about: str
@@ -19,3 +19,8 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         lines = self.text.splitlines() + ([f"-> {self.way_out}"] if self.way_out else [])
         return f"{self.state:5}  {self.about}: " + "\n       ".join(lines)
+
+
+def judge(about: str, good: bool, text: str, state: Literal["note", "wrong"], way_out: str) -> Finding:
+    """Return a finding that is "ok" if it is good, else ``state`` with ``way_out``."""
+    return Finding(about, "ok", text) if good else Finding(about, state, text, way_out)

@@ -7,57 +7,50 @@ from open_clip.constants import HF_WEIGHTS_NAME
 from open_clip.pretrained import _get_safe_alternatives, get_pretrained_cfg
 
 from ..checkpoint.exported import sha256
-from ..model_zoo.zoo import packaged_files
-from .finding import Finding
+from ..model_zoo.zoo import zoo_index
+from .finding import Finding, judge
 
 CLIPS = (("RN50-quickgelu", "openai"), ("RN101-quickgelu", "openai"), ("ViT-B-16-quickgelu", "openai"))
-"""What the configs of the paper begin from."""
+"""Pretrained weights of the paper's configs."""
 _TIMEOUT = 5  # seconds
 
 
 def look_at_zoo() -> Finding:
-    """The weights that come with the package."""
-    broken = [
-        path.name for path, digest in packaged_files() if not path.is_file() or sha256(str(path)) != digest
-    ]
-    if broken:
-        text = f"missing or not as published: {', '.join(broken)}"
-        return Finding(
-            "model zoo", "wrong", text, "Get them again: `git checkout denseclip_d2/model_zoo/weights`."
-        )
-    return Finding("model zoo", "ok", "the weights of the package are whole")
+    """Check the weights in the package."""
+    broken = [entry.file for entry in zoo_index().values() if not entry.is_whole()]
+    text = f"missing or changed: {', '.join(broken)}" if broken else "all weights are whole"
+    way_out = "Restore them: `git checkout denseclip_d2/model_zoo/weights`, or install the package again."
+    return judge("model zoo", not broken, text, "wrong", way_out)
 
 
 def look_at_clip() -> Finding:
-    """Which of the CLIPs that configs begin from are in open_clip's cache, whole."""
+    """Check which CLIPs of the configs are whole in open_clip's caches."""
     missing = []
     for architecture, tag in CLIPS:
         entry = get_pretrained_cfg(architecture, tag)
         if not (_in_hub_cache(entry) or _in_clip_cache(entry)):
             missing.append(f"openclip://{architecture}/{tag}")
-    where = f"{constants.HF_HUB_CACHE} and ~/.cache/clip"
-    if missing:
-        return Finding(
-            "CLIP", "note", f"not in {where}: {', '.join(missing)}",
-            "Training fetches what it begins from. Without a network, fetch it elsewhere, copy the file, and "
-            "set MODEL.WEIGHTS to its path.",
-        )  # fmt: skip
-    return Finding("CLIP", "ok", f"{len(CLIPS)} of {len(CLIPS)} in {where}")
+    where = f"in {constants.HF_HUB_CACHE} and ~/.cache/clip"
+    return judge(
+        "CLIP", not missing, f"not {where}: {', '.join(missing)}" if missing else f"{len(CLIPS)} {where}",
+        "note", "Training downloads them. Without a network, copy the file here, and set MODEL.WEIGHTS.",
+    )  # fmt: skip
 
 
 def look_at_network() -> Finding:
-    """Whether the hub answers that CLIP's weights, and hf:// ones, come from."""
-    url = constants.ENDPOINT
-    way_out = "Without it, weights have to be in the caches, or given by their paths."
+    """Check whether the hub of CLIP's weights and of hf:// paths answers."""
+    url, fault = constants.ENDPOINT, ""
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "note", "HF_HUB_OFFLINE is set: nothing is fetched", way_out)
-    try:
-        urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT).close()
-    except HTTPError:
-        pass  # it has answered
-    except (OSError, ValueError) as error:
-        return Finding("hub", "note", f"{url} cannot be reached: {error}", f"{way_out} Proxies: HTTPS_PROXY.")
-    return Finding("hub", "ok", f"{url} can be reached")
+        fault = "HF_HUB_OFFLINE is set: nothing is downloaded"
+    else:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT).close()
+        except HTTPError:
+            pass  # an error is an answer
+        except (OSError, ValueError) as error:
+            fault = f"{url} cannot be reached: {error}"
+    way_out = "Without it, weights must be in the caches or given by their paths. A proxy: HTTPS_PROXY."
+    return judge("hub", not fault, fault or f"{url} can be reached", "note", way_out)
 
 
 def _in_hub_cache(entry: dict) -> bool:
@@ -68,7 +61,7 @@ def _in_hub_cache(entry: dict) -> bool:
 
 
 def _in_clip_cache(entry: dict) -> bool:
-    """Whether OpenAI's file is there, which has its sha256 in its address."""
+    """Return whether OpenAI's file is there; its address has its sha256."""
     *_, digest, name = entry["url"].split("/")
     path = Path("~/.cache/clip", name).expanduser()
     return path.is_file() and sha256(str(path)) == digest

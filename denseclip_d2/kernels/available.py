@@ -3,7 +3,7 @@ from importlib.util import find_spec
 import torch
 
 HAS_TRITON = find_spec("triton") is not None
-"""Triton is installed; it is imported only when a kernel first runs."""
+"""Whether Triton is installed. The first run of a kernel imports it."""
 
 
 def triton_runs_on(device: torch.device) -> bool:

@@ -23,7 +23,7 @@ def _bce_in_block(
     num_classes, height, width, stride_b, stride_k, stride_y, stride_x, scale,
     FACTOR: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
-    """Some classes of a block."""
+    """Compute some classes of a block."""
     image, row, column, y, x, real = pixels_of_block(height, width, FACTOR, PIXELS)
     k = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     begin, end = tl.load(first + image), tl.load(first + image + 1)
@@ -35,7 +35,7 @@ def _bce_in_block(
     if tl.program_id(1) == 0:
         tl.store(counts + tl.program_id(0), count)
 
-    if count > 0:  # sums and gradients are zero already
+    if count > 0:  # else sums and gradients stay zero
         known = k < num_classes
         places, weights = corners_of_block(row, column, height, width, stride_y, stride_x, FACTOR, PIXELS)
         cells = scores + image * stride_b + k.to(tl.int64) * stride_k
@@ -44,7 +44,7 @@ def _bce_in_block(
         logits = enlarged(cells, places, weights, known) * scale * sign
         small = tl.exp(-tl.abs(logits))
         larger = 1.0 + small
-        log1p = tl.log(larger) + (small - (larger - 1.0)) / larger  # with what rounding took from `larger`
+        log1p = tl.log(larger) + (small - (larger - 1.0)) / larger  # adds what rounding removed from `larger`
         counted = (covered[:, None] > 0) & known[None, :]
         loss = tl.where(counted, tl.maximum(logits, 0.0) + log1p, 0.0)
         place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -58,7 +58,7 @@ def _target(
     shapes, label, begin, end, row, column, y, x, real, k, height, width,
     FACTOR: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
-    """Which pixels an image's boxes or masks cover, (PIXELS,), and with which classes, (PIXELS, CLASSES)."""
+    """Return which pixels an image's shapes cover, (PIXELS,), and with which classes, (PIXELS, CLASSES)."""
     top, left = (row - 1) * FACTOR + FACTOR // 2, (column - 1) * FACTOR + FACTOR // 2
     covered = tl.zeros((PIXELS,), tl.int32)
     target = tl.zeros((PIXELS, CLASSES), tl.int32)
@@ -69,7 +69,7 @@ def _target(
         else:
             x1, y1 = tl.load(shapes + 4 * n), tl.load(shapes + 4 * n + 1)
             x2, y2 = tl.load(shapes + 4 * n + 2), tl.load(shapes + 4 * n + 3)
-            # Most boxes are elsewhere.
+            # Most boxes do not touch this block.
             if (y1 < top + FACTOR) & (y2 > top) & (x1 < left + FACTOR) & (x2 > left):
                 inside = real & (y >= y1) & (y < y2) & (x >= x1) & (x < x2)
                 covered, target = _with(inside, tl.load(label + n), k, covered, target)
@@ -78,7 +78,7 @@ def _target(
 
 @triton.jit
 def _with(inside, label, k, covered, target):
-    """What is covered, and with which classes, with one shape more."""
+    """Return ``covered`` and ``target`` with one more shape."""
     inside = inside.to(tl.int32)
     return covered | inside, target | (inside[:, None] * (label == k).to(tl.int32)[None, :])
 
@@ -86,13 +86,13 @@ def _with(inside, label, k, covered, target):
 def pixel_text_bce_triton(
     scores: Tensor, shapes: Tensor, image: Tensor, label: Tensor, factor: int, tau: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The masked binary cross-entropy and its gradient, by one kernel over blocks of pixels.
+    """Compute the masked binary cross-entropy and its gradient by one kernel over blocks of pixels.
 
     Args, Returns: see :func:`~denseclip_d2.kernels.bce.pixel_text_bce_op`.
     """
     batch, num_classes, height, width = scores.shape
     scores = with_classes_together(scores)
-    # Where each image's shapes begin; never known to the host, which does not wait for it.
+    # The first shape of each image. The host does not read it, and does not wait for the GPU.
     first = torch.searchsorted(image, torch.arange(batch + 1, device=image.device), out_int32=True)
     corners = corner_gradients(scores)
     classes = min(BLOCK_CLASSES, triton.next_power_of_2(num_classes))

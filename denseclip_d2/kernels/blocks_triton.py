@@ -1,8 +1,8 @@
-"""An enlarged map in blocks: the FACTOR x FACTOR pixels between the same four cells, or beyond a border.
+"""Blocks of an enlarged map. A block has the FACTOR x FACTOR pixels between four cells, or beyond a border.
 
-Of h x w cells there are (h + 1) x (w + 1) blocks an image. A program works on one, and writes the gradients
-of its pixels to the four cells; each cell then sums what the four blocks around it have for it: no atomics,
-and the same bits at every call.
+An image of h x w cells has (h + 1) x (w + 1) blocks. A program computes one block, and writes the gradients
+of its four cells. Each cell then sums the gradients of the four blocks around it. There are no atomic
+operations, so that every call gives the same bits.
 """
 
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def with_classes_together(cells: Tensor) -> Tensor:
-    """The same map, each cell's classes side by side in memory, as programs read them."""
+    """Return the map with each cell's classes side by side in memory, the order in which programs read."""
     return cells.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def corner_gradients(cells: Tensor) -> Tensor:
-    """Zeros for what blocks of (B, K, h, w) have for their four cells: (B, h + 1, w + 1, 4, K) float32."""
+    """Return zeros for the blocks' gradients of (B, K, h, w) cells: (B, h + 1, w + 1, 4, K) float32."""
     batch, num_classes, height, width = cells.shape
     return torch.zeros(batch, height + 1, width + 1, 4, num_classes, device=cells.device)
 
 
 def gradient_of_cells(corners: Tensor) -> Tensor:
-    """Sums of :func:`corner_gradients` by cell: (B, K, h, w)."""
+    """Sum :func:`corner_gradients` by cell: (B, K, h, w)."""
     above_before, above_after, below_before, below_after = corners.unbind(3)
     grad = above_before[:, 1:, 1:] + above_after[:, 1:, :-1] + below_before[:, :-1, 1:]
     return (grad + below_after[:, :-1, :-1]).permute(0, 3, 1, 2).contiguous()
@@ -31,7 +31,7 @@ def gradient_of_cells(corners: Tensor) -> Tensor:
 
 @triton.jit
 def pixels_of_block(height, width, FACTOR: tl.constexpr, PIXELS: tl.constexpr):
-    """This program's block: image, row, column, its pixels' y and x, and which of them are in the map."""
+    """Return this program's image, row, column, its pixels' y and x, and which pixels are in the map."""
     block = tl.program_id(0).to(tl.int64)
     row, column = block // (width + 1) % (height + 1), block % (width + 1)
     image = block // ((height + 1) * (width + 1))
@@ -46,9 +46,9 @@ def pixels_of_block(height, width, FACTOR: tl.constexpr, PIXELS: tl.constexpr):
 def corners_of_block(
     row, column, height, width, stride_y, stride_x, FACTOR: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
-    """Places of the four cells, and their weights for each pixel.
+    """Return the offsets of the four cells, and their weights for each pixel.
 
-    Beyond a border there is one cell to read: the other gets no weight, and so no gradient.
+    Beyond a border there is one cell to read. The other gets no weight, and no gradient.
     """
     pixel = tl.arange(0, PIXELS)
     down, right = _weight(pixel // FACTOR, FACTOR), _weight(pixel % FACTOR, FACTOR)
@@ -63,17 +63,17 @@ def corners_of_block(
 
 @triton.jit
 def _weight(pixel, FACTOR: tl.constexpr):
-    """Distance of a block's pixel from the first of its two cells, in cells."""
+    """Return the distance of a block's pixel from the first of its two cells, in cells."""
     return (pixel.to(tl.float32) + FACTOR // 2 + 0.5) / FACTOR - 0.5
 
 
 @triton.jit
 def enlarged(cells, places, weights, known):
-    """Values at a block's pixels: (PIXELS, CLASSES) float32.
+    """Return the values at a block's pixels: (PIXELS, CLASSES) float32.
 
     Args:
-        cells: pointers, (CLASSES,), to the classes in the map's first cell.
-        known: which of the classes there are; 0 for others.
+        cells: (CLASSES,) pointers to the classes in the map's first cell.
+        known: which of the classes exist. The values of others are 0.
     """
     value = weights[0] * _load(cells + places[0], known)
     value += weights[1] * _load(cells + places[1], known)
@@ -89,7 +89,7 @@ def _load(pointer, known):
 
 @triton.jit
 def store_corners(corners, grad, weights, k, num_classes):
-    """Write what (PIXELS, CLASSES) gradients of this program's block give to its cells, for classes ``k``."""
+    """Write the gradients of this block's cells, from those of its (PIXELS, CLASSES), for classes ``k``."""
     place = corners + tl.program_id(0).to(tl.int64) * 4 * num_classes + k
     known = k < num_classes
     tl.store(place, tl.sum(weights[0] * grad, 0), mask=known)

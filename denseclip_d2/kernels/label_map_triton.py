@@ -14,7 +14,7 @@ from .blocks_triton import (
 )
 
 TILE, WARPS = 1024, 1
-"""Numbers, of pixels and classes, that a program has at a time, and warps: the fastest on an H200."""
+"""Pixels times classes that a program holds at a time, and its warps. The fastest on an H200."""
 
 
 @triton.jit
@@ -23,11 +23,11 @@ def _cross_entropy_in_block(
     num_classes, height, width, stride_b, stride_k, stride_y, stride_x, ignore_value,
     FACTOR: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """A block, its classes some at a time: first for the softmax's denominators, then for the gradients."""
+    """Compute a block, some classes at a time: the softmax's denominators first, then the gradients."""
     image, row, column, y, x, real = pixels_of_block(height, width, FACTOR, PIXELS)
     label = tl.load(labels + (image * height * FACTOR + y) * (width * FACTOR) + x, mask=real, other=0)
     labeled = real & (label != ignore_value)
-    if tl.sum(labeled.to(tl.int32), 0) > 0:  # sums and gradients are zero already
+    if tl.sum(labeled.to(tl.int32), 0) > 0:  # else sums and gradients stay zero
         places, weights = corners_of_block(row, column, height, width, stride_y, stride_x, FACTOR, PIXELS)
         cells = logits + image * stride_b
         greatest = tl.full((PIXELS,), float("-inf"), tl.float32)
@@ -54,10 +54,10 @@ def _cross_entropy_in_block(
 def label_map_cross_entropy_triton(
     logits: Tensor, labels: Tensor, ignore_value: int
 ) -> tuple[Tensor, Tensor]:
-    """The cross-entropy with a label map and its gradient, by one kernel over blocks of pixels.
+    """Compute the cross-entropy with a label map and its gradient by one kernel over blocks of pixels.
 
     Args:
-        labels: as large as ``logits`` enlarged by an integer.
+        labels: of the size of ``logits`` enlarged by an integer.
         logits, ignore_value, Returns: see :func:`~denseclip_d2.kernels.label_map.label_map_cross_entropy_op`.
     """
     _, num_classes, height, width = logits.shape

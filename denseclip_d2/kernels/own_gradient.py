@@ -2,10 +2,11 @@ from torch.library import CustomOpDef
 
 
 def register_own_gradient(op: CustomOpDef) -> None:
-    """Makes an operator differentiable whose first output is a sum, the last its gradient to the first input.
+    """Register the backward pass of an operator whose last output is its own gradient.
 
-    The loss and its gradient share all expensive work: one pass computes both, and the backward pass only
-    scales. The gradient is rounded once, to the input's precision.
+    The first output is a sum, and the last its gradient to the first input. One forward pass computes both,
+    because they share all expensive work. The backward pass scales the gradient, and rounds it once to the
+    input's precision.
     """
 
     def setup_context(ctx, inputs, output) -> None:

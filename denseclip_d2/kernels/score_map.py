@@ -3,27 +3,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_NORM = 1e-12
-"""As of ``torch.nn.functional.normalize``."""
+"""The default of ``torch.nn.functional.normalize``."""
 
 
 def pixel_text_scores_definition(dense: Tensor, text: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """:func:`pixel_text_scores` written out."""
+    """Compute :func:`pixel_text_scores` step by step."""
     text = F.normalize(text, dim=-1).expand(dense.shape[0], -1, -1)  # len() would be a constant of a trace
     scores = torch.einsum("bchw,bkc->bkhw", F.normalize(dense, dim=1), text)
     return scores, scores / tau
 
 
 def pixel_text_scores(dense: Tensor, text: Tensor, tau: float, kernels: bool = True) -> tuple[Tensor, Tensor]:
-    """Cosine similarity of every pixel with every class (paper, eq. 1), and the same over the temperature.
+    """Return the cosine similarity of every pixel with every class (paper, eq. 1), and it over ``tau``.
 
-    With ``kernels``, products are divided by the pixels' norms instead of the pixels themselves, of which
-    there is then no normalized copy, neither in the forward pass nor for the backward pass.
+    With ``kernels``, the products are divided by the norms of the pixels. The pixels themselves are not
+    normalized, so that neither pass keeps a normalized copy of them.
 
     Args:
         dense: (B, C, h, w) dense visual embedding.
         text: (B or 1, K, C) text embeddings.
         tau: temperature.
-        kernels: False for the definition.
+        kernels: False selects the definition.
     Returns: s, in [-1, 1], and s / tau; (B, K, h, w) each.
     """
     if not kernels:

@@ -1,4 +1,4 @@
-"""Configs and trained models by name, as ``detectron2.model_zoo`` has them."""
+"""Configs and trained models by name, with the functions of ``detectron2.model_zoo``."""
 
 from .hub import resolve_hub_path
 from .zoo import get, get_checkpoint_url, get_config, get_config_file, trained_configs

@@ -1,4 +1,4 @@
-"""The page of a model on a hub."""
+"""The model card: the page of a model on a hub."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from ..data.tasks import labels_pixels
 from ..utils.atomic import atomic_write
 
 FIGURE = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
-"""Names of figures of a whole test set, not of a class of it."""
+"""Names of metrics of a whole test set, not of a single class."""
 _CARD = """---
 {data}
 ---
@@ -54,8 +54,8 @@ outputs = Predictor.from_files("hf://OWNER/REPO/{file}")("photo.jpg")
 
 ## License
 
-These weights: {license}. The CLIP or the backbone that they began from and the data they were trained on
-({data_sets}) have terms of their own.
+These weights: {license}. The pretrained weights that training started from, and the training data
+({data_sets}), have their own terms.
 """
 
 
@@ -69,15 +69,15 @@ def model_card(
     with_masks: bool = False,
     half: bool = False,
 ) -> str:
-    """What a hub's README.md says of a model, with the metadata that hubs read.
+    """Return a model's README.md for a hub, with the metadata that hubs read.
 
     Args:
-        cfg: of the model.
-        figures: of its evaluation; empty where there was none.
+        cfg: the model's config.
+        figures: the metrics of an evaluation; empty if there was none.
         file: name of the exported weights.
         license: the hub's identifier, such as "apache-2.0".
-        with_masks: whether the model finds masks.
-        half: whether the figures were measured before the weights were rounded to float16.
+        with_masks: whether the model predicts masks.
+        half: whether the weights were rounded to float16 after the evaluation.
     """
     name, test_set = Path(file).stem, ", ".join(cfg.DATASETS.TEST) or "unnamed"
     task = "image-segmentation" if with_masks or labels_pixels(cfg) else "object-detection"
@@ -99,46 +99,40 @@ def model_card(
 
 
 def find_figures(metrics: str | None, weights: str) -> dict[str, float]:
-    """The last figures of a whole test set in a training's metrics.json, those of single classes left out.
+    """Return the last metrics of a whole test set in a training's metrics.json.
 
     Args:
-        metrics: the file; None: the one beside ``weights``, if they are what a training ends with: the last
-            figures are not those of an earlier checkpoint.
+        metrics: the file. None takes the file beside a ``model_final.pth``, but not beside an earlier
+            checkpoint, whose metrics are not the last ones.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none of a training.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a training's.
     """
     path = Path(metrics or Path(weights).with_name("metrics.json"))
     if not metrics and not (Path(weights).name == "model_final.pth" and path.is_file()):
         return {}
     if not path.is_file():
-        raise FileNotFoundError(f"--metrics {path}: there is no such file.")
+        raise FileNotFoundError(f"--metrics {path} does not exist.")
     figures: dict[str, float] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             figures.update({k: value for k, value in json.loads(line).items() if FIGURE.fullmatch(k)})
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"--metrics {path} is no metrics.json of a training: {error}.") from error
+        raise ValueError(f"--metrics {path} is not a metrics.json of a training: {error}.") from error
     return {name: round(value, 2) for name, value in figures.items() if math.isfinite(value)}
 
 
 def check_card(folder: Path) -> None:
-    """See that a card can be written into a folder.
-
+    """
     Raises:
-        FileExistsError: there is a README.md, which is not to be overwritten.
+        FileExistsError: the folder has a README.md already.
     """
     if (path := folder / "README.md").exists():
-        raise FileExistsError(f"--model-card: {path} exists, and is not overwritten. Choose another folder.")
+        raise FileExistsError(f"--model-card: {path} exists. Choose another folder.")
 
 
 def write_card(folder: Path, text: str) -> None:
-    """Write a folder's README.md.
-
-    Raises:
-        FileExistsError: see :func:`check_card`.
-    """
-    check_card(folder)
+    """Write a card as the folder's README.md."""
     with atomic_write(folder / "README.md", "w", encoding="utf-8") as file:
         file.write(text)

@@ -17,14 +17,14 @@ _PATH = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
 def resolve_hub_path(path: str) -> str:
-    """A local file for ``hf://owner/repo/file`` or ``hf://owner/repo@revision/file``.
+    """Return the local file of ``hf://owner/repo/file`` or ``hf://owner/repo@revision/file``.
 
-    It comes from huggingface_hub's cache or is downloaded into it; of a file in the cache the hub is asked
-    for a newer one, and need not answer.
+    huggingface_hub downloads the file into its cache, or finds it there. Without a network, the cached file
+    is used.
 
     Raises:
-        ValueError: the path is none of that kind.
-        FileNotFoundError: there is no such repository, revision or file, or not for everyone; the file is not
+        ValueError: the path has another form.
+        FileNotFoundError: the repository, revision or file does not exist or is private, or the file is not
             in the cache and cannot be downloaded.
     """
     parts = _PATH.fullmatch(path)
@@ -33,30 +33,28 @@ def resolve_hub_path(path: str) -> str:
     repo, revision, file = parts.groups()
     try:
         return hf_hub_download(repo, file, revision=revision)
-    except Exception as error:  # besides the hub's, those of the HTTP library, which is not always the same
+    except Exception as error:  # the HTTP library's errors too, and that library is not always the same
         reason = _reason(error, repo, revision, file)
         raise FileNotFoundError(f"{path}: {reason}") from error
 
 
 def _reason(error: Exception, repo: str, revision: str | None, file: str) -> str:
-    """What went wrong, and the way out; some errors are kinds of those asked for after them."""
+    """Return what went wrong and what to do. Subclasses of errors are checked before their bases."""
     if isinstance(error, LocalEntryNotFoundError):
         return (
-            f"it is not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached "
-            f"({error.__cause__ or error}). Fetch it where there is a network (`hf download {repo} {file}`), "
-            "copy it here, and give its path."
+            f"the file is not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached "
+            f"({error.__cause__ or error}). Where there is a network, run "
+            f"`hf download {repo} {file}`. Copy the file here, and use its path."
         )
     if isinstance(error, GatedRepoError):
-        return f"{repo} asks for its terms to be accepted. Do so on its page, then `hf auth login`."
+        return f"{repo} is gated. Accept the terms on its page, then run `hf auth login`."
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"there is no {repo}, or it is private. For one that is yours, `hf auth login` or set HF_TOKEN."
-        )
+        return f"{repo} does not exist, or is private. If it is yours, run `hf auth login` or set HF_TOKEN."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}."
     if isinstance(error, EntryNotFoundError):
         return f"{repo} has no file {file!r}{f' in {revision!r}' if revision else ''}."
-    return f"it could not be downloaded: {error}. Try again, which goes on where it broke off."
+    return f"the download failed: {error}. Try again; the download resumes."
 
 
 PathManager.register_handler(ResolvedPaths(PREFIX, resolve_hub_path))

@@ -7,9 +7,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..builder import build_model_with_weights
+from ..checkpoint.exported import sha256
 from ..checkpoint.path_handler import ResolvedPaths
 from ..config import load_config
-from .download import cache_dir, download, verify
 
 PREFIX = "denseclip://"
 _ROOT = Path(__file__).parent
@@ -17,54 +17,61 @@ _ROOT = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """Trained weights of a config, or of a CLIP to begin from.
+    """Trained weights of a config, or pretrained weights of a CLIP.
 
     Attributes:
-        file: name of the file, in this package's ``weights/`` or in the cache.
-        sha256: of the file.
-        url: where it is fetched from; empty for a file of this package.
-        folded: whether text embeddings stand in for the text encoder.
+        file: name of the file in this package's ``weights/``.
+        sha256: the file's checksum.
+        folded: whether the file has precomputed text embeddings in place of the text encoder.
     """
 
     file: str
     sha256: str
-    url: str = ""
     folded: bool = False
+
+    @property
+    def path(self) -> Path:
+        return _ROOT / "weights" / self.file
+
+    def is_whole(self) -> bool:
+        """Return whether the file is there, with its checksum."""
+        return self.path.is_file() and sha256(str(self.path)) == self.sha256
 
 
 def zoo_index() -> dict[str, ZooEntry]:
-    """Trained weights by the name of their config; those of a CLIP, by a name that is no config's."""
+    """Return the entries by name: the name of their config, or of a CLIP."""
     entries = json.loads((_ROOT / "index.json").read_bytes())
     return {name: ZooEntry(**entry) for name, entry in entries.items()}
 
 
 def trained_configs() -> list[str]:
-    """The names of the configs that there are trained weights of."""
+    """Return the names of the configs with trained weights."""
     return [name for name in zoo_index() if name.endswith(".yaml")]
 
 
 def get_config_file(name: str) -> str:
-    """Path of a config of this project, by its path under ``configs/``.
+    """Return the file of a config, by its path under ``configs/``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such config.
     """
     known = sorted(
         str(path.relative_to(_ROOT / "configs")) for path in (_ROOT / "configs").glob("[A-Z]*/**/[!B]*.yaml")
     )
     if name not in known:
-        raise ValueError(f"No config {name!r}. There are: {', '.join(known)}.")
+        raise ValueError(f"There is no config {name!r}. Choose one of {', '.join(known)}.")
     return str(_ROOT / "configs" / name)
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """The config of a model, by its path under ``configs/``.
+    """Return a config, by its path under ``configs/``.
 
     Args:
-        trained: set ``MODEL.WEIGHTS`` to the zoo's trained weights; False leaves what training begins from.
+        trained: set ``MODEL.WEIGHTS`` to the zoo's trained weights. False keeps the pretrained weights that
+            training starts from.
 
     Raises:
-        ValueError: no such config, or no trained weights for it.
+        ValueError: there is no such config, or no trained weights for it.
     """
     cfg = load_config(get_config_file(name), [])
     if trained:
@@ -74,26 +81,26 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """What to set ``MODEL.WEIGHTS`` to for trained weights of the zoo: ``denseclip://<name>``.
+    """Return the value of ``MODEL.WEIGHTS`` for trained weights of the zoo: ``denseclip://<name>``.
 
     Raises:
-        ValueError: there are none of that name.
+        ValueError: there are no weights of that name.
     """
     if name not in zoo_index():
         get_config_file(name)
         raise ValueError(
-            f"No trained weights for {name!r} yet. There are for: {', '.join(zoo_index())}. Weights of your "
-            "own, or the authors', go into MODEL.WEIGHTS; see MODEL_ZOO.md."
+            f"The zoo has no trained weights for {name!r}. It has: {', '.join(zoo_index())}. Set "
+            "MODEL.WEIGHTS to your own file or to the authors'; see MODEL_ZOO.md."
         )
     return f"{PREFIX}{name}"
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """A model of the zoo, in training mode, as Detectron2's ``model_zoo.get``.
+    """Return a model of the zoo in training mode, as Detectron2's ``model_zoo.get`` does.
 
     Args:
-        trained: load the zoo's trained weights, every tensor; False loads what training begins from.
-        device: in place of the config's.
+        trained: load the zoo's trained weights. False loads the pretrained weights that training starts from.
+        device: replaces the config's.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`get_config` and :class:`DenseCLIPCheckpointer`.
@@ -105,25 +112,19 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
 
 
 def local_file(name: str) -> Path:
-    """Trained weights as a file: of this package, of the cache or downloaded; sha256 checked.
+    """Return the file of trained weights, after a check of its sha256.
 
     Raises:
-        ValueError: no trained weights of that name; the file is not the one that was published.
-        FileNotFoundError: the file is not here and cannot be downloaded.
+        ValueError: there are no trained weights of that name, or the file is missing or changed.
     """
     get_checkpoint_url(name)
     entry = zoo_index()[name]
-    packaged = _ROOT / "weights" / entry.file
-    path = packaged if packaged.is_file() or not entry.url else cache_dir() / entry.file
-    if not path.is_file() and entry.url:
-        download(entry.url, path, entry.sha256)
-    verify(path, entry.sha256, entry.url)
-    return path
-
-
-def packaged_files() -> list[tuple[Path, str]]:
-    """The files of weights that come with the package, each with its sha256."""
-    return [(_ROOT / "weights" / entry.file, entry.sha256) for entry in zoo_index().values() if not entry.url]
+    if not entry.is_whole():
+        state = "does not have the published sha256" if entry.path.is_file() else "is missing"
+        raise ValueError(
+            f"{entry.path} {state}. Install this package again, or check the file out again in a clone."
+        )
+    return entry.path
 
 
 PathManager.register_handler(ResolvedPaths(PREFIX, lambda path: str(local_file(path.removeprefix(PREFIX)))))

@@ -1,80 +1,66 @@
-"""What is labeled in the "shapes" dataset beside objects, drawn from the objects' annotations."""
+"""Label images of the "shapes" dataset, and its files without the unseen classes, made from annotations."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from ..utils.atomic import atomic_dir
 from .vocabulary import World
 
-IGNORED = 255  # the label of pixels that no one is asked about
+IGNORED = 255  # the label of pixels that are neither trained nor evaluated on
 
-# Their positions, as entropy, keep the random numbers of the splits apart; hence the order must not change.
+# The position of a split seeds its random numbers. Do not change the order.
 SPLITS = ("train", "val")
 
 
-def add_labels(root: Path) -> bool:
-    """Writes ``root/labels/{train,val}/*.png``, drawn from the annotations, unless they are there.
+def annotation_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
 
-    ``root/labels`` appears when all is written.
 
-    Returns: whether they had to be written.
+def categories_of(class_names: Sequence[str]) -> list[dict]:
+    """Return COCO's categories with ids from 1."""
+    return [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+
+
+def write_labels(folder: Path, split: str, coco: dict, world: World) -> None:
+    """Write the label images ``folder/<split>/*.png`` from a split's annotations."""
+    _draw(folder / split, coco, {i: i - 1 for i in range(1, len(world.class_names) + 1)})
+
+
+def write_seen(folder: Path, split: str, coco: dict, world: World) -> None:
+    """Write a split's annotations and label images for the seen classes to ``folder``.
+
+    Unseen objects have no annotation, and their pixels have the label :data:`IGNORED`. Class ids are
+    positions in ``world.seen_class_names``.
     """
-    labels = root / "labels"
-    if labels.is_dir():
-        return False
-    with atomic_dir(labels) as partial:
-        for split in SPLITS:
-            (partial / split).mkdir(parents=True)
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
-            for image, annotations in annotated_images(coco):
-                classes = [annotation["category_id"] - 1 for annotation in annotations]
-                label = paint(image, annotations, classes, background=len(coco["categories"]))
-                Image.fromarray(label).save(partial / split / image["file_name"])
-    return True
+    ids = {world.class_names.index(name) + 1: i for i, name in enumerate(world.seen_class_names)}
+    annotations = [
+        {**annotation, "category_id": ids[annotation["category_id"]] + 1}
+        for annotation in coco["annotations"]
+        if annotation["category_id"] in ids
+    ]
+    seen = {**coco, "categories": categories_of(world.seen_class_names), "annotations": annotations}
+    file = annotation_file(folder, split)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(seen), encoding="utf-8")
+    _draw(folder / "labels" / split, coco, ids)
 
 
-def add_seen(root: Path, world: World) -> bool:
-    """Writes ``root/seen``: annotations and label images without the classes that the world holds out.
-
-    Their objects are not annotated, and their pixels are 255, which is ignored. The ids of the others are
-    those of ``world.seen_class_names``. ``root/seen`` appears when all is written.
-
-    Returns: whether it had to be written.
-    """
-    if (root / "seen").is_dir():
-        return False
-    new_ids = {world.class_names.index(name): i for i, name in enumerate(world.seen_class_names)}
-    new_labels = np.full(256, IGNORED, dtype=np.uint8)
-    for old, new in {**new_ids, len(world.class_names): len(new_ids)}.items():
-        new_labels[old] = new
-    with atomic_dir(root / "seen") as partial:
-        (partial / "annotations").mkdir(parents=True)
-        for split in SPLITS:
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
-            coco["categories"] = [{"id": i, "name": n} for i, n in enumerate(world.seen_class_names, start=1)]
-            coco["annotations"] = [
-                {**annotation, "category_id": new_ids[annotation["category_id"] - 1] + 1}
-                for annotation in coco["annotations"]
-                if annotation["category_id"] - 1 in new_ids
-            ]
-            (partial / "annotations" / f"instances_{split}.json").write_text(
-                json.dumps(coco), encoding="utf-8"
-            )
-            (partial / "labels" / split).mkdir(parents=True)
-            for path in sorted((root / "labels" / split).glob("*.png")):
-                label = new_labels[np.asarray(Image.open(path))]
-                Image.fromarray(label).save(partial / "labels" / split / path.name)
-    return True
+def _draw(folder: Path, coco: dict, ids: Mapping[int, int]) -> None:
+    """Write label images with the class ids of COCO's categories. The background gets the next class id."""
+    folder.mkdir(parents=True)
+    for image, annotations in annotated_images(coco):
+        classes = [ids.get(annotation["category_id"], IGNORED) for annotation in annotations]
+        label = paint(image, annotations, classes, background=len(ids))
+        Image.fromarray(label).save(folder / image["file_name"])
 
 
 def annotated_images(coco: dict) -> Iterator[tuple[dict, list[dict]]]:
-    """Each image of a COCO-format file with its annotations, in painting order."""
+    """Yield each image of a COCO file with its annotations in painting order."""
     annotations: defaultdict[int, list[dict]] = defaultdict(list)
     for annotation in coco["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
@@ -83,7 +69,7 @@ def annotated_images(coco: dict) -> Iterator[tuple[dict, list[dict]]]:
 
 
 def paint(image: dict, annotations: Sequence[dict], values: Sequence[int], background: int) -> np.ndarray:
-    """Each object of an image in its value, below 256, later over earlier ones: (height, width) uint8."""
+    """Return (height, width) uint8 with each object's value. Later objects cover earlier ones."""
     height, width = image["height"], image["width"]
     label = np.full((height, width), background, dtype=np.uint8)
     for annotation, value in zip(annotations, values, strict=True):

@@ -1,4 +1,4 @@
-"""Panoptic annotations of the "shapes" dataset: every object a thing, and the background stuff."""
+"""Panoptic annotations of the "shapes" dataset: objects are things, and the background is stuff."""
 
 import json
 from collections.abc import Sequence
@@ -9,81 +9,60 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 from PIL import Image
+from pycocotools import mask as run_lengths
 
 from ..data.semantic import load_semantic_folder
-from ..utils.atomic import atomic_dir
-from .labels import IGNORED, SPLITS, annotated_images, paint
+from .labels import IGNORED, annotated_images, annotation_file, paint
 from .vocabulary import BACKGROUND, World
 
-THINGS = "things"  # of the stuff that Panoptic FPN tells apart, what are objects
-LABEL_DIVISOR = 1000  # in Panoptic-DeepLab's output, a segment is its class times this, and a number
+THINGS = "things"  # the stuff class of all objects' pixels in Panoptic FPN
+LABEL_DIVISOR = 1000  # Panoptic-DeepLab outputs class * LABEL_DIVISOR + number of the instance
 
 
-def add_panoptic(root: Path) -> bool:
-    """Writes ``root/panoptic``, drawn from the annotations, unless it is there.
+def write_panoptic(folder: Path, split: str, coco: dict, world: World) -> None:
+    """Write a split's ``panoptic_<split>.json`` and ``<split>/*.png`` in COCO's panoptic format.
 
-    ``panoptic_{train,val}.json`` and ``{train,val}/*.png`` are in COCO's panoptic format. A pixel belongs to
-    the topmost object there, or to the background, which is the last category. ``stuff_{train,val}/*.png``
-    are what Detectron2 makes of them for Panoptic FPN: 0 for all things, 1 for the background.
-
-    Returns: whether it had to be written.
+    A pixel belongs to the topmost object, or to the background, which is the last category.
+    ``stuff_<split>/*.png`` have Detectron2's stuff labels for Panoptic FPN: 0 for things, 1 for the
+    background.
     """
-    if (root / "panoptic").is_dir():
-        return False
-    with atomic_dir(root / "panoptic") as partial:
-        for split in SPLITS:
-            coco = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
-            categories = [{**category, "isthing": 1} for category in coco["categories"]]
-            categories.append({"id": len(categories) + 1, "name": BACKGROUND, "isthing": 0})
-            annotations = _draw_split(partial, split, coco)
-            panoptic = {"images": coco["images"], "categories": categories, "annotations": annotations}
-            (partial / f"panoptic_{split}.json").write_text(json.dumps(panoptic), encoding="utf-8")
-    return True
-
-
-def _draw_split(folder: Path, split: str, coco: dict) -> list[dict]:
-    """Writes the label images of one split, and returns its panoptic annotations."""
     (folder / split).mkdir()
     (folder / f"stuff_{split}").mkdir()
+    stuff_id = len(world.class_names) + 1
     annotations = []
     for image, objects in annotated_images(coco):
-        background = len(objects) + 1
+        background, file_name = len(objects) + 1, image["file_name"]
         ids = paint(image, objects, range(1, background), background)
-        # COCO's colors: an id is red + 256 green + 256^2 blue, and no image has 256 segments.
-        Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1)).save(folder / split / image["file_name"])
-        stuff = (ids == background).astype(np.uint8)
-        Image.fromarray(stuff).save(folder / f"stuff_{split}" / image["file_name"])
-        segments = [
-            *({"category_id": x["category_id"], "iscrowd": x["iscrowd"]} for x in objects),
-            {"category_id": len(coco["categories"]) + 1, "iscrowd": 0},
-        ]
-        annotations.append(
-            {
-                "image_id": image["id"],
-                "file_name": image["file_name"],
-                "segments_info": _visible(segments, ids),
-            }
-        )
-    return annotations
+        # COCO's colors: an id is red + 256 green + 256^2 blue. No image has 256 segments.
+        Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1)).save(folder / split / file_name)
+        Image.fromarray((ids == background).astype(np.uint8)).save(folder / f"stuff_{split}" / file_name)
+        segments = [{key: x[key] for key in ("category_id", "iscrowd")} for x in objects]
+        segments.append({"category_id": stuff_id, "iscrowd": 0})
+        visible = _visible(segments, ids)
+        annotations.append({"image_id": image["id"], "file_name": file_name, "segments_info": visible})
+    categories = [{**category, "isthing": 1} for category in coco["categories"]]
+    categories.append({"id": stuff_id, "name": BACKGROUND, "isthing": 0})
+    panoptic = {"images": coco["images"], "categories": categories, "annotations": annotations}
+    (folder / f"panoptic_{split}.json").write_text(json.dumps(panoptic), encoding="utf-8")
 
 
 def _visible(segments: Sequence[dict], ids: np.ndarray) -> list[dict]:
-    """The segments that have pixels, with their ids, which are their positions plus one, and their extent."""
-    visible = []
-    for i, segment in enumerate(segments, start=1):
-        y, x = np.nonzero(ids == i)
-        if len(x):
-            box = [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
-            visible.append({"id": i, **segment, "area": len(x), "bbox": [int(side) for side in box]})
-    return visible
+    """Return the segments that have pixels, with id (position plus one), area and box."""
+    numbers = range(1, len(segments) + 1)
+    masks = run_lengths.encode(np.asfortranarray(ids[..., None] == np.array(numbers), dtype=np.uint8))
+    areas, boxes = run_lengths.area(masks).tolist(), run_lengths.toBbox(masks).astype(int).tolist()
+    return [
+        {"id": i, **segment, "area": area, "bbox": box}
+        for i, segment, area, box in zip(numbers, segments, areas, boxes, strict=True)
+        if area
+    ]
 
 
 def register_panoptic(name: str, root: Path, split: str, world: World, **metadata) -> None:
-    """Register the panoptic annotations of a split with Detectron2, in both of its ways.
+    """Register a split's panoptic annotations with Detectron2 twice.
 
-    Under ``name``, as Panoptic-DeepLab takes them: segments, whose classes are those of
-    ``world.semantic_class_names``, with ``root/labels`` beside them. Under ``name`` and "_separated", as
-    Panoptic FPN takes them: objects, and stuff apart.
+    ``name`` has segments and semantic labels, for Panoptic-DeepLab. ``name`` + "_separated" has objects and
+    stuff labels, for Panoptic FPN.
 
     Args:
         metadata: more of Detectron2's metadata.
@@ -91,64 +70,52 @@ def register_panoptic(name: str, root: Path, split: str, world: World, **metadat
     Raises:
         AssertionError: a name is already registered.
     """
-    folder, images, num_things = root / "panoptic", root / split, len(world.class_names)
-    files = {
-        "image_root": str(images),
-        "json_file": str(root / "annotations" / f"instances_{split}.json"),
-        "panoptic_root": str(folder / split),
-        "panoptic_json": str(folder / f"panoptic_{split}.json"),
-    }
-    common = {
-        **files,
-        **metadata,
-        "evaluator_type": "coco_panoptic_seg",
-        "ignore_label": IGNORED,
-        "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(num_things)},
-    }
-
-    def segments() -> list[dict]:
-        labels = load_semantic_folder(images, root / "labels" / split)
-        return merge_to_panoptic(_load_segments(files, num_things), labels)
-
-    def objects_and_stuff() -> list[dict]:
-        stuff = load_semantic_folder(images, folder / f"stuff_{split}")
-        return merge_to_panoptic(load_coco_json(files["json_file"], str(images), separated), stuff)
-
-    classes = list(world.semantic_class_names)
-    DatasetCatalog.register(name, segments)
-    MetadataCatalog.get(name).set(
-        **common,
-        sem_seg_root=str(root / "labels" / split),
-        thing_classes=classes,
-        stuff_classes=classes,
-        stuff_dataset_id_to_contiguous_id={i + 1: i for i in range(num_things + 1)},
-        label_divisor=LABEL_DIVISOR,
-    )
     separated = f"{name}_separated"
-    DatasetCatalog.register(separated, objects_and_stuff)
+    images, masks, objects = root / split, root / "panoptic" / split, annotation_file(root, split)
+    segments = root / "panoptic" / f"panoptic_{split}.json"
+    labels, stuff = root / "labels" / split, root / "panoptic" / f"stuff_{split}"
+    classes, stuff_id = list(world.semantic_class_names), len(world.class_names) + 1
+
+    def load_segments() -> list[dict]:
+        return merge_to_panoptic(
+            _load_segments(segments, images, masks, stuff_id), load_semantic_folder(images, labels)
+        )
+
+    def load_separated() -> list[dict]:
+        records = load_coco_json(str(objects), str(images), separated)
+        return merge_to_panoptic(records, load_semantic_folder(images, stuff))
+
+    DatasetCatalog.register(name, load_segments)
+    DatasetCatalog.register(separated, load_separated)
+    common = {
+        **metadata, "evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORED,
+        "image_root": str(images), "json_file": str(objects),
+        "panoptic_root": str(masks), "panoptic_json": str(segments),
+        "thing_dataset_id_to_contiguous_id": {i: i - 1 for i in range(1, stuff_id)},
+    }  # fmt: skip
+    MetadataCatalog.get(name).set(
+        **common, sem_seg_root=str(labels), thing_classes=classes, stuff_classes=classes,
+        stuff_dataset_id_to_contiguous_id={i: i - 1 for i in range(1, stuff_id + 1)},
+        label_divisor=LABEL_DIVISOR,
+    )  # fmt: skip
     MetadataCatalog.get(separated).set(
-        **common,
-        sem_seg_root=str(folder / f"stuff_{split}"),
-        thing_classes=classes[:-1],
-        stuff_classes=[THINGS, BACKGROUND],
-        stuff_dataset_id_to_contiguous_id={0: 0, num_things + 1: 1},
-    )
+        **common, sem_seg_root=str(stuff), thing_classes=classes[:-1], stuff_classes=[THINGS, BACKGROUND],
+        stuff_dataset_id_to_contiguous_id={0: 0, stuff_id: 1},
+    )  # fmt: skip
 
 
-def _load_segments(files: dict[str, str], num_things: int) -> list[dict]:
-    """Images and segments in Detectron2's format; its own reader takes every image for a JPEG."""
-    coco = json.loads(Path(files["panoptic_json"]).read_bytes())
+def _load_segments(file: Path, images: Path, masks: Path, stuff_id: int) -> list[dict]:
+    """Return images and segments in Detectron2's format. Detectron2's reader expects JPEG images."""
+    coco = json.loads(file.read_bytes())
     sizes = {image["id"]: {"height": image["height"], "width": image["width"]} for image in coco["images"]}
     return [
         {
-            "file_name": str(Path(files["image_root"], x["file_name"])),
-            "image_id": x["image_id"],
-            **sizes[x["image_id"]],
-            "pan_seg_file_name": str(Path(files["panoptic_root"], x["file_name"])),
+            "file_name": str(images / x["file_name"]), "image_id": x["image_id"], **sizes[x["image_id"]],
+            "pan_seg_file_name": str(masks / x["file_name"]),
             "segments_info": [
-                {**s, "category_id": s["category_id"] - 1, "isthing": s["category_id"] <= num_things}
+                {**s, "category_id": s["category_id"] - 1, "isthing": s["category_id"] < stuff_id}
                 for s in x["segments_info"]
             ],
         }
         for x in coco["annotations"]
-    ]
+    ]  # fmt: skip

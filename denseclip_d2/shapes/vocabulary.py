@@ -1,43 +1,46 @@
-"""The worlds of generated shapes: what colors, textures and outlines there are, and how often."""
+"""The vocabularies of generated shapes: colors, textures, outlines and class frequencies."""
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 BACKGROUND = "background"  # the class of pixels without objects
+FAVORED_FRACTION = 0.8  # of the objects, in a world with favored classes
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Objects that are a color, a texture and an outline, of which every combination is a class.
+    """Objects with a color, a texture and an outline. Every combination is a class.
 
     Attributes:
-        name: what its datasets are called: "<name>_train" and so on.
+        name: prefix of the datasets' names: "<name>_train" and so on.
         colors: RGB by name.
-        textures: of ``shapes_scene.TEXTURES``.
-        outlines: vertices by name, (n, 2): angle, and distance from the middle in radii of the object.
-        num_held_out: how many classes the datasets "<name>_seen_train" and so on have no labels of.
-        tail: 0 for classes that are equally frequent; s for frequencies of 1, 2^-s, 3^-s, ...
+        textures: keys of ``scene.TEXTURES``.
+        outlines: (n, 2) vertices by name: angle, and distance from the center in radii of the object.
+        num_held_out: number of unseen classes, which "<name>_seen_train" and so on do not label.
+        tail: s, for class frequencies proportional to rank^-s; 0 makes all classes equally frequent.
+        favored: positions of the classes that share :data:`FAVORED_FRACTION` of the objects.
     """
 
     name: str
     colors: Mapping[str, tuple[int, int, int]]
     textures: tuple[str, ...]
     outlines: Mapping[str, np.ndarray]
-    tail: float = field(default=0.0)
+    tail: float = 0.0
     num_held_out: int = 0
+    favored: tuple[int, ...] = ()
 
     @cached_property
     def classes(self) -> tuple[tuple[str, str, str], ...]:
-        """Color, texture and outline of each class; the outline varies fastest."""
+        """Color, texture and outline of each class. The outline varies fastest."""
         return tuple(itertools.product(self.colors, self.textures, self.outlines))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Such as "red striped circle"; COCO category ids are the positions plus one."""
+        """Names such as "red striped circle". A COCO category id is the position plus one."""
         return tuple(" ".join(words) for words in self.classes)
 
     @cached_property
@@ -47,57 +50,38 @@ class World:
 
     @cached_property
     def frequencies(self) -> np.ndarray:
-        """Part of the objects that each class has. Which classes are rare is drawn by lot."""
+        """Each class's fraction of the objects. A fixed random permutation decides which classes are rare."""
         weights = np.arange(1, len(self.classes) + 1) ** -self.tail
         ranks = np.random.default_rng(len(self.classes)).permutation(len(self.classes))
-        return weights[ranks] / weights.sum()
+        usual = weights[ranks] / weights.sum()
+        if not self.favored:
+            return usual
+        favor = np.isin(np.arange(len(usual)), self.favored) / len(self.favored)
+        return FAVORED_FRACTION * favor + (1 - FAVORED_FRACTION) * usual
 
     @cached_property
     def held_out(self) -> tuple[str, ...]:
-        """Classes drawn by lot to be described by captions and never labeled."""
+        """The unseen classes, chosen at random: captions describe them, and no label does."""
         chosen = np.random.default_rng([len(self.classes), 1]).permutation(len(self.classes))
         return tuple(self.class_names[i] for i in sorted(chosen[: self.num_held_out]))
 
     @cached_property
     def seen_class_names(self) -> tuple[str, ...]:
-        """The classes but for those held out."""
+        """The classes that are not held out."""
         return tuple(name for name in self.class_names if name not in self.held_out)
 
     def sample_class(self, rng: np.random.Generator) -> int:
-        """The position of a random class."""
-        if self.tail == 0:
+        """Return the position of a random class."""
+        if self.tail == 0 and not self.favored:
             return int(rng.integers(len(self.classes)))
         return int(rng.choice(len(self.classes), p=self.frequencies))
 
 
-@dataclass(frozen=True, eq=False)
-class LeaningWorld(World):
-    """A world most of whose objects are of some classes, all equally frequent.
-
-    Attributes:
-        favored: positions of these classes.
-        part: of the objects that they have, beside what they would have.
-    """
-
-    favored: tuple[int, ...] = ()
-    part: float = 0.8
-
-    @cached_property
-    def frequencies(self) -> np.ndarray:
-        usual = super().frequencies
-        favor = np.isin(np.arange(len(usual)), self.favored) / len(self.favored)
-        return self.part * favor + (1 - self.part) * usual
-
-    def sample_class(self, rng: np.random.Generator) -> int:
-        return int(rng.choice(len(self.classes), p=self.frequencies))
-
-
-def leaning(world: World, rng: np.random.Generator) -> LeaningWorld:
-    """The world with a color and a texture, drawn by lot, that most objects have."""
+def leaning(world: World, rng: np.random.Generator) -> World:
+    """Return the world with one random color and texture favored."""
     color, texture = rng.choice(list(world.colors)), rng.choice(world.textures)
     favored = tuple(i for i, (c, t, _) in enumerate(world.classes) if (c, t) == (color, texture))
-    values = {f.name: getattr(world, f.name) for f in fields(world)}
-    return LeaningWorld(**values, favored=favored)
+    return replace(world, favored=favored)
 
 
 def _regular(corners: int) -> np.ndarray:
@@ -105,7 +89,7 @@ def _regular(corners: int) -> np.ndarray:
 
 
 def _polygon(*points: tuple[float, float]) -> np.ndarray:
-    """A polygon of (x, y), as large as the unit circle around it allows."""
+    """Return the outline of a polygon of (x, y), scaled into the unit circle."""
     x, y = np.array(points).T
     distance = np.hypot(x, y)
     return np.stack([np.arctan2(y, x), distance / distance.max()], axis=1)
@@ -128,21 +112,17 @@ SHAPES = World(
 SHAPES_192 = World(
     "shapes192",
     colors={
-        **SHAPES.colors,
-        "yellow": (235, 205, 40),
-        "purple": (125, 40, 165),
-        "orange": (240, 125, 25),
-        "cyan": (50, 190, 205),
-        "black": (20, 20, 20),
-    },  # fmt: skip
+        **SHAPES.colors, "yellow": (235, 205, 40), "purple": (125, 40, 165), "orange": (240, 125, 25),
+        "cyan": (50, 190, 205), "black": (20, 20, 20),
+    },
     textures=(*SHAPES.textures, "checked", "dotted"),
     outlines={**SHAPES.outlines, "star": _STAR, "cross": _CROSS, "bar": _BAR},
     tail=0.7,
     num_held_out=24,
-)
-"""192 classes, the 18 of :data:`SHAPES` among them; the commonest is 40 times as frequent as the rarest.
+)  # fmt: skip
+"""192 classes with the 18 of :data:`SHAPES`. The most frequent is 40 times as frequent as the rarest.
 
-Of 24 the datasets "shapes192_seen_*" have no labels; each of their words is in others.
+24 classes are unseen. Each of their words occurs in a seen class.
 """
 
 WORLDS = {world.name: world for world in (SHAPES, SHAPES_192)}

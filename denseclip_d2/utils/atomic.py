@@ -13,34 +13,43 @@ SUFFIX = ".partial"
 
 @contextmanager
 def atomic_write(path: Path, mode: str, **kwargs) -> Iterator[IO]:
-    """Open a file that appears under its name when the block ends well, and otherwise not at all.
-
-    The file is written under another name in its directory, flushed to the disk and renamed.
+    """Open a file that appears under its name if the block succeeds, and is removed otherwise.
 
     Args:
         mode, kwargs: as of ``open``.
     """
-    aside = path.with_name(f".{path.name}{SUFFIX}")
+    with atomic_path(path) as aside, aside.open(mode, **kwargs) as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path, suffix: str = SUFFIX) -> Iterator[Path]:
+    """Yield a path to write to in the same folder.
+
+    If the block succeeds, the file is flushed to the disk and renamed to ``path``. Otherwise it is removed.
+
+    Args:
+        suffix: end of the temporary name.
+    """
+    aside = path.with_name(f".{path.name}{suffix}")
     try:
-        with aside.open(mode, **kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
+        _sync(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    with suppress(OSError):  # some network file systems refuse
+        _sync(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make a renaming last through a power cut; some network file systems refuse, and need not be asked."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

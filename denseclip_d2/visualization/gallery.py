@@ -1,8 +1,8 @@
-"""Many images through a model: a picture or a video of each, and what was found in a file."""
+"""Predictions for many images and videos: an image or a video of each, and one COCO file."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, islice, tee
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice, starmap, tee
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,24 +13,22 @@ from tqdm import tqdm
 from ..data import get_class_names
 from ..inference import Predictor
 from ..utils.atomic import atomic_write
-from .coco_file import CocoFile, coco_file, ids_of_dataset
+from .coco_file import coco_file, ids_of_dataset
 from .panels import Panel, grid, image_panels, names_in, strip
 from .sources import Source
-from .video import frame_rate, written_video
+from .video import frame_rate, write_video
 
 OVERVIEW, DETECTIONS = "overview.png", "detections.json"
 IN_OVERVIEW = 4
-"""Images in the overview."""
-
-Row = dict[str, Panel]
+"""Number of images in the overview."""
 
 
 class Outcome(NamedTuple):
-    """What became of some sources.
+    """The result of :func:`draw_sources`.
 
     Attributes:
         seen: number of images and frames.
-        faults: what is wrong with each source that was skipped, or broke off.
+        faults: an error message for each source that was skipped, or was read in part.
     """
 
     seen: int
@@ -38,20 +36,20 @@ class Outcome(NamedTuple):
 
 
 class _Shot(NamedTuple):
-    """An image (H, W, 3), BGR, its number in its source, and the names whose score maps it is to have."""
+    """An image (H, W, 3), BGR, its entry in the COCO file, and the names of its score maps."""
 
     source: Source
-    number: int
+    entry: dict
     image: np.ndarray
     names: Sequence[str]
 
 
 def check_outputs(sources: Sequence[Source], output: str, *, overwrite: bool) -> None:
-    """See that what :func:`draw_sources` will write can be written.
+    """Check that :func:`draw_sources` can write its files.
 
     Raises:
-        FileExistsError: a file is there already, and is not to be overwritten; or it is a source itself.
-        ValueError: two would have the same name.
+        FileExistsError: a file exists and ``overwrite`` is false, or a file is a source.
+        ValueError: two files would have the same name.
     """
     names = [source.output for source in sources] + [DETECTIONS]
     if any(source.kind == "image" for source in sources):
@@ -59,13 +57,13 @@ def check_outputs(sources: Sequence[Source], output: str, *, overwrite: bool) ->
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise ValueError(
-            f"{times} of what is to be written would be called {name!r}. Rename an input, or give them one "
-            "after the other, each with an --output of its own."
+            f"{times} output files would have the same name {name!r}. Rename an input, or run the inputs "
+            "one after the other with different --output."
         )
     inputs = {Path(source.path).resolve() for source in sources}
     for path in (Path(output, name) for name in names):
         if path.resolve() in inputs:
-            raise FileExistsError(f"{path} is an input, and would be overwritten. Choose another --output.")
+            raise FileExistsError(f"{path} is an input and would be overwritten. Choose another --output.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists. Choose another --output, or add --overwrite.")
 
@@ -80,16 +78,16 @@ def draw_sources(
     count: int | None = None,
     dataset: str = "",
 ) -> Outcome:
-    """Write a picture of every image, an MP4 of every video, an overview, and detections.json, to a folder.
+    """Write a PNG of every image, an MP4 of every video, an overview and detections.json to a folder.
 
-    What cannot be read is skipped; if that is everything, nothing is written. detections.json has everything
-    the model gives, in COCO's format.
+    Sources that cannot be read are skipped. If none can be read, nothing is written. detections.json has all
+    predictions in COCO's format.
 
     Args:
-        names: whose score maps to draw; none: of some classes in the ground truth, where there is any.
+        names: names whose score maps are drawn. By default, up to three classes of the ground truth.
         threshold: lowest score drawn.
-        count: of images and frames at most; None: all.
-        dataset: whose ids the categories in detections.json have; none: the model's own.
+        count: maximal number of images and frames.
+        dataset: dataset whose category ids detections.json uses. By default, it uses the model's class ids.
 
     Raises:
         OSError: the folder cannot be written.
@@ -97,31 +95,41 @@ def draw_sources(
     class_names = get_class_names(predictor.cfg)
     ids = ids_of_dataset(dataset, len(class_names))
     faults: list[str] = []
-    shots = islice(_shots(predictor, sources, names, faults), count)
-    overview: list[Row] = []
-    seen_by_model = _looked_at(predictor, shots)
-    first = next(seen_by_model, None)
+    shots, images = tee(islice(_shots(predictor, sources, names, faults), count))
+    predicted = zip(shots, predictor.stream((x.image, x.names) for x in images), strict=True)
+    first = next(predicted, None)
     if first is None:
         return Outcome(0, faults)
-    with (
-        coco_file(Path(output, DETECTIONS), class_names, ids) as coco,
-        tqdm(total=_total(sources, count), unit="image") as progress,
-    ):
-        for source, seen in groupby(chain([first], seen_by_model), key=lambda pair: pair[0].source):
-            path = Path(output, source.output)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = (_row(predictor, shot, outputs, threshold, coco, progress) for shot, outputs in seen)
-            if source.kind == "image":
-                row = next(rows)
-                _save(grid([row]), path)
-                overview += [row] if len(overview) < IN_OVERVIEW else []
-                continue
-            with written_video(path, frame_rate(source.path)) as write:
-                for row in rows:
-                    write(strip(row))
+    with coco_file(Path(output, DETECTIONS), class_names, ids) as add, _progress(sources, count) as progress:
+
+        def panels(shot: _Shot, outputs: dict) -> dict[str, Panel]:
+            add(shot.entry, outputs)
+            progress.update()
+            return image_panels(
+                shot.image[:, :, ::-1], outputs, class_names, record=shot.source.record, names=shot.names,
+                tau=predictor.tau, threshold=threshold,
+            )  # fmt: skip
+
+        _write(chain([first], predicted), panels, output)
+    return Outcome(progress.n, faults)
+
+
+def _write(
+    predicted: Iterable[tuple[_Shot, dict]], panels: Callable[[_Shot, dict], dict[str, Panel]], output: str
+) -> None:
+    """Write an image or a video of each source, and the overview."""
+    overview: list[dict[str, Panel]] = []
+    for source, group in groupby(predicted, key=lambda pair: pair[0].source):
+        path, rows = Path(output, source.output), starmap(panels, group)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source.kind == "image":
+            row = next(rows)
+            _save(grid([row]), path)
+            overview += [row][: IN_OVERVIEW - len(overview)]
+        else:
+            write_video(path, map(strip, rows), frame_rate(source.path))
     if overview:
         _save(grid(overview), Path(output, OVERVIEW))
-    return Outcome(progress.n, faults)
 
 
 def _shots(
@@ -129,47 +137,27 @@ def _shots(
 ) -> Iterator[_Shot]:
     class_names = get_class_names(predictor.cfg)
     for source in sources:
-        wanted = names or (names_in(source.record, class_names) if predictor.guidance else [])
+        record = source.record
+        wanted = names or (names_in(record, class_names) if predictor.guidance else [])
         try:
             for number, image in enumerate(source.frames()):
-                yield _Shot(source, number, image, wanted)
+                entry = {"file_name": source.path, "height": image.shape[0], "width": image.shape[1]}
+                if "image_id" in record:
+                    entry["id"] = record["image_id"]
+                if source.kind != "image":
+                    entry["frame"] = number
+                yield _Shot(source, entry, image, wanted)
         except (ValueError, OSError) as error:
             faults.append(str(error))
 
 
-def _looked_at(predictor: Predictor, shots: Iterable[_Shot]) -> Iterator[tuple[_Shot, dict]]:
-    """Shots, each with what the model makes of it; a few are kept, where several go through it at once."""
-    shown, given = tee(shots)
-    outputs = predictor.stream((shot.image, shot.names) for shot in given)
-    return zip(shown, outputs, strict=True)
-
-
-def _row(
-    predictor: Predictor, shot: _Shot, outputs: dict, threshold: float, coco: CocoFile, progress: tqdm
-) -> Row:
-    """The panels of a shot, once it is in the file and counted."""
-    source = shot.source
-    height, width = shot.image.shape[:2]
-    image = {"file_name": source.path, "height": height, "width": width}
-    if "image_id" in source.record:
-        image["id"] = source.record["image_id"]
-    if source.kind != "image":
-        image["frame"] = shot.number
-    coco.add(image, outputs)
-    progress.update()
-    return image_panels(
-        shot.image[:, :, ::-1], outputs, coco.class_names, record=source.record, names=shot.names,
-        tau=predictor.tau, threshold=threshold,
-    )  # fmt: skip
-
-
-def _total(sources: Sequence[Source], count: int | None) -> int | None:
-    """How many images and frames there will be; None where a source does not say."""
+def _progress(sources: Sequence[Source], count: int | None) -> tqdm:
+    """Return a progress bar of images and frames. It has no total if a source does not know its length."""
     lengths = [len(source) for source in sources]
     known = sum(lengths) if all(lengths) else None
-    return known if count is None else min(count, known or count)
+    return tqdm(total=known if count is None else min(count, known or count), unit="image")
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
+def _save(image: np.ndarray, path: Path) -> None:
     with atomic_write(path, "wb") as file:
-        Image.fromarray(picture).save(file, "PNG")
+        Image.fromarray(image).save(file, "PNG")

@@ -1,10 +1,9 @@
-"""The pictures of one image, side by side: ground truth, what the model finds, and where it sees names."""
+"""Panels of one image, side by side: ground truth, predictions and score maps."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from detectron2.structures import Instances
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -14,26 +13,26 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ..data.semantic import read_labels
 from .drawing import (
     HEAT,
+    draw_annotations,
     draw_detections,
-    draw_ground_truth,
     draw_label_map,
     draw_legend,
     draw_score_map,
     rendered,
 )
 
-# Inches: of a panel, between panels, and of the title above and the scale below.
+# Inches: a panel's width, the gap between panels, the title above a panel, the scale below it.
 WIDTH, GAP, ABOVE, BELOW = 3.2, 0.15, 0.4, 0.65
 LEGEND = "classes"
-"""Title of the panel that names the colors of label maps."""
+"""Title of the panel with the colors of label maps."""
 
 
 class Panel(NamedTuple):
-    """One picture.
+    """One drawn image.
 
     Attributes:
         picture: (H, W, 3) uint8, RGB.
-        scale: what its colors, from blue for 0 to red for 1, stand for; empty: it is a plain picture.
+        scale: meaning of its colors, from blue for 0 to red for 1; empty if it has no color scale.
     """
 
     picture: np.ndarray
@@ -55,20 +54,31 @@ def image_panels(
     tau: float = 1.0,
     threshold: float = 0.5,
 ) -> dict[str, Panel]:
-    """The panels of one image, by title.
+    """Return the panels of one image by title.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        predictions: what a :class:`Predictor` returns for it.
-        record: of a dataset, in Detectron2's format, whose ground truth is drawn; empty where there is none.
-        names: of ``score_maps``.
-        tau: temperature of ``score_maps``.
+        predictions: output of a :class:`Predictor` for the image.
+        record: ground truth in Detectron2's dataset format; empty without ground truth.
+        names: the names of ``score_maps``.
+        tau: the temperature of ``score_maps``.
         threshold: lowest score of the detections drawn.
     """
+    row = {}
     if "instances" in predictions:
-        row = _detection_panels(image, record, predictions["instances"], class_names, threshold)
+        instances = predictions["instances"]
+        if "annotations" in record:
+            truth, masks = record["annotations"], instances.has("pred_masks")
+            row["ground truth"] = Panel(draw_annotations(image, truth, class_names, with_masks=masks))
+        drawn = draw_detections(image, instances, class_names, threshold)
+        row[f"detections that score {threshold:.0%} or more"] = Panel(drawn)
     else:
-        row = _segmentation_panels(image, _truth(record), label_map(predictions), class_names)
+        maps = {"segmentation": label_map(predictions)}
+        if "sem_seg_file_name" in record:
+            maps = {"ground truth": read_labels(record["sem_seg_file_name"]), **maps}
+        row = {title: Panel(draw_label_map(image, map_, len(class_names))) for title, map_ in maps.items()}
+        present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
+        row[LEGEND] = Panel(draw_legend(present[present < len(class_names)].tolist(), class_names))
     for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
         heat = draw_score_map(image, scores.cpu().numpy(), tau)
         row[f"score map: {name}"] = Panel(heat, scale="sigmoid(cosine / tau)")
@@ -76,17 +86,23 @@ def image_panels(
 
 
 def label_map(predictions: dict) -> np.ndarray:
-    """(H, W) class ids, of what a segmentor returns."""
+    """Return the (H, W) class ids of a segmentation model's output."""
     return predictions["sem_seg"].argmax(0).cpu().numpy()
 
 
 def names_in(record: dict, class_names: Sequence[str]) -> list[str]:
-    """Names whose score maps are worth drawing: of up to three classes that the ground truth has."""
-    return [class_names[c] for c in _classes_in(record, _truth(record), len(class_names))[:3]]
+    """Return the names of up to three classes of the ground truth. Of a label map, return the largest."""
+    if "sem_seg_file_name" in record:
+        areas = np.bincount(read_labels(record["sem_seg_file_name"]).ravel(), minlength=256)
+        areas = areas[: len(class_names)]
+        classes = [c for c in areas.argsort()[::-1].tolist() if areas[c]]
+    else:
+        classes = list(dict.fromkeys(a["category_id"] for a in record.get("annotations", [])))
+    return [class_names[c] for c in classes[:3]]
 
 
 def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
-    """One picture (H, W, 3), RGB, of rows of panels, each under its title. Rows need not be equally long."""
+    """Draw rows of panels with their titles as one image (H, W, 3), RGB. Rows may differ in length."""
     heights = [max(WIDTH * panel.aspect for panel in row.values()) + ABOVE + BELOW for row in rows]
     size = GAP + (WIDTH + GAP) * max(map(len, rows)), sum(heights)
     figure, top = Figure(figsize=size, dpi=100), size[1]
@@ -107,10 +123,10 @@ def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
 
 
 def strip(row: dict[str, Panel]) -> np.ndarray:
-    """The panels of a row side by side, each as large as the first, as a frame of a video; RGB.
+    """Draw a row of panels as a video frame, RGB. Each panel is as large as the first.
 
-    A title is written on each, but not on a single one. Unlike :func:`grid`'s, the size depends on the first
-    panel's and on the number of panels alone, and drawing takes milliseconds.
+    Every panel has its title on it, unless it is the only one. Unlike :func:`grid`, this takes milliseconds,
+    and the size depends only on the first panel and the number of panels.
     """
     height, width = next(iter(row.values())).picture.shape[:2]
     font = ImageFont.truetype(findfont("DejaVu Sans"), max(height // 30, 10))
@@ -124,40 +140,6 @@ def strip(row: dict[str, Panel]) -> np.ndarray:
 
 
 def _add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place given in inches."""
+    """Add axes at a place in inches."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / down, width / across, height / down))
-
-
-def _truth(record: dict) -> np.ndarray | None:
-    return read_labels(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else None
-
-
-def _classes_in(record: dict, truth: np.ndarray | None, num_classes: int) -> list[int]:
-    """Ids of the classes in an image's ground truth: of a label map, the largest first."""
-    if truth is None:
-        return list(dict.fromkeys(a["category_id"] for a in record.get("annotations", [])))
-    areas = np.bincount(truth[truth < num_classes], minlength=num_classes)
-    return [c for c in areas.argsort()[::-1].tolist() if areas[c]]
-
-
-def _detection_panels(
-    image: np.ndarray, record: dict, instances: Instances, class_names: Sequence[str], threshold: float
-) -> dict[str, Panel]:
-    row = {}
-    if "annotations" in record:
-        with_masks = instances.has("pred_masks")
-        row["ground truth"] = Panel(draw_ground_truth(image, record, class_names, with_masks=with_masks))
-    found = draw_detections(image, instances, class_names, threshold)
-    row[f"detections that score {threshold:.0%} or more"] = Panel(found)
-    return row
-
-
-def _segmentation_panels(
-    image: np.ndarray, truth: np.ndarray | None, labels: np.ndarray, class_names: Sequence[str]
-) -> dict[str, Panel]:
-    maps = {"segmentation": labels} if truth is None else {"ground truth": truth, "segmentation": labels}
-    row = {title: Panel(draw_label_map(image, map_, len(class_names))) for title, map_ in maps.items()}
-    present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
-    row[LEGEND] = Panel(draw_legend(present[present < len(class_names)].tolist(), class_names))
-    return row

@@ -1,4 +1,4 @@
-"""What there is to look at: image files, folders, globs, videos, a camera, the images of a dataset."""
+"""Inputs of the demo: image files, folders, globs, videos, a camera, the images of a dataset."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,9 @@ from glob import glob
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..data.checks import load_datasets
+from ..data.coco_source import find_files, is_image
 from ..data.pictures import OTHER_SUFFIXES, read_picture
 from .video import VIDEO_SUFFIXES, frame_count, read_frames
 
@@ -19,10 +19,10 @@ class Source:
     """One image file, one video or one camera.
 
     Attributes:
-        path: of the file; of a camera, its number or its address.
-        name: of what is written of it, which has no suffix and may have folders.
-        kind: "image", "video", or "camera", which need not end.
-        record: of a dataset, in Detectron2's format.
+        path: path of a file; number or address of a camera.
+        name: path of the output without suffix. It may include folders.
+        kind: "image", "video", or "camera", which may be endless.
+        record: ground truth in Detectron2's dataset format.
     """
 
     path: str
@@ -32,18 +32,18 @@ class Source:
 
     @property
     def output(self) -> str:
-        """The file that is written of it, in the folder for all."""
+        """Path of the output in the output folder."""
         return f"{self.name}.png" if self.kind == "image" else f"{self.name}.mp4"
 
     def __len__(self) -> int:
-        """Number of images; 0 where it is not known."""
+        """Number of images; 0 if it is unknown."""
         return {"image": 1, "video": frame_count(self.path), "camera": 0}[self.kind]
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Images, (H, W, 3) uint8, BGR.
+        """Yield images (H, W, 3) uint8, BGR.
 
         Raises:
-            OSError, ValueError: it is not there, cannot be read, or not to its end.
+            OSError, ValueError: the source is missing, unreadable or truncated.
         """
         if self.kind == "image":
             yield read_picture(self.path)
@@ -52,74 +52,62 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """Files, the images and videos below folders, and what globs match, in the order given.
+    """Return the sources of files, folders (images and videos below them) and globs, in their order.
 
-    Of a folder, files keep the folders that they are in. Images of kinds that Pillow does not read are among
-    them: reading one raises an error that names it.
+    Outputs of a folder keep its subfolders. Image files that Pillow cannot read are included, so that reading
+    them raises an error with their name.
 
     Raises:
-        FileNotFoundError: there is nothing of that name, or in that folder.
+        FileNotFoundError: an input does not exist, or its folder has no image and no video.
     """
     sources = []
     for given in inputs:
-        found = list(_below(given))
+        found = list(_find(given))
+        if not found and Path(given).is_dir():
+            raise FileNotFoundError(f"--input {given}: the folder has no image and no video in it.")
         if not found:
-            raise FileNotFoundError(
-                f"--input {given}: "
-                + (
-                    "there is no image and no video in it."
-                    if Path(given).is_dir()
-                    else "there is no such file."
-                )
-            )
+            raise FileNotFoundError(f"--input {given}: there is no such file.")
         sources += found
     return sources
 
 
 def camera(device: str) -> Source:
-    """A camera by its number, or a stream by its address."""
+    """Return the source of a camera (by number) or a stream (by address)."""
     return Source(device, "camera", "camera")
 
 
 def of_dataset(name: str, count: int) -> list[Source]:
-    """Return the first images of a registered dataset, with their ground truth.
+    """Return the first images of a registered dataset with their ground truth.
 
-    As those of a folder, they keep the folders that they are in, below the one that all images of the dataset
-    are in.
+    Outputs keep the images' subfolders below the folder that all images of the dataset share.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: see :func:`denseclip_d2.data.checks.load_datasets`.
     """
     records = load_datasets([name], filter_empty=False, check_images=False)
-    files = [Path(os.path.abspath(record["file_name"])) for record in records]  # noqa: PTH100 (".." taken away)
+    files = [Path(os.path.abspath(record["file_name"])) for record in records]  # noqa: PTH100 (removes "..")
     root = os.path.commonpath([file.parent for file in files])
     names = [str(file.relative_to(root).with_suffix("")) for file in files[:count]]
     return [Source(x["file_name"], name, record=x) for x, name in zip(records, names, strict=False)]
 
 
-def _below(given: str) -> Iterator[Source]:
+def _find(given: str) -> Iterator[Source]:
     path = Path(given)
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
+        for file in find_files(path):
             below = file.relative_to(path)
-            hidden = any(part.startswith(".") for part in below.parts)
-            suffix = file.suffix.lower()
-            if hidden or not file.is_file():
+            if any(part.startswith(".") for part in below.parts):
                 continue
-            if suffix in _image_suffixes() | VIDEO_SUFFIXES:
+            if is_image(file) or file.suffix.lower() in VIDEO_SUFFIXES:
                 yield _file(str(file), str(below.with_suffix("")))
-            elif suffix in OTHER_SUFFIXES:  # nothing is written of it; its JPEG may lie beside it
-                yield _file(str(file), str(below))
+            elif file.suffix.lower() in OTHER_SUFFIXES:
+                yield Source(str(file), str(below))  # with suffix: the folder may have its JPEG too
     elif path.is_file() or "://" in given:
         yield _file(given, path.stem)
     else:
-        for match in sorted(glob(given, recursive=True)):  # noqa: PTH207 (Path's takes no absolute ones)
-            yield from _below(match)
+        for match in sorted(glob(given, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute patterns)
+            yield from _find(match)
 
 
 def _file(path: str, name: str) -> Source:
     return Source(path, name, "video" if Path(path).suffix.lower() in VIDEO_SUFFIXES else "image")
-
-
-def _image_suffixes() -> set[str]:
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}

@@ -1,4 +1,4 @@
-"""The web page: a picture in, and what a model sees in it out. It needs Gradio, which is an extra."""
+"""The web page, which shows a model's predictions for an uploaded image. It needs Gradio, an extra."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from ..data import get_class_names
 from ..visualization.drawing import HEAT, class_color
 from .session import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would tell its makers of every start
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # otherwise Gradio reports every start to its makers
 try:
     import gradio as gr
 except ImportError as error:
@@ -24,16 +24,14 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 SESSIONS_KEPT = 32
-"""People whose last look is in memory; older ones have to look again."""
+"""Number of people whose last predictions stay in memory."""
 FILES_KEPT = 3600
-"""Seconds for which pictures that were sent, and what was drawn on them, stay on the disk."""
-NAMES_TOLD = 40
-"""Classes of a model that are named."""
+"""Seconds for which uploaded and drawn images stay on the disk."""
 
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
-    font=["system-ui", "sans-serif"],  # the machine's: none is fetched
+    font=["system-ui", "sans-serif"],  # the machine's fonts: nothing is downloaded
     font_mono=["ui-monospace", "monospace"],
 )
 CSS = """
@@ -42,24 +40,25 @@ CSS = """
 #found span { display: inline-flex; align-items: center; gap: .4em; margin: 0 1em .3em 0; }
 #found i { width: .9em; height: .9em; border-radius: .2em; }
 #about { font-size: .9em; }
+#about details { max-height: 20em; overflow: auto; }
 #about summary { cursor: pointer; }
 #scale { display: flex; align-items: center; gap: .6em; }
 #scale i { width: 9em; height: .7em; border-radius: .2em; }
 #heat_maps .grid-wrap { height: auto; min-height: 0; max-height: none; overflow: visible; }
 #heat_maps .grid-container { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)) !important; }
 """
-BEGIN = "Drop a picture, or take one of the examples."
+BEGIN = "Upload an image, or choose an example."
 
 
 class Page:
-    """What the page does; each method that Gradio calls gives what it is to show."""
+    """The page's actions. Each method returns the values that Gradio shows."""
 
     def __init__(self, models: Models, limits: Limits):
         self.models, self.limits = models, limits
-        self._drawing = Lock()  # matplotlib is not made for threads
+        self._drawing = Lock()  # matplotlib is not thread-safe
 
     def look(self, path: str | None, last: Look | None, model: str, text: str, threshold: float) -> tuple:
-        """Run the model over a picture that was sent, or over the last one again."""
+        """Run the model on an uploaded image, or again on the last one."""
         if path:
             image, file_name = read_upload(path, self.limits), Path(path).name
         elif last:
@@ -70,11 +69,11 @@ class Page:
         names = names_typed(text or "", get_class_names(predictor.cfg), self.limits)
         look = look_at(predictor, image, names, file_name)
         heat_maps = [(heat, name) for name, heat in look.heat_maps.items()]
-        # No file: there is room for the next.
+        # None empties the upload field for the next file.
         return *self.draw(look, threshold), str(look.detections), heat_maps, look, None
 
     def draw(self, look: Look | None, threshold: float) -> tuple:
-        """Draw again what the model has seen already."""
+        """Draw the last predictions again."""
         if look is None:
             return gr.skip(), gr.skip(), gr.skip()
         with self._drawing:
@@ -83,20 +82,18 @@ class Page:
         return _legend(look, threshold), drawn, str(picture)
 
     def about(self, model: str) -> str:
-        """What names a model knows."""
+        """Describe a model: which names have heat maps, and its class names."""
         predictor = self.models.get(model)
         names = get_class_names(predictor.cfg)
-        more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
-        told = escape(", ".join(names[:NAMES_TOLD])) + more
-        what = "Names of its classes alone have heat maps: the text encoder was left out of this model."
+        what = "This model has no text encoder. Only its class names have heat maps."
         if predictor.guidance is None:
-            what = "This model is without language, and has no heat maps."
+            what = "This model is not language-guided, and has no heat maps."
         elif reads_any_words(predictor):
-            what = "Any words have heat maps."
-        return f"{what} <details><summary>It has {len(names)} classes</summary>{told}</details>"
+            what = "This model has a text encoder. Any words have heat maps."
+        return f"{what} <details><summary>{len(names)} classes</summary>{escape(', '.join(names))}</details>"
 
     def names_for(self, model: str, names: list[str]) -> list[str]:
-        """These names, or where the model cannot read them some of its classes."""
+        """Return the names if the model knows them, and otherwise some of its class names."""
         predictor = self.models.get(model)
         classes = get_class_names(predictor.cfg)
         readable = reads_any_words(predictor) or set(names) <= set(classes)
@@ -104,12 +101,12 @@ class Page:
 
 
 def in_words(method, *others):
-    """A method for Gradio, whose errors people read in place of the first thing that it gives to show.
+    """Wrap a method for Gradio. It returns an error message in place of the first output.
 
-    What is theirs is said in its words; what is not is in the log.
+    The message of a ValueError or OSError is shown. Other errors are logged.
 
     Args:
-        others: what the other things become then.
+        others: the other outputs after an error.
     """
 
     @wraps(method)
@@ -119,9 +116,9 @@ def in_words(method, *others):
         except (ValueError, OSError) as error:
             words = escape(str(error))
         except Exception:
-            logger.exception("The page could not do what it was asked for.")
-            words = "This did not work, for a reason that the log of the page's program tells."
-        gr.Warning(words, title="Not done")
+            logger.exception("The web page had an unexpected error.")
+            words = "An unexpected error occurred. The log of the server has the details."
+        gr.Warning(words, title="Error")
         refusal = f'<p role="alert">{words}</p>'
         return (refusal, *others) if others else refusal
 
@@ -129,24 +126,22 @@ def in_words(method, *others):
 
 
 def build_page(page: Page, folder: Path) -> gr.Blocks:
-    """
-    Args:
-        folder: for the pictures of the examples.
-    """
+    """Build the page and write the images of its examples to a folder."""
     examples = write_examples(folder, 5)
-    names = page.names_for(next(iter(page.models.configs)), examples[0][1])
     with gr.Blocks(title="DenseCLIP", analytics_enabled=False, delete_cache=(600, FILES_KEPT)) as blocks:
-        gr.Markdown(
-            "# DenseCLIP\nWhat a model finds in a picture, and where it sees the names that you type."
-        )
+        gr.Markdown("# DenseCLIP\nUpload an image. See the predictions, and where the model sees your words.")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                inputs, samples, about = _controls(page, names, [[path] for path, _ in examples])
+                inputs, samples, about = _controls(page, examples)
             with gr.Column(scale=4, min_width=320):
-                result, found, downloads = _results()
-        gr.HTML(
-            f'<div id="scale">Where the model sees each name: nowhere <i style="{_turbo()}"></i> here</div>'
-        )
+                result = gr.Image(
+                    show_label=False, format="png", interactive=False, buttons=["fullscreen"],
+                    elem_id="result",
+                )  # fmt: skip
+                found = gr.HTML(BEGIN, elem_id="found")
+                with gr.Row():
+                    downloads = gr.DownloadButton("Image (PNG)"), gr.DownloadButton("Predictions (COCO JSON)")
+        gr.HTML(f'<div id="scale">Heat map of each name: 0 <i style="{_turbo()}"></i> 1</div>')
         heat_maps = gr.Gallery(
             show_label=False, height="auto", object_fit="contain", format="png", interactive=False,
             buttons=["fullscreen"], elem_id="heat_maps",
@@ -157,10 +152,27 @@ def build_page(page: Page, folder: Path) -> gr.Blocks:
     return blocks.queue(max_size=page.limits.queue)
 
 
+def _controls(page: Page, examples: list[tuple[str, list[str]]]) -> tuple:
+    """Return the inputs (file, model, names, threshold, button), the examples and the model's description."""
+    choices = page.models.choices()
+    names = page.names_for(choices[0][1], examples[0][1])
+    gr.Markdown(f"**Image**, up to {page.limits.megabytes} MB and {page.limits.megapixels} megapixels")
+    file = gr.File(show_label=False, file_types=["image"], height=130, elem_id="picture")
+    samples = gr.Dataset(
+        components=[gr.Image(visible=False)], samples=[[path] for path, _ in examples], type="index",
+        label="Examples",
+    )  # fmt: skip
+    model = gr.Dropdown(choices, value=choices[0][1], label="Model", elem_id="model")
+    typed = gr.Textbox(", ".join(names), label="Names, separated by commas", elem_id="names")
+    about = gr.HTML(page.about(choices[0][1]), elem_id="about")
+    threshold = gr.Slider(0, 1, 0.4, step=0.01, label="Score threshold", elem_id="threshold")
+    return (file, model, typed, threshold, gr.Button("Run", variant="primary")), samples, about
+
+
 def _connect(
     page: Page, examples: list, blocks: gr.Blocks, inputs: tuple, samples, about, shown: list
 ) -> None:
-    """Say what happens when. The model takes one at a time, whoever asks; the slider does not wait for it."""
+    """Connect events to actions. The model runs one request at a time. The slider does not wait for it."""
     file, model, names, threshold, button = inputs
     found, result, picture, *_, look, _ = shown
     looking: dict[str, Any] = {
@@ -190,46 +202,17 @@ def _connect(
     )  # fmt: skip
 
 
-def _controls(page: Page, names: list[str], pictures: list[list[str]]) -> tuple:
-    """What there is to choose from: the picture, model, names, threshold and button; examples; a text."""
-    gr.Markdown(f"**Picture**, up to {page.limits.megabytes} MB and {page.limits.megapixels} megapixels")
-    file = gr.File(show_label=False, file_types=["image"], height=130, elem_id="picture")
-    samples = gr.Dataset(
-        components=[gr.Image(visible=False)], samples=pictures, type="index", label="Examples",
-    )  # fmt: skip
-    choices = page.models.choices()
-    model = gr.Dropdown(choices, value=choices[0][1], label="Model", elem_id="model")
-    typed = gr.Textbox(", ".join(names), label="Names to look for, with commas between", elem_id="names")
-    about = gr.HTML(page.about(choices[0][1]), elem_id="about")
-    threshold = gr.Slider(
-        0, 1, 0.4, step=0.01, label="Draw what is at least this sure", elem_id="threshold",
-    )  # fmt: skip
-    button = gr.Button("Look", variant="primary")
-    return (file, model, typed, threshold, button), samples, about
-
-
-def _results() -> tuple:
-    """The picture, what is in it, and the buttons for its files."""
-    result = gr.Image(
-        show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_id="result"
-    )
-    found = gr.HTML(BEGIN, elem_id="found")
-    with gr.Row():
-        downloads = [gr.DownloadButton("Picture (PNG)"), gr.DownloadButton("Detections (COCO's JSON)")]
-    return result, found, downloads
-
-
 @contextmanager
 def served(page: Page, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
-    """The page's address, while it is served; what was sent to it is then deleted.
+    """Serve the page and yield its address. Uploaded files are deleted at the end.
 
     Args:
-        host: an address of this machine by which others reach the page; "0.0.0.0" is all of them.
-        port: 0 takes the first free one from 7860 on.
+        host: address of this machine that others reach the page by; "0.0.0.0" is all of them.
+        port: 0 takes the first free port from 7860 on.
 
     Raises:
         ValueError, FileNotFoundError: the first model's weights cannot be loaded.
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     with tempfile.TemporaryDirectory(prefix="denseclip_d2_web_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -246,18 +229,21 @@ def served(page: Page, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator
             blocks.close()
 
 
+def _css_color(color: tuple[float, ...]) -> str:
+    return f"rgb({', '.join(f'{255 * x:.0f}' for x in color[:3])})"
+
+
 def _turbo() -> str:
-    """The colors of heat maps, for a style."""
-    colors = (", ".join(f"{255 * x:.0f}" for x in HEAT(i / 8)[:3]) for i in range(9))
-    return f"background: linear-gradient(to right, {', '.join(f'rgb({c})' for c in colors)})"
+    """Return the CSS background with the colors of heat maps."""
+    return f"background: linear-gradient(to right, {', '.join(_css_color(HEAT(i / 8)) for i in range(9))})"
 
 
 def _legend(look: Look, threshold: float) -> str:
-    """What was found, in the colors that it is drawn in, and the names that could not be read."""
+    """Return the HTML of the predicted classes with their colors, and of names without a heat map."""
     spans = [
-        f'<span><i style="background: rgb({", ".join(f"{255 * x:.0f}" for x in class_color(c))})"></i>'
+        f'<span><i style="background: {_css_color(class_color(c))}"></i>'
         f"{escape(look.class_names[c])} &middot; {amount}</span>"
         for c, amount in look.seen.amounts(threshold).items()
     ]
-    unread = f"<p>This model cannot read: {escape(', '.join(look.unread))}.</p>" if look.unread else ""
-    return "".join(spans or ["Nothing is as sure as that."]) + unread
+    unread = f"<p>This model does not know: {escape(', '.join(look.unread))}.</p>" if look.unread else ""
+    return "".join(spans or ["No prediction reaches this score."]) + unread

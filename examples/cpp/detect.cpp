@@ -1,4 +1,4 @@
-// Run a file of tools/export_model.py without Python: a picture in, what is in it out.
+// Run a file exported by tools/export_model.py without Python, and print its predictions.
 //
 //   pip install openvino        # its wheel has the library, the headers and the CMake files
 //   cmake -S examples/cpp -B build -DOpenVINO_DIR=$(python -c "import openvino.utils as u; print(u.get_cmake_path())")
@@ -16,23 +16,23 @@
 #include <string>
 #include <vector>
 
-// The picture of a binary PPM as a tensor, (1, H, W, 3), RGB or BGR.
+// Return the image of a binary PPM as a tensor (1, H, W, 3), RGB or BGR.
 ov::Tensor read_picture(const std::string& path, bool bgr) {
   std::ifstream file(path, std::ios::binary);
   std::string kind;
   size_t width = 0, height = 0, most = 0;
   if (!(file >> kind >> width >> height >> most) || kind != "P6" || most != 255)
-    throw std::runtime_error(path + " is not a binary PPM with 8 bits a channel");
+    throw std::runtime_error(path + " is not a binary PPM with 8 bits per channel");
   file.get();  // one white space before the pixels
   ov::Tensor picture(ov::element::u8, {1, height, width, 3});
   auto* pixels = picture.data<uint8_t>();
   if (!file.read(reinterpret_cast<char*>(pixels), picture.get_byte_size()))
-    throw std::runtime_error(path + " ends too early");
+    throw std::runtime_error(path + " is truncated");
   for (size_t i = 0; bgr && i < picture.get_size(); i += 3) std::swap(pixels[i], pixels[i + 2]);
   return picture;
 }
 
-// The strings of a JSON list; names of classes have no quotes in them.
+// Return the strings of a JSON list. Class names have no quotes in them.
 std::vector<std::string> strings(const std::string& json) {
   std::vector<std::string> found;
   std::istringstream parts(json);
@@ -61,7 +61,7 @@ void print_labels(const ov::Tensor& labels, const std::vector<std::string>& name
 }
 
 int main(int count, char** arguments) try {
-  if (count != 4) throw std::runtime_error("usage: detect model.onnx picture.ppm threshold");
+  if (count != 4) throw std::runtime_error("usage: detect model.onnx image.ppm threshold");
   ov::Core core;
   const auto model = core.read_model(arguments[1]);
   const auto said = [&](const char* key) { return model->get_rt_info<std::string>("framework", key); };
