@@ -15,6 +15,9 @@ from fvcore.common.config import BASE_KEY
 
 from ..utils.text import read_text
 
+# Keys of earlier versions, which a config file may still have.
+_WITHOUT_EFFECT = ("MODEL.KEEP_MEMORY",)
+
 # The file whose bases are being read, after those that it is a base of.
 _above: ContextVar[tuple[str, ...]] = ContextVar("_above", default=())
 
@@ -108,6 +111,7 @@ def _fit(value, default, key: str):
         if not isinstance(value, dict):
             raise ValueError(_is_section(key, default, value))
         below = f"{key}." if key else ""
+        value = {name: each for name, each in value.items() if f"{below}{name}" not in _WITHOUT_EFFECT}
         if unknown := [name for name in value if name not in default]:
             raise KeyError(_no_such_key(f"{below}{unknown[0]}", unknown[0], default))
         # Of the default's type, for yacs compares those of sections too.

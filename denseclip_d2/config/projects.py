@@ -42,9 +42,7 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
             )
         getattr(_package_of(project), PROJECTS[project])(cfg)
     add_denseclip_config(cfg)  # last, for some of its defaults are other ones
-    cfg = CfgNode(cfg)
-    cfg.register_deprecated_key("MODEL.KEEP_MEMORY")  # of earlier versions: the commands always keep memory
-    return cfg
+    return CfgNode(cfg)
 
 
 def _package_of(project: str) -> ModuleType:
