@@ -645,8 +645,10 @@ def test_voc_files_and_images_that_do_not_go_together_are_named(tmp_path):
 # Which format it is
 
 
-def test_a_coco_file_is_left_to_its_own_reader(tmp_path):
-    assert read_source([str(tmp_path / "train.json"), str(tmp_path)]) is None
+def test_a_coco_file_goes_with_the_folder_of_its_images(tmp_path):
+    write(tmp_path / "train.json", "{}")
+    sources = read_source([str(tmp_path / "train.json"), str(tmp_path)])
+    assert [(split, source.content) for split, source in sources.items()] == [("train", {})]
 
 
 def test_each_format_is_known_by_its_folder(tmp_path):
@@ -683,9 +685,9 @@ def test_what_is_no_dataset_is_told(tmp_path):
     assert "train.json needs the folder of its images" in told("coco/train/_annotations.coco.json").replace(
         "_annotations.coco", "train"
     )
-    assert "_annotations.coco.json. Name the COCO file" in told("coco")
+    assert "_annotations.coco.json. Give the COCO file" in told("coco")
     assert "two/a.yaml, " in told("two") and "several YAML files" in told("two")
-    assert "classes.txt is none of these: a COCO file" in told("labels/classes.txt")
+    assert "classes.txt is not a dataset. Give a COCO file" in told("labels/classes.txt")
     assert "is no COCO file, and goes without" in told("yolo/data.yaml", "yolo/images")
     assert "is no COCO file, and goes without" in told("yolo/images", "train.json")
     assert told("a", "b", "c").startswith("3 values are given")

@@ -140,7 +140,11 @@ def test_the_held_out_part_is_evaluated_under_the_files_own_ids(pictures):
     name = cfg.DATASETS.TEST[0]
     Trainer.check_test_sets(cfg)
     Trainer.build_evaluator(cfg, name)
-    written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    file = Path(MetadataCatalog.get(name).json_file)
+    written = json.loads(file.read_text())
+    before = file.stat().st_mtime_ns
+    Trainer.build_evaluator(cfg, name)
+    assert file.stat().st_mtime_ns == before  # each evaluation of a training would write the same
     assert [c["id"] for c in written["categories"]] == [7, 10, 13, 16, 19, 22]
     assert len(written["images"]) == 4
     edit(pictures / "train.json", lambda c: c["images"].pop())
@@ -273,7 +277,7 @@ def test_options_that_do_not_go_together(pictures):
         (["DATASETS.OWN.VAL", source], CONFIG, r"\(--val\) goes with .*\(--train\)"),
         (["DATASETS.OWN.TRAIN", source], SEMANTIC, r"SemanticFPN takes .*SEMANTIC \(--train-semantic\)"),
         (["DATASETS.OWN.SEMANTIC", "my"], CONFIG, r"DenseCLIPRetinaNet takes .*TRAIN \(--train\)"),
-        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "it has to be a COCO file and the folder"),
+        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "val.json needs the folder of its images"),
         (["DATASETS.OWN.TRAIN", source], PANOPTIC, "objects and labels of pixels"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
