@@ -125,6 +125,14 @@ def test_yolo_boxes_slightly_outside_are_clipped_and_doubled_lines_count_once(tm
     assert "1 lines are in their file twice" in caplog.text
 
 
+def test_yolo_boxes_without_area_are_left_out_of_training_and_evaluation(tmp_path, caplog):
+    labels = "0 0.5 0.5 0 0.4\n0 1.005 0.5 0.005 0.4\n" + BOX
+    source = read_yolo(write_yolo(tmp_path, a=labels, b="0 0.5 0.5 0.2 0"))["train"]
+    assert_close(boxes_of(source, "images/train/a.png"), [PIXELS])
+    assert not boxes_of(source, "images/train/b.png")
+    assert "3 boxes have no area: left out. " in caplog.text and "b.png" in caplog.text
+
+
 @pytest.mark.parametrize(("dimensions", "visible"), [(3, " 2"), (2, "")])
 def test_yolo_keypoints_are_left_out(tmp_path, dimensions, visible):
     line = BOX.strip() + f" 0.1 0.2{visible} 0.3 0.4{visible}\n"
@@ -688,8 +696,8 @@ def test_what_is_no_dataset_is_told(tmp_path):
     assert "_annotations.coco.json. Give the COCO file" in told("coco")
     assert "two/a.yaml, " in told("two") and "several YAML files" in told("two")
     assert "classes.txt is not a dataset. Give a COCO file" in told("labels/classes.txt")
-    assert "is no COCO file, and goes without" in told("yolo/data.yaml", "yolo/images")
-    assert "is no COCO file, and goes without" in told("yolo/images", "train.json")
+    assert "is not a COCO file. Leave out" in told("yolo/data.yaml", "yolo/images")
+    assert "is not a COCO file. Leave out" in told("yolo/images", "train.json")
     assert told("a", "b", "c").startswith("3 values are given")
 
 

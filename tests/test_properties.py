@@ -21,7 +21,7 @@ from pycocotools import mask as mask_util
 
 from denseclip_d2.config import rules
 from denseclip_d2.data.changes import Changes
-from denseclip_d2.data.coco_annotation import AnnotationNormalizer
+from denseclip_d2.data.coco_annotation import normalize_annotation
 from denseclip_d2.data.coco_masks import mask_area, mask_box, normalize_mask
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.data.yolo_labels import read_labels
@@ -69,7 +69,7 @@ numbers = st.integers(-5000, 5000) | st.floats(-5000, 5000)
 def normalized(annotation: dict, image: dict) -> tuple[dict | None, Changes]:
     """The annotation, None where it is left out, and what was changed."""
     annotation, changes = copy.deepcopy(annotation), Changes()
-    kept = AnnotationNormalizer(changes)(annotation, image, "annotation 1")
+    kept = normalize_annotation(annotation, image, "annotation 1", changes)
     return annotation if kept else None, changes
 
 

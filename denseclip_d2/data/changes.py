@@ -5,21 +5,18 @@ from tabulate import tabulate
 
 @dataclass
 class Changes:
-    """What a reader changed in a file, counted by kind, with the first item of each kind.
+    """What a reader changed in a file.
 
     Attributes:
         first: the number of changes and the first changed item, by kind of change.
+        mask_faults: the objects without a valid mask, except crowds, and the reason.
     """
 
     first: dict[str, tuple[int, str]] = field(default_factory=dict)
+    mask_faults: list[str] = field(default_factory=list)
 
     def add(self, what: str, item: str, count: int = 1) -> None:
-        """Count a change of one kind.
-
-        Args:
-            what: the kind, such as "iscrowd was missing: set to 0".
-            item: the changed item, such as "annotation 7 (image a.png)".
-        """
+        """Count a change of one kind, such as "iscrowd was missing: set to 0"."""
         before, example = self.first.get(what, (0, item))
         self.first[what] = before + count, example
 

@@ -33,7 +33,6 @@ class CocoDataset:
             there; ``segmentation`` is there if the mask is valid.
         paths: the file of each image, by image id.
         changes: the differences from the file.
-        mask_faults: the objects without a valid mask, except crowds, and the reason.
         is_part: whether images of the file are left out.
     """
 
@@ -43,7 +42,6 @@ class CocoDataset:
     categories: list[dict]
     paths: dict[Id, Path]
     changes: Changes = field(default_factory=Changes)
-    mask_faults: list[str] = field(default_factory=list)
     is_part: bool = False
 
     @property
@@ -103,7 +101,7 @@ class CocoDataset:
         type_ = type(self.categories[0]["id"])
         free = (id_ for id_ in map(type_, count(1)) if id_ not in self.class_of)
         categories = [by_name.get(name) or {"id": next(free), "name": name} for name in class_names]
-        changes = Changes({**self.changes.first})
+        changes = replace(self.changes, first={**self.changes.first})
         changes.add(f"categories differ from those of {description}: matched by name", listed([*by_name], 3))
         return replace(self, categories=categories, changes=changes)
 

@@ -198,10 +198,10 @@ def _check_learnable(data: CocoDataset) -> None:
 
 
 def _check_masks(data: CocoDataset) -> None:
-    if data.mask_faults:
+    if faults := data.changes.mask_faults:
         raise ValueError(
-            f"MODEL.MASK_ON needs masks, and {len(data.mask_faults)} of the {len(data.annotations)} "
-            f"annotations in {data.source.description} have no valid mask: {listed(data.mask_faults, 3)}. "
+            f"MODEL.MASK_ON needs masks, and {len(faults)} of the {len(data.annotations)} annotations in "
+            f"{data.source.description} have no valid mask: {listed(faults, 3)}. "
             "Set MODEL.MASK_ON to False to find only boxes, or use a config of RetinaNet."
         )
 
