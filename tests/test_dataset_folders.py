@@ -122,7 +122,7 @@ def test_yolo_boxes_slightly_outside_are_clipped_and_doubled_lines_count_once(tm
     source = read_yolo(write_yolo(tmp_path, a=labels))["train"]
     expected = [[0, 30, 200, 40], [170, 30, 30, 40], PIXELS]
     assert_close(boxes_of(source, "images/train/a.png"), expected)
-    assert "1 lines are in their file twice" in caplog.text
+    assert "1 lines repeat a line of their file" in caplog.text
 
 
 def test_yolo_boxes_without_area_are_left_out_of_training_and_evaluation(tmp_path, caplog):
@@ -157,13 +157,13 @@ def test_sizes_are_those_of_images_as_they_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2 0.5 0.5 0.2 0.4", r"class 2 is none of the 2 names, 0 to 1"),
-        ("-1 0.5 0.5 0.2 0.4", r"class -1 is none"),
-        ("0.5 0.5 0.5 0.2 0.4", r"class 0.5 is none"),
+        ("2 0.5 0.5 0.2 0.4", r"class 2 is not one of the 2 names, 0 to 1"),
+        ("-1 0.5 0.5 0.2 0.4", r"class -1 is not one"),
+        ("0.5 0.5 0.5 0.2 0.4", r"class 0.5 is not one"),
         ("0 100 50 40 40", r"100 is not a fraction of the image's size, 0 to 1, and looks like pixels"),
         ("0 0.5 0.5 0.2 nan", r"nan is not a fraction"),
         ("0 0.5 0.5 -0.2 0.4", r"-0.2 is not a fraction of the image's size, 0 to 1\."),
-        ("0 0.5 0.5 0.2 -0.001", r"-0.001 is no width or height"),
+        ("0 0.5 0.5 0.2 -0.001", r"-0.001 is not a width or height"),
         ("0 0.5 0.5 0.2", r"3 numbers follow the class. A box has 4, a polygon 6, 8, \.\.\."),
         ("0 0.5 0.5 0.2 0.4 0.9", r"5 numbers follow the class"),
         ("0 0.1 0.1 0.2 0.1 0.1 0.5 0.9", r"7 numbers follow the class"),
@@ -365,11 +365,11 @@ def test_more_than_ten_yolo_names_stay_in_the_order_of_their_numbers(tmp_path):
         ("train: images/train\nnames: cat\n", r"data.yaml needs names"),
         ("train: images/train\nnames: []\n", r"data.yaml needs names"),
         ("train: images/train\nnames: [cat, no]\n", r"reads the name of class 1 as False. Put .* in quotes"),
-        ("train: images/train\nnames: {0: cat, 2: dog}\n", r"names has the numbers 0, 2"),
+        ("train: images/train\nnames: {0: cat, 2: dog}\n", r"names has the keys 0, 2"),
         ("train: images/train\nnames: [cat]\nnc: 80\n", r"nc is 80, and there are 1 names"),
         ("train: images/train\nnames: [cat]\nkpt_shape: 17\n", r"kpt_shape is 17"),
-        ("train: images/train\nnames: [cat\n", r"data.yaml is no YAML: .*line"),
-        ("- cat\n", r"data.yaml is no data.yaml"),
+        ("train: images/train\nnames: [cat\n", r"data.yaml is not YAML: .*line"),
+        ("- cat\n", r"data.yaml is not a data.yaml"),
         ("train: images/nowhere\nnames: [cat]\n", r"data.yaml: train: images/nowhere is not in "),
         ("train: nowhere/images\nnames: [cat]\n", r"data.yaml: train: nowhere/images is not in "),
         ("train: images/train\nval: images/val\nnames: [cat]\n", r"data.yaml: val: images/val is not in "),
@@ -611,12 +611,15 @@ def test_voc_files_in_the_encoding_that_they_declare(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        ("<annotation>", r"b.xml is no XML: .*line 1"),
-        ('<?xml version="1.0" encoding="no such"?><annotation/>', r"b.xml is no XML"),
-        ("<annotations/>", r"b.xml has <annotations>, where Pascal VOC has <annotation>"),
+        ("<annotation>", r"b.xml is not XML: .*line 1"),
+        ('<?xml version="1.0" encoding="no such"?><annotation/>', r"b.xml is not XML"),
+        ("<annotations/>", r"b.xml is not in .* root is <annotations>, not <annotation>"),
         (voc_xml(DOG, "<object><bndbox/></object>"), r"b.xml: object 2 has no <name>"),
         (voc_xml("<object><name>dog</name></object>"), r"b.xml: object 1 \(dog\) has no <bndbox>"),
-        (voc_xml(voc_object("dog", 1, 2, "", 4)), r"object 1 \(dog\) has '' for <xmax>, which is no number"),
+        (
+            voc_xml(voc_object("dog", 1, 2, "", 4)),
+            r"object 1 \(dog\) has '' for <xmax>, which is not a number",
+        ),
         (voc_xml(voc_object("dog", 1, 2, "3,5", 4)), r"has '3,5' for <xmax>"),
         (voc_xml(voc_object("dog", 1, 2, "nan", 4)), r"\(dog\) has a box that is not finite"),
     ],
@@ -687,7 +690,7 @@ def test_what_is_no_dataset_is_told(tmp_path):
     assert neither in told("nothing")
     assert neither in told("labels") and "--train-semantic" in told("labels")
     write_voc(tmp_path / "VOCdevkit/VOC2007", a=voc_xml(DOG))
-    assert told("VOCdevkit").endswith(f"above a Pascal VOC dataset. Name {tmp_path / 'VOCdevkit/VOC2007'}.")
+    assert told("VOCdevkit").endswith(f"above a Pascal VOC dataset. Give {tmp_path / 'VOCdevkit/VOC2007'}.")
     assert "There is no file or folder" in told("gone")
     assert "There is no file or folder" in told("gone.yaml")
     assert "train.json needs the folder of its images" in told("coco/train/_annotations.coco.json").replace(

@@ -1,16 +1,15 @@
-"""XML files of Pascal VOC's format: the objects of one image."""
+"""Read XML files in Pascal VOC's format, with the objects of one image."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True)
-class VocObject:
+class VocObject(NamedTuple):
     """One ``<object>``. The corners are x0, y0, x1, y1 as the file has them, the smaller first."""
 
     name: str
@@ -18,13 +17,12 @@ class VocObject:
     difficult: bool
 
 
-@dataclass(frozen=True)
-class VocAnnotation:
+class VocAnnotation(NamedTuple):
     """An XML file.
 
     Attributes:
-        image_name: the last part of ``<filename>``; empty without.
-        size: width and height in pixels; None where the file does not tell.
+        image_name: the last part of ``<filename>``; empty if there is none.
+        size: width and height in pixels; None if the file does not have them.
     """
 
     path: Path
@@ -37,14 +35,14 @@ def read_annotation(path: Path) -> VocAnnotation:
     """Read an XML file.
 
     Raises:
-        ValueError: the file is no XML, or lacks something. The error names the file and the object.
+        ValueError: the file is not XML, or incomplete. The error names the file and the object.
     """
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise ValueError(f"{path} is no XML: {error}.") from error
+        raise ValueError(f"{path} is not XML: {error}.") from error
     if root.tag != "annotation":
-        raise ValueError(f"{path} has <{root.tag}>, where Pascal VOC has <annotation>.")
+        raise ValueError(f"{path} is not in Pascal VOC's format: its root is <{root.tag}>, not <annotation>.")
     objects = []
     for number, element in enumerate(root.findall("object"), 1):
         try:
@@ -56,9 +54,9 @@ def read_annotation(path: Path) -> VocAnnotation:
 
 
 def counts_from_zero(annotations: Iterable[VocAnnotation]) -> bool:
-    """Return whether boxes are plain coordinates, and not VOC's numbers of pixels, of which the first is 1.
+    """Return whether boxes are coordinates, and not VOC's numbers of pixels, which begin at 1.
 
-    The numbers of pixels are whole numbers, but for a few in VOC's own files.
+    Numbers of pixels are whole numbers, except for a few in VOC's own files.
     """
     boxes = [voc_object.corners for annotation in annotations for voc_object in annotation.objects]
     fractions = sum(not all(x.is_integer() for x in box) for box in boxes)
@@ -68,7 +66,7 @@ def counts_from_zero(annotations: Iterable[VocAnnotation]) -> bool:
 def _read_object(element: ElementTree.Element) -> VocObject:
     """
     Raises:
-        ValueError: the object has no name, or no box; the error is the end of a sentence.
+        ValueError: the object has no name or no box. The message is the end of a sentence.
     """
     name, box = _text(element, "name"), element.find("bndbox")
     if not name:
@@ -80,7 +78,7 @@ def _read_object(element: ElementTree.Element) -> VocObject:
         try:
             values.append(float(_text(box, key)))
         except ValueError:
-            raise ValueError(f"({name}) has {_text(box, key)!r} for <{key}>, which is no number") from None
+            raise ValueError(f"({name}) has {_text(box, key)!r} for <{key}>, which is not a number") from None
     if not all(map(math.isfinite, values)):
         raise ValueError(f"({name}) has a box that is not finite: {values}")
     (x0, x1), (y0, y1) = sorted(values[::2]), sorted(values[1::2])

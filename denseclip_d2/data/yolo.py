@@ -1,10 +1,9 @@
-"""Datasets in YOLO's format: a data.yaml, folders of images, and a text file of objects for each image."""
+"""Read datasets in YOLO's format: a data.yaml, folders of images, and a text file for each image."""
 
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -19,63 +18,55 @@ SUFFIXES = (".yaml", ".yml", ".data")
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-@dataclass(frozen=True)
-class _Dataset:
-    """A data.yaml.
-
-    Attributes:
-        file: its path, or that of classes.txt.
-        entries: of each split, the folders of its images and the files that list them.
-        class_names: in the order of the class numbers.
-        keypoint_numbers: how many numbers follow the box in a line of a pose dataset, else 0.
-        folders: where relative paths may begin, the likeliest first.
-    """
-
-    file: Path
-    entries: Mapping[str, Sequence[str]]
-    class_names: tuple[str, ...]
-    keypoint_numbers: int
-    folders: tuple[Path, ...]
-
-
 def read_yolo(path: str | Path) -> dict[str, CocoSource]:
     """Read a dataset in YOLO's format, as Ultralytics, Roboflow, CVAT and Label Studio write it.
 
     The labels of ``images/train/a.jpg`` are in ``labels/train/a.txt``, or else in ``a.txt`` beside the image.
     An image without this file, or with an empty one, stays as an image without objects. Each line is an
-    object: its class, and fractions of width and height of the image as the image is read:
+    object: its class, and fractions of the width and height of the image as the image is read:
 
     - 4 numbers are a box: center x, center y, width, height.
-    - 6, 8, ... numbers are a polygon: x, y, x, y, .... A turned box (OBB) has 8, and keeps its outline as its
+    - 6, 8, ... numbers are a polygon: x, y, x, y, .... A turned box (OBB) has 8, and its outline becomes its
       mask. The box of a polygon is its hull.
-    - With ``kpt_shape`` in the data.yaml, keypoints follow the box, and are left out.
+    - With ``kpt_shape`` in the data.yaml, keypoints follow the box. They are left out.
 
-    What reaches out of the image is clipped, and a line that is in a file twice counts once.
+    Objects are clipped to the image. Repeated lines of a file count once.
 
     Args:
         path: a data.yaml, Darknet's obj.data, or the folder that holds one of these. A folder with
-            classes.txt (a name a line), images/ and labels/, as Label Studio writes it, is all for training;
-            so is one whose data.yaml names no split, as supervision writes it.
+            classes.txt (a name a line), images/ and labels/, as Label Studio writes it, is all for training.
+            So is a folder whose data.yaml names no split, as supervision writes it.
 
-    Returns: "train", and "val" and "test" where the dataset has them.
+    Returns: "train", and "val" and "test" if the dataset has them.
 
     Raises:
-        FileNotFoundError: the file or folder, or what it names, is not there.
-        ValueError: a file, a line or an image is not as described. The error names it.
+        FileNotFoundError: the file or folder, or what it names, is missing.
+        ValueError: a file, a line or an image is malformed. The error names it.
     """
-    dataset = _read_dataset(Path(os.path.normpath(Path(path).expanduser().absolute())))
+    path = Path(os.path.normpath(Path(path).expanduser().absolute()))
+    file = yolo_file(path) if path.is_dir() else path
+    if file is None:
+        raise FileNotFoundError(f"{path} holds no data.yaml.")
+    content = _read_content(file)
+    entries = _entries(content, file)
+    class_names, keypoints = _class_names(content, file), _keypoint_numbers(content, file)
+    root = Path(str(content.get("path") or ".")).expanduser()
+    places = (file.parent / root, root.absolute(), file.parent, Path.cwd())  # the likeliest first
+    folders = [*dict.fromkeys(Path(os.path.normpath(place)) for place in places)]
     sources = {}
-    for split in dataset.entries:
-        if images := _images(dataset, split):
-            sources[split] = _read_split(dataset, split, images)
+    for split, of_split in entries.items():
+        if images := _images(of_split, folders, f"{file}: {split}", split):
+            labeled = _labeled(images, len(class_names), keypoints, f"{file}: {split}", split)
+            above = next((folder for folder in folders if images[0].is_relative_to(folder)), file.parent)
+            sources[split] = as_coco(labeled, class_names, above, f"{file} (YOLO, {split})")
     return sources
 
 
 def yolo_file(folder: Path) -> Path | None:
-    """Return the file that makes a folder a dataset in YOLO's format, or None.
+    """Return the file that makes a folder a YOLO dataset, or None.
 
     Raises:
-        ValueError: several files may be it.
+        ValueError: several files may be this file.
     """
     usual = (folder / name for name in ("data.yaml", "data.yml", "obj.data"))
     if found := next(filter(Path.is_file, usual), None):
@@ -87,36 +78,28 @@ def yolo_file(folder: Path) -> Path | None:
     files = [file for file in sorted(folder.glob("[!.]*")) if file.suffix.lower() in SUFFIXES[:2]]
     files = [file for file in files if re.search(r"^names\s*:", read_text(file), re.MULTILINE)]
     if len(files) > 1:
-        raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Name the dataset's.")
+        raise ValueError(f"{folder} holds several YAML files: {listed(files)}. Give the dataset's own.")
     return files[0] if files else None
 
 
-def _read_dataset(path: Path) -> _Dataset:
-    file = yolo_file(path) if path.is_dir() else path
-    if file is None:
-        raise FileNotFoundError(f"{path} holds no data.yaml.")
-    content = _read_content(file)
+def _entries(content: Mapping, file: Path) -> dict[str, list[str]]:
+    """Return the folders of images, and the files that list images, of each split."""
     entries = {}
     for split, keys in KEYS.items():
         if value := next((content[key] for key in keys if content.get(key)), None):
-            entries[split] = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+            entries[split] = [*map(str, value if isinstance(value, list) else [value])]
     if not entries and any(map(is_image, (file.parent / "images").glob("*"))):  # as supervision writes it
         entries = {"train": ["images"]}
     if "train" not in entries:
         raise ValueError(f"{file} names no images to train on. Add a line such as train: images/train")
-    root = Path(str(content.get("path") or ".")).expanduser()
-    folders = (file.parent / root, root.absolute(), file.parent, Path.cwd())
-    normal = dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders)
-    return _Dataset(
-        file, entries, _class_names(content, file), _keypoint_numbers(content, file), tuple(normal)
-    )
+    return entries
 
 
 def _read_content(file: Path) -> Mapping:
     text = read_text(file)
     if file.name == CLASSES:
         return {"names": _lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
-    if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, one of them a file of names
+    if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, such as a file of names
         pairs = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
         pairs = {key.lower(): value for key, value in pairs.items()}
         names = _find(pairs.get("names") or "obj.names", (file.parent, Path.cwd()))
@@ -124,9 +107,9 @@ def _read_content(file: Path) -> Mapping:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file} is no data.yaml, which has the keys names and train.")
+        raise ValueError(f"{file} is not a data.yaml: give it the keys names and train.")
     return {str(key).lower(): value for key, value in content.items()}
 
 
@@ -140,7 +123,7 @@ def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:
         numbered = {str(key): name for key, name in names.items()}
         numbers = [str(i) for i in range(len(names))]
         if {*numbered} != {*numbers}:
-            raise ValueError(f"{file}: names has the numbers {listed([*names])}. Number them 0, 1, 2, ...")
+            raise ValueError(f"{file}: names has the keys {listed([*names])}. Number them 0, 1, 2, ...")
         names = [numbered[number] for number in numbers]
     if not isinstance(names, list) or not names:
         raise ValueError(f'{file} needs names, the names of the classes, such as ["cat", "dog"].')
@@ -157,26 +140,21 @@ def _keypoint_numbers(content: Mapping, file: Path) -> int:
     if shape is None:
         return 0
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(x, int) and x > 0 for x in shape)):
-        raise ValueError(f"{file}: kpt_shape is {shape!r}; it has to be two numbers, such as [17, 3].")
+        raise ValueError(f"{file}: kpt_shape is {shape!r}. Write two numbers, such as [17, 3].")
     return shape[0] * shape[1]
 
 
-def _images(dataset: _Dataset, split: str) -> list[Path]:
-    """Return the images of a split, each once.
-
-    Raises:
-        FileNotFoundError: a folder, list or image is not there. A test split that is not there is left out.
-        ValueError: an entry is neither a folder nor a list.
-    """
+def _images(entries: Sequence[str], folders: Sequence[Path], where: str, split: str) -> list[Path]:
+    """Return the images of a split, each once."""
     images: list[Path] = []
-    for entry in dataset.entries[split]:
-        place = _find(entry, dataset.folders, split)
-        found = _images_of(place, dataset.folders) if place else []
-        if not found and split == "test":  # Roboflow names it in any case, and training needs none
-            logger.info("%s: test: no images in %s: left out.", dataset.file, entry)
+    for entry in entries:
+        place = _find(entry, folders, split)
+        found = _images_of(place, folders) if place else []
+        if not found and split == "test":  # Roboflow always names a test split, and training does not need it
+            logger.info("%s: no images in %s: left out.", where, entry)
         elif not found:
-            looked = f"{place} holds no images" if place else f"{entry} is not in {listed(dataset.folders)}"
-            raise FileNotFoundError(f"{dataset.file}: {split}: {looked}.")
+            looked = f"{place} holds no images" if place else f"{entry} is not in {listed(folders)}"
+            raise FileNotFoundError(f"{where}: {looked}.")
         images += found
     return list(dict.fromkeys(images))
 
@@ -199,8 +177,8 @@ def _images_of(place: Path, folders: Sequence[Path]) -> list[Path]:
 def _find(entry: str, folders: Sequence[Path], word: str = "") -> Path | None:
     """Return the file or folder with the longest end of a path, or None.
 
-    Roboflow writes "../train/images" for "train/images", and the paths of another machine begin elsewhere. A
-    folder's name is left out only where the rest still has the word: "images" alone may hold all splits.
+    Roboflow writes "../train/images" for "train/images", and paths of another machine begin elsewhere. The
+    name of a folder is only dropped if the rest still has the word, because "images" may hold all splits.
     """
     parts = PurePosixPath(entry.replace("\\", "/")).parts
     for start in range(max(len(parts), 1)):
@@ -214,22 +192,21 @@ def _find(entry: str, folders: Sequence[Path], word: str = "") -> Path | None:
     return None
 
 
-def _read_split(dataset: _Dataset, split: str, images: Sequence[Path]) -> CocoSource:
+def _labeled(
+    images: Sequence[Path], num_classes: int, keypoint_numbers: int, where: str, split: str
+) -> list[LabeledImage]:
     files = [label_file(image) for image in images]
     if split != "test" and not any(file.is_file() for file in files):
         raise FileNotFoundError(
-            f"{dataset.file}: {split}: none of the {len(images)} images has a label file. That of "
-            f"{images[0]} would be {files[0]}."
+            f"{where}: none of the {len(images)} images has a label file. That of {images[0]} would be "
+            f"{files[0]}."
         )
     warn_of_labels_without_image(images, files)
     labeled, repeated = [], 0
-    numbers = len(dataset.class_names), dataset.keypoint_numbers
     for image, file, size in zip(images, files, image_sizes(images), strict=True):
-        objects = read_labels(file, size, *numbers)
+        objects = read_labels(file, size, num_classes, keypoint_numbers)
         labeled.append(LabeledImage(image, size, list(dict.fromkeys(objects))))
         repeated += len(objects) - len(labeled[-1].objects)
-    description = f"{dataset.file} (YOLO, {split})"
-    if repeated:  # as Ultralytics has it
-        logger.warning("%s: %d lines are in their file twice, and count once.", description, repeated)
-    above = (folder for folder in dataset.folders if images[0].is_relative_to(folder))
-    return as_coco(labeled, dataset.class_names, next(above, dataset.file.parent), description)
+    if repeated:  # as Ultralytics does
+        logger.warning("%s: %d lines repeat a line of their file, and count once.", where, repeated)
+    return labeled

@@ -1,4 +1,4 @@
-"""Label files of YOLO's format: a line an object, in fractions of the size of the image."""
+"""Read label files in YOLO's format: a line for each object, in fractions of the image's size."""
 
 import logging
 from collections.abc import Sequence
@@ -10,14 +10,11 @@ from .coco_source import LabeledObject, is_image, listed
 logger = logging.getLogger(__name__)
 
 CLASSES = "classes.txt"
-TOLERANCE = 0.01  # A coordinate as far outside 0..1 is rounded badly. One farther outside is in pixels.
+TOLERANCE = 0.01  # A coordinate this far outside 0..1 is a rounding error. One farther outside is in pixels.
 
 
 def label_file(image: Path) -> Path:
-    """Return where the labels of an image are.
-
-    That is in "labels" in place of the last "images" of its path, or beside the image.
-    """
+    """Return where the labels are: in "labels" for the last "images" of the path, or beside the image."""
     beside, folders = image.with_suffix(".txt"), image.parent.parts
     if "images" not in folders:
         return beside
@@ -27,12 +24,7 @@ def label_file(image: Path) -> Path:
 
 
 def warn_of_labels_without_image(images: Sequence[Path], files: Sequence[Path]) -> None:
-    """Log label files that have no image, as where the image is of a kind that is not read.
-
-    Args:
-        images: those of a split.
-        files: their label files.
-    """
+    """Log files in the folders of label files that have no image, such as those of an unreadable format."""
     pairs = {(image.parent, file.parent) for image, file in zip(images, files, strict=True)}
     left = []
     for of_images, of_labels in pairs:
@@ -46,14 +38,14 @@ def warn_of_labels_without_image(images: Sequence[Path], files: Sequence[Path]) 
 def read_labels(
     file: Path, size: tuple[int, int], num_classes: int, keypoint_numbers: int
 ) -> list[LabeledObject]:
-    """Read the objects of an image. A file that is not there has none.
+    """Read the objects of an image; none if there is no file.
 
     Args:
         size: width and height of the image, in pixels.
         keypoint_numbers: how many numbers follow the box in a line of a pose dataset, else 0.
 
     Raises:
-        ValueError: a line is not as ``read_yolo`` describes. The error names file and line.
+        ValueError: a line is malformed, see :func:`read_yolo`. The error names file and line.
     """
     objects: list[LabeledObject] = []
     for number, line in enumerate(read_text(file).splitlines() if file.is_file() else (), 1):
@@ -77,14 +69,14 @@ def _read_line(line: str, size: tuple[int, int], num_classes: int, keypoint_numb
         other = f"a box with keypoints {4 + keypoint_numbers}" if keypoint_numbers else "a polygon 6, 8, ..."
         raise ValueError(f"{len(numbers)} numbers follow the class. A box has 4, {other}")
     if not class_.is_integer() or not 0 <= class_ < num_classes:
-        raise ValueError(f"class {class_:g} is none of the {num_classes} names, 0 to {num_classes - 1}")
+        raise ValueError(f"class {class_:g} is not one of the {num_classes} names, 0 to {num_classes - 1}")
     if wrong := [x for x in numbers if not -TOLERANCE <= x <= 1 + TOLERANCE]:
         pixels = ", and looks like pixels" if max(wrong) > 1 else ""
         raise ValueError(f"{wrong[0]:g} is not a fraction of the image's size, 0 to 1{pixels}")
     if is_box:
         x, y, width, height = numbers
         if min(width, height) < 0:
-            raise ValueError(f"{min(width, height):g} is no width or height")
+            raise ValueError(f"{min(width, height):g} is not a width or height")
         numbers = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
     points = [min(max(x, 0.0), 1.0) * size[i % 2] for i, x in enumerate(numbers)]
     corners = (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
