@@ -402,9 +402,7 @@ def test_broken_images_and_labels_without_image_are_named(tmp_path, caplog):
     read_yolo(tmp_path)
     assert "1 label files have no image: left out. " in caplog.text and "photo.txt" in caplog.text
     write(tmp_path / "images/train/b.png", b"no image")
-    with pytest.raises(
-        ValueError, match=r"b.png is no image of a kind that Pillow reads here\. Fetch them again"
-    ):
+    with pytest.raises(ValueError, match=r"b.png is not an image that Pillow reads here\. Fetch them again"):
         read_yolo(tmp_path)
 
 

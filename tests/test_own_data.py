@@ -20,6 +20,8 @@ from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.config.own import keep_schedule
 from denseclip_d2.data import get_class_names
+from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.data.dataset_folder import read_own
 from denseclip_d2.data.own import held_out_images
 from denseclip_d2.engine import Trainer
 from denseclip_d2.report import write_report
@@ -255,6 +257,14 @@ def test_another_file_is_not_cocos(pictures, text):
     (pictures / "train.json").write_text(text)
     with pytest.raises(ValueError, match="train.json is not in COCO's format"):
         own(pictures)
+
+
+def test_a_file_that_is_spoiled_later_is_told_by_its_reader(pictures):
+    names = own(pictures).DATASETS.TRAIN
+    edit(pictures / "train.json", lambda c: c["images"][0].pop("file_name"))
+    read_own.cache_clear()
+    with pytest.raises(ValueError, match="^/.*train.json: image 1 has the file_name None"):
+        load_datasets(names, filter_empty=True, check_images=False)
 
 
 def test_what_is_not_there(pictures):
