@@ -149,7 +149,7 @@ def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     return sizes
 
 
-def listed(items: Sequence[object], limit: int = 10) -> str:
-    """Return the first items, separated by commas, and how many more there are."""
+def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> str:
+    """Return the first items as text, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(map(str, items[:limit])) + more
+    return separator.join(map(str, items[:limit])) + more

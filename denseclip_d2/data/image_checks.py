@@ -71,8 +71,8 @@ def check_image_files(names: Sequence[str], dicts: Sequence[dict]) -> None:
     deep = [r["file_name"] for r, mode in zip(dicts, results, strict=True) if str(mode).startswith("I")]
     if deep:
         logger.warning(
-            "%d images have one channel of 16 bits, such as %s. They are read as value // 256, and look dark if "
-            "white is less than 65535. Scale such images when you save them.",
+            "%d images have one channel of 16 bits, such as %s. They are read as value // 256, and look dark "
+            "if white is less than 65535. Scale such images when you save them.",
             *(len(deep), deep[0]),
         )
 
