@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ def own_boxes(
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: a file is malformed, has nothing to learn from, or lacks masks; ``val`` has a class that
-            ``train`` does not have; there are too few images to split; a dataset's name is taken.
+            ``train`` does not have; there are too few images to split.
     """
     stamp = stamp_of(train)
     read = partial(read_own, tuple(train), "train", stamp)
@@ -96,30 +96,31 @@ def own_boxes(
     _check_learnable(data)
     if masks:
         _check_masks(data)
-    class_names, description = data.class_names, data.source.description
     keys = {image["id"]: data.key_of(image) for image in data.images}
     with_objects = {keys[a["image_id"]] for a in data.annotations if not a["iscrowd"]}
     used = with_objects if filter_empty else {*keys.values()}
     add = partial(_register_boxes, class_image_count=_image_counts(data))
-    whole = add(_free_name(train, "train"), train, "train", read)
-    if not val and has_val(tuple(train), stamp):
-        val = train
-    if val:
-        read_val = partial(read_own, tuple(val), "val", stamp_of(val))
-
-        def load_val() -> CocoDataset:
-            return read_val().with_classes(class_names, description)
-
+    name = add(_free_name(train, "train"), train, "train", read)
+    test: tuple[str, ...] = ()
+    if val or has_val(tuple(train), stamp):
+        val = val or train
+        read_val = partial(_read_val, tuple(val), stamp_of(val), data.class_names, data.source.description)
         if masks:
-            _check_masks(load_val())
-        return OwnData(whole, (add(_free_name(val, "val"), val, "val", load_val),), class_names, len(used))
-    if not held_out:
-        return OwnData(whole, (), class_names, len(used))
-    out = held_out_images(keys.values(), held_out, seed)
-    kept_name, out_name = _part_names(whole, held_out, seed)
-    add(kept_name, train, "train", lambda: read().part(lambda key: key not in out))
-    add(out_name, train, "train", lambda: read().part(lambda key: key in out))
-    return OwnData(kept_name, (out_name,), class_names, len(used - out))
+            _check_masks(read_val())
+        test = (add(_free_name(val, "val"), val, "val", read_val),)
+    elif held_out:
+        out = held_out_images(keys.values(), held_out, seed)
+        name, out_name = _part_names(name, held_out, seed)
+        add(name, train, "train", lambda: read().part(lambda key: key not in out))
+        test = (add(out_name, train, "train", lambda: read().part(lambda key: key in out)),)
+        used -= out
+    return OwnData(name, test, data.class_names, len(used))
+
+
+def _read_val(
+    values: tuple[str, ...], stamp: Hashable, class_names: Sequence[str], whose: str
+) -> CocoDataset:
+    return read_own(values, "val", stamp).with_classes(class_names, whose)
 
 
 def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]:
@@ -143,17 +144,8 @@ def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]
 
 
 def register(name: str, load: Callable[[], list[dict]], source: str, **metadata) -> None:
-    """Register a dataset, or register it again because its files may have changed.
-
-    Raises:
-        ValueError: another dataset has this name.
-    """
+    """Register a dataset, or register it again because its files may have changed."""
     if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("source") != source:
-            raise ValueError(
-                f"Own data: {source} would be registered as {name!r}, which is the name of another "
-                "dataset. Rename the file or its folder."
-            )
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, load)
