@@ -1,4 +1,4 @@
-"""Masks of COCO files: polygons and run-length encodings (RLE), as labeling tools write them."""
+"""Read masks of COCO files: polygons and run-length encodings (RLE), as labeling tools write them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -70,15 +70,10 @@ def _are_polygons(segmentation: Any) -> bool:
     """Return whether this is a list of valid polygons; fast, because COCO has a million of them."""
     if type(segmentation) is not list or not segmentation:
         return False
-    for polygon in segmentation:
-        if type(polygon) is not list or len(polygon) < 6 or len(polygon) % 2:
-            return False
-        try:
-            if not math.isfinite(sum(polygon)):
-                return False
-        except TypeError:  # the elements are not numbers
-            return False
-    return True
+    try:
+        return all(type(polygon) is list and not _polygon_fault(polygon) for polygon in segmentation)
+    except TypeError:  # the elements are not numbers
+        return False
 
 
 def _is_rle(segmentation: Any) -> bool:

@@ -64,24 +64,20 @@ def counts_from_zero(annotations: Iterable[VocAnnotation]) -> bool:
 
 
 def _read_object(element: ElementTree.Element) -> VocObject:
-    """
-    Raises:
-        ValueError: the object has no name or no box. The message is the end of a sentence.
-    """
+    """Read an object, or raise a ValueError with the end of a sentence about it."""
     name, box = _text(element, "name"), element.find("bndbox")
     if not name:
         raise ValueError("has no <name>")
     if box is None:
         raise ValueError(f"({name}) has no <bndbox>")
-    values = []
-    for key in CORNERS:
-        try:
-            values.append(float(_text(box, key)))
-        except ValueError:
-            raise ValueError(f"({name}) has {_text(box, key)!r} for <{key}>, which is not a number") from None
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"({name}) has a box that is not finite: {values}")
-    (x0, x1), (y0, y1) = sorted(values[::2]), sorted(values[1::2])
+    texts = [_text(box, key) for key in CORNERS]
+    try:
+        (x0, x1), (y0, y1) = sorted(map(float, texts[::2])), sorted(map(float, texts[1::2]))
+        if not math.isfinite(x0 + x1 + y0 + y1):
+            raise ValueError
+    except ValueError:
+        found = ", ".join(f"<{key}> {text!r}" for key, text in zip(CORNERS, texts, strict=True))
+        raise ValueError(f"({name}) has a box that is not four finite numbers: {found}") from None
     return VocObject(name, (x0, y0, x1, y1), _text(element, "difficult").lower() in ("1", "true"))
 
 
