@@ -134,8 +134,8 @@ def test_category_ids_in_quotes_are_in_the_order_of_their_numbers(read):
         (lambda c: c["images"][1].update(file_name=""), "image 2 has the file_name ''"),
         (lambda c: c["categories"][0].update(name=7), "category 3 has the name 7"),
         (lambda c: c["categories"][0].pop("name"), "category 3 has no name"),
-        (lambda c: c.update(annotations=[]), "has no annotations"),
-        (lambda c: c.update(images="a.png"), "'images' are not a list of objects"),
+        (lambda c: c.update(annotations=[]), "there are no annotations"),
+        (lambda c: c.update(images="a.png"), "'images' is not a list of objects"),
     ],
 )
 def test_what_is_ambiguous_is_refused_by_file_and_item(read, change, error):

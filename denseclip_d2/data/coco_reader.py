@@ -23,7 +23,10 @@ def normalize(source: CocoSource, size_of: Callable[[Path], tuple[int, int]]) ->
         ValueError: the content is not in COCO's format, or is ambiguous, or empty. The message names the
             file, the item and the remedy.
     """
-    return _Normalizer(source, size_of).run()
+    try:
+        return _Normalizer(source, size_of).run()
+    except ValueError as error:
+        raise ValueError(f"{source.description}: {error}") from error
 
 
 class _Normalizer:
@@ -36,7 +39,7 @@ class _Normalizer:
         given = self._lists()
         categories = self._with_ids(given["categories"], "category")
         if fault := nameless_category(categories):
-            raise self.fail(fault)
+            raise ValueError(fault)
         categories = self._without_groups(categories, given["annotations"])
         images = self._with_ids(given["images"], "image")
         self._find_images(images)
@@ -51,25 +54,19 @@ class _Normalizer:
         self._renumber(annotations)
         return CocoDataset(self.source, images, annotations, categories, self.paths, self.changes)
 
-    def fail(self, fault: str) -> ValueError:
-        return ValueError(f"{self.source.description}: {fault}")
-
     def _lists(self) -> dict[str, list[dict]]:
         content, lists = self.source.content, {}
-        fault = "" if isinstance(content, dict) else f"it holds a {type(content).__name__}"
-        for key in () if fault else ("images", "annotations", "categories"):
+        needed = "this is not in COCO's format, an object with the lists images, annotations and categories"
+        if not isinstance(content, dict):
+            raise ValueError(f"{needed}: the file holds a {type(content).__name__}. {CONVERT}")
+        for key in ("images", "annotations", "categories"):
             items = content.get(key)
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-                fault = f"its {key!r} are not a list of objects" if items else f"it has no {key!r}"
-                break
+                fault = f"{key!r} is not a list of objects" if items else f"there is no {key!r}"
+                raise ValueError(f"{needed}: {fault}. {CONVERT}")
             if not items:
-                raise self.fail(f"it has no {key}: there is nothing to learn. {CONVERT}")
+                raise ValueError(f"there are no {key}, and so nothing to learn. {CONVERT}")
             lists[key] = [dict(item) for item in items]
-        if fault:
-            raise ValueError(
-                f"{self.source.description} is not in COCO's format, an object with the lists images, "
-                f"annotations and categories: {fault}. {CONVERT}"
-            )
         return lists
 
     def _with_ids(self, items: list[dict], kind: str) -> list[dict]:
@@ -78,11 +75,11 @@ class _Normalizer:
         for item in items:
             key = _key(item.get("id"))
             if not key:
-                raise self.fail(
+                raise ValueError(
                     f"{kind} {_label(item)} has the id {item.get('id')!r}. Give it a number or a word."
                 )
             if key in seen:
-                raise self.fail(
+                raise ValueError(
                     f"{kind} id {item['id']} is there twice, for {_label(seen[key])} and {_label(item)}: "
                     f"their annotations cannot be told apart. Give each {kind} an id of its own. To join two "
                     "exports, use a tool that renumbers."
@@ -93,7 +90,7 @@ class _Normalizer:
                 item["id"] = int(item["id"])
         types = {type(item["id"]) for item in items}
         if len(types) > 1:
-            raise self.fail(f"some {kind} ids are numbers and some are words. Write all in one way.")
+            raise ValueError(f"some {kind} ids are numbers and some are words. Write all in one way.")
         if types == {int} or all(item["id"].strip().isdecimal() for item in items):
             return sorted(items, key=lambda item: int(item["id"]))
         return items
@@ -129,13 +126,10 @@ class _Normalizer:
         for image in images:
             name = image.get("file_name")
             if not (isinstance(name, str) and name):
-                raise self.fail(f"image {image['id']} has the file_name {name!r}. Write a path.")
-            try:
-                path = finder.find(name)
-            except ValueError as error:
-                raise self.fail(str(error)) from error
+                raise ValueError(f"image {image['id']} has the file_name {name!r}. Write a path.")
+            path = finder.find(name)
             if path in owner:
-                raise self.fail(
+                raise ValueError(
                     f"images {owner[path]} and {image['id']} are both the file {path}. Make them one image "
                     "with one id and the annotations of both."
                 )
@@ -165,15 +159,12 @@ class _Normalizer:
         where = f"annotation {annotation.get('id')} (image {image['file_name']})"
         category = self._matched(annotation, "category_id", self._category_of)
         if category is None:
-            raise self.fail(
+            raise ValueError(
                 f"{where} has the category_id {annotation.get('category_id')!r}, which no category has. "
                 "Add the category, or remove the annotation."
             )
         annotation["image_id"], annotation["category_id"] = image["id"], category["id"]
-        try:
-            return normalize_annotation(annotation, image, where, self.changes)
-        except ValueError as error:
-            raise self.fail(str(error)) from error
+        return normalize_annotation(annotation, image, where, self.changes)
 
     def _matched(self, annotation: dict, key: str, items: dict[Id, dict]) -> dict | None:
         """Return the image or category that an annotation refers to; None if there is none."""
@@ -182,7 +173,7 @@ class _Normalizer:
         except (KeyError, TypeError):  # it is missing, of no image, or not an id
             id_ = annotation.get(key)
         if _key(id_) in self._keys[key]:
-            raise self.fail(
+            raise ValueError(
                 f"annotation {annotation.get('id')} has the {key} {id_!r}, and the list has this id as "
                 f"{'a number' if isinstance(id_, str) else 'a string'}. Write both in one way."
             )
@@ -194,7 +185,7 @@ class _Normalizer:
         if boxes and all(max(box) <= 1 for box in boxes) and any(max(box[2:]) > 0 for box in boxes):
             if max(min(image["width"], image["height"]) for image in images) <= 1:
                 return
-            raise self.fail(
+            raise ValueError(
                 f"all {len(boxes)} boxes are between 0 and 1, such as {boxes[0]}: COCO's are in pixels. "
                 "Multiply x and width by the image's width, y and height by its height."
             )

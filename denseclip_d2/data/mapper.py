@@ -2,7 +2,6 @@ import copy
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper as _DatasetMapper
@@ -10,6 +9,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from .coco_masks import encode
 from .pictures import read_image
 from .semantic import check_label_size, check_labels, read_labels
 from .tasks import is_panoptic_deeplab, is_semantic
@@ -64,8 +64,7 @@ class DatasetMapper(_DatasetMapper):
         if rle := [mask for mask in masks if isinstance(mask, dict)]:
             mapper.instance_mask_format = "bitmask"
             for mask in rle:
-                if isinstance(mask["counts"], list):
-                    mask.update(mask_util.frPyObjects(mask, *mask["size"]))
+                mask.update(encode(mask, *mask["size"]))
         # Without any mask, Detectron2 would fail to compute boxes of masks.
         mapper.recompute_boxes = self.recompute_boxes and any(masks)
         super(DatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
