@@ -321,6 +321,19 @@ def test_files_called_alike_are_told_apart_by_their_folders(pictures, tmp_path):
     assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
 
 
+def test_one_file_with_two_folders_of_images_is_two_datasets(pictures):
+    """Also where every end of its path is the name of the first."""
+    shutil.copytree(pictures / "images", pictures / "dark")
+    file = str(pictures / "train.json")
+    train, val = (file, str(pictures / "images")), (file, str(pictures / "dark"))
+    for name in ["_".join(pictures.parts[-length:]) for length in range(1, len(pictures.parts))]:
+        DatasetCatalog.register(f"{name}_train", list)
+    cfg = load_config(CONFIG, ["DATASETS.OWN.TRAIN", train, "DATASETS.OWN.VAL", val])
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("train_2",), ("train_3",))
+    for name, folder in (("train_2", "images"), ("train_3", "dark")):
+        assert {Path(r["file_name"]).parent.name for r in DatasetCatalog.get(name)} == {folder}
+
+
 # Folders
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -199,23 +200,21 @@ def _check_masks(data: CocoDataset) -> None:
 
 
 def _free_name(values: Sequence[str], split: str) -> str:
-    """Return the shortest end of the data's path that no other data have as their name."""
+    """Return the shortest end of the data's path that no other data have as their name, or a numbered one."""
     path = Path(values[0]).expanduser().resolve()
     if len(values) == 2:
         parts = path.with_suffix("").parts
     else:
         parts = (*(path if path.is_dir() else path.parent).parts, split)
-    for length in range(2, len(parts)):
-        name = "_".join(parts[-length:])
-        if name not in DatasetCatalog or MetadataCatalog.get(name).get("source") == _source_of(values, split):
-            break
-    return name
+    ends = ("_".join(parts[-length:]) for length in range(2, len(parts)))
+    names = chain(ends, (f"{parts[-1]}_{number}" for number in count(2)))
+    own = _source_of(values, split)
+    return next(n for n in names if n not in DatasetCatalog or MetadataCatalog.get(n).get("source") == own)
 
 
-def _part_names(whole: str, part: float, seed: int) -> tuple[str, str]:
+def _part_names(whole: str, part: float, seed: int) -> list[str]:
     """Return the names of what is trained on and of what is held out."""
-    without, held_out = (f"{whole}_{kind}_{100 * part:g}_seed{seed}" for kind in ("without", "held_out"))
-    return without, held_out
+    return [f"{whole}_{kind}_{100 * part:g}_seed{seed}" for kind in ("without", "held_out")]
 
 
 def _source_of(values: Sequence[str], split: str) -> str:
