@@ -1,4 +1,4 @@
-"""A dataset in COCO's format, normalized."""
+"""Hold a normalized dataset in COCO's format, and return it in Detectron2's."""
 
 import logging
 from collections import Counter

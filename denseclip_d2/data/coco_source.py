@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from ..utils.text import read_text
 from .pictures import image_size
 
 logger = logging.getLogger(__name__)
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""The names of each split in folders and files."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,11 @@ def as_coco(
 def _area(polygon: Sequence[float]) -> float:
     xs, ys = polygon[::2], polygon[1::2]
     return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the stripped lines of a text file, without empty lines at its ends."""
+    return [line.strip() for line in read_text(file).strip().splitlines()]
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -106,7 +106,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[ImageFile.ImageFile]:
-    """Open a file with Pillow, for a block whose errors become the file's, as Pillow reads pixels when used.
+    """Open a file with Pillow. Errors in the block become the file's, because Pillow reads pixels late.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -10,8 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ..utils.text import read_text
-from .coco_source import find_files, listed
+from .coco_source import find_files, listed, read_lines
 from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def register_semantic_folders(cfg: CfgNode) -> None:
         for split in splits:
             name, images = f"{root.name}_{split}", root / "images" / split
             if name not in DatasetCatalog:
-                class_names = [line.strip() for line in read_text(names).strip().splitlines()]
+                class_names = read_lines(names)
                 if not class_names:
                     raise ValueError(f"{names} is empty. Write the name of a class on each line.")
                 register_semantic_folder(name, images, root / "labels" / split, class_names)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..utils.text import read_text
 from .coco_source import (
+    SPLITS,
     CocoSource,
     LabeledImage,
     LabeledObject,
@@ -17,14 +18,14 @@ from .coco_source import (
     image_sizes,
     is_image,
     listed,
+    read_lines,
 )
 from .voc_annotations import VocAnnotation, counts_from_zero, read_annotation
 
 logger = logging.getLogger(__name__)
 
 FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"))
-NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-LISTS = {**NAMES, "train": ("train", "trainval", "default")}  # CVAT's without subsets is "default"
+LISTS = {**SPLITS, "train": ("train", "trainval", "default")}  # CVAT's without subsets is "default"
 LABEL_MAP, BACKGROUND = "labelmap.txt", "background"
 
 Pairs = dict[Path, Path | None]
@@ -96,7 +97,7 @@ def _pairs(root: Path) -> dict[str, Pairs]:
     places = ((root / of_xml, root / of_images) for of_xml, of_images in FOLDERS)
     if place := next((place for place in places if all(map(Path.is_dir, place))), None):
         return _listed(_paired(*place), place[1], root / "ImageSets" / "Main")
-    folders = _chosen({path.name.lower(): path for path in root.iterdir() if path.is_dir()}, NAMES)
+    folders = _chosen({path.name.lower(): path for path in root.iterdir() if path.is_dir()}, SPLITS)
     if "train" not in folders:
         if inner := next(root.rglob(FOLDERS[0][1]), None):
             raise ValueError(f"{root} is above a Pascal VOC dataset. Give {inner.parent}.")
@@ -184,8 +185,7 @@ def _class_names(root: Path, annotations: Iterable[VocAnnotation]) -> tuple[str,
         if not first_with:
             raise ValueError(f"{root} has no object in any XML file: there is nothing to learn.")
         return tuple(sorted(first_with))
-    lines = [line.strip() for line in read_text(file).splitlines()]
-    names = [line.split(":")[0].strip() for line in lines if line and not line.startswith("#")]
+    names = [line.split(":")[0].strip() for line in read_lines(file) if line and not line.startswith("#")]
     names = [name for name in dict.fromkeys(names) if name != BACKGROUND]
     if unknown := sorted(first_with.keys() - {*names}):
         raise ValueError(f"{first_with[unknown[0]]} has an object {unknown[0]!r}, which is not in {file}.")

@@ -9,13 +9,22 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from ..utils.text import read_text
-from .coco_source import CocoSource, LabeledImage, as_coco, find_images, image_sizes, is_image, listed
+from .coco_source import (
+    SPLITS,
+    CocoSource,
+    LabeledImage,
+    as_coco,
+    find_images,
+    image_sizes,
+    is_image,
+    listed,
+    read_lines,
+)
 from .yolo_labels import CLASSES, label_file, read_labels, warn_of_labels_without_image
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml", ".data")
-KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def read_yolo(path: str | Path) -> dict[str, CocoSource]:
@@ -85,7 +94,7 @@ def yolo_file(folder: Path) -> Path | None:
 def _entries(content: Mapping, file: Path) -> dict[str, list[str]]:
     """Return the folders of images, and the files that list images, of each split."""
     entries = {}
-    for split, keys in KEYS.items():
+    for split, keys in SPLITS.items():
         if value := next((content[key] for key in keys if content.get(key)), None):
             entries[split] = [*map(str, value if isinstance(value, list) else [value])]
     if not entries and any(map(is_image, (file.parent / "images").glob("*"))):  # as supervision writes it
@@ -98,12 +107,12 @@ def _entries(content: Mapping, file: Path) -> dict[str, list[str]]:
 def _read_content(file: Path) -> Mapping:
     text = read_text(file)
     if file.name == CLASSES:
-        return {"names": _lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
+        return {"names": read_lines(file), "train": "images" if (file.parent / "images").is_dir() else "."}
     if file.suffix.lower() == ".data":  # Darknet's: a "key = value" each line, such as a file of names
         pairs = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
         pairs = {key.lower(): value for key, value in pairs.items()}
         names = _find(pairs.get("names") or "obj.names", (file.parent, Path.cwd()))
-        return {**pairs, "names": _lines(names) if names else None}
+        return {**pairs, "names": read_lines(names) if names else None}
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -111,10 +120,6 @@ def _read_content(file: Path) -> Mapping:
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} is not a data.yaml: give it the keys names and train.")
     return {str(key).lower(): value for key, value in content.items()}
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in read_text(file).strip().splitlines()]
 
 
 def _class_names(content: Mapping, file: Path) -> tuple[str, ...]:
