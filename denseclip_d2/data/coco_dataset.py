@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.structures import BoxMode
 
-from .changes import Changes
+from .coco_annotation import Changes
 from .coco_json import without_garbage_collection
 from .coco_masks import encode
 from .coco_source import CocoSource, listed

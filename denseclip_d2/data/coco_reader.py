@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .changes import Changes
-from .coco_annotation import normalize_annotation
+from .coco_annotation import Changes, normalize_annotation
 from .coco_dataset import CocoDataset, Id
 from .coco_json import CONVERT, nameless_category
 from .coco_source import CocoSource

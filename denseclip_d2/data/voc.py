@@ -1,10 +1,13 @@
 """Read datasets in Pascal VOC's format: an XML file of objects for each image."""
 
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 from ..utils.text import read_text
 from .coco_source import (
@@ -20,7 +23,6 @@ from .coco_source import (
     listed,
     read_lines,
 )
-from .voc_annotations import VocAnnotation, counts_from_zero, read_annotation
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,32 @@ FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotatio
 LISTS = {**SPLITS, "train": ("train", "trainval", "default")}  # CVAT's without subsets is "default"
 LABEL_MAP, BACKGROUND = "labelmap.txt", "background"
 
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
 Pairs = dict[Path, Path | None]
 """The XML file of each image, if there is one."""
+
+
+class VocObject(NamedTuple):
+    """One ``<object>``. The corners are x0, y0, x1, y1 as the file has them, the smaller first."""
+
+    name: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
+
+
+class VocAnnotation(NamedTuple):
+    """An XML file.
+
+    Attributes:
+        image_name: the last part of ``<filename>``; empty if there is none.
+        size: width and height in pixels; None if the file does not have them.
+    """
+
+    path: Path
+    image_name: str
+    size: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
 
 
 def read_voc(folder: str | Path) -> dict[str, CocoSource]:
@@ -66,25 +92,15 @@ def read_voc(folder: str | Path) -> dict[str, CocoSource]:
     pairs = {image: xml for split in splits.values() for image, xml in split.items()}
     annotations = {image: read_annotation(xml) for image, xml in pairs.items() if xml}
     class_names = _class_names(root, annotations.values())
-    first = 0 if counts_from_zero(annotations.values()) else 1
-    difficult = sum(each.difficult for annotation in annotations.values() for each in annotation.objects)
-    logger.info("%s: boxes count from %d; %d objects are marked as difficult.", root, first, difficult)
+    objects = _objects(root, annotations, class_names)
     sizes = {image: annotation.size for image, annotation in annotations.items() if annotation.size}
     unknown = [image for image in pairs if image not in sizes]
     sizes |= zip(unknown, image_sizes(unknown), strict=True)
-
-    def labeled(image: Path) -> LabeledImage:
-        boxes = [(each.name, *each.corners) for each in annotations[image].objects] if pairs[image] else []
-        objects = [
-            LabeledObject(class_names.index(name), (x0 - first, y0 - first, x1, y1))
-            for name, x0, y0, x1, y1 in boxes
-        ]
-        return LabeledImage(image, sizes[image], objects)
-
-    return {
-        split: as_coco(map(labeled, images), class_names, root, f"{root} (Pascal VOC, {split})")
-        for split, images in splits.items()
-    }
+    sources = {}
+    for split, images in splits.items():
+        labeled = [LabeledImage(image, sizes[image], objects.get(image, [])) for image in images]
+        sources[split] = as_coco(labeled, class_names, root, f"{root} (Pascal VOC, {split})")
+    return sources
 
 
 def is_voc(folder: Path) -> bool:
@@ -190,3 +206,74 @@ def _class_names(root: Path, annotations: Iterable[VocAnnotation]) -> tuple[str,
     if unknown := sorted(first_with.keys() - {*names}):
         raise ValueError(f"{first_with[unknown[0]]} has an object {unknown[0]!r}, which is not in {file}.")
     return tuple(names)
+
+
+def read_annotation(path: Path) -> VocAnnotation:
+    """Read an XML file.
+
+    Raises:
+        ValueError: the file is not XML, or incomplete. The error names the file and the object.
+    """
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise ValueError(f"{path} is not XML: {error}.") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{path} is not in Pascal VOC's format: its root is <{root.tag}>, not <annotation>.")
+    objects = []
+    for number, element in enumerate(root.findall("object"), 1):
+        try:
+            objects.append(_read_object(element))
+        except ValueError as error:
+            raise ValueError(f"{path}: object {number} {error}.") from None
+    image_name = PureWindowsPath(_text(root, "filename")).name  # which also splits at "/"
+    return VocAnnotation(path, image_name, _size(root), tuple(objects))
+
+
+def _objects(
+    root: Path, annotations: Mapping[Path, VocAnnotation], class_names: Sequence[str]
+) -> dict[Path, list[LabeledObject]]:
+    """Return the objects of each image, with boxes in coordinates."""
+    every = [each for annotation in annotations.values() for each in annotation.objects]
+    # VOC's numbers of pixels are whole numbers from 1, except for a few in VOC's own files.
+    fractions = sum(not all(x.is_integer() for x in each.corners) for each in every)
+    first = 0 if any(min(each.corners) < 1 for each in every) or 2 * fractions > len(every) else 1
+    difficult = sum(each.difficult for each in every)
+    logger.info("%s: boxes count from %d; %d objects are marked as difficult.", root, first, difficult)
+    return {
+        image: [
+            LabeledObject(class_names.index(name), (x0 - first, y0 - first, x1, y1))
+            for name, (x0, y0, x1, y1), _ in annotation.objects
+        ]
+        for image, annotation in annotations.items()
+    }
+
+
+def _read_object(element: ElementTree.Element) -> VocObject:
+    """Read an object, or raise a ValueError with the end of a sentence about it."""
+    name, box = _text(element, "name"), element.find("bndbox")
+    if not name:
+        raise ValueError("has no <name>")
+    if box is None:
+        raise ValueError(f"({name}) has no <bndbox>")
+    texts = [_text(box, key) for key in CORNERS]
+    try:
+        (x0, x1), (y0, y1) = sorted(map(float, texts[::2])), sorted(map(float, texts[1::2]))
+        if not math.isfinite(x0 + x1 + y0 + y1):
+            raise ValueError
+    except ValueError:
+        found = ", ".join(f"<{key}> {text!r}" for key, text in zip(CORNERS, texts, strict=True))
+        raise ValueError(f"({name}) has a box that is not four finite numbers: {found}") from None
+    return VocObject(name, (x0, y0, x1, y1), _text(element, "difficult").lower() in ("1", "true"))
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        width, height = (int(float(_text(root, f"size/{side}"))) for side in ("width", "height"))
+    except (OverflowError, ValueError):
+        return None
+    return (width, height) if min(width, height) > 0 else None
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
