@@ -103,7 +103,7 @@ def break_image(root, fault: str) -> str:
 def test_an_unusable_image_is_named_with_its_fault(small_shapes, fault):
     root, train, _ = small_shapes
     name = break_image(root, fault)
-    fault = "is no image" if fault == "not an image" else fault
+    fault = "is not an image" if fault == "not an image" else fault
     with pytest.raises(ValueError, match=rf"(?s)1 of 8 images of .*{name} .*{fault}"):
         load(train)
     assert len(load(train, check_images=False)) == 8

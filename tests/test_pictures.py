@@ -237,7 +237,7 @@ def test_images_that_pillow_cannot_read_are_named(tmp_path, predictor):
     outcome = draw_sources(predictor, sources, str(out))
     assert outcome.seen == 1
     (fault,) = outcome.faults
-    assert fault.startswith(f"{folder / 'x.HEIC'} is no image of a kind that Pillow reads here. Convert HEIC")
+    assert fault.startswith(f"{folder / 'x.HEIC'} is not an image that Pillow reads here. Convert HEIC")
     assert sorted(path.name for path in out.iterdir()) == ["detections.json", "overview.png", "x.png"]
 
 

@@ -39,7 +39,9 @@ class COCOEvaluator(_COCOEvaluator):
         ground_truth: AbstractContextManager = nullcontext()
         if output_dir and "coco_content" in metadata:
             path = Path(output_dir, f"{dataset_name}_coco_format.json")
-            _write_ground_truth(path, metadata["coco_content"]())
+            # An evaluation during training finds the file of the one before. Data registered anew do not.
+            if metadata.get("json_file") != str(path) or not path.is_file():
+                _write_ground_truth(path, metadata["coco_content"]())
             if str(metadata.get("json_file", path.name)).endswith(
                 path.name
             ):  # none, or an earlier evaluator's
