@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
 from denseclip_d2.guidance import box_targets, mask_targets
+from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
 RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
@@ -137,6 +138,15 @@ def test_the_pixel_text_loss_has_its_weight():
     assert whole > 0
     assert_close(quarter, whole / 4)
     assert shapes_model(**{"MODEL.DENSECLIP.LOSS_WEIGHT": 0.5}).pixel_text_weight == 0.5
+
+
+def test_arguments_beside_a_config_replace_its_values():
+    """As everywhere in Detectron2."""
+    cfg = load_config(
+        RETINANET, ["MODEL.DENSECLIP.LOSS_WEIGHT", "0.5", "MODEL.DENSECLIP.LOSS_KIND", "softmax"]
+    )
+    model = DenseCLIPRetinaNet(cfg, pixel_text_weight=2.0)
+    assert (model.pixel_text_weight, model.pixel_text_kind) == (2.0, "softmax")
 
 
 def test_masks_are_a_tighter_target_than_boxes():
