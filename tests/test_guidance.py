@@ -192,9 +192,8 @@ def test_outputs_are_the_declared_pyramid_and_the_score_map():
     features = model(torch.rand(2, 3, 64, 128))
     for name, shape in model.output_shape().items():
         assert features[name].shape == (2, shape.channels, 64 // shape.stride, 128 // shape.stride)
-    assert (
-        set(features) == {*model.output_shape(), "score_map"} == {"p2", "p3", "p4", "p5", "p6", "score_map"}
-    )
+    assert set(model.output_shape()) == {"p2", "p3", "p4", "p5", "p6"}
+    assert set(features) - set(model.output_shape()) == {"score_map", "global_embedding", "dense_embedding"}
     assert features["score_map"].shape == (2, 5, 2, 4)
     assert features["score_map"].abs().max() <= 1
     assert model.size_divisibility == 32
@@ -207,6 +206,17 @@ def test_the_pyramid_reads_the_score_map_over_tau_or_itself(concat_logits):
     model.fpn.fpn_lateral5.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     scores = model(torch.rand(1, 3, 64, 64))["score_map"]
     assert_close(seen[0][:, -5:], scores / 0.07 if concat_logits else scores)
+
+
+def test_score_maps_of_other_words_stand_beside_those_of_the_classes():
+    model = guided_fpn().eval()
+    with torch.no_grad():
+        features = model(torch.rand(2, 3, 64, 128))
+        maps = model.score_maps(features, ["zebra", "tv", "zebra", "person"])
+        text = model.language.embed(["zebra"], features["global_embedding"], features["dense_embedding"])
+    zebra, _ = pixel_text_scores(features["dense_embedding"], text, model.tau)
+    assert torch.equal(maps[:, [1, 3]], features["score_map"][:, [3, 0]])
+    assert torch.equal(maps[:, [0, 2]], zebra.expand(-1, 2, -1, -1))
 
 
 def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
@@ -81,6 +83,29 @@ class LanguageGuidedFeatures(Backbone):
             guide = logits if self.concat_logits else scores
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
         return {**features, "score_map": scores}
+
+    def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+        """Return the score maps of names, which do not have to be classes.
+
+        The text encoder reads other words with the learned contexts, and the image refines their embeddings
+        beside those of the classes. The score maps of the classes stay as they are.
+
+        Args:
+            features: what :meth:`forward` returned.
+            names: n names.
+        Returns: (B, n, h, w), in [-1, 1].
+        Raises:
+            ValueError: see :meth:`PromptedTextEncoder.embed`.
+        """
+        class_names, score_map = self.language.class_names, features["score_map"]
+        others = [name for name in dict.fromkeys(names) if name not in class_names]
+        if others:
+            dense = features["dense_embedding"]
+            text = self.language.embed(others, features["global_embedding"], dense)
+            scores, _ = pixel_text_scores(dense, text, self.tau, self.kernels)
+            score_map = torch.cat([score_map, scores], dim=1)
+        known = [*class_names, *others]
+        return score_map[:, [known.index(name) for name in names]]
 
 
 def guidance_of(model: nn.Module) -> LanguageGuidedFeatures | None:

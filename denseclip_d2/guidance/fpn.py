@@ -37,10 +37,11 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
         """
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
-        Returns: the neck's features, an FPN's ``p2``..``p6`` say, and ``score_map``.
+        Returns: the neck's features, such as ``p2``..``p6`` of an FPN, and what :meth:`score_maps` reads.
         """
         features = super().forward(x)
-        return {**self.fpn(features), "score_map": features["score_map"]}
+        kept = ("score_map", "global_embedding", "dense_embedding")
+        return {**self.fpn(features), **{name: features[name] for name in kept}}
 
 
 class LanguageGuidedFPN(LanguageGuidedNeck):

@@ -19,9 +19,10 @@ from ..builder import build_model_with_weights, make_fast
 from ..config import load_config
 from ..data.mapper import ResizeShortestEdge
 from ..data.pictures import as_bgr, ordered, read_picture
-from ..guidance import LanguageGuidedFeatures, guidance_of, pixel_text_scores
+from ..guidance import LanguageGuidedFeatures, guidance_of
 from ..meta_arch import CLIPSemanticFPN
 from ..meta_arch.pixel_text import captured_features
+from ..meta_arch.preprocess import seen_by_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -164,12 +165,11 @@ class Predictor(DefaultPredictor):
         if not asked:
             return self.model(list(images))
         guided = self._guided_by(asked)
-        with captured_features(guided) as features, captured_features(guided.visual) as seen:
+        with captured_features(guided) as features:  # detections and score maps from one forward pass
             predictions = self.model(list(images))
-            if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
-                with self.model.backbone_alone():  # so far, features are those of the last windows
-                    self.model(list(images))
-        scores = _score_maps_of(asked, guided, features["score_map"], seen)
+        if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
+            features = guided(seen_by_backbone(self.model, images))  # of whole images, not of windows
+        scores = guided.score_maps(features, asked)
         for own, image, prediction, maps in zip(names, images, predictions, scores, strict=True):
             if own:
                 maps = maps[[asked.index(name) for name in own]]
@@ -197,21 +197,6 @@ class Predictor(DefaultPredictor):
                 "Other words need weights with a text encoder, and the text of these is folded."
             )
         return self.guidance
-
-
-def _score_maps_of(
-    names: Sequence[str], guided: LanguageGuidedFeatures, score_map: Tensor, seen: dict[str, Tensor]
-) -> Tensor:
-    """(B, n, h, w) score maps of n names; those of classes are the model's own."""
-    class_names = guided.language.class_names
-    others = list(dict.fromkeys(name for name in names if name not in class_names))
-    if others:
-        dense = seen["dense_embedding"]
-        text = guided.language.embed(others, seen["global_embedding"], dense)
-        scores, _ = pixel_text_scores(dense, text, guided.tau, guided.kernels)
-        score_map = torch.cat([score_map, scores], dim=1)
-    known = [*class_names, *others]
-    return score_map[:, [known.index(name) for name in names]]
 
 
 def _enlarged(scores: Tensor, stride: int, image: dict) -> Tensor:

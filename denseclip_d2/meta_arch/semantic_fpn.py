@@ -6,7 +6,6 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import SemanticSegmentor
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor
 
 from .sliding_window import SlidingWindow
@@ -25,7 +24,6 @@ class CLIPSemanticFPN(SemanticSegmentor):
         """
         super().__init__(**kwargs)
         self.sliding_window = sliding_window
-        self._backbone_alone = False
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -46,26 +44,11 @@ class CLIPSemanticFPN(SemanticSegmentor):
         """
         if self.training:
             return super().forward(batched_inputs)
-        if self._backbone_alone:
-            self.backbone(seen_by_backbone(self, batched_inputs))
-            return [{} for _ in batched_inputs]
         window = self.sliding_window
         with _explained_out_of_memory(window):
             if window is None:
                 return super().forward(batched_inputs)
             return [{"sem_seg": self._slide(window, x)} for x in batched_inputs]
-
-    @contextmanager
-    def backbone_alone(self) -> Iterator[None]:
-        """Show test images whole, and to the backbone alone, for a while: the outputs are empty.
-
-        Some heads take windows of one size only.
-        """
-        self._backbone_alone = True
-        try:
-            yield
-        finally:
-            self._backbone_alone = False
 
     def _slide(self, window: SlidingWindow, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:
@@ -75,15 +58,6 @@ class CLIPSemanticFPN(SemanticSegmentor):
         segment_images, size = super().forward, x["image"].shape[1:]
         logits = window.average(segment, x["image"])
         return sem_seg_postprocess(logits, size, x.get("height", size[0]), x.get("width", size[1]))
-
-
-def seen_by_backbone(model: SemanticSegmentor, batched_inputs: list[dict]) -> Tensor:
-    """Images normalized and padded, (B, 3, H, W): Detectron2 has this inside ``forward`` alone."""
-    images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
-    backbone = model.backbone
-    return ImageList.from_tensors(
-        images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
-    ).tensor
 
 
 @contextmanager
