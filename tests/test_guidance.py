@@ -219,6 +219,17 @@ def test_score_maps_of_other_words_stand_beside_those_of_the_classes():
     assert torch.equal(maps[:, [0, 2]], zebra.expand(-1, 2, -1, -1))
 
 
+def test_score_maps_of_features_in_half_precision_are_float32():
+    model, images = guided_fpn().eval(), torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        expected = model.score_maps(model(images), ["zebra", "tv"])
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model(images)
+        maps = model.score_maps(features, ["zebra", "tv"])
+    assert features["dense_embedding"].dtype == torch.bfloat16
+    assert_close(maps, expected, atol=0.05, rtol=0)
+
+
 def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():
     model = guided_fpn(concat=False).eval()
     images = torch.rand(1, 3, 64, 64)

@@ -93,15 +93,16 @@ class LanguageGuidedFeatures(Backbone):
         Args:
             features: what :meth:`forward` returned.
             names: n names.
-        Returns: (B, n, h, w), in [-1, 1].
+        Returns: (B, n, h, w) float32, in [-1, 1].
         Raises:
             ValueError: see :meth:`PromptedTextEncoder.embed`.
         """
-        class_names, score_map = self.language.class_names, features["score_map"]
+        # float32, for :meth:`forward` may have run under autocast.
+        class_names, score_map = self.language.class_names, features["score_map"].float()
         others = [name for name in dict.fromkeys(names) if name not in class_names]
         if others:
-            dense = features["dense_embedding"]
-            text = self.language.embed(others, features["global_embedding"], dense)
+            dense = features["dense_embedding"].float()
+            text = self.language.embed(others, features["global_embedding"].float(), dense)
             scores, _ = pixel_text_scores(dense, text, self.tau, self.kernels)
             score_map = torch.cat([score_map, scores], dim=1)
         known = [*class_names, *others]
