@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import SimpleFeaturePyramid
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from released import released_language
 from torch.testing import assert_close
@@ -35,7 +34,7 @@ def guided_fpn(**kwargs) -> LanguageGuidedFPN:
         class_names=NAMES, text_encoder=text_encoder, decoder_width=16, decoder_layers=1
     )
     kwargs = {"in_features": ["res2", "res3", "res4", "res5"], "out_channels": 16, **kwargs}
-    kwargs.setdefault("top_block", lambda shapes: LastLevelMaxPool())
+    kwargs.setdefault("top_block", "max_pool")
     return LanguageGuidedFPN(visual=visual, language=language, **kwargs)
 
 
@@ -167,7 +166,7 @@ def test_score_map_and_guided_level_equal_the_original(reference, kind, concat_l
         language=language,
         in_features=["res5"],
         out_channels=8,
-        top_block=lambda shapes: LastLevelMaxPool(),
+        top_block="max_pool",
         concat_logits=concat_logits,
     )
     seen = []
@@ -242,7 +241,7 @@ def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():
 def test_gradients_arrive_everywhere_but_in_the_text_encoder():
     model = guided_fpn(
         in_features=["res3", "res4", "res5"],
-        top_block=lambda s: LastLevelP6P7WithoutReLU(s["res5"].channels, 16),
+        top_block="p6_p7_without_relu",
     )
     with torch.no_grad():  # CLIP starts the last norm of each block at zero, which stops gradients at first
         for name, parameter in model.visual.named_parameters():

@@ -10,12 +10,8 @@ from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
 from .features import LanguageGuidedFeatures
-from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, TopBlockBuilder, max_pool, no_top_block, p6_p7
+from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, build_fpn
 from .simple_pyramid import LastMapViT, SimplePyramid
-
-
-def _p6_p7(cfg) -> TopBlockBuilder:
-    return p6_p7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.DENSECLIP.FPN_P7_RELU)
 
 
 def _guidance(cfg, visual: VisualEncoder) -> dict:
@@ -38,27 +34,29 @@ def _with_levels(cfg, visual: VisualEncoder) -> VisualEncoder:
     return visual
 
 
-def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
-    return LanguageGuidedFPN(
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        top_block=top_block,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        **_guidance(cfg, _with_levels(cfg, build_visual_encoder(cfg))),
-    )
+def _fpn(cfg, top_block: str) -> dict:
+    fpn = cfg.MODEL.FPN
+    return {
+        "in_features": fpn.IN_FEATURES,
+        "out_channels": fpn.OUT_CHANNELS,
+        "top_block": top_block,
+        "norm": fpn.NORM,
+        "fuse_type": fpn.FUSE_TYPE,
+    }
 
 
-def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
+def _p6_p7(cfg) -> str:
+    return "p6_p7" if cfg.MODEL.DENSECLIP.FPN_P7_RELU else "p6_p7_without_relu"
+
+
+def _build_guided(cfg, top_block: str) -> LanguageGuidedFPN:
+    visual = _with_levels(cfg, build_visual_encoder(cfg))
+    return LanguageGuidedFPN(**_fpn(cfg, top_block), **_guidance(cfg, visual))
+
+
+def _build_plain(cfg, top_block: str) -> FPN:
     visual = _with_levels(cfg, build_visual_encoder(cfg, with_embeddings=False))
-    return FPN(
-        visual,
-        cfg.MODEL.FPN.IN_FEATURES,
-        cfg.MODEL.FPN.OUT_CHANNELS,
-        cfg.MODEL.FPN.NORM,
-        top_block(visual.output_shape()),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(visual, **_fpn(cfg, top_block))
 
 
 def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
@@ -68,7 +66,7 @@ def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
 @BACKBONE_REGISTRY.register()
 def build_denseclip_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """CLIP's visual encoder and language-guided pyramid, P2 to P6."""
-    return _build_guided(cfg, max_pool())
+    return _build_guided(cfg, "max_pool")
 
 
 @BACKBONE_REGISTRY.register()
@@ -80,13 +78,13 @@ def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Langu
 @BACKBONE_REGISTRY.register()
 def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
-    return _build_guided(cfg, no_top_block())
+    return _build_guided(cfg, "")
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
-    return _build_plain(cfg, max_pool())
+    return _build_plain(cfg, "max_pool")
 
 
 @BACKBONE_REGISTRY.register()
@@ -98,7 +96,7 @@ def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 @BACKBONE_REGISTRY.register()
 def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
-    return _build_plain(cfg, no_top_block())
+    return _build_plain(cfg, "")
 
 
 @BACKBONE_REGISTRY.register()
