@@ -302,11 +302,11 @@ def test_the_pixels_are_the_backbones():
         ),
         (
             {**TIMM, "MODEL.BACKBONE.NAME": "build_denseclip_simple_fpn_backbone"},
-            "VISUAL.BACKBONE is 'timm/test_efficientnet'; .* is of CLIP's own ViTs alone",
+            "needs a ViT of CLIP, and .*VISUAL.BACKBONE is 'timm/test_efficientnet'",
         ),
         (
             {**RESNET, "MODEL.RESNETS.OUT_FEATURES": "['res4']"},
-            "IN_FEATURES names res2, res3, res5; build_resnet_backbone has res4",
+            "build_resnet_backbone has no level res2, res3, res5. Choose levels from res4",
         ),
         ({**TIMM, "MODEL.DENSECLIP.VISUAL.EMBEDDING": "mlp"}, "EMBEDDING is 'mlp'; it has to be one of"),
     ],

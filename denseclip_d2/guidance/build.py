@@ -1,4 +1,4 @@
-"""Backbones by the names that a config gives them."""
+"""The backbones that a config names in ``MODEL.BACKBONE.NAME``."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
 
 
 def _with_levels(cfg, visual: VisualEncoder) -> VisualEncoder:
-    """The encoder, if it gives what the pyramid reads: Detectron2's backbones have keys of their own."""
+    """Return the encoder after a check, since Detectron2's backbones choose their levels by other keys."""
     name = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE or cfg.MODEL.DENSECLIP.CLIP_MODEL
     check_levels(cfg.MODEL.FPN.IN_FEATURES, visual.output_shape(), name)
     return visual
@@ -103,7 +103,7 @@ def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedNeck:
     """CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
 
-    There is one map, so that ``MODEL.FPN.IN_FEATURES`` does not count.
+    ``MODEL.FPN.IN_FEATURES`` has no effect.
     """
     return LanguageGuidedNeck(neck=partial(_simple_pyramid, cfg), **_guidance(cfg, LastMapViT(cfg)))
 
@@ -118,7 +118,7 @@ def build_clip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> SimplePyramid
 def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
     """CLIP's visual encoder and the score map in one of its features, without a pyramid.
 
-    Of a ViT, ``MODEL.FPN.IN_FEATURES`` has to be what the head reads: it builds no other levels.
+    A ViT builds the levels of ``MODEL.FPN.IN_FEATURES`` alone, which have to be those of the head.
     """
     return LanguageGuidedFeatures(**_guidance(cfg, build_visual_encoder(cfg)))
 
