@@ -208,8 +208,11 @@ def test_score_maps_are_of_the_whole_image(tmp_path):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"TEST.SLIDING_WINDOW.MAX_PIXELS": 6143}, r"SIZE \(64, 96\) has 6144 .*MAX_PIXELS allows 6143"),
-        ({"TEST.SLIDING_WINDOW.STRIDE": "(43, 97)"}, r"STRIDE \(43, 97\) is larger than SIZE"),
+        (
+            {"TEST.SLIDING_WINDOW.MAX_PIXELS": 6143},
+            r"size \(64, 96\) has 6144 pixels, and max_pixels is 6143",
+        ),
+        ({"TEST.SLIDING_WINDOW.STRIDE": "(43, 97)"}, r"stride \(43, 97\) is larger than its size"),
         ({"TEST.SLIDING_WINDOW.STRIDE": "(0, 64)"}, "of at least 1"),
         ({"TEST.SLIDING_WINDOW.SIZE": "(64,)"}, "a height and a width"),
         ({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 18}, "19 class names for MODEL.SEM_SEG_HEAD.NUM_CLASSES = 18"),

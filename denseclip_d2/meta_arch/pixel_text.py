@@ -12,11 +12,7 @@ from ..guidance import LanguageGuidedFeatures, label_map_loss, pixel_text_loss, 
 
 @contextmanager
 def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect what a backbone returns while a detector around it runs.
-
-    Detectron2's detectors keep the backbone's output to themselves; a hook reads it without their code being
-    written again.
-    """
+    """Collect the backbone's output while a detector runs, for Detectron2's detectors do not return it."""
     features: dict[str, Tensor] = {}
     handle = backbone.register_forward_hook(lambda module, args, output: features.update(output))
     try:
@@ -92,7 +88,7 @@ class PixelTextSupervision(nn.Module):
     def forward(self, batched_inputs: list[dict]):
         if not self.training:
             return super().forward(batched_inputs)
-        # Detectron2 moves the ground truth too, which costs nothing once it is on the device.
+        # Detectron2 moves the ground truth again, which costs nothing.
         batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
@@ -118,7 +114,7 @@ class PixelTextSupervision(nn.Module):
 
     def _label_map_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         ignore_value: int = self.get_submodule("sem_seg_head").ignore_value  # type: ignore[assignment]
-        # Padded to what the score map covers: systems have rules of their own for padding images.
+        # Meta-architectures pad images in different ways; the score map has the padded size.
         height, width = (side * self.backbone.score_map_stride for side in scores.shape[2:])
         labels = [x["sem_seg"] for x in batched_inputs]
         beyond = [(0, width - y.shape[1], 0, height - y.shape[0]) for y in labels]
@@ -169,4 +165,4 @@ def _masks(instances: Instances) -> PolygonMasks | BitMasks:
             "The pixel-text loss has the target 'mask', and annotations have no segmentation. Set "
             "MODEL.DENSECLIP.LOSS_TARGET to 'box'."
         )
-    return PolygonMasks([])  # Detectron2's mapper gives an image without objects no masks
+    return PolygonMasks([])  # images without objects have no gt_masks

@@ -13,13 +13,13 @@ from .sliding_window import SlidingWindow
 
 @META_ARCH_REGISTRY.register()
 class CLIPSemanticFPN(SemanticSegmentor):
-    """Detectron2's ``SemanticSegmentor``, which can go over an image window by window."""
+    """Detectron2's ``SemanticSegmentor`` with optional sliding windows at test time."""
 
     @configurable
     def __init__(self, *, sliding_window: SlidingWindow | None = None, **kwargs):
         """
         Args:
-            sliding_window: how to go over an image at test time; None: the whole image at once.
+            sliding_window: the windows at test time; None: the whole image at once.
             kwargs: as for ``SemanticSegmentor``.
         """
         super().__init__(**kwargs)
@@ -27,20 +27,15 @@ class CLIPSemanticFPN(SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        sliding_window = cfg.TEST.SLIDING_WINDOW
-        window = SlidingWindow(
-            tuple(sliding_window.SIZE), tuple(sliding_window.STRIDE), sliding_window.MAX_PIXELS
-        )
-        return {
-            **super().from_config(cfg),
-            "sliding_window": window if sliding_window.ENABLED else None,
-        }
+        keys = cfg.TEST.SLIDING_WINDOW
+        window = SlidingWindow(tuple(keys.SIZE), tuple(keys.STRIDE), keys.MAX_PIXELS)
+        return {**super().from_config(cfg), "sliding_window": window if keys.ENABLED else None}
 
     def forward(self, batched_inputs: list[dict]):
-        """As ``SemanticSegmentor``'s.
+        """Run ``SemanticSegmentor.forward``, at test time by windows.
 
         Raises:
-            MemoryError: at test time, the device's memory is too small for what is segmented at once.
+            MemoryError: at test time, the device's memory is too small.
         """
         if self.training:
             return super().forward(batched_inputs)
@@ -52,7 +47,7 @@ class CLIPSemanticFPN(SemanticSegmentor):
 
     def _slide(self, window: SlidingWindow, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:
-            # To the segmentor, a window is an image.
+            # The segmentor takes a window as an image.
             return [y["sem_seg"] for y in segment_images([{"image": image} for image in windows])]
 
         segment_images, size = super().forward, x["image"].shape[1:]
@@ -68,9 +63,7 @@ def _explained_out_of_memory(window: SlidingWindow | None) -> Iterator[None]:
         way_out = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
         if window:
             way_out = (
-                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}), down to the pixels of one "
-                f"window, and then TEST.SLIDING_WINDOW.SIZE {window.size} itself."
+                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}) to the pixels of one window, "
+                f"and then TEST.SLIDING_WINDOW.SIZE {window.size}."
             )
-        raise MemoryError(
-            f"What is segmented at once does not fit into the device's memory. {way_out}"
-        ) from error
+        raise MemoryError(f"The device's memory is too small for segmentation. {way_out}") from error
