@@ -586,11 +586,11 @@ def test_the_tool_says_what_is_wrong_before_work(tmp_path):
     config = ["--config-file", f"denseclip://{ZOO.format('retinanet')}", "--output", str(tmp_path)]
     for format, name in (("torchscript", "model.ts"), ("torch_export", "decode.py")):
         (tmp_path / name).write_text("of an earlier export")
-        with pytest.raises(ValueError, match=f"{name} exists. Give --overwrite to replace it, or another --"):
+        with pytest.raises(ValueError, match=f"{name} exists. Give --overwrite to replace it, or choose"):
             tool.main(parse_args([*config, "--format", format]))
         assert (tmp_path / name).read_text() == "of an earlier export"
     args = ["--config-file", "no.yaml", "--format", "torchscript", "--output", str(tmp_path)]
-    with pytest.raises(ValueError, match="leave --prepared out"):
+    with pytest.raises(ValueError, match="leave out --prepared"):
         tool.main(parse_args([*args, "--prepared", "--evaluate"]))
     with pytest.raises(ValueError, match="no.yaml"):
         tool.main(parse_args([*args, "--overwrite"]))

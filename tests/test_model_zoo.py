@@ -213,5 +213,5 @@ def test_score_maps_of_any_words_leave_those_of_classes_alone(config, tmp_path):
 
 
 def test_folded_weights_say_that_they_know_no_other_words():
-    with pytest.raises(ValueError, match="No class 'a dog'.*the text of these is folded"):
+    with pytest.raises(ValueError, match="'a dog' is not a class.*these have precomputed text embeddings"):
         Predictor.from_zoo(NAME)(np.zeros((64, 64, 3), np.uint8), score_maps_of=["a dog"])

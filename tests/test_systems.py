@@ -116,7 +116,7 @@ def test_panoptic_fpn_is_evaluated_on_objects_and_labels_and_joins_both(options)
     assert output["sem_seg"].shape == (2, 96, 128)
     assert output["panoptic_seg"][0].shape == (96, 128)
     cfg.TEST.AUG.ENABLED = True
-    with pytest.raises(ValueError, match="a DenseCLIPPanopticFPN has no test-time augmentation"):
+    with pytest.raises(ValueError, match="there is no test-time augmentation of DenseCLIPPanopticFPN"):
         with_tta(cfg, trainer.model)
 
 
