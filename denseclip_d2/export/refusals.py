@@ -27,7 +27,7 @@ def exportable(cfg: CfgNode, format: str) -> type[WholeModel]:
     raise ValueError(
         f"This model cannot be exported by --format {format}: a {system.__name__} is none of "
         f"{_names(systems)}; others have data-dependent control flow. Choose --format "
-        f" {' or '.join(name for name, x in FORMATS.items() if not x.asks_nothing)}."
+        f"{' or '.join(name for name, x in FORMATS.items() if not x.asks_nothing)}."
     )
 
 
