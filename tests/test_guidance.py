@@ -13,11 +13,10 @@ from denseclip_d2.guidance import (
     LanguageGuidedFeatures,
     LanguageGuidedFPN,
     LanguageGuidedNeck,
-    box_targets,
-    mask_targets,
     pixel_text_loss,
     pixel_text_scores,
     pixel_text_softmax_loss,
+    region_targets,
 )
 from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
 from denseclip_d2.language import PromptedTextEncoder
@@ -62,7 +61,7 @@ def test_target_loss_and_gradient_equal_the_original(reference, name, kernels):
     scores = record.inputs["score_map"].requires_grad_()
     boxes = [record.inputs[f"boxes{i}"] for i in range(len(scores))]
     classes = [record.inputs[f"labels{i}"] for i in range(len(scores))]
-    target = box_targets(boxes, classes, scores.shape[1], scores.shape[2:])
+    target = region_targets([Boxes(b) for b in boxes], classes, scores.shape[1], scores.shape[2:])
     assert_close(target.float(), record.outputs["target"])
     assert_close(target.any(1, keepdim=True).expand_as(target).float(), record.outputs["mask"])
     loss = box_loss(scores, boxes, classes, stride=4, kernels=kernels)  # recorded at the target's size
@@ -83,7 +82,7 @@ def test_target_equals_plain_loops(seed):
     corners = [torch.rand(n, 2, 2, generator=generator) * 180 - 10 for n in counts]
     boxes = [torch.cat([c.amin(1), c.amax(1)], dim=1) for c in corners]
     classes = [torch.randint(0, 4, (n,), generator=generator) for n in counts]
-    target = box_targets(boxes, classes, 4, (24, 40))
+    target = region_targets([Boxes(b) for b in boxes], classes, 4, (24, 40))
     assert target.any() or sum(counts) == 0
     assert torch.equal(target, loop_targets(boxes, classes, 4, (24, 40)))
 
@@ -94,17 +93,18 @@ def test_mask_target_reads_polygons_and_bitmaps_alike():
     bitmap = torch.zeros(1, 64, 100, dtype=torch.bool)
     bitmap[0, 12:28, 8:40] = True
     classes = [torch.tensor([1]), torch.tensor([], dtype=torch.int64)]
-    expected = box_targets([torch.tensor([[8.0, 12.0, 40.0, 28.0]]), torch.zeros(0, 4)], classes, 3, (16, 32))
+    boxes = [Boxes([[8, 12, 40, 28]]), Boxes([])]
+    expected = region_targets(boxes, classes, 3, (16, 32))
     for masks in (
         [BitMasks(bitmap), BitMasks(torch.zeros(0, 64, 100))],
         [PolygonMasks([[rectangle]]), PolygonMasks([])],
     ):
-        assert torch.equal(mask_targets(masks, classes, 3, (16, 32)), expected)
+        assert torch.equal(region_targets(masks, classes, 3, (16, 32)), expected)
 
 
 def test_masks_of_a_class_join_and_those_of_others_do_not():
     squares = [np.array([x, 0, x + 16, 0, x + 16, 16, x, 16], dtype=np.float64) for x in (0, 8, 32)]
-    target = mask_targets([PolygonMasks([[s] for s in squares])], [torch.tensor([0, 0, 2])], 3, (8, 16))
+    target = region_targets([PolygonMasks([[s] for s in squares])], [torch.tensor([0, 0, 2])], 3, (8, 16))
     assert target.sum(dim=(0, 2, 3)).tolist() == [4 * 6, 0, 4 * 4]
 
 

@@ -8,7 +8,7 @@ from released import released_retinanet
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
-from denseclip_d2.guidance import box_targets, mask_targets
+from denseclip_d2.guidance import region_targets
 from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
 RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"
@@ -156,8 +156,8 @@ def test_masks_are_a_tighter_target_than_boxes():
     model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
     boxed = shapes_model(MASK_RCNN)
     instances = inputs[0]["instances"]
-    by_box = box_targets([instances.gt_boxes.tensor], [instances.gt_classes], 18, (24, 32))
-    by_mask = mask_targets([model._shapes(instances)], [instances.gt_classes], 18, (24, 32))
+    by_box = region_targets([instances.gt_boxes], [instances.gt_classes], 18, (24, 32))
+    by_mask = region_targets([model._shapes(instances)], [instances.gt_classes], 18, (24, 32))
     assert by_box.sum() == 16 * 16
     assert (by_mask & ~by_box).sum() == 0
     assert by_mask.sum().item() == pytest.approx(16 * 16 / 2, rel=0.15)

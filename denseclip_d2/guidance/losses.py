@@ -21,44 +21,34 @@ Regions = Sequence[Boxes | PolygonMasks | BitMasks]
 """B sets of M boxes or masks, in pixels of the padded image. All are boxes, or all are masks."""
 
 
-def box_targets(
-    boxes: Sequence[Tensor], classes: Sequence[Tensor], num_classes: int, size: tuple[int, int]
+def region_targets(
+    regions: Regions, classes: Sequence[Tensor], num_classes: int, size: tuple[int, int]
 ) -> Tensor:
-    """Return which pixels the boxes of each class cover, on the boxes' device.
+    """Return which pixels the regions of each class cover, on the regions' device.
 
     As released, box / 4, truncated to integers and clamped to [0, size - 1], covers `[y1:y2, x1:x2]`. The
-    last row and column stay empty, and a box thinner than a cell covers nothing.
+    last row and column stay empty, and a box thinner than a cell covers nothing. The released code has no
+    masks.
 
     Args:
-        boxes: B tensors (M, 4) of x1, y1, x2, y2 in pixels of the padded image.
         classes: B tensors (M,) of class ids.
         num_classes: K.
         size: (H, W), height and width of the padded image over 4.
     Returns: (B, K, H, W) bool.
     """
-    return dense_target(_cells(boxes, size), *_joined(classes), len(boxes), num_classes, size)
+    return dense_target(*_covering(regions, classes, size), len(regions), num_classes, size)
 
 
-def mask_targets(
-    masks: Sequence[PolygonMasks | BitMasks],
-    classes: Sequence[Tensor],
-    num_classes: int,
-    size: tuple[int, int],
-) -> Tensor:
-    """Return which pixels the masks of each class cover, on the device of the classes.
-
-    Args:
-        masks: B sets of M masks, in pixels of the image.
-        classes, num_classes, size: see :func:`box_targets`.
-    Returns: (B, K, H, W) bool.
-    """
-    image, label = _joined(classes)
-    return dense_target(_shrunk(masks, size, label.device), image, label, len(masks), num_classes, size)
-
-
-def _joined(classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the image and the class of every object of the batch: (N,) each."""
-    return torch.cat([torch.full_like(c, i) for i, c in enumerate(classes)]), torch.cat(list(classes))
+def _covering(
+    regions: Regions, classes: Sequence[Tensor], size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cells of every object of the batch, and the image and the class of each: (N,)."""
+    image, label = torch.cat([torch.full_like(c, i) for i, c in enumerate(classes)]), torch.cat(list(classes))
+    if isinstance(regions[0], Boxes):
+        return _cells([boxes.tensor for boxes in regions], size), image, label
+    # Polygons are drawn on the CPU; the copy to a GPU does not wait for the GPU.
+    masks = [_shrunk_masks(m, size).to(label.device, non_blocking=True) for m in regions]
+    return torch.cat(masks), image, label
 
 
 def _cells(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -70,13 +60,8 @@ def _cells(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1)
 
 
-def _shrunk(masks: Sequence[PolygonMasks | BitMasks], size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return masks at the target's resolution: (N, H, W) bool."""
-    # Polygons are drawn on the CPU; the copy to a GPU does not wait for the GPU.
-    return torch.cat([_shrunk_masks(m, size).to(device, non_blocking=True) for m in masks])
-
-
 def _shrunk_masks(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tensor:
+    """Return masks at the target's resolution: (M, H, W) bool."""
     if isinstance(masks, BitMasks):
         offset = TARGET_STRIDE // 2  # a cell has the value of its middle
         cells = masks.tensor[:, offset::TARGET_STRIDE, offset::TARGET_STRIDE]
@@ -97,7 +82,7 @@ def pixel_text_loss(
 
     Args:
         scores: (B, K, h, w), the score map; over ``tau``, it is enlarged to stride 4.
-        shapes: see :func:`box_targets` and :func:`mask_targets` for the pixels that they cover.
+        shapes: see :func:`region_targets` for the pixels that they cover.
         classes: B tensors (M,) of class ids.
         stride: the score map's, a multiple of 4.
         tau: temperature.
@@ -105,7 +90,8 @@ def pixel_text_loss(
             (:func:`~denseclip_d2.kernels.pixel_text_bce`).
     Returns: scalar; 0 if no pixel is covered.
     """
-    factor, size, covering, image, label = _covering(scores, shapes, classes, stride)
+    covering, image, label = _covering(shapes, classes, _target_size(scores, stride))
+    factor = stride // TARGET_STRIDE
     total, count = pixel_text_bce(scores, covering, image, label, factor, tau, kernels)
     return _mean_over_processes(total, count)
 
@@ -122,23 +108,17 @@ def pixel_text_softmax_loss(
 
     Args, Returns: see :func:`pixel_text_loss`.
     """
-    _, size, covering, _, _ = _covering(scores, shapes, classes, stride)
+    size = _target_size(scores, stride)
+    covering, _, _ = _covering(shapes, classes, size)
     objects = covering.split([len(own) for own in classes])
     labels = torch.stack([_class_of_smallest(*own, size) for own in zip(objects, classes, strict=True)])
     (total,) = label_map_cross_entropy(scores.float() / tau, labels, UNCOVERED, kernels)
     return _mean_over_processes(total, (labels != UNCOVERED).sum())
 
 
-def _covering(
-    scores: Tensor, shapes: Regions, classes: Sequence[Tensor], stride: int
-) -> tuple[int, tuple[int, int], Tensor, Tensor, Tensor]:
-    """Return the factor from score map to target, the target's size, and each region, its image and class."""
+def _target_size(scores: Tensor, stride: int) -> tuple[int, int]:
     factor = stride // TARGET_STRIDE
-    size = (factor * scores.shape[2], factor * scores.shape[3])
-    image, label = _joined(classes)
-    if isinstance(shapes[0], Boxes):
-        return factor, size, _cells([boxes.tensor for boxes in shapes], size), image, label
-    return factor, size, _shrunk(shapes, size, label.device), image, label
+    return factor * scores.shape[2], factor * scores.shape[3]
 
 
 def _class_of_smallest(covering: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
