@@ -172,6 +172,13 @@ def test_panoptic_deeplab_without_language_has_the_same_labels(panopticapi):
     assert not [name for name in names if "language" in name]
 
 
+def test_panoptic_deeplab_needs_a_name_for_each_class(panopticapi):
+    opts = ["MODEL.DENSECLIP.CLASS_NAMES", "['a', 'b', 'c']"]
+    cfg = load_config("configs/Shapes/systems/panoptic_deeplab.yaml", opts)
+    with pytest.raises(ValueError, match="3 class names for MODEL.SEM_SEG_HEAD.NUM_CLASSES = 19"):
+        build_model(cfg)
+
+
 @pytest.mark.parametrize("name", ["shapes_panoptic_val_separated", "shapes_panoptic_val"])
 def test_the_panoptic_quality_of_the_truth_is_whole(options, name):
     pytest.importorskip("panopticapi.evaluation")

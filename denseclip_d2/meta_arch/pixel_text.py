@@ -100,17 +100,20 @@ class PixelTextSupervision(nn.Module):
     def _instances_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         instances = [x["instances"] for x in batched_inputs]
         loss = pixel_text_softmax_loss if self.pixel_text_kind == "softmax" else pixel_text_loss
-        return loss(
-            scores,
-            [self._shapes(x) for x in instances],
-            [x.gt_classes for x in instances],
-            self.backbone.score_map_stride,
-            self.backbone.tau,
-            self.kernels,
-        )
+        shapes, classes = [self._shapes(x) for x in instances], [x.gt_classes for x in instances]
+        return loss(scores, shapes, classes, self.backbone.score_map_stride, self.backbone.tau, self.kernels)
 
     def _shapes(self, instances: Instances) -> Boxes | PolygonMasks | BitMasks:
-        return _masks(instances) if self.pixel_text_target == "mask" else instances.gt_boxes
+        if self.pixel_text_target == "box":
+            return instances.gt_boxes
+        if instances.has("gt_masks"):
+            return instances.gt_masks
+        if len(instances):
+            raise ValueError(
+                "The pixel-text loss has the target 'mask', and annotations have no segmentation. Set "
+                "MODEL.DENSECLIP.LOSS_TARGET to 'box'."
+            )
+        return PolygonMasks([])  # images without objects have no gt_masks
 
     def _label_map_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         ignore_value: int = self.get_submodule("sem_seg_head").ignore_value  # type: ignore[assignment]
@@ -138,14 +141,15 @@ def language_guided(meta_arch: type[nn.Module], section: str) -> type[PixelTextS
 
 
 def _check_classes(cfg: CfgNode, section: str, backbone: object) -> None:
+    names, num_classes = cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL[section].NUM_CLASSES
     if isinstance(backbone, LanguageGuidedFeatures):
-        count, num_classes = len(backbone.language.class_names), cfg.MODEL[section].NUM_CLASSES
-        if count != num_classes:
-            raise ValueError(
-                f"{count} class names for MODEL.{section}.NUM_CLASSES = {num_classes}. Set NUM_CLASSES to "
-                "the number of classes of the dataset or the weights. Give MODEL.DENSECLIP.CLASS_NAMES "
-                "one name per class, or leave it empty to take the names of the dataset."
-            )
+        names = backbone.language.class_names  # of the dataset, if the config has none
+    if names and len(names) != num_classes:
+        raise ValueError(
+            f"{len(names)} class names for MODEL.{section}.NUM_CLASSES = {num_classes}. Set NUM_CLASSES to "
+            "the number of classes of the dataset or the weights. Give MODEL.DENSECLIP.CLASS_NAMES one name "
+            "per class, or leave it empty to take the names of the dataset."
+        )
     if cfg.MODEL.DENSECLIP.LOSS_TARGET == "mask" and not cfg.MODEL.MASK_ON:
         raise ValueError(
             "MODEL.DENSECLIP.LOSS_TARGET is 'mask', which needs MODEL.MASK_ON True. For a dataset without "
@@ -155,14 +159,3 @@ def _check_classes(cfg: CfgNode, section: str, backbone: object) -> None:
 
 def _ground_truth_on(device: torch.device, x: dict) -> dict:
     return {key: value.to(device) if key in ("instances", "sem_seg") else value for key, value in x.items()}
-
-
-def _masks(instances: Instances) -> PolygonMasks | BitMasks:
-    if instances.has("gt_masks"):
-        return instances.gt_masks
-    if len(instances):
-        raise ValueError(
-            "The pixel-text loss has the target 'mask', and annotations have no segmentation. Set "
-            "MODEL.DENSECLIP.LOSS_TARGET to 'box'."
-        )
-    return PolygonMasks([])  # images without objects have no gt_masks
