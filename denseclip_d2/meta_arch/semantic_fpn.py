@@ -27,9 +27,10 @@ class CLIPSemanticFPN(SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        keys = cfg.TEST.SLIDING_WINDOW
-        window = SlidingWindow(tuple(keys.SIZE), tuple(keys.STRIDE), keys.MAX_PIXELS)
-        return {**super().from_config(cfg), "sliding_window": window if keys.ENABLED else None}
+        sliding_window = cfg.TEST.SLIDING_WINDOW
+        size, stride = tuple(sliding_window.SIZE), tuple(sliding_window.STRIDE)
+        window = SlidingWindow(size, stride, sliding_window.MAX_PIXELS)
+        return {**super().from_config(cfg), "sliding_window": window if sliding_window.ENABLED else None}
 
     def forward(self, batched_inputs: list[dict]):
         """Run ``SemanticSegmentor.forward``, at test time by windows.
