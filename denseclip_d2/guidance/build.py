@@ -65,43 +65,43 @@ def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
-    """CLIP's visual encoder and language-guided pyramid, P2 to P6."""
+    """Build CLIP's visual encoder and language-guided pyramid, P2 to P6."""
     return _build_guided(cfg, "max_pool")
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
-    """CLIP's visual encoder and language-guided pyramid, P3 to P7; P6 reads the guided res5."""
+    """Build CLIP's visual encoder and language-guided pyramid, P3 to P7; P6 reads the guided res5."""
     return _build_guided(cfg, _p6_p7(cfg))
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
-    """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
+    """Build CLIP's visual encoder and language-guided pyramid, P2 to P5."""
     return _build_guided(cfg, "")
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
+    """Build CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
     return _build_plain(cfg, "max_pool")
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
+    """Build CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
     return _build_plain(cfg, _p6_p7(cfg))
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
+    """Build CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
     return _build_plain(cfg, "")
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedNeck:
-    """CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
+    """Build CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
 
     ``MODEL.FPN.IN_FEATURES`` has no effect.
     """
@@ -110,13 +110,13 @@ def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> Language
 
 @BACKBONE_REGISTRY.register()
 def build_clip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> SimplePyramid:
-    """CLIP's ViT and Detectron2's simple pyramid of its last map, P2 to P6, without language."""
+    """Build CLIP's ViT and Detectron2's simple pyramid of its last map, P2 to P6, without language."""
     return _simple_pyramid(cfg, LastMapViT(cfg, with_embeddings=False))
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
-    """CLIP's visual encoder and the score map in one of its features, without a pyramid.
+    """Build CLIP's visual encoder and the score map in one of its features, without a pyramid.
 
     A ViT builds the levels of ``MODEL.FPN.IN_FEATURES`` alone, which have to be those of the head.
     """
@@ -125,5 +125,5 @@ def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatu
 
 @BACKBONE_REGISTRY.register()
 def build_clip_backbone(cfg, input_shape: ShapeSpec) -> VisualEncoder:
-    """CLIP's visual encoder alone, without language and without a pyramid."""
+    """Build CLIP's visual encoder alone, without language and without a pyramid."""
     return build_visual_encoder(cfg, with_embeddings=False)
