@@ -152,15 +152,17 @@ class Predictor(DefaultPredictor):
 
     @torch.no_grad()
     def _predict(self, inputs: Sequence[tuple[dict, Sequence[str]]]) -> list[dict]:
-        images, names = zip(*inputs, strict=True)
+        images, names = map(list, zip(*inputs, strict=True))
         asked = list(dict.fromkeys(chain.from_iterable(names)))
         if not asked:
-            return self.model(list(images))
+            return self.model(images)
         guided = self._guided_by(asked)
-        with captured_features(guided) as features:  # detections and score maps from one forward pass
-            predictions = self.model(list(images))
         if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
+            predictions = self.model(images)
             features = guided(seen_by_backbone(self.model, images))  # of whole images, not of windows
+        else:  # one forward pass for both
+            with captured_features(guided) as features:
+                predictions = self.model(images)
         scores = guided.score_maps(features, asked)
         for own, image, prediction, maps in zip(names, images, predictions, scores, strict=True):
             if own:
