@@ -82,7 +82,7 @@ def test_files_pil_images_and_arrays_give_the_same(small_shapes):
         assert torch.equal(other["instances"].scores, outputs[0]["instances"].scores)
         assert torch.equal(other["score_maps"], outputs[0]["score_maps"])
     for array in (np.zeros((8, 8)), np.zeros((0, 0, 3), np.uint8), bgr[..., :1]):
-        with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, BGR; this is \("):
+        with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, BGR, not \("):
             predictor(array)
     with pytest.raises(ValueError, match=r"a list of names, such as \['red solid circle'\]"):
         predictor(bgr, score_maps_of="red solid circle")
