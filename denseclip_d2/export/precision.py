@@ -15,10 +15,6 @@ PREDICTORS = ("anchor_deltas", "bbox_pred", "cls_score", "ctrness", "objectness_
 """Detectron2's names of the layers that predict. They stay float32, for 256 steps are too few."""
 
 
-def stay_float32(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
-    return content
-
-
 def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
     """Store weights as float16. Runtimes convert them to float32 when they load the file.
 
@@ -76,7 +72,7 @@ def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
 
 
 PRECISIONS: dict[str, Callable[[bytes, Iterable[np.ndarray]], bytes]] = {
-    "float32": stay_float32,
+    "float32": lambda content, pictures: content,
     "float16": store_float16,
     "int8": quantize_int8,
 }

@@ -64,10 +64,8 @@ class SlidingWindow:
 
     def windows(self, height: int, width: int) -> list[Window]:
         """Return the windows of an image (3, height, width), row by row."""
-        rows, columns = (
-            _spans(side, size, stride)
-            for side, size, stride in zip((height, width), self.size, self.stride, strict=True)
-        )
+        rows = _spans(height, self.size[0], self.stride[0])
+        columns = _spans(width, self.size[1], self.stride[1])
         return [(slice(None), row, column) for row, column in product(rows, columns)]
 
     def _segmented(self, segment: Segment, image: Tensor) -> Iterator[tuple[Window, Tensor]]:
