@@ -17,7 +17,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import DatasetMapper
-from denseclip_d2.guidance.losses import mask_targets
+from denseclip_d2.guidance.losses import region_targets
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.utils.random_state import seeded_random
 
@@ -301,7 +301,7 @@ def test_run_lengths_are_learned_as_polygons_are(record_with, form):
     torch.testing.assert_close(found[1].gt_boxes.tensor, boxes)
     assert_alike(*(masks.crop_and_resize(boxes, 28) for masks in (polygons, bitmaps)))
     size = tuple(math.ceil(side / 32) * 8 for side in found[0].image_size)
-    assert_alike(*(mask_targets([masks], [classes], 3, size)[0, 1:2] for masks in (polygons, bitmaps)))
+    assert_alike(*(region_targets([masks], [classes], 3, size)[0, 1:2] for masks in (polygons, bitmaps)))
 
 
 def test_masks_of_one_image_may_be_written_in_both_ways(record_with):
