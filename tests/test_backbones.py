@@ -19,7 +19,6 @@ from denseclip_d2.data import get_class_names
 from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.optimizer import build_optimizer
 from denseclip_d2.guidance import LanguageGuidedFPN
-from denseclip_d2.guidance.fpn import no_top_block
 from denseclip_d2.inference import Predictor
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
 from denseclip_d2.visual import EmbeddedBackbone, TimmBackbone
@@ -260,7 +259,6 @@ def test_a_backbone_that_no_config_can_name_is_guided_too():
         language=PromptedTextEncoder(class_names=["dog", "cat"], text_encoder=encoder),
         in_features=["p0", "p1", "p2", "p3"],
         out_channels=16,
-        top_block=no_top_block(),
     )
     outputs = guided(torch.randn(1, 3, 64, 96))
     assert outputs["score_map"].shape == (1, 2, 2, 3)
@@ -304,11 +302,11 @@ def test_the_pixels_are_the_backbones():
         ),
         (
             {**TIMM, "MODEL.BACKBONE.NAME": "build_denseclip_simple_fpn_backbone"},
-            "VISUAL.BACKBONE is 'timm/test_efficientnet'; .* is of CLIP's own ViTs alone",
+            "needs a ViT of CLIP, and .*VISUAL.BACKBONE is 'timm/test_efficientnet'",
         ),
         (
             {**RESNET, "MODEL.RESNETS.OUT_FEATURES": "['res4']"},
-            "IN_FEATURES names res2, res3, res5; build_resnet_backbone has res4",
+            "build_resnet_backbone has no level res2, res3, res5. Choose levels from res4",
         ),
         ({**TIMM, "MODEL.DENSECLIP.VISUAL.EMBEDDING": "mlp"}, "EMBEDDING is 'mlp'; it has to be one of"),
     ],

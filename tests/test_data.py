@@ -17,7 +17,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.mapper import DatasetMapper
-from denseclip_d2.guidance.losses import mask_targets
+from denseclip_d2.guidance.losses import region_targets
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.utils.random_state import seeded_random
 
@@ -103,7 +103,7 @@ def break_image(root, fault: str) -> str:
 def test_an_unusable_image_is_named_with_its_fault(small_shapes, fault):
     root, train, _ = small_shapes
     name = break_image(root, fault)
-    fault = "is no image" if fault == "not an image" else fault
+    fault = "is not an image" if fault == "not an image" else fault
     with pytest.raises(ValueError, match=rf"(?s)1 of 8 images of .*{name} .*{fault}"):
         load(train)
     assert len(load(train, check_images=False)) == 8
@@ -301,7 +301,7 @@ def test_run_lengths_are_learned_as_polygons_are(record_with, form):
     torch.testing.assert_close(found[1].gt_boxes.tensor, boxes)
     assert_alike(*(masks.crop_and_resize(boxes, 28) for masks in (polygons, bitmaps)))
     size = tuple(math.ceil(side / 32) * 8 for side in found[0].image_size)
-    assert_alike(*(mask_targets([masks], [classes], 3, size)[0, 1:2] for masks in (polygons, bitmaps)))
+    assert_alike(*(region_targets([masks], [classes], 3, size)[0, 1:2] for masks in (polygons, bitmaps)))
 
 
 def test_masks_of_one_image_may_be_written_in_both_ways(record_with):

@@ -122,7 +122,15 @@ def test_yolo_boxes_slightly_outside_are_clipped_and_doubled_lines_count_once(tm
     source = read_yolo(write_yolo(tmp_path, a=labels))["train"]
     expected = [[0, 30, 200, 40], [170, 30, 30, 40], PIXELS]
     assert_close(boxes_of(source, "images/train/a.png"), expected)
-    assert "1 lines are in their file twice" in caplog.text
+    assert "1 lines repeat a line of their file" in caplog.text
+
+
+def test_yolo_boxes_without_area_are_left_out_of_training_and_evaluation(tmp_path, caplog):
+    labels = "0 0.5 0.5 0 0.4\n0 1.005 0.5 0.005 0.4\n" + BOX
+    source = read_yolo(write_yolo(tmp_path, a=labels, b="0 0.5 0.5 0.2 0"))["train"]
+    assert_close(boxes_of(source, "images/train/a.png"), [PIXELS])
+    assert not boxes_of(source, "images/train/b.png")
+    assert "3 boxes have no area: left out. " in caplog.text and "b.png" in caplog.text
 
 
 @pytest.mark.parametrize(("dimensions", "visible"), [(3, " 2"), (2, "")])
@@ -149,13 +157,13 @@ def test_sizes_are_those_of_images_as_they_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2 0.5 0.5 0.2 0.4", r"class 2 is none of the 2 names, 0 to 1"),
-        ("-1 0.5 0.5 0.2 0.4", r"class -1 is none"),
-        ("0.5 0.5 0.5 0.2 0.4", r"class 0.5 is none"),
+        ("2 0.5 0.5 0.2 0.4", r"class 2 is not one of the 2 names, 0 to 1"),
+        ("-1 0.5 0.5 0.2 0.4", r"class -1 is not one"),
+        ("0.5 0.5 0.5 0.2 0.4", r"class 0.5 is not one"),
         ("0 100 50 40 40", r"100 is not a fraction of the image's size, 0 to 1, and looks like pixels"),
         ("0 0.5 0.5 0.2 nan", r"nan is not a fraction"),
         ("0 0.5 0.5 -0.2 0.4", r"-0.2 is not a fraction of the image's size, 0 to 1\."),
-        ("0 0.5 0.5 0.2 -0.001", r"-0.001 is no width or height"),
+        ("0 0.5 0.5 0.2 -0.001", r"-0.001 is not a width or height"),
         ("0 0.5 0.5 0.2", r"3 numbers follow the class. A box has 4, a polygon 6, 8, \.\.\."),
         ("0 0.5 0.5 0.2 0.4 0.9", r"5 numbers follow the class"),
         ("0 0.1 0.1 0.2 0.1 0.1 0.5 0.9", r"7 numbers follow the class"),
@@ -357,11 +365,11 @@ def test_more_than_ten_yolo_names_stay_in_the_order_of_their_numbers(tmp_path):
         ("train: images/train\nnames: cat\n", r"data.yaml needs names"),
         ("train: images/train\nnames: []\n", r"data.yaml needs names"),
         ("train: images/train\nnames: [cat, no]\n", r"reads the name of class 1 as False. Put .* in quotes"),
-        ("train: images/train\nnames: {0: cat, 2: dog}\n", r"names has the numbers 0, 2"),
+        ("train: images/train\nnames: {0: cat, 2: dog}\n", r"names has the keys 0, 2"),
         ("train: images/train\nnames: [cat]\nnc: 80\n", r"nc is 80, and there are 1 names"),
         ("train: images/train\nnames: [cat]\nkpt_shape: 17\n", r"kpt_shape is 17"),
-        ("train: images/train\nnames: [cat\n", r"data.yaml is no YAML: .*line"),
-        ("- cat\n", r"data.yaml is no data.yaml"),
+        ("train: images/train\nnames: [cat\n", r"data.yaml is not YAML: .*line"),
+        ("- cat\n", r"data.yaml is not a data.yaml"),
         ("train: images/nowhere\nnames: [cat]\n", r"data.yaml: train: images/nowhere is not in "),
         ("train: nowhere/images\nnames: [cat]\n", r"data.yaml: train: nowhere/images is not in "),
         ("train: images/train\nval: images/val\nnames: [cat]\n", r"data.yaml: val: images/val is not in "),
@@ -394,9 +402,7 @@ def test_broken_images_and_labels_without_image_are_named(tmp_path, caplog):
     read_yolo(tmp_path)
     assert "1 label files have no image: left out. " in caplog.text and "photo.txt" in caplog.text
     write(tmp_path / "images/train/b.png", b"no image")
-    with pytest.raises(
-        ValueError, match=r"b.png is no image of a kind that Pillow reads here\. Fetch them again"
-    ):
+    with pytest.raises(ValueError, match=r"b.png is not an image that Pillow reads here\. Fetch them again"):
         read_yolo(tmp_path)
 
 
@@ -603,14 +609,14 @@ def test_voc_files_in_the_encoding_that_they_declare(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        ("<annotation>", r"b.xml is no XML: .*line 1"),
-        ('<?xml version="1.0" encoding="no such"?><annotation/>', r"b.xml is no XML"),
-        ("<annotations/>", r"b.xml has <annotations>, where Pascal VOC has <annotation>"),
+        ("<annotation>", r"b.xml is not XML: .*line 1"),
+        ('<?xml version="1.0" encoding="no such"?><annotation/>', r"b.xml is not XML"),
+        ("<annotations/>", r"b.xml is not in .* root is <annotations>, not <annotation>"),
         (voc_xml(DOG, "<object><bndbox/></object>"), r"b.xml: object 2 has no <name>"),
         (voc_xml("<object><name>dog</name></object>"), r"b.xml: object 1 \(dog\) has no <bndbox>"),
-        (voc_xml(voc_object("dog", 1, 2, "", 4)), r"object 1 \(dog\) has '' for <xmax>, which is no number"),
-        (voc_xml(voc_object("dog", 1, 2, "3,5", 4)), r"has '3,5' for <xmax>"),
-        (voc_xml(voc_object("dog", 1, 2, "nan", 4)), r"\(dog\) has a box that is not finite"),
+        (voc_xml(voc_object("dog", 1, 2, "", 4)), r"object 1 \(dog\) has a box .* numbers: .* <xmax> ''"),
+        (voc_xml(voc_object("dog", 1, 2, "3,5", 4)), r"<xmax> '3,5', <ymax> '4'\."),
+        (voc_xml(voc_object("dog", 1, 2, "nan", 4)), r"\(dog\) has a box that is not four finite numbers"),
     ],
 )
 def test_a_wrong_voc_file_is_named(tmp_path, xml, message):
@@ -645,8 +651,10 @@ def test_voc_files_and_images_that_do_not_go_together_are_named(tmp_path):
 # Which format it is
 
 
-def test_a_coco_file_is_left_to_its_own_reader(tmp_path):
-    assert read_source([str(tmp_path / "train.json"), str(tmp_path)]) is None
+def test_a_coco_file_goes_with_the_folder_of_its_images(tmp_path):
+    write(tmp_path / "train.json", "{}")
+    sources = read_source([str(tmp_path / "train.json"), str(tmp_path)])
+    assert [(split, source.content) for split, source in sources.items()] == [("train", {})]
 
 
 def test_each_format_is_known_by_its_folder(tmp_path):
@@ -677,17 +685,17 @@ def test_what_is_no_dataset_is_told(tmp_path):
     assert neither in told("nothing")
     assert neither in told("labels") and "--train-semantic" in told("labels")
     write_voc(tmp_path / "VOCdevkit/VOC2007", a=voc_xml(DOG))
-    assert told("VOCdevkit").endswith(f"above a Pascal VOC dataset. Name {tmp_path / 'VOCdevkit/VOC2007'}.")
+    assert told("VOCdevkit").endswith(f"above a Pascal VOC dataset. Give {tmp_path / 'VOCdevkit/VOC2007'}.")
     assert "There is no file or folder" in told("gone")
     assert "There is no file or folder" in told("gone.yaml")
     assert "train.json needs the folder of its images" in told("coco/train/_annotations.coco.json").replace(
         "_annotations.coco", "train"
     )
-    assert "_annotations.coco.json. Name the COCO file" in told("coco")
+    assert "_annotations.coco.json. Give the COCO file" in told("coco")
     assert "two/a.yaml, " in told("two") and "several YAML files" in told("two")
-    assert "classes.txt is none of these: a COCO file" in told("labels/classes.txt")
-    assert "is no COCO file, and goes without" in told("yolo/data.yaml", "yolo/images")
-    assert "is no COCO file, and goes without" in told("yolo/images", "train.json")
+    assert "classes.txt is not a dataset. Give a COCO file" in told("labels/classes.txt")
+    assert "is not a COCO file. Leave out" in told("yolo/data.yaml", "yolo/images")
+    assert "is not a COCO file. Leave out" in told("yolo/images", "train.json")
     assert told("a", "b", "c").startswith("3 values are given")
 
 

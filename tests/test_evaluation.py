@@ -193,7 +193,7 @@ def test_models_without_augmentation_are_refused_before_training(config):
     cfg = config(**{"TEST.AUG.MIN_SIZES": "()"})
     with pytest.raises(ValueError, match=r"TEST.AUG.MIN_SIZES is empty"):
         Trainer(cfg)
-    with pytest.raises(ValueError, match=r"a Linear has no test-time augmentation"):
+    with pytest.raises(ValueError, match="no test-time augmentation of Linear"):
         with_tta(config(), nn.Linear(1, 1))
 
 

@@ -122,7 +122,7 @@ def test_weights_beyond_float16_are_refused():
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy"]
     node = helper.make_node("MatMul", ["x", "fc.weight"], ["y"])
     model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weights]))
-    with pytest.raises(ValueError, match=r"float16 ends at 65504, and fc.weight has 7e\+04"):
+    with pytest.raises(ValueError, match=r"float16 has values up to 65504, and fc.weight has 7e\+04"):
         store_float16(model.SerializeToString(), [])
 
 
@@ -256,8 +256,10 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     whole = RetinaNetHeads(model, shortest=0, longest=0, prepared=True)
     pictures = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
+        model.pixel_mean.fill_(torch.nan)  # pictures are normalized already
         given = decode(whole(pictures), whole.about(), (64, 96))
-        expected = model([{"image": x * model.pixel_std + model.pixel_mean} for x in pictures])
+        model.pixel_mean.zero_(), model.pixel_std.fill_(1)
+        expected = model([{"image": x} for x in pictures])
     assert_detections(given, expected)
     other = {
         "decoding": json.dumps(
@@ -272,7 +274,10 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     ("config", "reason"),
     [
         (ZOO.format("mask_rcnn"), "a DenseCLIPMaskRCNN is none of RetinaNet, SemanticSegmentor"),
-        ("Shapes/systems/fcos.yaml", "a DenseCLIPFCOS is none of .* Take --format onnx or openvino or torch"),
+        (
+            "Shapes/systems/fcos.yaml",
+            "a DenseCLIPFCOS is none of .* Choose --format onnx or openvino",
+        ),
     ],
 )
 def test_what_torch_export_does_not_follow_is_refused(config, reason):
@@ -282,7 +287,7 @@ def test_what_torch_export_does_not_follow_is_refused(config, reason):
 
 
 def test_torch_export_needs_prepared_pictures(tmp_path):
-    with pytest.raises(ValueError, match="torch_export needs --prepared: what resizing does depends on val"):
+    with pytest.raises(ValueError, match="torch_export needs --prepared, for it can"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.pt2", "torch_export")
 
 
@@ -328,19 +333,19 @@ def test_a_file_is_not_verified_by_pictures_of_nothing():
 def test_a_file_of_fewer_bits_that_agrees_too_little_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
     """The runtime changes the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
-    with pytest.raises(
-        ValueError, match="of the labels, .*% agree, where --precision float16 is to keep 99%"
-    ):
+    with pytest.raises(ValueError, match="% of the labels agree; --precision float16 needs 99%"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx", precision="float16")
     assert not list(tmp_path.iterdir())
 
 
 def test_precisions_that_cannot_be_are_refused(tmp_path):
     cfg = zoo_config("retinanet")
-    with pytest.raises(ValueError, match="--precision int8 is of ONNX files: take --format onnx or openvino"):
+    with pytest.raises(
+        ValueError, match="--precision int8 needs an ONNX file. Choose --format onnx or openvino"
+    ):
         export_model(cfg, tmp_path / "model.ts", "torchscript", precision="int8")
     cfg.DATASETS.TRAIN = ()
-    with pytest.raises(ValueError, match="int8 is fitted to DATASETS.TRAIN, or to --images: No dataset"):
+    with pytest.raises(ValueError, match="int8 needs DATASETS.TRAIN or --images: No dataset"):
         export_model(cfg, tmp_path / "model.onnx", "onnx", precision="int8")
 
 
@@ -358,7 +363,7 @@ def test_detections_agree_by_their_scores():
     given = {"boxes": boxes, "scores": np.array([0.95, 0.05], np.float32), "classes": np.array([1, 3])}
     picture = np.zeros((48, 48, 3), np.uint8)
     assert agreement(lambda _: given, whole, [picture], "int8").parts["boxes"] == pytest.approx(0.95)
-    with pytest.raises(ValueError, match="of the boxes, 95.0% agree"):
+    with pytest.raises(ValueError, match="95.0% of the boxes agree"):
         agreement(lambda _: given, whole, [picture], "float16")
 
 
@@ -372,7 +377,7 @@ def moving_labels(path):
 def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
     """The runtime changes the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
-    with pytest.raises(ValueError, match="of a picture of 256 x 341, .*% of the pixels"):
+    with pytest.raises(ValueError, match="for a picture of 256 x 341: .*% of the pixels"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
@@ -402,7 +407,7 @@ BOXES = [[1.0, 2.0, 30.0, 40.0], [5.0, 5.0, 9.0, 9.0]]
 def test_what_a_file_may_not_change(other):
     model = found(BOXES, [0.9, 0.4], [1, 2])
     for pair in ((model, other), (other, model)):
-        with pytest.raises(ValueError, match="have no like"):
+        with pytest.raises(ValueError, match="have no match"):
             _compared(Verdict(), *pair)
 
 
@@ -517,26 +522,12 @@ def test_files_are_verified_with_sides_that_scale_to_a_half(limits):
     shortest, longest = limits
     sizes = [sorted(size) for size in telling_sizes(*limits)]
     low, high = sizes.pop()
-    assert high == 2 * low
-    low, high = sizes.pop()
     assert longest * low / high % 1 == 0.5
     assert shortest * high > longest * low
     assert len(sizes) == (shortest < longest)
     for low, high in sizes:
         assert shortest * high / low % 1 == 0.5
         assert shortest * high < longest * low
-
-
-@pytest.mark.parametrize("limits", [(800, 1333), (200, 333), (96, 161)])
-def test_files_that_resize_in_float32_are_told_apart(limits):
-    shortest, longest = limits
-    sizes = torch.tensor(telling_sizes(*limits))
-    scaled = sizes.float()
-    scaled = scaled * (shortest / scaled.amin(dim=1, keepdim=True))
-    scaled = scaled * (longest / scaled.amax(dim=1, keepdim=True)).clamp(max=1)
-    others = (scaled + 0.5).long()
-    assert (others != fitted_size(sizes, *limits)).any()
-    assert (detectron2_sizes(sizes, *limits) == fitted_size(sizes, *limits)).all()
 
 
 def test_images_to_verify_with_stay_small_without_a_longest_side():
@@ -557,7 +548,7 @@ def test_a_file_that_rounds_a_half_otherwise_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setitem(FORMATS, "onnx", replace(format, content=content))
     size = " x ".join(map(str, telling_sizes(128, 192)[1]))
-    with pytest.raises(ValueError, match=f"differs from the model: of a picture of {size}"):
+    with pytest.raises(ValueError, match=f"differs from the model for a picture of {size}"):
         export_model(zoo_config("retinanet"), tmp_path / "model.onnx", "onnx")
 
 
@@ -595,11 +586,11 @@ def test_the_tool_says_what_is_wrong_before_work(tmp_path):
     config = ["--config-file", f"denseclip://{ZOO.format('retinanet')}", "--output", str(tmp_path)]
     for format, name in (("torchscript", "model.ts"), ("torch_export", "decode.py")):
         (tmp_path / name).write_text("of an earlier export")
-        with pytest.raises(ValueError, match=f"{name} exists. Give --overwrite to replace it, or another --"):
+        with pytest.raises(ValueError, match=f"{name} exists. Give --overwrite to replace it, or choose"):
             tool.main(parse_args([*config, "--format", format]))
         assert (tmp_path / name).read_text() == "of an earlier export"
     args = ["--config-file", "no.yaml", "--format", "torchscript", "--output", str(tmp_path)]
-    with pytest.raises(ValueError, match="leave --prepared out"):
+    with pytest.raises(ValueError, match="leave out --prepared"):
         tool.main(parse_args([*args, "--prepared", "--evaluate"]))
     with pytest.raises(ValueError, match="no.yaml"):
         tool.main(parse_args([*args, "--overwrite"]))

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import SimpleFeaturePyramid
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from released import released_language
 from torch.testing import assert_close
@@ -14,11 +13,10 @@ from denseclip_d2.guidance import (
     LanguageGuidedFeatures,
     LanguageGuidedFPN,
     LanguageGuidedNeck,
-    box_targets,
-    mask_targets,
     pixel_text_loss,
     pixel_text_scores,
     pixel_text_softmax_loss,
+    region_targets,
 )
 from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
 from denseclip_d2.language import PromptedTextEncoder
@@ -35,7 +33,7 @@ def guided_fpn(**kwargs) -> LanguageGuidedFPN:
         class_names=NAMES, text_encoder=text_encoder, decoder_width=16, decoder_layers=1
     )
     kwargs = {"in_features": ["res2", "res3", "res4", "res5"], "out_channels": 16, **kwargs}
-    kwargs.setdefault("top_block", lambda shapes: LastLevelMaxPool())
+    kwargs.setdefault("top_block", "max_pool")
     return LanguageGuidedFPN(visual=visual, language=language, **kwargs)
 
 
@@ -63,7 +61,7 @@ def test_target_loss_and_gradient_equal_the_original(reference, name, kernels):
     scores = record.inputs["score_map"].requires_grad_()
     boxes = [record.inputs[f"boxes{i}"] for i in range(len(scores))]
     classes = [record.inputs[f"labels{i}"] for i in range(len(scores))]
-    target = box_targets(boxes, classes, scores.shape[1], scores.shape[2:])
+    target = region_targets([Boxes(b) for b in boxes], classes, scores.shape[1], scores.shape[2:])
     assert_close(target.float(), record.outputs["target"])
     assert_close(target.any(1, keepdim=True).expand_as(target).float(), record.outputs["mask"])
     loss = box_loss(scores, boxes, classes, stride=4, kernels=kernels)  # recorded at the target's size
@@ -84,7 +82,7 @@ def test_target_equals_plain_loops(seed):
     corners = [torch.rand(n, 2, 2, generator=generator) * 180 - 10 for n in counts]
     boxes = [torch.cat([c.amin(1), c.amax(1)], dim=1) for c in corners]
     classes = [torch.randint(0, 4, (n,), generator=generator) for n in counts]
-    target = box_targets(boxes, classes, 4, (24, 40))
+    target = region_targets([Boxes(b) for b in boxes], classes, 4, (24, 40))
     assert target.any() or sum(counts) == 0
     assert torch.equal(target, loop_targets(boxes, classes, 4, (24, 40)))
 
@@ -95,17 +93,18 @@ def test_mask_target_reads_polygons_and_bitmaps_alike():
     bitmap = torch.zeros(1, 64, 100, dtype=torch.bool)
     bitmap[0, 12:28, 8:40] = True
     classes = [torch.tensor([1]), torch.tensor([], dtype=torch.int64)]
-    expected = box_targets([torch.tensor([[8.0, 12.0, 40.0, 28.0]]), torch.zeros(0, 4)], classes, 3, (16, 32))
+    boxes = [Boxes([[8, 12, 40, 28]]), Boxes([])]
+    expected = region_targets(boxes, classes, 3, (16, 32))
     for masks in (
         [BitMasks(bitmap), BitMasks(torch.zeros(0, 64, 100))],
         [PolygonMasks([[rectangle]]), PolygonMasks([])],
     ):
-        assert torch.equal(mask_targets(masks, classes, 3, (16, 32)), expected)
+        assert torch.equal(region_targets(masks, classes, 3, (16, 32)), expected)
 
 
 def test_masks_of_a_class_join_and_those_of_others_do_not():
     squares = [np.array([x, 0, x + 16, 0, x + 16, 16, x, 16], dtype=np.float64) for x in (0, 8, 32)]
-    target = mask_targets([PolygonMasks([[s] for s in squares])], [torch.tensor([0, 0, 2])], 3, (8, 16))
+    target = region_targets([PolygonMasks([[s] for s in squares])], [torch.tensor([0, 0, 2])], 3, (8, 16))
     assert target.sum(dim=(0, 2, 3)).tolist() == [4 * 6, 0, 4 * 4]
 
 
@@ -167,7 +166,7 @@ def test_score_map_and_guided_level_equal_the_original(reference, kind, concat_l
         language=language,
         in_features=["res5"],
         out_channels=8,
-        top_block=lambda shapes: LastLevelMaxPool(),
+        top_block="max_pool",
         concat_logits=concat_logits,
     )
     seen = []
@@ -192,9 +191,8 @@ def test_outputs_are_the_declared_pyramid_and_the_score_map():
     features = model(torch.rand(2, 3, 64, 128))
     for name, shape in model.output_shape().items():
         assert features[name].shape == (2, shape.channels, 64 // shape.stride, 128 // shape.stride)
-    assert (
-        set(features) == {*model.output_shape(), "score_map"} == {"p2", "p3", "p4", "p5", "p6", "score_map"}
-    )
+    assert set(model.output_shape()) == {"p2", "p3", "p4", "p5", "p6"}
+    assert set(features) - set(model.output_shape()) == {"score_map", "global_embedding", "dense_embedding"}
     assert features["score_map"].shape == (2, 5, 2, 4)
     assert features["score_map"].abs().max() <= 1
     assert model.size_divisibility == 32
@@ -209,6 +207,28 @@ def test_the_pyramid_reads_the_score_map_over_tau_or_itself(concat_logits):
     assert_close(seen[0][:, -5:], scores / 0.07 if concat_logits else scores)
 
 
+def test_score_maps_of_other_words_stand_beside_those_of_the_classes():
+    model = guided_fpn().eval()
+    with torch.no_grad():
+        features = model(torch.rand(2, 3, 64, 128))
+        maps = model.score_maps(features, ["zebra", "tv", "zebra", "person"])
+        text = model.language.embed(["zebra"], features["global_embedding"], features["dense_embedding"])
+    zebra, _ = pixel_text_scores(features["dense_embedding"], text, model.tau)
+    assert torch.equal(maps[:, [1, 3]], features["score_map"][:, [3, 0]])
+    assert torch.equal(maps[:, [0, 2]], zebra.expand(-1, 2, -1, -1))
+
+
+def test_score_maps_of_features_in_half_precision_are_float32():
+    model, images = guided_fpn().eval(), torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        expected = model.score_maps(model(images), ["zebra", "tv"])
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model(images)
+        maps = model.score_maps(features, ["zebra", "tv"])
+    assert features["dense_embedding"].dtype == torch.bfloat16
+    assert_close(maps, expected, atol=0.05, rtol=0)
+
+
 def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():
     model = guided_fpn(concat=False).eval()
     images = torch.rand(1, 3, 64, 64)
@@ -221,7 +241,7 @@ def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():
 def test_gradients_arrive_everywhere_but_in_the_text_encoder():
     model = guided_fpn(
         in_features=["res3", "res4", "res5"],
-        top_block=lambda s: LastLevelP6P7WithoutReLU(s["res5"].channels, 16),
+        top_block="p6_p7_without_relu",
     )
     with torch.no_grad():  # CLIP's zeros in each block's last norm stop gradients
         for name, parameter in model.visual.named_parameters():

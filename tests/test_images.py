@@ -236,7 +236,7 @@ def test_faults_are_listed_by_what_to_do_about_them(tmp_path):
     assert [line.strip() for line in lines[11::12]] == ["and 5 more", "and 3 more"]
     assert lines[12].startswith("Correct the names of missing files")
     assert lines[24].startswith("Correct width and height")
-    assert lines[25].endswith("28.png is no image of a kind that Pillow reads here")
+    assert lines[25].endswith("28.png is not an image that Pillow reads here")
     assert lines[26].startswith("Convert HEIC")
 
 
@@ -298,7 +298,7 @@ def test_an_image_beside_its_heic_has_its_label(tmp_path, caplog):
     first, second = load_semantic_folder(tmp_path / "images", tmp_path / "labels")
     assert [Path(x["file_name"]).name for x in (first, second)] == ["a.jpg", "b.HEIC"]
     (tmp_path / "images/b.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(ImageError, match="(?s)1 of 2 .*b.HEIC is no image of a kind.*Convert HEIC"):
+    with pytest.raises(ImageError, match="(?s)1 of 2 .*b.HEIC is not an image.*Convert HEIC"):
         check_image_files(["x"], [first, second])
 
 

@@ -8,7 +8,8 @@ from released import released_retinanet
 from torch.testing import assert_close
 
 from denseclip_d2.config import load_config
-from denseclip_d2.guidance import box_targets, mask_targets
+from denseclip_d2.guidance import region_targets
+from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
 RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
@@ -139,6 +140,15 @@ def test_the_pixel_text_loss_has_its_weight():
     assert shapes_model(**{"MODEL.DENSECLIP.LOSS_WEIGHT": 0.5}).pixel_text_weight == 0.5
 
 
+def test_arguments_beside_a_config_replace_its_values():
+    """As everywhere in Detectron2."""
+    cfg = load_config(
+        RETINANET, ["MODEL.DENSECLIP.LOSS_WEIGHT", "0.5", "MODEL.DENSECLIP.LOSS_KIND", "softmax"]
+    )
+    model = DenseCLIPRetinaNet(cfg, pixel_text_weight=2.0)
+    assert (model.pixel_text_weight, model.pixel_text_kind) == (2.0, "softmax")
+
+
 def test_masks_are_a_tighter_target_than_boxes():
     """If a mask fills half of its box, the loss uses half of the pixels."""
     inputs = [random_input(96, 128, [[16, 16, 80, 80]], [3])]
@@ -146,8 +156,8 @@ def test_masks_are_a_tighter_target_than_boxes():
     model = shapes_model(MASK_RCNN, **{"MODEL.DENSECLIP.LOSS_TARGET": "mask"})
     boxed = shapes_model(MASK_RCNN)
     instances = inputs[0]["instances"]
-    by_box = box_targets([instances.gt_boxes.tensor], [instances.gt_classes], 18, (24, 32))
-    by_mask = mask_targets([model._shapes(instances)], [instances.gt_classes], 18, (24, 32))
+    by_box = region_targets([instances.gt_boxes], [instances.gt_classes], 18, (24, 32))
+    by_mask = region_targets([model._shapes(instances)], [instances.gt_classes], 18, (24, 32))
     assert by_box.sum() == 16 * 16
     assert (by_mask & ~by_box).sum() == 0
     assert by_mask.sum().item() == pytest.approx(16 * 16 / 2, rel=0.15)

@@ -20,6 +20,8 @@ from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.config.own import keep_schedule
 from denseclip_d2.data import get_class_names
+from denseclip_d2.data.checks import load_datasets
+from denseclip_d2.data.dataset_folder import read_own
 from denseclip_d2.data.own import held_out_images
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
@@ -141,7 +143,11 @@ def test_the_held_out_part_is_evaluated_under_the_files_own_ids(pictures):
     name = cfg.DATASETS.TEST[0]
     check_test_sets(cfg)
     Trainer.build_evaluator(cfg, name)
-    written = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    file = Path(MetadataCatalog.get(name).json_file)
+    written = json.loads(file.read_text())
+    before = file.stat().st_mtime_ns
+    Trainer.build_evaluator(cfg, name)
+    assert file.stat().st_mtime_ns == before  # each evaluation of a training would write the same
     assert [c["id"] for c in written["categories"]] == [7, 10, 13, 16, 19, 22]
     assert len(written["images"]) == 4
     edit(pictures / "train.json", lambda c: c["images"].pop())
@@ -234,9 +240,9 @@ def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda c: c.pop("categories"), "not in COCO's format.*it has no 'categories'.*own_data.md"),
-        (lambda c: c.update(categories=[]), "has no categories"),
-        (lambda c: c.update(annotations=[]), "has no annotations"),
+        (lambda c: c.pop("categories"), "not in COCO's format.*there is no 'categories'.*own_data.md"),
+        (lambda c: c.update(categories=[]), "there are no categories"),
+        (lambda c: c.update(annotations=[]), "there are no annotations"),
         (lambda c: c["annotations"][0].pop("segmentation"), "needs masks, and 1 of the 16 annotations"),
         (lambda c: c["annotations"][0].update(segmentation=[]), "needs masks, and 1 of the 16 annotations"),
     ],
@@ -250,8 +256,16 @@ def test_a_file_that_cannot_be_learned_from(pictures, change, error):
 @pytest.mark.parametrize("text", ["", "[]", "filepath\ttitle\n"])
 def test_another_file_is_not_cocos(pictures, text):
     (pictures / "train.json").write_text(text)
-    with pytest.raises(ValueError, match="train.json is not in COCO's format"):
+    with pytest.raises(ValueError, match="train.json.* is not in COCO's format"):
         own(pictures)
+
+
+def test_a_file_that_is_spoiled_later_is_told_by_its_reader(pictures):
+    names = own(pictures).DATASETS.TRAIN
+    edit(pictures / "train.json", lambda c: c["images"][0].pop("file_name"))
+    read_own.cache_clear()
+    with pytest.raises(ValueError, match="^/.*train.json: image 1 has the file_name None"):
+        load_datasets(names, filter_empty=True, check_images=False)
 
 
 def test_what_is_not_there(pictures):
@@ -274,7 +288,7 @@ def test_options_that_do_not_go_together(pictures):
         (["DATASETS.OWN.VAL", source], CONFIG, r"\(--val\) goes with .*\(--train\)"),
         (["DATASETS.OWN.TRAIN", source], SEMANTIC, r"SemanticFPN takes .*SEMANTIC \(--train-semantic\)"),
         (["DATASETS.OWN.SEMANTIC", "my"], CONFIG, r"DenseCLIPRetinaNet takes .*TRAIN \(--train\)"),
-        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "it has to be a COCO file and the folder"),
+        (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "val.json needs the folder of its images"),
         (["DATASETS.OWN.TRAIN", source], PANOPTIC, "objects and labels of pixels"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
@@ -306,6 +320,19 @@ def test_files_called_alike_are_told_apart_by_their_folders(pictures, tmp_path):
         assert cfg.DATASETS.TRAIN == ("annotations_instances_default",)
         assert cfg.DATASETS.TEST == ("task2_annotations_instances_default",)
     assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
+
+
+def test_one_file_with_two_folders_of_images_is_two_datasets(pictures):
+    """Also where every end of its path is the name of the first."""
+    shutil.copytree(pictures / "images", pictures / "dark")
+    file = str(pictures / "train.json")
+    train, val = (file, str(pictures / "images")), (file, str(pictures / "dark"))
+    for name in ["_".join(pictures.parts[-length:]) for length in range(1, len(pictures.parts))]:
+        DatasetCatalog.register(f"{name}_train", list)
+    cfg = load_config(CONFIG, ["DATASETS.OWN.TRAIN", train, "DATASETS.OWN.VAL", val])
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("train_2",), ("train_3",))
+    for name, folder in (("train_2", "images"), ("train_3", "dark")):
+        assert {Path(r["file_name"]).parent.name for r in DatasetCatalog.get(name)} == {folder}
 
 
 # Folders

@@ -96,7 +96,7 @@ def test_batches_shrink_if_memory_runs_out(predictor, pictures, monkeypatch, cap
     for one, other in zip(alone, predictor(images), strict=True):
         assert torch.equal(one["instances"].scores, other["instances"].scores)
     assert predictor.at_once == 1
-    assert "Memory is too short for 4 images at once: 2 from here on" in caplog.text
+    assert "Memory is too small for batches of 4 images; now 2" in caplog.text
     monkeypatch.setattr(predictor, "_predict", lambda inputs: (_ for _ in ()).throw(MemoryError("none left")))
     with pytest.raises(MemoryError, match="none left"):
         predictor(images)
@@ -213,7 +213,7 @@ def test_a_run_without_images_writes_nothing(tmp_path, source, folder):
     done = run_tool("demo.py", source, nothing, "--output", tmp_path / folder, datasets=tmp_path, config=zoo)
     assert done.returncode == 1, done.stderr[-3000:]
     assert f"Skipped: {nothing}" in done.stderr
-    assert f"No image was seen, and nothing is written to {tmp_path / folder}" in done.stderr
+    assert f"No image could be read. Nothing is written to {tmp_path / folder}" in done.stderr
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty.mp4", "kept"]
 
 
@@ -237,7 +237,7 @@ def test_images_that_pillow_cannot_read_are_named(tmp_path, predictor):
     outcome = draw_sources(predictor, sources, str(out))
     assert outcome.seen == 1
     (fault,) = outcome.faults
-    assert fault.startswith(f"{folder / 'x.HEIC'} is no image of a kind that Pillow reads here. Convert HEIC")
+    assert fault.startswith(f"{folder / 'x.HEIC'} is not an image that Pillow reads here. Convert HEIC")
     assert sorted(path.name for path in out.iterdir()) == ["detections.json", "overview.png", "x.png"]
 
 

@@ -182,7 +182,7 @@ def test_a_vit_is_evaluated_as_well(table, tmp_path):
         ("filepath,title\na.png,a\n", "no column 'filepath'"),
         ("filepath\ttitle\n", "no rows"),
         ("filepath\ttitle\na.png\t\n", "no caption beside a.png"),
-        ("filepath\ttitle\na.png\ta star\n", "1 images of 1 that are not there"),
+        ("filepath\ttitle\na.png\ta star\n", "1 images of 1 that are missing"),
         ("\0", "has zero bytes"),
     ],
 )

@@ -20,11 +20,10 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as mask_util
 
 from denseclip_d2.config import rules
-from denseclip_d2.data.changes import Changes
-from denseclip_d2.data.coco_annotation import AnnotationNormalizer
+from denseclip_d2.data.coco_annotation import Changes, normalize_annotation
 from denseclip_d2.data.coco_masks import mask_area, mask_box, normalize_mask
 from denseclip_d2.data.transforms import ResizeShortestEdge
-from denseclip_d2.data.yolo_labels import read_labels
+from denseclip_d2.data.yolo import read_labels
 from denseclip_d2.export.resizing import fitted_size
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves
 from denseclip_d2.language.packing import pack_prompts
@@ -69,7 +68,7 @@ numbers = st.integers(-5000, 5000) | st.floats(-5000, 5000)
 def normalized(annotation: dict, image: dict) -> tuple[dict | None, Changes]:
     """Return the annotation, or None if it is left out, and the changes."""
     annotation, changes = copy.deepcopy(annotation), Changes()
-    kept = AnnotationNormalizer(changes)(annotation, image, "annotation 1")
+    kept = normalize_annotation(annotation, image, "annotation 1", changes)
     return annotation if kept else None, changes
 
 

@@ -117,7 +117,7 @@ def test_folders_behind_links_are_read_and_hidden_files_are_not(folder, tmp_path
 
 def test_a_file_without_class_names_is_named(folder):
     (folder / "classes.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"rooms/classes.txt is empty. It needs the name of a class"):
+    with pytest.raises(ValueError, match=r"rooms/classes.txt is empty. Write the name of a class"):
         semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))
 
 
@@ -237,7 +237,7 @@ def test_a_class_without_a_pixel_is_told_and_that_255_is_ignored(folder, caplog)
     assert level == "WARNING"
     assert "rooms_train: 1 of 2 classes have no pixel in its 2 label images" in said
     assert (
-        "'floor, flooring' (1). Pixels of 255 are ignored: if they are meant to be 'floor, flooring', "
+        "'floor, flooring' (1). Pixels of 255 are ignored. If they are meant to be 'floor, flooring', "
         in said
     )
     assert said.endswith("change their value to 1.")
@@ -246,7 +246,7 @@ def test_a_class_without_a_pixel_is_told_and_that_255_is_ignored(folder, caplog)
 def test_a_class_without_a_pixel_is_told_where_nothing_is_ignored(folder, caplog):
     labeled(folder, [1], [1])
     ((_, said),) = told(caplog)
-    assert said.endswith("cannot be learned or evaluated there: 'wall' (0).")
+    assert said.endswith("cannot be learned or evaluated: 'wall' (0).")
 
 
 def test_nothing_is_told_where_each_class_has_a_pixel(folder, caplog):

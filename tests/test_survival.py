@@ -135,7 +135,7 @@ def test_a_loader_of_another_batch_goes_on_after_as_many_images_and_says_so(capl
     batches(loader, 4)
     resumed = fake_loader(0, grouping=False, batch=2)
     resumed.load_state_dict(loader.state_dict())
-    assert "total_batch_size was 3, is 2. Going on after 12 images" in caplog.text
+    assert "total_batch_size was 3, is 2. Resuming after 12 images" in caplog.text
     following = [x for batch in batches(resumed, 3) for x in batch]
     loader.load_state_dict({**loader.state_dict(), "images": 12})
     assert following == [x for batch in batches(loader, 2) for x in batch]

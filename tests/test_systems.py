@@ -116,7 +116,7 @@ def test_panoptic_fpn_is_evaluated_on_objects_and_labels_and_joins_both(options)
     assert output["sem_seg"].shape == (2, 96, 128)
     assert output["panoptic_seg"][0].shape == (96, 128)
     cfg.TEST.AUG.ENABLED = True
-    with pytest.raises(ValueError, match="a DenseCLIPPanopticFPN has no test-time augmentation"):
+    with pytest.raises(ValueError, match="there is no test-time augmentation of DenseCLIPPanopticFPN"):
         with_tta(cfg, trainer.model)
 
 
@@ -172,6 +172,13 @@ def test_panoptic_deeplab_without_language_has_the_same_labels(panopticapi):
     assert not [name for name in names if "language" in name]
 
 
+def test_panoptic_deeplab_needs_a_name_for_each_class(panopticapi):
+    opts = ["MODEL.DENSECLIP.CLASS_NAMES", "['a', 'b', 'c']"]
+    cfg = load_config("configs/Shapes/systems/panoptic_deeplab.yaml", opts)
+    with pytest.raises(ValueError, match="3 class names for MODEL.SEM_SEG_HEAD.NUM_CLASSES = 19"):
+        build_model(cfg)
+
+
 @pytest.mark.parametrize("name", ["shapes_panoptic_val_separated", "shapes_panoptic_val"])
 def test_the_panoptic_quality_of_the_truth_is_whole(options, name):
     pytest.importorskip("panopticapi.evaluation")
@@ -211,7 +218,7 @@ def test_a_system_of_ones_own_is_guided_by_one_line():
 def test_a_backbone_without_a_score_map_is_refused():
     opts = ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
     cfg = load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
-    with pytest.raises(ValueError, match="has no score map, which DenseCLIPRetinaNet needs. Take a MODEL"):
+    with pytest.raises(ValueError, match="DenseCLIPRetinaNet needs a backbone with a score map"):
         META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 

@@ -214,13 +214,3 @@ def test_values_are_local_and_the_global_embedding_is_clips():
     for name in (*LEVELS, "global_embedding"):
         assert_close(features[name], expected[name])
     assert not torch.allclose(features["dense_embedding"], expected["dense_embedding"])
-
-
-def test_an_unknown_dense_embedding_is_refused():
-    with pytest.raises(ValueError, match="VISUAL.DENSE is 'query'"):
-        CLIPResNet(**TINY, dense="query")
-
-
-def test_an_unknown_dilation_is_refused():
-    with pytest.raises(ValueError, match="VISUAL.RES5_DILATION is 3"):
-        CLIPResNet(**TINY, res5_dilation=3)

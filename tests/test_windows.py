@@ -148,7 +148,7 @@ def test_without_a_window_every_block_attends_globally():
 def test_a_block_that_is_not_there_is_refused():
     opts = [*VIT, "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", 3, "MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", (1, 4, 9)]
     cfg = load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
-    with pytest.raises(ValueError, match=r"VISUAL.GLOBAL_BLOCKS names 4, 9; the ViT's blocks are 0 to 3\."):
+    with pytest.raises(ValueError, match=r"global_blocks has 4, 9; the blocks of the ViT are 0 to 3\."):
         build_visual_encoder(cfg)
 
 

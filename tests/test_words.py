@@ -65,5 +65,5 @@ def test_the_zoos_score_maps_point_at_shapes(small_shapes):
     assert set(figures) == {"labeled"}
     assert figures["labeled"]["pairs"] > 20
     assert figures["labeled"]["pointing"] > 2 * figures["labeled"]["pointing_chance"]
-    with pytest.raises(ValueError, match="No class 'hexagon'"):
+    with pytest.raises(ValueError, match="'hexagon' is not a class"):
         evaluate_words(predictor, records, ["hexagon"] * 18)

@@ -1,15 +1,13 @@
 """The twin of denseclip_retinanet_RN50_FPN_1x.yaml by Detectron2's LazyConfig."""
 
-from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
-from denseclip_d2.guidance.fpn import p6_p7
 from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
 from ..common.coco_1x import dataloader, lr_multiplier, optimizer, train
 from ..common.denseclip import backbone, init_checkpoint, pixel_text, pixels
 
-backbone.update(in_features=["res3", "res4", "res5"], top_block=L(p6_p7)(out_channels=256, relu=False))
+backbone.update(in_features=["res3", "res4", "res5"], top_block="p6_p7_without_relu")
 model = get_config("common/models/retinanet.py").model
 model.update(_target_=DenseCLIPRetinaNet, backbone=backbone, **pixels, **pixel_text)
 

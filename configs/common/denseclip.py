@@ -31,5 +31,4 @@ backbone = L(LanguageGuidedFPN)(
     ),
     in_features=["res2", "res3", "res4", "res5"],
     out_channels=256,
-    top_block=None,
 )

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..language.text_encoder import CLIPTextEncoder
-from ..meta_arch.semantic_fpn import seen_by_backbone
+from ..meta_arch.preprocess import seen_by_backbone
 
 # As in mmdet and the paper: the box head on 1000 proposals, the mask head on 100.
 NUM_PROPOSALS, NUM_DETECTIONS = 1000, 100

@@ -1,4 +1,4 @@
-"""Measure how well a model's score maps point at what is named, by its classes and by other names.
+"""Measure how well a model's score maps point at the named objects, for its classes and for other names.
 
 tools/evaluate_words.py --config-file configs/Shapes192/denseclip_semantic_fpn_tiny_seen.yaml \\
     --dataset shapes192_val --json words.json MODEL.WEIGHTS output/shapes192_semantic_fpn_seen/model_final.pth
@@ -23,9 +23,9 @@ from .parser import add_config, check_folder, command_parser, write_json
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add_config(parser, help="a config, or weights exported with theirs")
-    add("--dataset", required=True, help="a registered dataset with objects, of any classes")
-    add("--json", type=Path, metavar="OUT", help="file to write the figures to")
+    add_config(parser, help="a config, or exported weights")
+    add("--dataset", required=True, help="a registered dataset with objects of any classes")
+    add("--json", type=Path, metavar="OUT", help="file to write the results to")
     return parser
 
 
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     records = load_datasets([args.dataset], filter_empty=True, check_images=True)
     names = MetadataCatalog.get(args.dataset).get("thing_classes")
     if not names:
-        raise ValueError(f"{args.dataset} has no objects with names: its metadata lacks thing_classes.")
+        raise ValueError(f"{args.dataset} has no names of objects: its metadata lacks thing_classes.")
     figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
     report = {"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}
     print(json.dumps(report, indent=2))

@@ -1,4 +1,4 @@
-"""Export a trained model as one file for other runtimes, verified by them.
+"""Export a trained model as a file for other runtimes, and verify the file in its runtime.
 
 tools/export_model.py --config-file F --format onnx --output DIR MODEL.WEIGHTS W
 tools/export_model.py --config-file model.safetensors --format torchscript --output DIR    # its own config
@@ -6,8 +6,8 @@ tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
 tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
 
-DIR gets model.onnx, model.ts or model.pt2, and beside a RetinaNet's model.pt2 decode.py. docs/export.md has
-their inputs, outputs and metadata.
+DIR gets model.onnx, model.ts or model.pt2; for a RetinaNet's model.pt2 also decode.py. docs/export.md
+describes inputs, outputs and metadata.
 """
 
 import argparse
@@ -28,24 +28,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument(
         "--precision", choices=list(PRECISIONS), default="float32",
-        help="of weights, and in int8 of arithmetic, in ONNX files (%(default)s)",
+        help="precision of the weights in ONNX files, and of arithmetic for int8 (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of an earlier export")
-    parser.add_argument("--score-map", action="store_true", help="give the score map too")
+    parser.add_argument("--score-map", action="store_true", help="output the score map too")
     parser.add_argument(
-        "--prepared", action="store_true", help="take pictures that are resized and normalized already"
+        "--prepared", action="store_true", help="take images that are already resized and normalized"
     )
     parser.add_argument(
-        "--mask-squares", action="store_true", help="give masks as they are in their boxes, to be pasted"
+        "--mask-squares", action="store_true", help="output masks of a fixed size, to paste into boxes"
     )
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="FILE",
-        help="pictures to verify with, and to fit int8 to, of what the model knows (default: generated "
-        "shapes, for int8 the first of DATASETS.TRAIN)",
+        help="images with objects of the model's classes, to verify with and to calibrate int8 on (default: "
+        "generated shapes; for int8 the first of DATASETS.TRAIN)",
     )  # fmt: skip
     parser.add_argument(
-        "--evaluate", action="store_true", help="evaluate the file, by its runtime, on DATASETS.TEST"
+        "--evaluate", action="store_true", help="evaluate the file in its runtime on DATASETS.TEST"
     )
     return parser
 
@@ -53,13 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     setup_logger()
     if args.evaluate and args.prepared:
-        raise ValueError("--evaluate is of files that take pictures as they are: leave --prepared out.")
+        raise ValueError("--evaluate needs a file for images without preprocessing: leave out --prepared.")
     check_writable(args.output, "--output")
     cfg = load_config(args.config_file, args.opts)
     files = [Path(args.output) / name for name in files_of(cfg, args.format)]
     for file in files:
         if file.exists() and not args.overwrite:
-            raise ValueError(f"{file} exists. Give --overwrite to replace it, or another --output.")
+            raise ValueError(f"{file} exists. Give --overwrite to replace it, or choose another --output.")
     print(f"Exporting the model of {args.config_file} ...", flush=True)
     verdict = export_model(
         cfg, files[0], args.format, prepared=args.prepared, score_map=args.score_map,

@@ -7,9 +7,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.dataset_folder import FORMS
-from ..data.own import OwnData, own_labels
-from ..data.own_boxes import own_boxes
+from ..data.own import OwnData, own_boxes, own_labels
 from ..data.semantic import register_semantic_folders
 from ..data.tasks import is_panoptic, is_semantic, section_of
 from ..utils.text import read_text
@@ -112,9 +110,6 @@ def _registered(cfg: CfgNode) -> OwnData:
             cfg.DATASETS.SEMANTIC_FOLDERS = (*cfg.DATASETS.SEMANTIC_FOLDERS, own.SEMANTIC)
         register_semantic_folders(cfg)
         return own_labels(own.SEMANTIC, **split)
-    for key in ("TRAIN", "VAL"):
-        if len(own[key]) > 2 or (len(own[key]) == 1 and own[key][0].lower().endswith(".json")):
-            raise ValueError(f"DATASETS.OWN.{key} is {own[key]!r}; it has to be {FORMS}.")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     return own_boxes(own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty, **split)
 

@@ -1,8 +1,7 @@
-"""Clear errors for unusable datasets, before the first iteration instead of hours into training."""
+"""Raise clear errors for unusable datasets before the first iteration, instead of hours into training."""
 
 import difflib
 import json
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,28 +12,26 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.utils.file_io import PathManager
 
 from ..utils.text import read_text
-from .agreement import check_ignored, describe_dataset, way_to_as_many_classes
 from .coco_json import nameless_category
-from .image_checks import check_image_files
+from .image_checks import check_image_files, describe_dataset
 from .semantic import check_some_labels
 from .tasks import is_semantic, section_of
 
-logger = logging.getLogger(__name__)
-
 
 def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: bool) -> list[dict]:
-    """Detectron2's ``get_detection_dataset_dicts``, with clear errors.
+    """Call Detectron2's ``get_detection_dataset_dicts``, with clear errors.
 
     Args:
         names: registered datasets.
         filter_empty: leave out images without boxes.
-        check_images: see that each image is there, whole and of its annotated size, and each label image
-            whole and of its image's size, as far as ``check_image_files`` sees; the labels of some are read.
+        check_images: check the files of all images and label images with :func:`check_image_files`, and the
+            labels of some.
 
     Raises:
-        ValueError: no dataset is named; one is not registered, has malformed annotations or unusable images.
+        ValueError: no dataset is named; a dataset is not registered, or has malformed annotations or
+            unusable images.
         FileNotFoundError: an annotation file or folder is missing.
-        ImportError: the package that reads one is not installed.
+        ImportError: the package that reads a dataset is not installed.
     """
     if not names:
         raise ValueError("No dataset to load: DATASETS.TRAIN is empty. Name one there, or give --train.")
@@ -45,19 +42,20 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
     for name in names:
         check_class_names(name, MetadataCatalog.get(name).get("thing_classes", ()))
     if check_images:
-        _check_images(names, dicts)
+        check_image_files(names, dicts)
+        if labeled := [record for record in dicts if "sem_seg_file_name" in record]:
+            check_some_labels(labeled, names)
     return dicts
 
 
 def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Refuse datasets, once loaded, whose classes are not the model's or differ among them.
+    """Check that loaded datasets have the same classes, as many as the model, and ignore the same label.
 
     Raises:
-        ValueError: as many classes as NUM_CLASSES, under the same names in the same order, are needed, and
-            for semantic segmentation the same label of what is ignored.
+        ValueError: the number or the names of classes, or their order, or the ignored labels differ.
     """
     section, kind = section_of(cfg), "stuff_classes" if is_semantic(cfg) else "thing_classes"
-    num_classes = cfg.MODEL[section].NUM_CLASSES
+    num_classes, named = cfg.MODEL[section].NUM_CLASSES, len(cfg.MODEL.DENSECLIP.CLASS_NAMES)
     classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
         dataset = describe_dataset(name)
@@ -69,9 +67,9 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         if len(own) != num_classes:
             raise ValueError(
                 f"{dataset!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
-                f"{way_to_as_many_classes(cfg, section, kind, len(own))}"
+                f"{_way_to_as_many_classes(cfg, section, kind, len(own))}"
             )
-        if (named := len(cfg.MODEL.DENSECLIP.CLASS_NAMES)) not in (0, num_classes):
+        if named not in (0, num_classes):
             raise ValueError(
                 f"{dataset!r} has {num_classes} classes, MODEL.DENSECLIP.CLASS_NAMES has {named} names. "
                 "Give it one for each class, or set it to (), which takes those of the dataset."
@@ -82,69 +80,94 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
                 "another order. Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes."
             )
     if is_semantic(cfg):
-        check_ignored(names, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        _check_ignored(names, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+
+def _way_to_as_many_classes(cfg: CfgNode, section: str, kind: str, count: int) -> str:
+    """Return what to set if a dataset has ``count`` classes and the model another number."""
+    known = {name: MetadataCatalog.get(name).get(kind) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    counts = {name: len(classes) for name, classes in known.items() if classes}
+    if {*counts.values()} - {count}:
+        listed = ", ".join(f"{describe_dataset(name)} has {number}" for name, number in counts.items())
+        return f"Give DATASETS.TRAIN and DATASETS.TEST datasets of the same classes: {listed}."
+    names = len(cfg.MODEL.DENSECLIP.CLASS_NAMES)
+    also = "" if names in (0, count) else " and MODEL.DENSECLIP.CLASS_NAMES to ()"
+    return f"Set MODEL.{section}.NUM_CLASSES to {count}{also}, or give DATASETS other datasets."
+
+
+def _check_ignored(names: Sequence[str], ignore_value: int) -> None:
+    ignored = {name: MetadataCatalog.get(name).get("ignore_label", ignore_value) for name in names}
+    listed = ", ".join(f"{describe_dataset(name)!r} ignores label {label}" for name, label in ignored.items())
+    if len({*ignored.values()}) > 1:
+        raise ValueError(f"{listed}. Register all with the same ignore_label.")
+    if {*ignored.values()} - {ignore_value}:
+        label = ignored[names[0]]
+        raise ValueError(f"{listed}, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}. Set it to {label}.")
 
 
 @contextmanager
 def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
-    """Turn what reading annotations of these datasets raises into errors that name the file and the way out.
+    """Turn the errors of reading these datasets into errors that name the file and the way out.
 
     Raises:
         ValueError: a dataset is not registered, or its annotations are malformed.
         FileNotFoundError: an annotation file or folder is missing.
-        ImportError: the package that reads one is not installed.
+        ImportError: the package that reads a dataset is not installed.
     """
     for name in names:
         check_registered(name)
-        _check_package(name)
+    metadata = [MetadataCatalog.get(name) for name in names]
+    of_lvis = [each.name for each in metadata if each.get("evaluator_type") == "lvis"]
+    if of_lvis and find_spec("lvis") is None:
+        raise ImportError(
+            f"Dataset {of_lvis[0]!r} needs the package lvis, which is not installed: "
+            "pip install --no-deps lvis."
+        )
+    for name in names:
         _check_annotations_exist(name)
     try:
         yield
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        files = [MetadataCatalog.get(name).get("json_file") for name in names]
-        for file in filter(None, files):
+        if isinstance(error, ValueError) and any(each.get("source") for each in metadata):
+            raise  # the readers of own data name the file, the item and the remedy
+        files = [*filter(None, (each.get("json_file") for each in metadata))]
+        for file in files:
             _check_category_names(file)
-        culprits = ", ".join(map(describe_dataset, names))
-        of_lvis = any(map(_is_lvis, names))
         needed = f"A file in {'LVIS' if of_lvis else 'COCO'}'s format is needed; fetch or make it again."
         raise ValueError(
-            f"Malformed annotations in {culprits}: {type(error).__name__}: {error}. "
-            + (needed if any(files) else "datasets/README.md says what is needed.")
+            f"Malformed annotations in {', '.join(map(describe_dataset, names))}: {type(error).__name__}: "
+            f"{error}. {needed if files else 'datasets/README.md says what is needed.'}"
         ) from error
 
 
 def check_class_names(name: str, class_names: Sequence) -> None:
-    """Refuse the class names of a dataset where one is no string.
+    """Check that the class names of a dataset are strings.
 
     Raises:
-        ValueError: it is not; the error names the file and the category where there is a file.
+        ValueError: a name is not; the error names the category and the file, if there is a file.
     """
     if all(isinstance(words, str) for words in class_names):
         return
     if file := MetadataCatalog.get(name).get("json_file"):
         _check_category_names(file)
     dataset = describe_dataset(name)
-    raise ValueError(f"{dataset!r} has class names that are no strings: {list(class_names)[:5]} ...")
+    raise ValueError(f"{dataset!r} has class names that are not strings: {list(class_names)[:5]} ...")
 
 
 def _check_category_names(json_file: str) -> None:
-    """
-    Raises:
-        ValueError: a category of a COCO-format file has no name, or one that is no string.
-    """
     try:
         fault = nameless_category(json.loads(read_text(json_file))["categories"])
     except (AttributeError, LookupError, TypeError, ValueError):
-        return  # no categories at all: another error's matter
+        return  # no categories at all, which is another error
     if fault:
         raise ValueError(f"{json_file}: {fault}") from None
 
 
 def check_registered(name: str) -> None:
-    """Refuse the name of a dataset that Detectron2 does not know.
+    """Raise an error that names the nearest datasets if Detectron2 does not know this one.
 
     Raises:
-        ValueError: not registered.
+        ValueError: the dataset is not registered.
     """
     if name not in DatasetCatalog:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
@@ -154,31 +177,17 @@ def check_registered(name: str) -> None:
         )
 
 
-def _is_lvis(name: str) -> bool:
-    return MetadataCatalog.get(name).get("evaluator_type") == "lvis"
-
-
-def _check_package(name: str) -> None:
-    """Refuse a dataset of LVIS where the package is missing by which Detectron2 reads and evaluates it."""
-    if _is_lvis(name) and find_spec("lvis") is None:
-        raise ImportError(
-            f"Dataset {name!r} needs the package lvis, which is not installed: pip install --no-deps lvis."
-        )
-
-
 def _check_annotations_exist(name: str) -> None:
     metadata = MetadataCatalog.get(name)
-    if files := [*filter(None, map(metadata.get, ("json_file", "panoptic_json")))]:
-        missing = next((f"annotation file {file}" for file in files if not PathManager.isfile(file)), "")
-    else:
-        folders = (metadata.get(key) for key in ("image_root", "sem_seg_root", "image_dir", "gt_dir"))
-        missing = next(
-            (f"folder {folder}" for folder in folders if folder and not PathManager.isdir(folder)), ""
-        )
-    if missing:
+    kind, is_there = "annotation file", PathManager.isfile
+    paths = [*filter(None, map(metadata.get, ("json_file", "panoptic_json")))]
+    if not paths:
+        kind, is_there = "folder", PathManager.isdir
+        paths = [*filter(None, map(metadata.get, ("image_root", "sem_seg_root", "image_dir", "gt_dir")))]
+    if missing := next((path for path in paths if not is_there(path)), ""):
         hint = metadata.get("how_to_get") or "datasets/README.md says what to put where."
         raise FileNotFoundError(
-            f"Dataset {name!r} has no {missing}. {hint} "
+            f"Dataset {name!r} has no {kind} {missing}. {hint} "
             "The environment variable DETECTRON2_DATASETS tells where datasets are (./datasets by default)."
         )
 
@@ -190,10 +199,3 @@ def _check_boxes(record: dict) -> None:
             raise ValueError(
                 f"image {record['file_name']} has a box {box}; needed are x, y, width, height, all finite"
             )
-
-
-def _check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
-    check_image_files(names, dicts)
-    labeled = [record for record in dicts if "sem_seg_file_name" in record]
-    if labeled:
-        check_some_labels(labeled, names)

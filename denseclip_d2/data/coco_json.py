@@ -4,27 +4,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..utils.text import read_text
+
 CONVERT = "docs/own_data.md says what files and folders can be read."
 
 
 def read_json(path: Path) -> object:
-    """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 or UTF-32.
+    """Read a JSON file in an encoding that :func:`read_text` reads.
 
     Raises:
-        ValueError: the file is no JSON, or in another encoding.
+        ValueError: the file is not JSON, or is in another encoding.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not encoded in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
-        ) from error
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not in COCO's format, and no JSON: {error}. {CONVERT}") from error
+        raise ValueError(f"{path} is not in COCO's format, and not JSON: {error}. {CONVERT}") from error
 
 
 def nameless_category(categories: Iterable[dict]) -> str:
-    """Return what is wrong with the first category that has no name of type string; empty if all have one."""
+    """Return what is wrong with the first category whose name is not a string; "" if all are."""
     for category in categories:
         if not isinstance(category.get("name"), str):
             has = f"the name {category['name']!r}" if "name" in category else "no name"
@@ -37,7 +36,7 @@ def nameless_category(categories: Iterable[dict]) -> str:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Halve the time of making a million objects, none of which are garbage."""
+    """Halve the time to make a million objects, none of which is garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Masks of COCO files: polygons and run-length encodings (RLE), as labeling tools write them."""
+"""Read masks of COCO files: polygons and run-length encodings (RLE), as labeling tools write them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,20 +8,19 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 Mask = list[list[float]] | dict | None
-"""Polygons, an RLE, or nothing, as COCO's ``segmentation`` has them."""
+"""COCO's ``segmentation``: polygons, an RLE, or nothing."""
 
 
 def normalize_mask(segmentation: Any, height: int, width: int) -> tuple[Mask, str]:
-    """Turn an annotation's ``segmentation`` into what pycocotools and Detectron2 read.
+    """Turn an annotation's ``segmentation`` into polygons or an RLE that pycocotools and Detectron2 read.
 
     Flat polygons, polygons of points and kwcoco's dictionaries of exterior and interiors become COCO's
-    polygons, or an RLE where there are interiors. Invalid polygons are dropped.
+    polygons. With interiors, they become an RLE. Invalid polygons are dropped.
 
     Args:
         height, width: of the image, in pixels.
 
-    Returns:
-        The mask, None without a valid one; and what is wrong with the part that was dropped, else "".
+    Returns: the mask, None if there is no valid one; and what is wrong with the dropped part, else "".
     """
     if _are_polygons(segmentation):  # all of COCO's own
         return segmentation, ""
@@ -37,10 +36,10 @@ def normalize_mask(segmentation: Any, height: int, width: int) -> tuple[Mask, st
     except (TypeError, ValueError, KeyError, IndexError):
         return None, "the segmentation is neither polygons nor an RLE"
     faults = [fault for outline, _ in outlines if (fault := _polygon_fault(outline))]
+    fault = faults[0] if faults else ""
     valid = [(outline, holes) for outline, holes in outlines if not _polygon_fault(outline)]
     if not valid:
-        return None, faults[0] if faults else "the segmentation is empty"
-    fault = faults[0] if faults else ""
+        return None, fault or "the segmentation is empty"
     if any(holes for _, holes in valid):
         return _with_holes(valid, height, width), fault
     return [outline for outline, _ in valid], fault
@@ -51,7 +50,7 @@ def mask_area(mask: Mask, height: int, width: int) -> float:
     return float(mask_util.area(encode(mask, height, width))) if mask else 0.0
 
 
-def mask_box(mask: Mask, height: int, width: int) -> list[float]:
+def mask_box(mask: list | dict, height: int, width: int) -> list[float]:
     """Return the box around a mask: x, y, width and height in pixels."""
     if isinstance(mask, list):
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
@@ -60,28 +59,21 @@ def mask_box(mask: Mask, height: int, width: int) -> list[float]:
     return mask_util.toBbox(encode(mask, height, width)).tolist()
 
 
-def encode(mask: Mask, height: int, width: int) -> dict:
+def encode(mask: list | dict, height: int, width: int) -> dict:
     """Return a mask as one compressed RLE."""
-    if isinstance(mask, dict):
-        if isinstance(mask["counts"], list):
-            return mask_util.frPyObjects(mask, height, width)
-        return mask
-    return mask_util.merge(mask_util.frPyObjects(mask, height, width))
+    if isinstance(mask, list):
+        return mask_util.merge(mask_util.frPyObjects(mask, height, width))
+    return mask_util.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
 
 
 def _are_polygons(segmentation: Any) -> bool:
-    """Return whether this is a list of valid polygons. The test is fast: COCO has a million of them."""
+    """Return whether this is a list of valid polygons; fast, because COCO has a million of them."""
     if type(segmentation) is not list or not segmentation:
         return False
-    for polygon in segmentation:
-        if type(polygon) is not list or len(polygon) < 6 or len(polygon) % 2:
-            return False
-        try:
-            if not math.isfinite(sum(polygon)):
-                return False
-        except TypeError:  # the elements are no numbers
-            return False
-    return True
+    try:
+        return all(type(polygon) is list and not _polygon_fault(polygon) for polygon in segmentation)
+    except TypeError:  # the elements are not numbers
+        return False
 
 
 def _is_rle(segmentation: Any) -> bool:
@@ -106,8 +98,8 @@ def _rle_fault(rle: dict, height: int, width: int) -> str:
 def _pixels_of(counts: str | bytes) -> int:
     """Return how many pixels a compressed RLE covers, without decoding it into memory.
 
-    The format is pycocotools': six bits a character. Five hold digits, the least significant first, and the
-    sixth says that more follow. From the fourth on, runs are differences from the run before the last.
+    In pycocotools' format, a character has six bits. Five are digits, the least significant first. The sixth
+    says that more characters follow. From the fourth on, a run is a difference from the run two before.
     """
     codes = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(int) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
@@ -130,11 +122,7 @@ def _outlines(segmentation: Any) -> Iterator[tuple[list[float], list[list[float]
     """Yield each polygon as a flat list of coordinates, with the polygons of its holes."""
     if isinstance(segmentation, dict):  # kwcoco's
         yield _flat(segmentation["exterior"]), [*map(_flat, segmentation.get("interiors") or ())]
-    elif (
-        _is_number(segmentation[0])
-        or len(segmentation) >= 3
-        and all(_is_point(point) for point in segmentation)
-    ):
+    elif _is_number(segmentation[0]) or len(segmentation) >= 3 and all(map(_is_point, segmentation)):
         yield _flat(segmentation), []
     else:
         for part in segmentation:
@@ -155,14 +143,14 @@ def _flat(points: Sequence) -> list[float]:
 
 def _polygon_fault(polygon: list[float]) -> str:
     if len(polygon) % 2:
-        return f"a polygon has {len(polygon)} numbers, which are no pairs of x and y"
+        return f"a polygon has {len(polygon)} numbers, which are not pairs of x and y"
     if len(polygon) < 6:
         return f"a polygon has {len(polygon) // 2} points, and needs three"
     return "" if math.isfinite(sum(polygon)) else "a polygon has a coordinate that is not finite"
 
 
 def _with_holes(outlines: list[tuple[list[float], list[list[float]]]], height: int, width: int) -> dict:
-    """Return polygons less their holes as an RLE: polygons of COCO's cannot have holes."""
+    """Return polygons without their holes as an RLE, because COCO's polygons cannot have holes."""
     pixels = np.zeros((height, width), bool)
     for outline, holes in outlines:
         part = mask_util.decode(encode([outline], height, width)).astype(bool)

@@ -1,12 +1,11 @@
-"""Read COCO files as labeling tools write them, and normalize what would be read wrongly later."""
+"""Read COCO files of labeling tools, and normalize what would be read wrongly later."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .changes import Changes
-from .coco_annotation import AnnotationNormalizer
+from .coco_annotation import Changes, normalize_annotation
 from .coco_dataset import CocoDataset, Id
 from .coco_json import CONVERT, nameless_category
 from .coco_source import CocoSource
@@ -14,31 +13,32 @@ from .image_finder import ImageFinder
 
 
 def normalize(source: CocoSource, size_of: Callable[[Path], tuple[int, int]]) -> CocoDataset:
-    """Normalize a data set in COCO's format.
+    """Normalize a dataset in COCO's format.
 
     Args:
-        source: the content, as it was read, and where it is from.
-        size_of: the width and height of an image file, for images without.
+        size_of: returns the width and height of an image file, for images without them.
 
     Raises:
-        ValueError: the content is not in COCO's format, or ambiguous, or empty. The message names the file,
-            the item and the remedy.
+        ValueError: the content is not in COCO's format, or is ambiguous, or empty. The message names the
+            file, the item and the remedy.
     """
-    return _Normalizer(source, size_of).run()
+    try:
+        return _Normalizer(source, size_of).run()
+    except ValueError as error:
+        raise ValueError(f"{source.description}: {error}") from error
 
 
 class _Normalizer:
     def __init__(self, source: CocoSource, size_of: Callable[[Path], tuple[int, int]]):
         self.source, self.size_of = source, size_of
         self.changes = Changes()
-        self._normalize = AnnotationNormalizer(self.changes)
         self.paths: dict[Id, Path] = {}
 
     def run(self) -> CocoDataset:
         given = self._lists()
         categories = self._with_ids(given["categories"], "category")
         if fault := nameless_category(categories):
-            raise self.fail(fault)
+            raise ValueError(fault)
         categories = self._without_groups(categories, given["annotations"])
         images = self._with_ids(given["images"], "image")
         self._find_images(images)
@@ -48,33 +48,25 @@ class _Normalizer:
         self._category_of = {category["id"]: category for category in categories}
         lists = {"image_id": self._image_of, "category_id": self._category_of}
         self._keys = {key: {*map(_key, items)} for key, items in lists.items()}
-        annotations = [a for a in map(self._annotation, self._once(given["annotations"])) if a]
+        annotations = [a for a in self._once(given["annotations"]) if self._normalize(a)]
         self._check_fractions(annotations, images)
         self._renumber(annotations)
-        faults = self._normalize.mask_faults
-        return CocoDataset(self.source, images, annotations, categories, self.paths, self.changes, faults)
-
-    def fail(self, fault: str) -> ValueError:
-        return ValueError(f"{self.source.description}: {fault}")
+        return CocoDataset(self.source, images, annotations, categories, self.paths, self.changes)
 
     def _lists(self) -> dict[str, list[dict]]:
         content, lists = self.source.content, {}
+        needed = "this is not in COCO's format, an object with the lists images, annotations and categories"
         if not isinstance(content, dict):
-            raise self._no_coco(f"it holds a {type(content).__name__}")
+            raise ValueError(f"{needed}: the file holds a {type(content).__name__}. {CONVERT}")
         for key in ("images", "annotations", "categories"):
             items = content.get(key)
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-                raise self._no_coco(f"its {key!r} are no list of objects" if items else f"it has no {key!r}")
+                fault = f"{key!r} is not a list of objects" if items else f"there is no {key!r}"
+                raise ValueError(f"{needed}: {fault}. {CONVERT}")
             if not items:
-                raise self.fail(f"it has no {key}: there is nothing to learn. {CONVERT}")
+                raise ValueError(f"there are no {key}, and so nothing to learn. {CONVERT}")
             lists[key] = [dict(item) for item in items]
         return lists
-
-    def _no_coco(self, fault: str) -> ValueError:
-        return ValueError(
-            f"{self.source.description} is not in COCO's format, an object with the lists images, "
-            f"annotations and categories: {fault}. {CONVERT}"
-        )
 
     def _with_ids(self, items: list[dict], kind: str) -> list[dict]:
         """Check the ids of images or categories, and return these in the order of their ids."""
@@ -82,14 +74,14 @@ class _Normalizer:
         for item in items:
             key = _key(item.get("id"))
             if not key:
-                raise self.fail(
-                    f"{kind} {_label(item)} has the id {item.get('id')!r}; a number or a word is needed."
+                raise ValueError(
+                    f"{kind} {_label(item)} has the id {item.get('id')!r}. Give it a number or a word."
                 )
             if key in seen:
-                raise self.fail(
+                raise ValueError(
                     f"{kind} id {item['id']} is there twice, for {_label(seen[key])} and {_label(item)}: "
-                    f"their annotations cannot be told apart. Give each {kind} an id of its own; to "
-                    "join two exports, use a tool that renumbers."
+                    f"their annotations cannot be told apart. Give each {kind} an id of its own. To join two "
+                    "exports, use a tool that renumbers."
                 )
             seen[key] = item
             if isinstance(item["id"], float):
@@ -97,28 +89,24 @@ class _Normalizer:
                 item["id"] = int(item["id"])
         types = {type(item["id"]) for item in items}
         if len(types) > 1:
-            raise self.fail(f"some {kind} ids are numbers and some are words. Write all in one way.")
-        if types == {int}:
-            return sorted(items, key=lambda item: item["id"])
-        if all(item["id"].strip().isdecimal() for item in items):
+            raise ValueError(f"some {kind} ids are numbers and some are words. Write all in one way.")
+        if types == {int} or all(item["id"].strip().isdecimal() for item in items):
             return sorted(items, key=lambda item: int(item["id"]))
         return items
 
     def _without_groups(self, categories: list[dict], annotations: list[dict]) -> list[dict]:
-        """Leave out categories that group the others and have no objects, such as the first of Roboflow's."""
+        """Leave out categories without objects that only group others, such as the first of Roboflow's."""
         groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
         if not groups & {c["name"] for c in categories}:
             return categories
         used = {_key(annotation.get("category_id")) for annotation in annotations}
         empty = [c for c in categories if c["name"] in groups and _key(c["id"]) not in used]
         for category in empty:
-            self.changes.add(
-                "category is others' supercategory and has no objects: left out", category["name"]
-            )
+            self.changes.add("category only groups others and has no objects: left out", category["name"])
         return [c for c in categories if c not in empty]
 
     def _once(self, annotations: list[dict]) -> list[dict]:
-        """Leave out annotations that are there twice, with their ids and all."""
+        """Leave out exact duplicates of annotations, with the same id."""
         if len({_key(annotation.get("id")) for annotation in annotations}) == len(annotations):
             return annotations
         kept, seen = [], set()
@@ -137,20 +125,17 @@ class _Normalizer:
         for image in images:
             name = image.get("file_name")
             if not (isinstance(name, str) and name):
-                raise self.fail(f"image {image['id']} has the file_name {name!r}; a path is needed.")
-            try:
-                path = finder.find(name)
-            except ValueError as error:
-                raise self.fail(str(error)) from error
+                raise ValueError(f"image {image['id']} has the file_name {name!r}. Write a path.")
+            path = finder.find(name)
             if path in owner:
-                raise self.fail(
+                raise ValueError(
                     f"images {owner[path]} and {image['id']} are both the file {path}. Make them one image "
-                    "with the annotations of both, and one id."
+                    "with one id and the annotations of both."
                 )
             owner[path] = image["id"]
             self.paths[image["id"]] = path
             if path != self.source.image_root / name:
-                self.changes.add("file_name led elsewhere: found by its end", f"{name} is {path}")
+                self.changes.add("file_name was another path: found by its end", f"{name} is {path}")
 
     def _set_size(self, image: dict) -> None:
         try:
@@ -164,64 +149,58 @@ class _Normalizer:
             self.changes.add("width or height was no whole number", _label(image))
         image["width"], image["height"] = sides
 
-    def _annotation(self, annotation: dict) -> dict | None:
-        """Return the annotation, normalized in place; None where it is left out."""
-        image_id = self._matched(annotation, "image_id", self._image_of)
-        if image_id is None:
-            self.changes.add("image_id is no image's: annotation left out", _label(annotation))
-            return None
-        image = self._image_of[image_id]
+    def _normalize(self, annotation: dict) -> bool:
+        """Normalize an annotation in place. Return False if it has to be left out."""
+        image = self._matched(annotation, "image_id", self._image_of)
+        if image is None:
+            self.changes.add("image_id is of no image: annotation left out", _label(annotation))
+            return False
         where = f"annotation {annotation.get('id')} (image {image['file_name']})"
-        category_id = self._matched(annotation, "category_id", self._category_of)
-        if category_id is None:
-            raise self.fail(
+        category = self._matched(annotation, "category_id", self._category_of)
+        if category is None:
+            raise ValueError(
                 f"{where} has the category_id {annotation.get('category_id')!r}, which no category has. "
-                "Add the category, or take the annotation out."
+                "Add the category, or remove the annotation."
             )
-        annotation["image_id"], annotation["category_id"] = image_id, category_id
-        try:
-            return annotation if self._normalize(annotation, image, where) else None
-        except ValueError as error:
-            raise self.fail(str(error)) from error
+        annotation["image_id"], annotation["category_id"] = image["id"], category["id"]
+        return normalize_annotation(annotation, image, where, self.changes)
 
-    def _matched(self, annotation: dict, key: str, items: dict[Id, dict]) -> Id | None:
-        """Return the id of the image or category that an annotation refers to; None if there is none."""
+    def _matched(self, annotation: dict, key: str, items: dict[Id, dict]) -> dict | None:
+        """Return the image or category that an annotation refers to; None if there is none."""
         try:
-            return items[annotation[key]]["id"]
-        except (KeyError, TypeError):  # it is missing, of no image, or no id at all
+            return items[annotation[key]]
+        except (KeyError, TypeError):  # it is missing, of no image, or not an id
             id_ = annotation.get(key)
         if _key(id_) in self._keys[key]:
-            raise self.fail(
-                f"annotation {annotation.get('id')} has the {key} {id_!r}, and the list has that id as "
+            raise ValueError(
+                f"annotation {annotation.get('id')} has the {key} {id_!r}, and the list has this id as "
                 f"{'a number' if isinstance(id_, str) else 'a string'}. Write both in one way."
             )
         return None
 
     def _check_fractions(self, annotations: list[dict], images: list[dict]) -> None:
-        """Refuse boxes in fractions of the image: their origin, corner or center, is not known."""
+        """Refuse boxes in fractions of the image, because x and y may be of the corner or the center."""
         boxes = [a["bbox"] for a in annotations]
         if boxes and all(max(box) <= 1 for box in boxes) and any(max(box[2:]) > 0 for box in boxes):
             if max(min(image["width"], image["height"]) for image in images) <= 1:
                 return
-            raise self.fail(
+            raise ValueError(
                 f"all {len(boxes)} boxes are between 0 and 1, such as {boxes[0]}: COCO's are in pixels. "
                 "Multiply x and width by the image's width, y and height by its height."
             )
 
     def _renumber(self, annotations: list[dict]) -> None:
-        """Give annotations ids that evaluators take: pycocotools takes an object with the id 0 for none."""
+        """Give annotations ids that evaluators take: pycocotools ignores an object with the id 0."""
         ids = [annotation.get("id") for annotation in annotations]
         if all(type(id_) is int and 0 < id_ < 2**53 for id_ in ids) and len({*ids}) == len(ids):
             return
         for i, annotation in enumerate(annotations, 1):
             annotation["id"] = i
-        self.changes.add(
-            "annotation ids were no distinct numbers from 1: renumbered", f"id {ids[0]!r}", len(ids)
-        )
+        self.changes.add("annotation ids were no distinct numbers: renumbered", f"id {ids[0]!r}", len(ids))
 
 
 def _key(id_: Any) -> str:
-    """Return an id as a string, the same for 3, "3" and 3.0; empty for what is no id."""
+    """Return an id as a string, the same for 3, "3" and 3.0; "" if it cannot be an id."""
     if isinstance(id_, float) and id_.is_integer():
         id_ = int(id_)
     if isinstance(id_, bool) or not isinstance(id_, int | str):

@@ -1,17 +1,24 @@
-"""What a reader of another format returns: the content that a COCO file of the same data would have."""
+"""Return the data of other formats as the content that a COCO file of the same data would have."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
+from ..utils.text import read_text
 from .pictures import image_size
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""The names of each split in folders and files."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +26,7 @@ class CocoSource:
     """One split of a dataset.
 
     Attributes:
-        content: what ``json.load`` of a COCO file returns: the lists images, annotations and categories.
-            Of other formats, the ids count from 1.
+        content: the content of a COCO file, or of another format as such. Then ids count from 1.
         image_root: the folder that relative file names begin from.
         description: names the split in messages, as "my/data.yaml (YOLO, train)".
     """
@@ -30,8 +36,7 @@ class CocoSource:
     description: str
 
 
-@dataclass(frozen=True)
-class LabeledObject:
+class LabeledObject(NamedTuple):
     """One object of an image.
 
     Attributes:
@@ -44,19 +49,8 @@ class LabeledObject:
     corners: tuple[float, float, float, float]
     polygon: tuple[float, ...] = ()
 
-    @property
-    def area(self) -> float:
-        """Return the area of the polygon, or of the box where there is no polygon, in square pixels."""
-        if not self.polygon:
-            x0, y0, x1, y1 = self.corners
-            return (x1 - x0) * (y1 - y0)
-        xs, ys = self.polygon[::2], self.polygon[1::2]
-        crossed = (xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
-        return abs(sum(crossed)) / 2
 
-
-@dataclass(frozen=True)
-class LabeledImage:
+class LabeledImage(NamedTuple):
     """An image with its size, (width, height) in pixels as the image is read, and its objects."""
 
     path: Path
@@ -67,28 +61,44 @@ class LabeledImage:
 def as_coco(
     images: Iterable[LabeledImage], class_names: Sequence[str], root: Path, description: str
 ) -> CocoSource:
-    """Return labeled images as the content of a COCO file. Images without objects stay."""
+    """Return labeled images as the content of a COCO file.
+
+    Images without objects stay. Objects without area are left out with a warning: nothing can be found there.
+    """
     categories = [{"id": i, "name": name} for i, name in enumerate(class_names, 1)]
     content: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
-    for image_id, image in enumerate(images, 1):
-        path = image.path
+    empty = []
+    for image_id, (path, (width, height), objects) in enumerate(images, 1):
         file_name = str(path.relative_to(root) if path.is_relative_to(root) else path)
-        width, height = image.size
         content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for labeled in image.objects:
-            x0, y0, x1, y1 = labeled.corners
+        for class_index, (x0, y0, x1, y1), polygon in objects:
+            if x0 >= x1 or y0 >= y1:
+                empty.append(path)
+                continue
             annotation = {
                 "id": len(content["annotations"]) + 1,
                 "image_id": image_id,
-                "category_id": labeled.class_index + 1,
+                "category_id": class_index + 1,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": labeled.area,
+                "area": _area(polygon) or (x1 - x0) * (y1 - y0),
                 "iscrowd": 0,
             }
-            if labeled.polygon:
-                annotation["segmentation"] = [[*labeled.polygon]]
+            if polygon:
+                annotation["segmentation"] = [[*polygon]]
             content["annotations"].append(annotation)
+    if empty:
+        logger.warning("%s: %d boxes have no area: left out. %s", description, len(empty), listed(empty, 3))
     return CocoSource(content, root, description)
+
+
+def _area(polygon: Sequence[float]) -> float:
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the stripped lines of a text file, without empty lines at its ends."""
+    return [line.strip() for line in read_text(file).strip().splitlines()]
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -99,7 +109,7 @@ def find_images(folder: Path) -> list[Path]:
 def find_files(folder: Path, suffix: str = "") -> list[Path]:
     """Return the files in a folder and in its folders, sorted.
 
-    Hidden files are left out. Links to folders are followed, except to a folder that holds the link.
+    Hidden files are left out. Links to folders are followed, except links to a folder that holds them.
     """
     paths = []
     # Path.rglob follows no links before Python 3.13.
@@ -110,12 +120,11 @@ def find_files(folder: Path, suffix: str = "") -> list[Path]:
 
 
 def _leads_up(path: Path) -> bool:
-    """Return whether a path is a link to a folder that the path leads through."""
     return path.is_symlink() and any(p.resolve().is_relative_to(path.resolve()) for p in path.parents)
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file has an ending of an image that Pillow reads."""
+    """Return whether Pillow reads images with the suffix of this file."""
     return path.suffix.lower() in _image_suffixes()
 
 
@@ -125,33 +134,31 @@ def _image_suffixes() -> frozenset[str]:
 
 
 def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Return width and height of each image as the image is read, which is after its EXIF orientation.
-
-    Only headers are read.
+    """Return width and height of each image, after the turn of its EXIF orientation; read only headers.
 
     Raises:
         ValueError: an image cannot be read; the error names ten of them.
     """
+    faults = []
+
+    def size_of(path: Path) -> tuple[int, int]:
+        try:
+            return image_size(path)
+        except (OSError, ValueError) as error:
+            faults.append(str(getattr(error, "fault", error)).rstrip("."))
+            return 0, 0
+
     with ThreadPoolExecutor(16) as pool:  # reading headers waits for the disk, not for the processor
-        sizes = list(tqdm(pool.map(_image_size, paths), total=len(paths), delay=2, unit="image"))
-    faults = [size for size in sizes if isinstance(size, str)]
+        sizes = list(tqdm(pool.map(size_of, paths), total=len(paths), delay=2, unit="image"))
     if faults:
         raise ValueError(
-            f"{len(faults)} of {len(paths)} images cannot be read: {listed(faults)}. Fetch them again, or "
-            "take them and their labels out."
+            f"{len(faults)} of {len(paths)} images cannot be read: {listed(sorted(faults))}. "
+            "Fetch them again, or remove them and their labels."
         )
-    return [size for size in sizes if not isinstance(size, str)]
+    return sizes
 
 
-def _image_size(path: Path) -> tuple[int, int] | str:
-    """Return width and height, or what is wrong with the image."""
-    try:
-        return image_size(path)
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "fault", error)).rstrip(".")
-
-
-def listed(items: Sequence[object], limit: int = 10) -> str:
-    """Return the first items, separated by commas, and how many more there are."""
+def listed(items: Sequence[object], limit: int = 10, separator: str = ", ") -> str:
+    """Return the first items as text, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(map(str, items[:limit])) + more
+    return separator.join(map(str, items[:limit])) + more

@@ -1,4 +1,4 @@
-"""Images of a dataset, looked at before the first iteration instead of hours into training."""
+"""Check the images of datasets before the first iteration, instead of hours into training."""
 
 import logging
 from collections import defaultdict
@@ -8,52 +8,50 @@ from os import SEEK_END
 from threading import BoundedSemaphore
 from typing import NamedTuple
 
+from detectron2.data import MetadataCatalog
 from PIL import ImageFile
 from tqdm import tqdm
 
-from .agreement import describe_dataset
-from .pictures import (
-    ImageError,
-    check_pixels,
-    exif_orientation,
-    header_orientation,
-    open_image,
-    orientation_of,
-    upright_size,
-)
+from . import pictures
+from .pictures import ImageError, open_image
 from .semantic import check_label_mode, check_label_size
 
 logger = logging.getLogger(__name__)
 
 END_OF_JPEG = b"\xff\xd9"
-LISTED = 10
-"""Faults of one kind that a message lists."""
+LISTED = 10  # faults of one kind in a message
 
-# Sixteen threads that decode large images at once would need much memory, and hardly less time.
+# Sixteen threads that decode large images would need much memory, and hardly less time.
 _DECODING = BoundedSemaphore(4)
 
 
 class _Header(NamedTuple):
-    """What a file says of its image: width and height as it is read, Pillow's mode, EXIF orientation."""
+    """Width and height as the image is read, Pillow's mode, and the EXIF orientation."""
 
     size: tuple[int, int]
     mode: str
     orientation: int
 
 
-def check_image_files(names: Sequence[str], dicts: Sequence[dict]) -> None:
-    """Refuse images of datasets that are not there, not whole, or not of their annotated size.
+def describe_dataset(name: str) -> str:
+    """Return the source of own data, the annotation file of other data, or else the name."""
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("source") or metadata.get("json_file") or name
 
-    Of JPEGs the header and the last two bytes are read: damage between them is not seen. Of PNGs the
-    checksums are compared, and other files are decoded. Boxes made for an unturned image are not seen where
-    the EXIF orientation keeps the size (2, 3, 4, or any of a square image). Label images are looked at too.
+
+def check_image_files(names: Sequence[str], dicts: Sequence[dict]) -> None:
+    """Check that the images of datasets and their label images are there, whole and of the annotated size.
+
+    Of JPEGs, the header and the last two bytes are read, so damage between them is not seen. Of PNGs, the
+    checksums are compared. Other files are decoded. Boxes of an unturned image are not seen if the EXIF
+    orientation keeps the size (2, 3, 4, or any of a square image).
 
     Args:
         names: of the datasets.
         dicts: their records, in Detectron2's format.
 
     Raises:
-        ImageError: some cannot be used; the message lists them by what to do about them.
+        ImageError: images cannot be used. The message groups them by what to do.
     """
     datasets = ", ".join(map(describe_dataset, names))
     logger.info(f"Checking the {len(dicts)} images of {datasets} (DATASETS.CHECK_IMAGES) ...")
@@ -63,33 +61,29 @@ def check_image_files(names: Sequence[str], dicts: Sequence[dict]) -> None:
     faults = defaultdict(list)
     for result in results:
         if isinstance(result, ImageError):
-            faults[result.cure].append(result.fault)
+            faults[result.cure].append(f"  {result.fault}")
     if faults:
-        raise ImageError(
-            f"{sum(map(len, faults.values()))} of {len(dicts)} images of {datasets} cannot be used:\n"
-            + "\n".join(_listed(of_cure, cure) for cure, of_cure in faults.items())
-        )
+        lines = [f"{sum(map(len, faults.values()))} of {len(dicts)} images of {datasets} cannot be used:"]
+        for cure, of_cure in faults.items():
+            more = [f"  and {len(of_cure) - LISTED} more"] if len(of_cure) > LISTED else []
+            lines += [*of_cure[:LISTED], *more, cure]
+        raise ImageError("\n".join(lines))
     deep = [r["file_name"] for r, mode in zip(dicts, results, strict=True) if str(mode).startswith("I")]
     if deep:
         logger.warning(
-            "%d images have one channel of 16 bits, such as %s. They are read as value // 256: if white is "
-            "less than 65535 in them, they look dark. Scale such images when they are saved.",
+            "%d images have one channel of 16 bits, such as %s. They are read as value // 256, and look dark "
+            "if white is less than 65535. Scale such images when you save them.",
             *(len(deep), deep[0]),
         )
-
-
-def _listed(faults: Sequence[str], cure: str) -> str:
-    more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-    return "\n".join([*(f"  {fault}" for fault in [*faults[:LISTED], *more]), cure])
 
 
 def _inspect(record: dict) -> ImageError | str:
     """Return what is wrong with the image of a record or its label images, or else the image's mode."""
     try:
-        image, label = record["file_name"], record.get("sem_seg_file_name")
+        image = record["file_name"]
         header = _header(image)
         _check_size(record, header)
-        if label:
+        if label := record.get("sem_seg_file_name"):
             size, mode, _ = _header(label, labels=True)
             check_label_mode(mode, label)
             check_label_size(size, label, header.size, image)
@@ -101,10 +95,6 @@ def _inspect(record: dict) -> ImageError | str:
 
 
 def _check_size(record: dict, header: _Header) -> None:
-    """
-    Raises:
-        ImageError: the image has another size than its annotation.
-    """
     image, size, orientation = record["file_name"], header.size, header.orientation
     annotated = (record.get("width", size[0]), record.get("height", size[1]))
     if size == annotated:
@@ -128,21 +118,21 @@ def _header(path: str, *, labels: bool = False) -> _Header:
     """Return what the header of a file says, if the file is whole.
 
     Raises:
-        ImageError: it is missing or broken, or its pixels cannot be read as an image's; labels may be any.
+        ImageError: the file is missing or broken, or its pixels are not an image's. Labels may have any.
     """
     try:
         with open_image(path) as image:
             if not labels:
-                check_pixels(image, path)
+                pictures.check_pixels(image, path)
             if image.format in ("JPEG", "PNG"):
                 if image.format == "JPEG" and not _ends_well(image):
                     image.load()
-                stored = pending = header_orientation(image)
+                stored = pending = pictures.header_orientation(image)
             else:
-                stored = exif_orientation(image)
+                stored = pictures.exif_orientation(image)
                 with _DECODING:
-                    pending = orientation_of(image)
-            header = _Header(upright_size(image, pending), image.mode, stored)
+                    pending = pictures.orientation_of(image)
+            header = _Header(pictures.upright_size(image, pending), image.mode, stored)
         if image.format == "PNG":
             _verify(path)
         return header
@@ -152,23 +142,19 @@ def _header(path: str, *, labels: bool = False) -> _Header:
 
 
 def _verify(path: str) -> None:
-    """Compare a PNG with its checksums.
-
-    Raises:
-        ImageError: they differ, or the file is cut short.
-    """
+    """Compare a PNG with its checksums. A file that only lacks its last bytes still has all pixels."""
     with open_image(path) as image:
         try:
             image.verify()
             return
-        except OSError:  # a file that has lost its last bytes alone still has all pixels
+        except OSError:
             pass
     with open_image(path) as image, _DECODING:
         image.load()
 
 
 def _ends_well(image: ImageFile.ImageFile) -> bool:
-    """Tell whether a JPEG ends as whole ones do; such a file need not be decoded to trust it."""
+    """Return whether a JPEG ends as whole files do, and need not be decoded."""
     assert image.fp
     position = image.fp.tell()
     image.fp.seek(-len(END_OF_JPEG), SEEK_END)

@@ -1,28 +1,25 @@
 from collections import defaultdict
 from functools import cached_property
+from itertools import takewhile
 from os.path import normpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote, urlsplit
 
-from .coco_source import find_files
+from .coco_source import find_files, listed
 
 
 class ImageFinder:
-    """Find the images of annotations in a folder, under whatever prefix a tool wrote before their names."""
+    """Find the images of annotations in a folder, whatever prefix a tool wrote before their names."""
 
     def __init__(self, root: Path):
-        """
-        Args:
-            root: an existing folder, absolute.
-        """
-        self.root = root
+        self.root = root  # absolute
 
     def find(self, file_name: str) -> Path:
         """Return the path of an image.
 
-        It is the file of that name below the folder. Otherwise it is the file below the folder that shares
-        the longest end with ``file_name`` (which may be a URL, or have backslashes), if there is one such
-        file alone; otherwise what ``file_name`` names, which may not exist.
+        This is the file of that name in the folder. Otherwise it is the file in the folder that shares the
+        longest end with ``file_name``, which may be a URL or a Windows path. Otherwise it is ``file_name``
+        itself, which may not exist.
 
         Raises:
             ValueError: several files match equally well.
@@ -34,27 +31,22 @@ class ImageFinder:
         matches = self._matches(parts) if parts else []
         if len(matches) == 1:
             return matches[0]
-        if len(matches) > 1:
-            found = ", ".join(str(path.relative_to(self.root)) for path in sorted(matches)[:3])
+        if matches:
+            found = listed([path.relative_to(self.root) for path in sorted(matches)], 3)
             raise ValueError(
-                f"{file_name!r} may be any of {len(matches)} files in {self.root}: {found}. "
-                "Name the folder that the file names begin from."
+                f"{file_name!r} may be any of {len(matches)} files in {self.root}: {found}. Give the folder "
+                "that the file names begin from."
             )
         return exact
 
     def _matches(self, parts: tuple[str, ...]) -> list[Path]:
         """Return the files that share the most last parts of a path."""
-        best: list[Path] = []
-        longest = 1
+        shared = {}
         for path in self._by_name.get(parts[-1], ()):
             own = path.relative_to(self.root).parts
             pairs = zip(reversed(own), reversed(parts), strict=False)
-            shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(parts)))
-            if shared > longest:
-                best, longest = [path], shared
-            elif shared == longest:
-                best.append(path)
-        return best
+            shared[path] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return [path for path, count in shared.items() if count == max(shared.values())]
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
@@ -65,7 +57,7 @@ class ImageFinder:
 
 
 def _parts(file_name: str) -> tuple[str, ...]:
-    """Return the folders and the name that a path, a URL or a Windows path consists of."""
+    """Return the folders and the name in a path, a URL or a Windows path."""
     if "://" in file_name:
         url = urlsplit(file_name)
         # Label Studio's local files are in the query: /data/local-files/?d=folder/a.png

@@ -1,9 +1,7 @@
 import copy
-import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper as _DatasetMapper
@@ -11,18 +9,17 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from .coco_masks import encode
 from .pictures import read_image
 from .semantic import check_label_size, check_labels, read_labels
 from .tasks import is_panoptic_deeplab, is_semantic
 from .transforms import PadToSize, RandomScaleShortestEdge, ResizeShortestEdge
 
-logger = logging.getLogger(__name__)
-
 
 class DatasetMapper(_DatasetMapper):
-    """Detectron2's mapper with this project's reader, its augmentations, and a resizing for thin images.
+    """Detectron2's mapper with this project's reader and augmentations, and a resizing for thin images.
 
-    Masks may be RLE, compressed or as lists of counts, whatever ``INPUT.MASK_FORMAT`` is.
+    Masks may be RLE, compressed or as lists of counts, with any ``INPUT.MASK_FORMAT``.
     """
 
     @classmethod
@@ -32,18 +29,19 @@ class DatasetMapper(_DatasetMapper):
         return arguments
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Map a record as Detectron2 does, but for the reader of images and of label images.
+        """Map a record as Detectron2 does, with this project's reader.
 
+        Returns: the record with ``image``, (3, H, W) uint8, and with labels ``sem_seg``, (H, W) int64.
         Raises:
             ValueError: an image cannot be used, or has another size than annotated.
         """
         record = copy.deepcopy(dataset_dict)
-        image = _read(record, self.image_format)
-        label = record.pop("sem_seg_file_name", None)
-        augmented = T.AugInput(image, sem_seg=read_labels(label) if label else None)
+        image = read_image(record["file_name"], self.image_format)
+        utils.check_image_size(record, image)
+        augmented = T.AugInput(image, sem_seg=self._read_labels(record, image))
         transforms = self.augmentations(augmented)
         size = augmented.image.shape[:2]
-        record["image"] = _as_tensor(augmented.image)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         if augmented.sem_seg is not None:
             record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
         if self.proposal_topk is not None:
@@ -54,52 +52,40 @@ class DatasetMapper(_DatasetMapper):
             self._transform_annotations(record, transforms, size)
         return record
 
+    def _read_labels(self, record: dict, image: np.ndarray) -> np.ndarray | None:
+        label = record.pop("sem_seg_file_name", None)
+        return read_labels(label) if label else None
+
     def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple) -> None:
-        """Give an image with RLE masks bitmaps for all its masks: Detectron2 has no polygons of RLE."""
+        """Use bitmaps for all masks of an image with an RLE, which Detectron2 cannot turn into polygons."""
         mapper = copy.copy(self)
         learned = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
         masks = [a.get("segmentation") for a in learned] if self.use_instance_mask else []
         if rle := [mask for mask in masks if isinstance(mask, dict)]:
             mapper.instance_mask_format = "bitmask"
             for mask in rle:
-                if isinstance(mask["counts"], list):
-                    mask.update(mask_util.frPyObjects(mask, *mask["size"]))
+                mask.update(encode(mask, *mask["size"]))
         # Without any mask, Detectron2 would fail to compute boxes of masks.
         mapper.recompute_boxes = self.recompute_boxes and any(masks)
         super(DatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
 
 
-class SemanticMapper:
-    """Images with the labels of their pixels, as Detectron2's semantic segmentors take them.
+class SemanticMapper(DatasetMapper):
+    """Map images and label maps for Detectron2's semantic segmentors.
 
-    Where it differs from Detectron2's mapper: labels are the values of the file, of PNGs with a palette too,
-    and checked; an image is cropped after it is resized, and padded to the crop's size.
+    Unlike Detectron2's mapper, labels are the values of the file, also of PNGs with a palette. They are
+    checked, and returned only in training. An image is cropped after the resizing, and padded to the crop.
     """
 
     @configurable
-    def __init__(
-        self,
-        is_train: bool,
-        *,
-        augmentations: list[T.Augmentation | T.Transform],
-        image_format: str,
-        num_classes: int,
-        ignore_label: int,
-    ):
+    def __init__(self, is_train: bool, *, num_classes: int, ignore_label: int, **kwargs):
         """
         Args:
-            is_train: whether to return labels; they are checked in any case.
-            augmentations: what happens to image and labels, in this order.
-            image_format: "RGB", or another that :func:`read_image` knows.
             num_classes, ignore_label: labels are below ``num_classes``, or ``ignore_label``.
+            is_train, kwargs: as for Detectron2's mapper.
         """
-        mode = "training" if is_train else "inference"
-        logger.info("Augmentations used in %s: %s", mode, augmentations)
-        self.is_train = is_train
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
+        super().__init__(is_train, **kwargs)
+        self.num_classes, self.ignore_label = num_classes, ignore_label
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
@@ -119,51 +105,28 @@ class SemanticMapper:
             "ignore_label": head.IGNORE_VALUE,
         }
 
-    def __call__(self, record: dict) -> dict:
-        """
-        Args:
-            record: an image in Detectron2's format, without ``sem_seg_file_name`` where it has no labels.
-        Returns: the record with ``image``, (3, H, W) uint8, and in training ``sem_seg``, (H, W) int64.
-        Raises:
-            ValueError: labels are out of range, not of the image's size, or in no format that holds labels.
-        """
-        record = dict(record)
-        image = _read(record, self.image_format)
-        labels, file_name = None, record.pop("sem_seg_file_name", None)
-        if file_name:
-            labels = read_labels(file_name)
+    def _read_labels(self, record: dict, image: np.ndarray) -> np.ndarray | None:
+        file_name = record.get("sem_seg_file_name", "")
+        labels = super()._read_labels(record, image)
+        if labels is not None:
             check_labels(labels, file_name, self.num_classes, self.ignore_label)
             check_label_size(labels.shape[::-1], file_name, image.shape[1::-1], record["file_name"])
-        augmented = T.AugInput(image, sem_seg=labels if self.is_train else None)
-        self.augmentations(augmented)
-        record["image"] = _as_tensor(augmented.image)
-        if augmented.sem_seg is not None:
-            record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
-        return record
+        return labels if self.is_train else None
 
 
-class PanopticDeepLabMapper:
-    """Map records of panoptic segmentation as Detectron2's ``PanopticDeeplabDatasetMapper`` does in training.
+class PanopticDeepLabMapper(DatasetMapper):
+    """Map records of panoptic segmentation in training as Detectron2's ``PanopticDeeplabDatasetMapper`` does.
 
-    Detectron2's own has no method of its own that reads images.
+    That class has no method of its own to read images.
     """
 
-    def __init__(
-        self,
-        *,
-        augmentations: list[T.Augmentation | T.Transform],
-        image_format: str,
-        panoptic_target_generator: Callable[[np.ndarray, list[dict]], dict],
-    ):
+    def __init__(self, *, panoptic_target_generator: Callable[[np.ndarray, list[dict]], dict], **kwargs):
         """
         Args:
-            augmentations: of image and segments, in this order.
-            image_format: "RGB", or another that :func:`read_image` knows.
             panoptic_target_generator: makes targets of segment ids (H, W) and ``segments_info``.
+            kwargs: as for Detectron2's mapper.
         """
-        logger.info("Augmentations used in training: %s", augmentations)
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+        super().__init__(True, **kwargs)
         self.panoptic_target_generator = panoptic_target_generator
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -172,45 +135,30 @@ class PanopticDeepLabMapper:
         Raises:
             ValueError: an image cannot be used, or has another size than annotated.
         """
-        record = copy.deepcopy(dataset_dict)
-        image = _read(record, self.image_format)
-        segments = read_image(record.pop("pan_seg_file_name"), "RGB")
-        augmented = T.AugInput(image, sem_seg=segments)
-        self.augmentations(augmented)
-        record["image"] = _as_tensor(augmented.image)
-        ids = augmented.sem_seg.astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
-        return record | self.panoptic_target_generator(ids, record["segments_info"])
+        record = super().__call__(dataset_dict)
+        ids = record.pop("sem_seg").numpy() @ np.array([1, 256, 256**2])
+        return record | self.panoptic_target_generator(ids.astype(np.int32), record["segments_info"])
+
+    def _read_labels(self, record: dict, image: np.ndarray) -> np.ndarray:
+        return read_image(record.pop("pan_seg_file_name"), "RGB")
+
+    def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple) -> None:
+        """Leave annotations as they are: targets come from the segments."""
 
 
 def build_mapper(cfg: CfgNode, is_train: bool = True) -> Callable[[dict], dict]:
-    """The mapper for the kind of system that ``cfg`` describes."""
-    if is_train and is_panoptic_deeplab(cfg):
-        return _panoptic_deeplab_mapper(cfg)
-    return (SemanticMapper if is_semantic(cfg) else DatasetMapper)(cfg, is_train)
-
-
-def _panoptic_deeplab_mapper(cfg: CfgNode) -> PanopticDeepLabMapper:
+    """Return the mapper for the kind of system that ``cfg`` describes."""
+    if not (is_train and is_panoptic_deeplab(cfg)):
+        return (SemanticMapper if is_semantic(cfg) else DatasetMapper)(cfg, is_train)
     from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper  # needs panopticapi
 
     arguments = PanopticDeeplabDatasetMapper.from_config(cfg)
-    arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train=True)
+    arguments["augmentations"] = _with_own(arguments["augmentations"], cfg, is_train)
     return PanopticDeepLabMapper(**arguments)
 
 
-def _read(record: dict, image_format: str) -> np.ndarray:
-    """Return the image of a record, (H, W, C), after Detectron2's check of its size."""
-    image = read_image(record["file_name"], image_format)
-    utils.check_image_size(record, image)
-    return image
-
-
-def _as_tensor(image: np.ndarray) -> torch.Tensor:
-    """Return an image (H, W, C) as (C, H, W)."""
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
 def _with_own(augmentations: Iterable, cfg: CfgNode, is_train: bool) -> list:
-    """Detectron2's augmentations with ours in the place of its resizing, and with ``INPUT.COLOR_AUG_SSD``."""
+    """Replace Detectron2's resizing by this project's, and add ``INPUT.COLOR_AUG_SSD``."""
     scale_range = tuple(cfg.INPUT.SCALE_RANGE_TRAIN) if is_train else (1, 1)
 
     def own(a):

@@ -1,21 +1,29 @@
-"""Data of one's own: what is held out of them, and folders of label images."""
+"""Register own data: COCO files, YOLO and Pascal VOC folders, folders of label images, and held-out parts."""
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .coco_dataset import CocoDataset
+from .coco_source import listed
+from .dataset_folder import has_val, read_own, stamp_of
+from .unused import nothing_to_learn, unused_reason
+
 
 @dataclass(frozen=True)
 class OwnData:
-    """Own data, as registered with Detectron2.
+    """Own data, registered with Detectron2.
 
     Attributes:
-        train, test: names of the datasets; without test where nothing is held out.
+        train, test: names of the datasets. ``test`` is empty if there are no images to evaluate on.
         class_names: in the order of the class ids.
-        num_images: what is trained on.
+        num_images: number of training images.
     """
 
     train: str
@@ -25,31 +33,102 @@ class OwnData:
 
 
 def own_labels(folder: str, *, held_out: float, seed: int) -> OwnData:
-    """Own data with labels of pixels, of a folder in ``DATASETS.SEMANTIC_FOLDERS``: its "train" and "val".
+    """Return the "train" and "val" datasets of a folder that is in ``DATASETS.SEMANTIC_FOLDERS``.
 
     Args:
-        held_out, seed: as for :func:`own_boxes`, where there is no "val".
+        held_out, seed: see :func:`own_boxes`. They apply if the folder has no "val".
 
     Raises:
-        ValueError: there is no "train", or no image in it; images cannot be shared.
+        ValueError: there is no "train", or it has no images or too few to split.
     """
     root = Path(folder).expanduser().resolve()
-    name = f"{root.name}_train"
-    test: tuple[str, ...] = (f"{root.name}_val",)
-    if name not in DatasetCatalog:
+    whole, val = f"{root.name}_train", f"{root.name}_val"
+    if whole not in DatasetCatalog:
         raise ValueError(f"DATASETS.OWN.SEMANTIC (--train-semantic): {folder} has no images/train.")
-    metadata = MetadataCatalog.get(name)
-    images = [str(Path(r["file_name"]).relative_to(metadata.image_root)) for r in DatasetCatalog.get(name)]
-    if test[0] not in DatasetCatalog:
-        name, test, images = _hold_out(name, images, held_out, seed)
-    return OwnData(name, test, tuple(metadata.stuff_classes), len(images))
+    metadata = MetadataCatalog.get(whole).as_dict()
+    image_root, class_names = metadata["image_root"], tuple(metadata["stuff_classes"])
+
+    def key(record: dict) -> str:
+        return str(Path(record["file_name"]).relative_to(image_root))
+
+    images = [*map(key, DatasetCatalog.get(whole))]
+    if val in DatasetCatalog or not held_out:
+        return OwnData(whole, (val,) if val in DatasetCatalog else (), class_names, len(images))
+    out = held_out_images(images, held_out, seed)
+    shared = {k: value for k, value in metadata.items() if k not in ("name", "source")}
+    kept_name, out_name = _part_names(whole, held_out, seed)
+    for name, is_out in ((kept_name, False), (out_name, True)):
+
+        def load(is_out: bool = is_out) -> list[dict]:
+            return [r for r in DatasetCatalog.get(whole) if (key(r) in out) == is_out]
+
+        register(name, load, image_root, **shared)
+    return OwnData(kept_name, (out_name,), class_names, len(images) - len(out))
+
+
+def own_boxes(
+    train: Sequence[str],
+    val: Sequence[str] = (),
+    *,
+    masks: bool,
+    filter_empty: bool,
+    held_out: float,
+    seed: int,
+) -> OwnData:
+    """Register data with boxes, or with boxes and masks.
+
+    Args:
+        train, val: a COCO file and the folder of its images, or one path that :func:`read_source` reads.
+            Without ``val``, the validation split of ``train`` is evaluated on. If there is no such split, a
+            part of the training images is held out.
+        masks: whether the model learns masks.
+        filter_empty: whether training leaves out images without objects.
+        held_out: this part, below 1; 0 holds nothing out.
+        seed: decides which images are held out.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a file is malformed, has nothing to learn from, or lacks masks; ``val`` has a class that
+            ``train`` does not have; there are too few images to split.
+    """
+    stamp = stamp_of(train)
+    read = partial(read_own, tuple(train), "train", stamp)
+    data = read()
+    _check_learnable(data)
+    if masks:
+        _check_masks(data)
+    keys = {image["id"]: data.key_of(image) for image in data.images}
+    with_objects = {keys[a["image_id"]] for a in data.annotations if not a["iscrowd"]}
+    used = with_objects if filter_empty else {*keys.values()}
+    add = partial(_register_boxes, class_image_count=_image_counts(data))
+    name = add(_free_name(train, "train"), train, "train", read)
+    test: tuple[str, ...] = ()
+    if val or has_val(tuple(train), stamp):
+        val = val or train
+        read_val = partial(_read_val, tuple(val), stamp_of(val), data.class_names, data.source.description)
+        if masks:
+            _check_masks(read_val())
+        test = (add(_free_name(val, "val"), val, "val", read_val),)
+    elif held_out:
+        out = held_out_images(keys.values(), held_out, seed)
+        name, out_name = _part_names(name, held_out, seed)
+        add(name, train, "train", lambda: read().part(lambda key: key not in out))
+        test = (add(out_name, train, "train", lambda: read().part(lambda key: key in out)),)
+        used -= out
+    return OwnData(name, test, data.class_names, len(used))
+
+
+def _read_val(
+    values: tuple[str, ...], stamp: Hashable, class_names: Sequence[str], whose: str
+) -> CocoDataset:
+    return read_own(values, "val", stamp).with_classes(class_names, whose)
 
 
 def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]:
-    """The images that are not trained on: the same for the same seed, and nearly so when some are added.
+    """Return the images to hold out: the same for the same seed, and nearly the same if images are added.
 
     Raises:
-        ValueError: there are fewer than two.
+        ValueError: there are fewer than two images.
     """
     if len(images) < 2:
         raise ValueError(
@@ -65,45 +144,78 @@ def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]
     return set(order[: min(max(round(part * len(order)), 1), len(order) - 1)])
 
 
-def _hold_out(
-    whole: str, images: list[str], part: float, seed: int
-) -> tuple[str, tuple[str, ...], list[str]]:
-    """Register what is trained on and what is held out of a registered dataset; without a file of their own.
-
-    Returns: the dataset to train on, what is held out of it, and the images to train on.
-    """
-    if not part:
-        return whole, (), images
-    held_out = held_out_images(images, part, seed)
-    metadata = MetadataCatalog.get(whole).as_dict()
-    root = metadata["image_root"]
-    # Without "json_file", Detectron2's evaluator writes the part it needs into OUTPUT_DIR.
-    shared = {key: value for key, value in metadata.items() if key not in ("name", "json_file", "source")}
-    train, test = (f"{whole}_{kind}_{100 * part:g}_seed{seed}" for kind in ("without", "held_out"))
-    for name, is_held_out in ((train, False), (test, True)):
-
-        def load(is_held_out: bool = is_held_out) -> list[dict]:
-            records = DatasetCatalog.get(whole)
-            names = (str(Path(record["file_name"]).relative_to(root)) for record in records)
-            return [r for r, n in zip(records, names, strict=True) if (n in held_out) == is_held_out]
-
-        register(name, load, root, **shared)
-    return train, (test,), [image for image in images if image not in held_out]
-
-
 def register(name: str, load: Callable[[], list[dict]], source: str, **metadata) -> None:
-    """Register a dataset, again where the file may have changed since.
-
-    Raises:
-        ValueError: another dataset has this name.
-    """
+    """Register a dataset, or register it again because its files may have changed."""
     if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("source") != source:
-            raise ValueError(
-                f"Own data: {source} would be registered as {name!r}, which is the name of another "
-                "dataset. Rename the file or its folder."
-            )
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(source=source, **metadata)
+
+
+def _register_boxes(
+    name: str, values: Sequence[str], split: str, load: Callable[[], CocoDataset], **metadata
+) -> str:
+    """Register what ``load`` returns. Return the name."""
+    data = load()
+    # The evaluator reads the file itself only if the file is what the model is trained on.
+    truth: dict = {"coco_content": lambda: load().content()}
+    if len(values) == 2 and not (data.changes or data.is_part):
+        truth = {"json_file": data.source.description}
+    register(
+        name,
+        lambda: load().records(),
+        _source_of(values, split),
+        **truth,
+        image_root=str(data.source.image_root),
+        evaluator_type="coco",
+        thing_classes=list(data.class_names),
+        thing_dataset_id_to_contiguous_id=data.class_of,
+        **metadata,
+    )
+    return name
+
+
+def _image_counts(data: CocoDataset) -> list[dict]:
+    """Return in how many images each class is, as Detectron2's metadata of LVIS do for the federated loss."""
+    seen = Counter(class_ for _, class_ in {(a["image_id"], a["category_id"]) for a in data.annotations})
+    return [{"id": i, "image_count": seen[id_]} for id_, i in data.class_of.items()]
+
+
+def _check_learnable(data: CocoDataset) -> None:
+    sizes = {image["id"]: image for image in data.images}
+    unused = Counter(filter(None, (unused_reason(a, sizes[a["image_id"]]) for a in data.annotations)))
+    if len(data.annotations) == unused.total():
+        fault = nothing_to_learn(data.source.description, len(data.annotations), unused)
+        raise ValueError(fault + (f" Reading made these changes:\n{data.changes}" if data.changes else ""))
+
+
+def _check_masks(data: CocoDataset) -> None:
+    if faults := data.changes.mask_faults:
+        raise ValueError(
+            f"MODEL.MASK_ON needs masks, and {len(faults)} of the {len(data.annotations)} annotations in "
+            f"{data.source.description} have no valid mask: {listed(faults, 3)}. "
+            "Set MODEL.MASK_ON to False to find only boxes, or use a config of RetinaNet."
+        )
+
+
+def _free_name(values: Sequence[str], split: str) -> str:
+    """Return the shortest end of the data's path that no other data have as their name, or a numbered one."""
+    path = Path(values[0]).expanduser().resolve()
+    if len(values) == 2:
+        parts = path.with_suffix("").parts
+    else:
+        parts = (*(path if path.is_dir() else path.parent).parts, split)
+    ends = ("_".join(parts[-length:]) for length in range(2, len(parts)))
+    names = chain(ends, (f"{parts[-1]}_{number}" for number in count(2)))
+    own = _source_of(values, split)
+    return next(n for n in names if n not in DatasetCatalog or MetadataCatalog.get(n).get("source") == own)
+
+
+def _part_names(whole: str, part: float, seed: int) -> list[str]:
+    """Return the names of what is trained on and of what is held out."""
+    return [f"{whole}_{kind}_{100 * part:g}_seed{seed}" for kind in ("without", "held_out")]
+
+
+def _source_of(values: Sequence[str], split: str) -> str:
+    return " ".join(values if len(values) == 2 else (*values, split))

@@ -1,4 +1,4 @@
-"""Images from files, read in one way by training, evaluation, the predictor and every tool."""
+"""Read images in one way for training, evaluation, the predictor and every tool."""
 
 import math
 import os
@@ -13,15 +13,15 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 MAX_MEGAPIXELS = "DENSECLIP_D2_MAX_MEGAPIXELS"
-"""Environment variable: megapixels up to which an image is read, in place of Pillow's own limit."""
+"""Environment variable: the megapixels of the largest image that is read, instead of Pillow's limit."""
 
 OTHER_SUFFIXES = {
     ".3fr", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jpegxl",
     ".jxl", ".jxr", ".nef", ".orf", ".raf", ".rw2", ".svg", ".wdp",
 }  # fmt: skip
-"""Of image files that Pillow reads with more packages only, or not at all."""
+"""Suffixes of images that Pillow reads only with other packages, or not at all."""
 
-# EXIF orientation, and what turns the stored pixels upright; from 5 on, width and height change places.
+# What turns the stored pixels upright, by EXIF orientation. From 5 on, width and height change places.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,19 +31,17 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What a PNG has in it, anywhere, where it has an orientation: names of EXIF's chunk, and of texts.
+# What a PNG with an orientation contains: the names of EXIF's chunk, and of texts.
 PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-
-WHITE_IS_ZERO = 0
-"""How a TIFF says that its values are those of a negative."""
+WHITE_IS_ZERO = 0  # TIFF's photometric interpretation of a negative
 
 
 class ImageError(ValueError):
-    """An image file that cannot be used.
+    """An image file cannot be used.
 
     Attributes:
-        fault: what is wrong, with the file's name.
-        cure: what to do about it, in a sentence that fits several files.
+        fault: what is wrong, with the name of the file.
+        cure: what to do, in a sentence that fits several files.
     """
 
     def __init__(self, fault: str, cure: str = ""):
@@ -52,31 +50,30 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | Path, pixel_format: str = "BGR") -> np.ndarray:
-    """Read a file of any of Pillow's formats upright, its first frame where it has several.
+    """Read the first frame of an image that Pillow reads, turned upright.
 
-    Values are those of Detectron2's ``read_image`` for images of 8 bits a channel. Of 16 bits, the upper 8
-    are taken: 0 stays black, and 65535 becomes 255. Transparency is left out, without a background.
+    The values of images with 8 bits a channel are those of Detectron2's ``read_image``. Of 16 bits, the upper
+    8 are taken: 0 stays black, and 65535 becomes 255. Transparency is dropped, without a background.
 
     Args:
-        path: of the file.
         pixel_format: "RGB", "BGR", "L" or "YUV-BT.601", as ``INPUT.FORMAT``.
 
     Returns: (H, W, 3) uint8; (H, W, 1) for "L", and (H, W, 3) float64 for "YUV-BT.601".
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: the file is no image, a broken one, too large, or has pixels whose white is unknown.
+        ImageError: the file is not an image, or is broken or too large, or has pixels whose white is unknown.
     """
     with open_image(path) as image:
         return to_array(image, pixel_format, name=str(path))
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """Return :func:`read_image` of a file, (H, W, 3) uint8, BGR; raise as it does."""
+    """Return :func:`read_image` of a file, (H, W, 3) uint8, BGR."""
     return read_image(path)
 
 
 def as_bgr(image: Image.Image) -> np.ndarray:
-    """Return an image upright, (H, W, 3) uint8, BGR; raise as :func:`to_array` does."""
+    """Return an image upright, (H, W, 3) uint8, BGR. Raise as :func:`to_array` does."""
     return to_array(image, "BGR")
 
 
@@ -84,7 +81,7 @@ def to_array(image: Image.Image, pixel_format: str, *, name: str = "the image") 
     """Convert an image as :func:`read_image` does.
 
     Raises:
-        ImageError: it has pixels whose white is unknown; ``name`` stands for it in the message.
+        ImageError: the image has pixels whose white is unknown; ``name`` stands for it in the message.
     """
     check_pixels(image, name)
     orientation = orientation_of(image)
@@ -92,10 +89,7 @@ def to_array(image: Image.Image, pixel_format: str, *, name: str = "the image") 
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height of a file as :func:`read_image` gives it; raise as it does.
-
-    Of JPEGs and PNGs the header is read, and no pixels.
-    """
+    """Return the width and height that :func:`read_image` gives, from the header of a JPEG and most PNGs."""
     with open_image(path) as image:
         return upright_size(image, header_orientation(image))
 
@@ -112,11 +106,11 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[ImageFile.ImageFile]:
-    """Open a file with Pillow, for a block whose errors are then the file's.
+    """Open a file with Pillow. Errors in the block become the file's, because Pillow reads pixels late.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: it cannot be opened; or the block raises, as Pillow reads pixels when they are used.
+        ImageError: the file cannot be opened, or the block raises an error.
     """
     try:
         with PathManager.open(str(path), "rb") as file, _opened(file) as image:
@@ -125,15 +119,15 @@ def open_image(path: str | Path) -> Iterator[ImageFile.ImageFile]:
         raise FileNotFoundError(f"{path}: there is no such file.") from None
     except ImageError:
         raise
-    except Exception as error:  # Pillow has many words for a broken file, SyntaxError among them
+    except Exception as error:  # Pillow raises many kinds for a broken file, such as SyntaxError
         raise ImageError(*_explained(path, error)) from error
 
 
 def check_pixels(image: Image.Image, name: str) -> None:
-    """Refuse an image by what its header says of its pixels.
+    """Raise an error for an image whose pixels have no known white, by its header.
 
     Raises:
-        ImageError: its values have no known white: floats, and integers of 32 bits or with a sign.
+        ImageError: the pixels are floats, or integers of 32 bits or with a sign.
     """
     sixteen_bits = image.format in ("PNG", "PPM")  # whose mode "I" holds 0 to 65535
     if image.mode == "F" or (image.mode == "I" and not sixteen_bits):
@@ -145,15 +139,15 @@ def check_pixels(image: Image.Image, name: str) -> None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Load an image, and return the EXIF orientation, 1 to 8, by which its pixels are yet to be turned."""
-    image.load()  # Pillow turns TIFFs by itself there, and only then says so
+    """Load an image, and return the EXIF orientation, 1 to 8, that its pixels still have to be turned by."""
+    image.load()  # Pillow turns TIFFs here, and changes their EXIF only then
     return exif_orientation(image)
 
 
 def header_orientation(image: ImageFile.ImageFile) -> int:
-    """Return :func:`orientation_of` an image just opened, without loading a JPEG, and most PNGs."""
+    """Return :func:`orientation_of` an image just opened, without loading a JPEG or most PNGs."""
     if image.format == "PNG" and not _mentions_exif(image):
-        return 1  # Pillow would decode the image to look behind its pixels
+        return 1  # Pillow would decode the image to read what follows the pixels
     return exif_orientation(image) if image.format in ("JPEG", "PNG") else orientation_of(image)
 
 
@@ -161,13 +155,13 @@ def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation that a file states, 1 to 8; 1 if it states none, or another."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # of as many kinds as there are ways to write EXIF wrong; the pixels are sound
+    except Exception:  # malformed EXIF raises many kinds, and the pixels are sound
         return 1
     return orientation if orientation in TURNS else 1
 
 
 def ordered(picture: np.ndarray, pixel_format: str) -> np.ndarray:
-    """Return an image (H, W, 3) uint8, BGR, as ``INPUT.FORMAT`` has it: see :func:`read_image`."""
+    """Convert an image (H, W, 3) uint8, BGR, to ``INPUT.FORMAT``. See :func:`read_image`."""
     if pixel_format == "BGR":
         return picture
     rgb = picture[:, :, ::-1]
@@ -175,19 +169,19 @@ def ordered(picture: np.ndarray, pixel_format: str) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image with the upper 8 of its 16 bits, or itself where it has 8."""
+    """Return the upper 8 of the 16 bits of an image. Return an image of 8 bits itself."""
     if not image.mode.startswith("I"):
         return image  # of RGB with 16 bits a channel, Pillow has taken the upper 8
-    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose 12 bits Pillow does not spread over 16
+    tags = getattr(image, "tag_v2", {})  # Pillow does not spread the 12 bits of a TIFF over 16
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     values = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
-        values = 255 - values  # as Pillow does where there are 8 bits
+        values = 255 - values  # as Pillow does with 8 bits
     return Image.fromarray(values)
 
 
 def _mentions_exif(image: ImageFile.ImageFile) -> bool:
-    """Tell whether a PNG that has just been opened may have an orientation, also behind its pixels."""
+    """Return whether a PNG that has just been opened may have an orientation, also after its pixels."""
     assert image.fp
     position = image.fp.tell()
     image.fp.seek(0)
@@ -197,7 +191,7 @@ def _mentions_exif(image: ImageFile.ImageFile) -> bool:
 
 
 def _opened(file: BinaryIO) -> ImageFile.ImageFile:
-    """Open an image within the limit of :data:`MAX_MEGAPIXELS` where it is set, else within Pillow's."""
+    """Open an image within the limit of :data:`MAX_MEGAPIXELS`, or else within Pillow's."""
     try:
         return Image.open(file)
     except Image.DecompressionBombError:
@@ -214,20 +208,20 @@ def _opened(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _explained(path: str | Path, error: Exception) -> tuple[str, str]:
-    """Return what is wrong with a file, and what to do about it."""
+    """Return what is wrong with a file, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
-        limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
         return (
-            f"{path} has more than {limit}, the limit against files made to exhaust memory",
+            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels, the limit "
+            "against files made to exhaust memory",
             f"If you trust such files, set the environment variable {MAX_MEGAPIXELS} to a higher number.",
         )
     if isinstance(error, MemoryError):
         return f"{path} does not fit into memory", "Make such images smaller, or cut them into tiles."
     if isinstance(error, UnidentifiedImageError):
         return (
-            f"{path} is no image of a kind that Pillow reads here",
+            f"{path} is not an image that Pillow reads here",
             "Convert HEIC, JPEG XL and raw photos to JPEG or PNG; fetch broken files again.",
         )
     if isinstance(error, OSError) and error.errno:
-        return f"{path} cannot be read: {error.strerror}", "Mend its permissions or its disk."
+        return f"{path} cannot be read: {error.strerror}", "Repair its permissions or its disk."
     return f"{path} is broken or truncated ({error})", "Fetch or save such files again."

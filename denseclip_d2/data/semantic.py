@@ -1,4 +1,4 @@
-"""Datasets for semantic segmentation: a folder of images, one of label images, and a list of names."""
+"""Register, read and check datasets for semantic segmentation: images, label images, and a list of names."""
 
 import logging
 import math
@@ -10,8 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ..utils.text import read_text
-from .coco_source import find_files
+from .coco_source import find_files, listed, read_lines
 from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 
 logger = logging.getLogger(__name__)
@@ -28,15 +27,14 @@ def register_semantic_folder(
     ignore_label: int = 255,
     **metadata,
 ) -> None:
-    """Register images and label images with Detectron2; the files need not exist yet.
+    """Register images and label images with Detectron2. The files need not exist yet.
 
     Args:
-        name: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` call it.
-        image_root: folder of the images, which may have folders in it.
-        label_root: folder of the label images: PNGs of one channel (with a palette or without) under the same
-            names, whose values are class ids.
-        class_names: the class of id 0, of id 1, and so on.
-        ignore_label: the value of pixels that are neither trained nor evaluated on.
+        image_root: folder of the images and of folders of images.
+        label_root: folder of the label images: PNGs of one channel, with or without a palette, under the
+            names of the images. Their values are class ids.
+        class_names: in the order of the class ids, from 0.
+        ignore_label: the value of pixels that are left out of training and evaluation.
         metadata: more of Detectron2's metadata, such as ``stuff_colors``.
 
     Raises:
@@ -56,12 +54,12 @@ def register_semantic_folder(
 def register_semantic_folders(cfg: CfgNode) -> None:
     """Register every ``SPLIT`` of every folder ``F`` in ``DATASETS.SEMANTIC_FOLDERS`` as "F_SPLIT".
 
-    Images are in ``F/images/SPLIT``, label images in ``F/labels/SPLIT``, and the names of the classes in
-    ``F/classes.txt``, one a line. A dataset that is already registered from the same place is left alone.
+    Images are in ``F/images/SPLIT``, label images in ``F/labels/SPLIT``, and the class names in
+    ``F/classes.txt``, one a line. A dataset that is already registered from the same place stays.
 
     Raises:
         FileNotFoundError: a folder is not arranged like that.
-        ValueError: a name is taken by another dataset; ``classes.txt`` is empty or not UTF-8.
+        ValueError: another dataset has the name; ``classes.txt`` is empty or not UTF-8.
     """
     for folder in cfg.DATASETS.SEMANTIC_FOLDERS:
         root = Path(folder).expanduser().resolve()
@@ -75,9 +73,9 @@ def register_semantic_folders(cfg: CfgNode) -> None:
         for split in splits:
             name, images = f"{root.name}_{split}", root / "images" / split
             if name not in DatasetCatalog:
-                class_names = [line.strip() for line in read_text(names).strip().splitlines()]
+                class_names = read_lines(names)
                 if not class_names:
-                    raise ValueError(f"{names} is empty. It needs the name of a class on each line.")
+                    raise ValueError(f"{names} is empty. Write the name of a class on each line.")
                 register_semantic_folder(name, images, root / "labels" / split, class_names)
             elif MetadataCatalog.get(name).get("image_root") != str(images):
                 raise ValueError(
@@ -87,14 +85,14 @@ def register_semantic_folders(cfg: CfgNode) -> None:
 
 
 def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list[dict]:
-    """The images that have a label image of the same name, in Detectron2's format.
+    """Return the images that have a label image of the same name, in Detectron2's format.
 
-    Detectron2's ``load_sem_seg`` pairs by position where there are as many of both, whatever their names.
+    Detectron2's ``load_sem_seg`` pairs by position if the numbers are equal, whatever the names.
 
     Raises:
         ValueError: there is none.
     """
-    # Those of kinds that Pillow does not read as well: whoever reads them says so, and nothing is left out.
+    # Images that Pillow cannot read are kept, so that the check of images reports them.
     images = _files(Path(image_root), {*OTHER_SUFFIXES, *Image.registered_extensions()})
     labels = _files(Path(label_root), {".png"})
     if unpaired := images.keys() ^ labels.keys():
@@ -102,19 +100,16 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
             "%d files of %d images in %s and %d label images in %s have no counterpart (%s, say): left out.",
             *(len(unpaired), len(images), image_root, len(labels), label_root, min(unpaired)),
         )
-    records = [
-        {"file_name": str(images[name]), "sem_seg_file_name": str(labels[name])}
-        for name in sorted(images.keys() & labels.keys())
-    ]
-    if not records:
+    names = sorted(images.keys() & labels.keys())
+    if not names:
         raise ValueError(f"no image in {image_root} has a label image (.png) of its name in {label_root}")
-    return records
+    return [{"file_name": str(images[name]), "sem_seg_file_name": str(labels[name])} for name in names]
 
 
 def read_labels(file_name: str, dtype: type = np.uint8) -> np.ndarray:
-    """The (H, W) labels in a file, upright, a palette left aside; Detectron2's reader would take its colors.
+    """Return the (H, W) labels in a file, upright. Detectron2's reader would return colors of a palette.
 
-    Also the ``sem_seg_loading_fn`` for Detectron2's ``SemSegEvaluator``, whose own fails with numpy 2.
+    Detectron2's ``SemSegEvaluator`` gets it as ``sem_seg_loading_fn``, because its own fails with numpy 2.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -126,7 +121,7 @@ def read_labels(file_name: str, dtype: type = np.uint8) -> np.ndarray:
 
 
 def check_label_mode(mode: str, file_name: str) -> None:
-    """Refuse an image whose pixels are no labels, by Pillow's mode.
+    """Check Pillow's mode of a label image.
 
     Raises:
         ImageError: the image has several channels, or more than 8 bits a pixel.
@@ -134,13 +129,13 @@ def check_label_mode(mode: str, file_name: str) -> None:
     if mode not in ("1", "L", "P"):
         raise ImageError(
             f"{file_name} is an image of Pillow's mode {mode!r}",
-            "Label images have one channel of 8 bits, with a palette ('P') or without ('L'), whose values "
-            "are class ids: convert them.",
+            "Convert label images to one channel of 8 bits, with a palette ('P') or without ('L'), whose "
+            "values are class ids.",
         )
 
 
 def check_label_size(label_size: tuple[int, int], label: str, size: tuple[int, int], image: str) -> None:
-    """Refuse a label image of another size than its image's; sizes are widths and heights.
+    """Check that a label image has its image's width and height.
 
     Raises:
         ImageError: they differ.
@@ -148,22 +143,21 @@ def check_label_size(label_size: tuple[int, int], label: str, size: tuple[int, i
     if label_size != size:
         raise ImageError(
             "{} is {}x{}, but its image {} {}x{} (width x height)".format(label, *label_size, image, *size),
-            "Make such labels again from these images, or take both out of the dataset.",
+            "Make such labels again from these images, or remove both from the dataset.",
         )
 
 
 def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_label: int | None) -> None:
-    """Refuse labels that are no class's.
+    """Check that labels are below ``num_classes``, or ``ignore_label``.
 
     Raises:
-        ValueError: labels are neither below ``num_classes`` nor ``ignore_label``.
+        ValueError: some are not.
     """
     wrong = np.unique(labels[(labels >= num_classes) & (labels != ignore_label)]).tolist()
     if wrong:
-        listed = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
         raise ValueError(
-            f"{file_name} has labels out of range: {listed}. With {num_classes} classes, labels are 0 to "
-            f"{num_classes - 1}, and {ignore_label} for pixels to ignore. Number the classes from 0, or "
+            f"{file_name} has labels out of range: {listed(wrong)}. With {num_classes} classes, labels are 0 "
+            f"to {num_classes - 1}, and {ignore_label} for pixels to ignore. Number the classes from 0, or "
             "correct the list of their names and MODEL.SEM_SEG_HEAD.NUM_CLASSES."
         )
 
@@ -171,14 +165,14 @@ def check_labels(labels: np.ndarray, file_name: str, num_classes: int, ignore_la
 def check_some_labels(labeled: Sequence[dict], names: Sequence[str]) -> None:
     """Check the labels of up to 100 images, and log which classes have no pixel in them.
 
-    A fault of the whole data set shows in some labels; the mapper checks each when it reads it.
+    A fault of the whole dataset shows in some labels. The mapper checks each when it reads it.
 
     Args:
         labeled: records with ``sem_seg_file_name``, at least one.
-        names: the data sets that they are of.
+        names: their datasets.
 
     Raises:
-        ValueError: labels are of no class.
+        ValueError: there are labels of no class.
     """
     metadata = MetadataCatalog.get(names[0])
     classes, ignore_label = metadata.get("stuff_classes", ()), metadata.get("ignore_label")
@@ -186,44 +180,31 @@ def check_some_labels(labeled: Sequence[dict], names: Sequence[str]) -> None:
     found: set[int] = set()
     for file_name in (record["sem_seg_file_name"] for record in records):
         labels = read_labels(file_name)
-        check_labels(labels, file_name, len(classes) or 256, ignore_label)  # without names, any may be one
+        check_labels(labels, file_name, len(classes) or 256, ignore_label)  # without names, any is valid
         found.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
-    counts = {"read": len(records), "total": len(labeled)}
-    _log_absent_classes(", ".join(names), found, classes, ignore_label, **counts)
-
-
-def _log_absent_classes(
-    name: str, found: set[int], class_names: Sequence[str], ignore_label: int | None, *, read: int, total: int
-) -> None:
-    """Log which classes have no pixel in label images; a warning, unless they may be rare ones.
-
-    Args:
-        name: the data set.
-        found: the values in the label images that were read.
-        read, total: how many label images were read, and how many there are. In a part of them less than
-            half of the classes may be absent without a warning.
-    """
-    absent = [i for i in range(len(class_names)) if i not in found]
-    if len(class_names) == 1:
+    if len(classes) == 1:
         logger.warning(
-            "%s has one class, %r, so that every pixel is of it. Give the background a class too.",
-            name, class_names[0],
+            "%s has one class, %r, which every pixel has to be of. Give the background a class too.",
+            ", ".join(names), classes[0],
         )  # fmt: skip
+    absent = [i for i in range(len(classes)) if i not in found]
     if not absent:
         return
-    listed = ", ".join(f"{class_names[i]!r} ({i})" for i in absent[:10]) + (", ..." if absent[10:] else "")
-    images = f"its {total} label images" if read == total else f"the {read} read of its {total} label images"
     hint = ""
     if len(absent) == 1 and ignore_label in found:
         hint = (
-            f" Pixels of {ignore_label} are ignored: if they are meant to be {class_names[absent[0]]!r}, "
+            f" Pixels of {ignore_label} are ignored. If they are meant to be {classes[absent[0]]!r}, "
             f"change their value to {absent[0]}."
         )
-    surely = read == total or 2 * len(absent) >= len(class_names)
+    whole = len(records) == len(labeled)
+    images = f"its {len(labeled)}" if whole else f"the {len(records)} read of its {len(labeled)}"
+    # Rare classes may be absent from a part of the images.
+    level = logging.WARNING if whole or 2 * len(absent) >= len(classes) else logging.INFO
     logger.log(
-        logging.WARNING if surely else logging.INFO,
-        "%s: %d of %d classes have no pixel in %s, and cannot be learned or evaluated there: %s.%s",
-        *(name, len(absent), len(class_names), images, listed, hint),
+        level,
+        "%s: %d of %d classes have no pixel in %s label images, and cannot be learned or evaluated: %s.%s",
+        *(", ".join(names), len(absent), len(classes), images),
+        *(listed([f"{classes[i]!r} ({i})" for i in absent]), hint),
     )
 
 

@@ -10,12 +10,12 @@ SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS", SemanticSegmentor: "SEM_SEG_HE
 def section_of(cfg: CfgNode) -> str:
     """Where in ``cfg.MODEL`` the NUM_CLASSES of the system's classes is.
 
-    A system's own ``section``, if it has one; else that of the kind of Detectron2's that it is.
+    A system's own ``num_classes_key``, if it has one; else that of the kind of Detectron2's that it is.
     """
     system = _system(cfg)
     kinds = [section for kind, section in SECTIONS.items() if _is_a(system, kind)]
     kinds += ["SEM_SEG_HEAD"] if is_panoptic_deeplab(cfg) else []
-    return getattr(system, "section", [*kinds, "ROI_HEADS"][0])
+    return getattr(system, "num_classes_key", [*kinds, "ROI_HEADS"][0])
 
 
 def is_semantic(cfg: CfgNode) -> bool:

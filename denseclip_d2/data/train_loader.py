@@ -13,17 +13,16 @@ from ..utils.random_state import seeded_random
 
 Place = tuple[int, int]  # position in the stream of this process, index of the record
 
-# What Detectron2's samplers draw when they are made; the last is RandomSubsetTrainingSampler's alone.
+# What Detectron2's samplers draw when they are made. Only RandomSubsetTrainingSampler has the last.
 SAMPLER_STATE = ("_seed", "_indexes_subset")
 
 
 class TrainLoader:
-    """Detectron2's training loader, which knows how far it came and goes on from there.
+    """Detectron2's training loader with a state, from which it resumes exactly.
 
-    An image's augmentation is drawn from a seed of its own, made of the run's and of the image's place in the
-    stream. So what the loader yields depends neither on the number of its workers nor on what else draws
-    random numbers, and to go on, the images before need not be read: the sampler and the grouping by aspect
-    ratio are run over their sizes alone.
+    The seed of an image's augmentation is made of the run's seed and the image's place in the stream. So the
+    batches depend neither on the number of workers nor on other draws of random numbers. To resume, no image
+    is read: the sampler and the grouping by aspect ratio run over the sizes of the images before.
     """
 
     def __init__(
@@ -41,9 +40,9 @@ class TrainLoader:
         All processes must call this together.
 
         Args:
-            dataset, mapper, ...: as of Detectron2's ``build_detection_train_loader``, whose ``from_config``
-                makes them; ``mapper`` may not return None. Images of unknown sizes are not grouped.
-            unused: how many objects the mapper drops, by reason, to be told.
+            dataset, mapper, ...: as for Detectron2's ``build_detection_train_loader``, whose ``from_config``
+                makes them. ``mapper`` may not return None. Images of unknown sizes are not grouped.
+            unused: the number of objects that the mapper drops, by reason, for the summary.
         """
         self.total_batch_size = total_batch_size
         self.batch_size = total_batch_size // comm.get_world_size()
@@ -55,8 +54,8 @@ class TrainLoader:
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self._places = _Places(sampler)
         self.dataset = _SeededDataset(DatasetFromList(dataset, copy=False), mapper)
-        # Workers take turns by images where these are grouped afterwards, else by batches; sharded likewise,
-        # images arrive in the sampler's order, however many workers there are.
+        # Workers take turns by images if these are grouped later, else by batches. With the same shards,
+        # images arrive in the sampler's order for any number of workers.
         shard = 1 if aspect_ratio_grouping else self.batch_size
         self._loader = build_detection_train_loader(
             ToIterableDataset(self.dataset, self._places, shard_chunk_size=shard),
@@ -73,7 +72,7 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict:
-        """How far the loader came; the same for all processes."""
+        """Return the position in the stream, the same for all processes."""
         sampler = vars(self._places.sampler)
         return {
             "images": self.images,
@@ -85,16 +84,16 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where ``state_dict`` was called; before the first batch is taken.
+        """Resume where ``state_dict`` was called. Call this before the first batch is taken.
 
-        With another number of processes, another batch or dataset, the loader goes on after as many images,
-        but they are not the same.
+        With another number of processes, batch size or dataset, the loader skips as many images, but not the
+        same ones.
         """
         now = self.state_dict()
         changed = [k for k in ("dataset_length", "total_batch_size", "world_size") if state[k] != now[k]]
         if changed:
             logging.getLogger(__name__).warning(
-                "The data's order cannot be continued exactly: %s. Going on after %d images.",
+                "The order of the data cannot be resumed exactly: %s. Resuming after %d images.",
                 ", ".join(f"{k} was {state[k]}, is {now[k]}" for k in changed),
                 state["images"],
             )
@@ -112,13 +111,13 @@ class TrainLoader:
         sizes = (dict(zip(("width", "height"), self._sizes[i], strict=True), place=(n, i)) for n, i in places)
         grouped = AspectRatioGroupedDataset(sizes, self.batch_size)
         next(islice(grouped, batches - 1, None))
-        # Read, and augmented, but in no batch yet: these come again, first.
+        # Images that were read and augmented, but are in no batch yet, come again first.
         self._places.pending = sorted(x["place"] for bucket in grouped._buckets for x in bucket)
         self._places.start = next(places)[0]
 
 
 class _Places(Sampler[Place]):
-    """A sampler's indices with their positions, from a position on, after some pending ones."""
+    """Yield pending places, then a sampler's positions and indices from ``start`` on."""
 
     def __init__(self, sampler: Sampler[int]):
         self.sampler = sampler
@@ -131,7 +130,7 @@ class _Places(Sampler[Place]):
 
 
 class _SeededDataset(Dataset):
-    """Records, mapped under the random numbers of their place."""
+    """Map records with random numbers that depend on their place."""
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict]):
         self.records, self.mapper = records, PicklableWrapper(mapper)  # workers may be spawned

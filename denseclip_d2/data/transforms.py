@@ -7,11 +7,11 @@ from detectron2.data import transforms as T
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's resizing, but each side of a thin and very long image keeps at least one pixel."""
+    """Resize like Detectron2, but keep at least one pixel on each side of a thin and long image."""
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """Return height and width as Detectron2's method does; 0 as ``short_edge_length`` keeps the size."""
+        """Return height and width. A ``short_edge_length`` of 0 keeps the size."""
         if not short_edge_length:
             return oldh, oldw
         height, width = T.ResizeShortestEdge.get_output_shape(oldh, oldw, short_edge_length, max_size)
@@ -25,10 +25,10 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class RandomScaleShortestEdge(ResizeShortestEdge):
-    """Resizing to a shortest and a longest edge that are both multiplied by one random factor.
+    """Resize to a shortest and a longest edge, both multiplied by one random factor.
 
-    The released segmentors were trained with MMSegmentation's, ``Resize(img_scale=(max_size,
-    short_edge_length), ratio_range=scale_range)``: the same sizes, with OpenCV's filter for Pillow's.
+    The released segmentors were trained with MMSegmentation's ``Resize(img_scale=(max_size,
+    short_edge_length), ratio_range=scale_range)``. The sizes are the same, but its filter is OpenCV's.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class RandomScaleShortestEdge(ResizeShortestEdge):
     ):
         """
         Args:
-            short_edge_length, max_size, sample_style, interp: as of Detectron2's ``ResizeShortestEdge``.
-            scale_range: bounds of the factor, which is uniform between them.
+            short_edge_length, max_size, sample_style, interp: as for Detectron2's ``ResizeShortestEdge``.
+            scale_range: bounds of the uniform factor.
         """
         super().__init__(short_edge_length, max_size, sample_style, interp)
         self.scale_range = scale_range
@@ -55,14 +55,14 @@ class RandomScaleShortestEdge(ResizeShortestEdge):
 
 
 class PadToSize(T.Augmentation):
-    """Padding at the right and at the bottom, for batches of one size."""
+    """Pad at the right and at the bottom, for batches of one size."""
 
     def __init__(self, size: Sequence[int], color: Sequence[float], label: int):
         """
         Args:
-            size: height and width; an image that is larger is left so.
-            color: of the padding, rounded. That of the pixels' mean is what Detectron2 pads with, zero after
-                the normalization, but for the rounding.
+            size: height and width. A larger image stays as it is.
+            color: of the padding, rounded. The mean of the pixels becomes 0 after the normalization, as
+                Detectron2's padding, except for the rounding.
             label: of the padding.
         """
         self._init(locals())
@@ -76,7 +76,7 @@ class PadToSize(T.Augmentation):
 
 
 class _ColorPadTransform(T.PadTransform):
-    """fvcore's padding, which has one value for all channels, with a color: ``pad_value`` is a sequence."""
+    """Pad as fvcore does, but with a color: ``pad_value`` is a sequence."""
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         height, width, channels = image.shape

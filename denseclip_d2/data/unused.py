@@ -1,4 +1,4 @@
-"""Objects that training leaves out: Detectron2 drops them image by image, without a message."""
+"""Count the objects that training leaves out, because Detectron2 drops them without a message."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,8 @@ from collections.abc import Mapping, Sequence
 from detectron2.structures import BoxMode
 
 
-def count_unused(records: Sequence[dict]) -> Counter[str]:
-    """Count the objects that a detector does not learn from, by reason.
-
-    Args:
-        records: in Detectron2's format.
-    """
-    reasons = (unused_reason(a, record) for record in records for a in record.get("annotations", ()))
-    return Counter(reason for reason in reasons if reason)
-
-
 def unused_reason(annotation: dict, record: dict) -> str:
-    """Return why Detectron2's mapper drops an annotation; an empty string where it is learned from.
+    """Return why Detectron2's mapper drops an annotation; an empty string if it is learned from.
 
     Args:
         annotation, record: an object and its image, in Detectron2's format or COCO's.
@@ -36,20 +26,19 @@ def unused_reason(annotation: dict, record: dict) -> str:
 
 
 def check_learnable(names: Sequence[str], records: Sequence[dict]) -> Counter[str]:
-    """Refuse data sets without an object to learn from.
+    """Check that datasets have an object to learn from. Return the number of unused objects, by reason.
 
     Args:
-        names: of the data sets, for the message.
-        records: the images, in Detectron2's format; where these have label maps alone, nothing is refused.
+        names: of the datasets, for the message.
+        records: the images, in Detectron2's format. Images with only label maps pass.
 
-    Returns: how many objects are left out, by reason.
     Raises:
-        ValueError: all objects are left out, or there is none.
+        ValueError: training leaves out all objects, or there is none.
     """
-    unused = count_unused(records)
-    objects = sum(len(record.get("annotations", ())) for record in records)
-    if objects == unused.total() and any("annotations" in record for record in records):
-        raise ValueError(nothing_to_learn(", ".join(names), objects, unused))
+    annotations = [(a, record) for record in records for a in record.get("annotations", ())]
+    unused = Counter(filter(None, (unused_reason(*pair) for pair in annotations)))
+    if len(annotations) == unused.total() and any("annotations" in record for record in records):
+        raise ValueError(nothing_to_learn(", ".join(names), len(annotations), unused))
     return unused
 
 

@@ -36,7 +36,9 @@ class COCOEvaluator(_COCOEvaluator):
         metadata = vars(MetadataCatalog.get(dataset_name))  # as attributes, values could not be replaced
         if output_dir and "coco_content" in metadata:
             path = Path(output_dir, f"{dataset_name}_coco_format.json")
-            _write_ground_truth(path, metadata["coco_content"]())
+            # An evaluation during training finds the file of the one before. Data registered anew do not.
+            if metadata.get("json_file") != str(path) or not path.is_file():
+                _write_ground_truth(path, metadata["coco_content"]())
             metadata["json_file"] = str(path)
         super().__init__(dataset_name, tasks, distributed, output_dir, **{"use_fast_impl": False, **kwargs})
 

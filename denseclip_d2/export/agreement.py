@@ -1,4 +1,4 @@
-"""How far a file of fewer bits, which cannot give the same, agrees with the model."""
+"""The agreement of a file of reduced precision with its model."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from .verification import both
 from .whole import WholeModel
 
 OVERLAP = 0.5
-"""Intersection over union from which on two boxes of one class, or their masks, are the same."""
+"""The least intersection over union of matching boxes of one class, and of their masks."""
 LEAST = {"float16": 0.99, "int8": 0.9}
-"""What a file of a precision is to agree in."""
+"""The least agreement of each precision."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared, and how much of each output agrees.
+    """The result of a comparison.
 
     Attributes:
-        pictures, detections: how many there were; detections are the model's.
-        parts: 0 to 1, by output: of ``boxes`` those with a like among the other's; of ``masks`` those of
-            boxes that are alike; both count by their scores, since the least sure come and go. Of ``labels``
-            pixels; of ``score_map`` 1 less the mean difference of cosines.
+        pictures, detections: number of pictures, and of the model's detections in them.
+        parts: agreement from 0 to 1, by output. ``boxes``: the share with a match; ``masks``: the share of
+            matching boxes; both weighted by scores. ``labels``: the share of pixels. ``score_map``: 1 less
+            the mean difference of cosines.
     """
 
     pictures: int
@@ -36,14 +36,14 @@ class Agreement:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {part:.2%}" for name, part in self.parts.items())
-        return f"with {self.pictures} pictures, {self.detections} detections; what agrees: {parts}"
+        return f"with {self.pictures} pictures, {self.detections} detections; agreement: {parts}"
 
 
 def agreement(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray], precision: str) -> Agreement:
-    """Compare what a file gives with what the model does; arguments as of ``verify``.
+    """Compare the outputs of a file with those of the model; arguments as for ``verify``.
 
     Raises:
-        ValueError: they agree in less than ``LEAST``, or detectors detect nothing.
+        ValueError: the agreement is below ``LEAST``, or nothing is detected.
     """
     agreeing: defaultdict[str, float] = defaultdict(float)
     counted: defaultdict[str, float] = defaultdict(float)
@@ -58,14 +58,14 @@ def agreement(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray], preci
     for name, part in parts.items():
         if not part >= LEAST[precision]:
             raise ValueError(
-                f"The file differs from the model: of the {name}, {part:.1%} agree, where --precision "
-                f"{precision} is to keep {LEAST[precision]:.0%}. Take another --precision."
+                f"The file differs from the model: {part:.1%} of the {name} agree; --precision {precision} "
+                f"needs {LEAST[precision]:.0%}. Choose another --precision."
             )
     return Agreement(number, detections, parts)
 
 
 def _agreeing(expected: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """By output, how much agrees, of how much."""
+    """Return the agreeing and the whole weight, by output."""
     found = {}
     if "boxes" in expected:
         overlaps = pairwise_iou(Boxes(expected["boxes"]), Boxes(given["boxes"]))

@@ -1,15 +1,14 @@
-"""Detections of what a RetinaNet's heads give: plain torch, for files of ``--format torch_export``.
+"""Decode the outputs of a RetinaNet's heads in plain torch, for files of ``--format torch_export``.
 
     import torch
     from decode import decode
 
-    about = {"decoding": ""}  # which is filled
+    about = {"decoding": ""}  # load() fills the value
     model = torch.export.load("model.pt2", extra_files=about).module(check_guards=False)
     with torch.no_grad():
         found = decode(model(pictures), about, pictures.shape[2:])
 
-It does what Detectron2 does: takes the best candidates of every level of the pyramid, suppresses by class
-what overlaps a better one, and takes the best of the rest.
+As in Detectron2: the best candidates of every level, non-maximum suppression by class, the best of the rest.
 """
 
 import json
@@ -26,14 +25,13 @@ HEADS = ("logits", "deltas", "anchors", "levels")
 def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequence[int]) -> dict[str, Tensor]:
     """
     Args:
-        outputs: of N pictures and R anchors ``logits`` (N, R, K), ``deltas`` (N, R, 4), ``anchors`` (R, 4)
-            x1, y1, x2, y2 in pixels, and ``levels`` (R,) int64, ascending: which level each anchor is of.
-        about: the file's metadata, of which it reads ``decoding`` (JSON).
-        size: height and width of the pictures, without what they may have been padded with at their lower
-            and right sides.
-    Returns: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,) and ``classes`` (n,) int64, those of
-        each picture by falling score; ``pictures`` (n,) int64, the number of the picture that each is in; and
-        what else ``outputs`` has.
+        outputs: for N pictures and R anchors ``logits`` (N, R, K), ``deltas`` (N, R, 4), ``anchors`` (R, 4)
+            x1, y1, x2, y2 in pixels, and ``levels`` (R,) int64, ascending: the level of each anchor.
+        about: the file's metadata, with ``decoding`` (JSON).
+        size: height and width of the pictures, without padding at their lower and right sides.
+    Returns: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,) and ``classes`` (n,) int64, sorted by
+        score within each picture; ``pictures`` (n,) int64, the index of the picture of each; and the other
+        ``outputs``.
     """
     by = json.loads(about["decoding"])
     logits, deltas, anchors, levels = (outputs[name] for name in HEADS)
@@ -47,7 +45,7 @@ def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequen
 def _of_picture(
     logits: Tensor, deltas: Tensor, anchors: Tensor, levels: Tensor, size: Sequence[int], by: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, scores and classes of one picture."""
+    """Return boxes, scores and classes of one picture."""
     lengths = levels.bincount().tolist()
     levelled = zip(logits.split(lengths), deltas.split(lengths), anchors.split(lengths), strict=True)
     candidates = [_candidates(*level, by) for level in levelled]
@@ -63,7 +61,7 @@ def _of_picture(
 def _candidates(
     logits: Tensor, deltas: Tensor, anchors: Tensor, by: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, scores and classes of one level's best."""
+    """Return boxes, scores and classes of the best candidates of one level."""
     scores = logits.sigmoid()
     rows, classes = (scores > by["lowest_score"]).nonzero(as_tuple=True)
     scores = scores[rows, classes]
@@ -73,7 +71,7 @@ def _candidates(
 
 
 def _moved(anchors: Tensor, deltas: Tensor, by: dict[str, Any]) -> Tensor:
-    """The boxes that deltas make of anchors, both (n, 4)."""
+    """Return anchors moved by deltas, both (n, 4)."""
     sides = anchors[:, 2:] - anchors[:, :2]
     centers = anchors[:, :2] + 0.5 * sides
     deltas = deltas / deltas.new_tensor(by["box_weights"])

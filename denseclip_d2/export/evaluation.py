@@ -15,19 +15,19 @@ from .runtimes import Outputs, Run
 
 
 def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
-    """Evaluate an exported file on ``DATASETS.TEST``, by its runtime and Detectron2's evaluators.
+    """Evaluate an exported file on ``DATASETS.TEST`` with its runtime and Detectron2's evaluators.
 
     Args:
-        file: not of prepared pictures, and not of Panoptic FPN, whose outputs are not merged.
+        file: not for prepared pictures, and not of Panoptic FPN, whose outputs are not merged.
         format: of ``FORMATS``.
-    Returns: what the evaluators give, by dataset.
+    Returns: the evaluators' results, by dataset.
     """
     with FORMATS[format].runtime(file) as run:
         return {name: evaluate_run(cfg, run, name) for name in cfg.DATASETS.TEST}
 
 
 def evaluate_run(cfg: CfgNode, run: Run, name: str) -> dict:
-    """Evaluate what a runtime gives, on a dataset."""
+    """Evaluate the outputs of a runtime on a dataset."""
     evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR, "inference", name)))
     evaluator.reset()
     for record in DatasetCatalog.get(name):
@@ -37,7 +37,7 @@ def evaluate_run(cfg: CfgNode, run: Run, name: str) -> dict:
 
 
 def picture_as_input(file: str, cfg: CfgNode) -> np.ndarray:
-    """(1, H, W, 3) uint8, channels as the model takes them."""
+    """Read a picture as (1, H, W, 3) uint8, channels as the model takes them."""
     return np.ascontiguousarray(ordered(read_picture(file), cfg.INPUT.FORMAT))[None]
 
 

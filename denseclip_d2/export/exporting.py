@@ -1,7 +1,7 @@
-"""From a config and its weights to a verified file."""
+"""Export of a config's model to a verified file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,15 +29,16 @@ from .verification import Verdict, verify
 from .whole import PAGE, WholeModel
 
 TRACED = (1.0, 1.25)
-"""Height and width of the picture that is traced, in shortest sides at test time."""
+"""Height and width of the traced picture, relative to the shortest side at test time."""
 VERIFIED = ((0.75, 1.0), (1.2, 1.0), (0.8, 1.6))
-"""And of those that a file is verified with, where resizing asks for no others, beside an empty one."""
+"""Those of the verified pictures, if resizing needs no others."""
 EMPTY = (0.9, 0.8)
+"""Those of a verified picture without objects."""
 SIDE = 256
-"""The shortest side where pictures are not resized."""
+"""The shortest side if pictures are not resized."""
 SHAPES_SIZE = (128, 160)
 CALIBRATION = 50
-"""Pictures that 8 bits are fitted to, and the most that are verified with."""
+"""The greatest number of pictures that int8 is calibrated on and that files are verified with."""
 
 
 def export_model(
@@ -53,61 +54,47 @@ def export_model(
 ) -> Verdict | Agreement:
     """Write a config's trained model as a file that needs neither this package nor Detectron2.
 
-    Text is folded, so that no text encoder is in the file, and norms are fused into convolutions. The file is
-    there when its runtime has given what the model gives, and else not at all. Where it holds a system up to
-    its heads, the page that decodes what they give is written beside it.
+    The file has precomputed text embeddings and fused norms. It is kept only if the outputs in its runtime
+    agree with the model's. If it ends at the heads, the page that decodes their outputs is written beside it.
 
     Args:
-        cfg: with MODEL.WEIGHTS, of the whole model.
+        cfg: with MODEL.WEIGHTS of the whole model.
         format: of ``FORMATS``.
         prepared, score_map, pasted: see :class:`WholeModel`.
-        images: pictures to verify with; empty: generated shapes. "int8" is fitted to them too; empty: to the
-            first of ``DATASETS.TRAIN``, and verified with them.
+        images: pictures to verify with; empty: generated shapes. "int8" is also calibrated on them; empty: on
+            the first of ``DATASETS.TRAIN``, and verified with them.
         precision: of ``PRECISIONS``.
 
     Raises:
-        ValueError: a model that cannot be exported; the file differs from it.
-        FileNotFoundError: see :class:`DenseCLIPCheckpointer`; no ``DATASETS.TRAIN`` for "int8".
+        ValueError, FileNotFoundError: the model cannot be exported; the file differs from it; no weights.
     """
     kind = exportable(cfg, format)
     _check_options(cfg, format, prepared=prepared, score_map=score_map, precision=precision)
-    FORMATS[format].check_packages()
     exact = precision == "float32"
-    if precision == "int8":
-        images = images or _training_pictures(cfg)
-    sources = _sources(images[:CALIBRATION], cfg.INPUT.FORMAT)
+    sources = _sources(cfg, images, precision)
     whole = kind(
-        _folded_model(cfg),
-        shortest=0 if prepared else cfg.INPUT.MIN_SIZE_TEST,
-        longest=cfg.INPUT.MAX_SIZE_TEST,
-        prepared=prepared,
-        score_map=score_map,
-        pasted=pasted,
-    )
-    side = cfg.INPUT.MIN_SIZE_TEST or SIDE
+        _folded_model(cfg), shortest=0 if prepared else cfg.INPUT.MIN_SIZE_TEST,
+        longest=cfg.INPUT.MAX_SIZE_TEST, prepared=prepared, score_map=score_map, pasted=pasted,
+    )  # fmt: skip
     step = whole.model.backbone.size_divisibility if FORMATS[format].asks_nothing else 1
-    size = partial(_size, side=side, step=step)
+    size = partial(_size, side=cfg.INPUT.MIN_SIZE_TEST or SIDE, step=step)
     said = {**_about(whole, cfg), "precision": precision}
     content = FORMATS[format].content(whole, whole.prepare(_resized(sources[0], size(TRACED))), said)
     content = PRECISIONS[precision](content, (whole.prepare(x).numpy() for x in sources))
-    sizes = telling_sizes(whole.shortest, whole.longest) if whole.shortest else []
-    sizes += map(size, VERIFIED[len(sizes) :])
-    number = len(sizes) if exact else max(len(sizes), len(sources))
-    pictures = [_resized(*x) for x in islice(zip(cycle(sources), cycle(sizes)), number)]
-    pictures.append(_resized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), size(EMPTY)))
+    pictures = _pictures_to_verify(whole, sources, size, every_source=not exact)
     with atomic_write(file, "wb") as written:
         written.write(content)
         written.flush()
         with FORMATS[format].runtime(Path(written.name)) as run:
-            verdict = verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
+            result = verify(run, whole, pictures) if exact else agreement(run, whole, pictures, precision)
         if PAGE in said:
             with atomic_write(file.with_name(PAGE), "w", encoding="utf-8") as page:
                 page.write(said[PAGE])
-    return verdict
+    return result
 
 
 def files_of(cfg: CfgNode, format: str) -> list[str]:
-    """The names of the files that an export writes.
+    """Return the names of the files that an export writes.
 
     Raises:
         ValueError: the model cannot be exported.
@@ -118,34 +105,35 @@ def files_of(cfg: CfgNode, format: str) -> list[str]:
 def _check_options(cfg: CfgNode, format: str, *, prepared: bool, score_map: bool, precision: str) -> None:
     """
     Raises:
-        ValueError: what is asked for is not in the model, or not in the format.
+        ValueError: the model or the format lacks what is requested; a package is not installed.
     """
     if score_map and not is_guided(cfg):
-        raise ValueError("--score-map: this model is without language, and has no score map.")
+        raise ValueError("--score-map: this model has no score map, for it has no language.")
     if FORMATS[format].asks_nothing and not prepared:
         raise ValueError(
-            f"--format {format} needs --prepared: what resizing does depends on values, which it does not "
-            "follow. Give it, or take another --format."
+            f"--format {format} needs --prepared, for it cannot export resizing. Give --prepared, or choose "
+            "another --format."
         )
     if precision != "float32" and not FORMATS[format].any_precision:
         able = " or ".join(name for name, x in FORMATS.items() if x.any_precision)
-        raise ValueError(f"--precision {precision} is of ONNX files: take --format {able}.")
+        raise ValueError(f"--precision {precision} needs an ONNX file. Choose --format {able}.")
+    FORMATS[format].check_packages()
 
 
 def _training_pictures(cfg: CfgNode) -> list[str]:
     """
     Raises:
-        ValueError, FileNotFoundError: there are none.
+        ValueError, FileNotFoundError: the dataset cannot be read.
     """
     try:
         records = load_datasets(cfg.DATASETS.TRAIN, filter_empty=False, check_images=False)
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"--precision int8 is fitted to DATASETS.TRAIN, or to --images: {error}") from error
+        raise type(error)(f"--precision int8 needs DATASETS.TRAIN or --images: {error}") from error
     return [record["file_name"] for record in records[:CALIBRATION]]
 
 
 def _folded_model(cfg: CfgNode) -> nn.Module:
-    """The trained model, without text encoder and without gradients; on the processor."""
+    """Return the trained model on the CPU, without text encoder and gradients."""
     cfg = cfg.clone()
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False])
     model = build_model_with_weights(cfg).eval().requires_grad_(False)
@@ -155,7 +143,7 @@ def _folded_model(cfg: CfgNode) -> nn.Module:
 
 
 def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
-    """What the file says of itself: as exported weights do, and how its input is to be."""
+    """Return the metadata of the file: that of exported weights, and the format of the input."""
     cfg, guided = cfg.clone(), guidance_of(whole.model)
     cfg.MODEL.DENSECLIP.PROMPT.FOLDED = guided is not None
     source = PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])
@@ -172,14 +160,17 @@ def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
     }
 
 
-def _sources(images: Sequence[str], pixel_format: str) -> list[np.ndarray]:
-    """Pictures with objects, (H, W, 3) uint8, channels in the order of ``pixel_format``."""
-    pictures = [read_picture(image) for image in images] or [_shapes(seed) for seed in range(len(VERIFIED))]
-    return [ordered(picture, pixel_format) for picture in pictures]
+def _sources(cfg: CfgNode, images: Sequence[str], precision: str) -> list[np.ndarray]:
+    """Return pictures with objects, (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``."""
+    if precision == "int8":
+        images = images or _training_pictures(cfg)
+    pictures = [read_picture(image) for image in images[:CALIBRATION]]
+    pictures = pictures or [_shapes(seed) for seed in range(len(VERIFIED))]
+    return [ordered(picture, cfg.INPUT.FORMAT) for picture in pictures]
 
 
 def _shapes(seed: int) -> np.ndarray:
-    """A generated picture of the "shapes", BGR."""
+    """Return a generated picture, BGR."""
     rng = np.random.default_rng(seed)
     instances: list = []
     while not instances:
@@ -187,12 +178,21 @@ def _shapes(seed: int) -> np.ndarray:
     return as_bgr(image)
 
 
+def _pictures_to_verify(
+    whole: WholeModel, sources: Sequence[np.ndarray], size: Callable, *, every_source: bool
+) -> list[np.ndarray]:
+    sizes = telling_sizes(whole.shortest, whole.longest) if whole.shortest else []
+    sizes += map(size, VERIFIED[len(sizes) :])
+    number = max(len(sizes), len(sources)) if every_source else len(sizes)
+    pictures = [_resized(*x) for x in islice(zip(cycle(sources), cycle(sizes)), number)]
+    return [*pictures, _resized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), size(EMPTY))]
+
+
 def _size(sides: tuple[float, float], *, side: int, step: int) -> tuple[int, int]:
-    """Height and width that are ``sides`` times ``side``, to a multiple of ``step``."""
+    """Return ``sides`` times ``side``, rounded to multiples of ``step``."""
     height, width = (step * round(side * x / step) for x in sides)
     return height, width
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture of this height and width."""
     return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize(size[::-1]))

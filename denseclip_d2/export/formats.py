@@ -1,4 +1,4 @@
-"""The formats that models are exported in."""
+"""The formats of exported models."""
 
 import io
 import json
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from .runtimes import INPUT, Run, fresh_process, onnx_runtime, openvino_runtime
 from .whole import ASKING_NOTHING, AXES, WHOLE, WholeModel
 
-OPSET = 17  # ROIAlign as Detectron2 has it needs 16
-MOST = 1024  # pictures, and strides along a side, for which torch.export sees that memory can be counted
+OPSET = 17  # Detectron2's ROIAlign needs 16
+MOST = 1024  # of pictures and of strides along a side; torch.export needs bounds to index memory
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a model becomes a file, and the file is run.
+    """How a model becomes a file, and how the file is run.
 
     Attributes:
         file: the file's name.
-        packages: what it takes beside torch.
-        content: of the file: from a model, an example of its input, and what to say of it. ``outputs`` (JSON)
-            is added to that: their names in their order.
-        runtime: what the file is for.
-        asks_nothing: whether models are followed without their values, which must be given prepared pictures,
-            whose sides are multiples of the backbone's stride.
-        any_precision: whether weights may be stored in fewer bits.
+        packages: required packages beside torch.
+        content: makes the file's content from a model, an example input and metadata. It adds the metadata
+            ``outputs`` (JSON), the names of the outputs in their order.
+        runtime: runs the file.
+        asks_nothing: whether a model must have no data-dependent control flow. Pictures are then prepared,
+            and their sides are multiples of the backbone's stride.
+        any_precision: whether ``PRECISIONS`` other than float32 are possible.
     """
 
     file: str
@@ -47,7 +47,7 @@ class Format:
 
     @property
     def systems(self) -> Mapping[type[nn.Module], type[WholeModel]]:
-        """What is exported of which of Detectron2's systems."""
+        """The wrappers of Detectron2's systems."""
         return ASKING_NOTHING if self.asks_nothing else WHOLE
 
     def check_packages(self) -> None:
@@ -68,7 +68,7 @@ def _onnx(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
     sides |= {row: "height", row + 1: "width"}
     content = io.BytesIO()
     with _quiet():
-        # torch's newer exporter, by torch.export, has no way around sizes that depend on what is detected.
+        # torch's newer exporter does not support sizes that depend on the number of detections.
         torch.onnx.export(
             adapter, (example,), content,  # type: ignore[arg-type]  # which takes files too
             dynamo=False, opset_version=OPSET, input_names=[INPUT],
@@ -93,7 +93,7 @@ def _torch_export(whole: WholeModel, example: Tensor, about: dict[str, str]) -> 
     stride = whole.model.backbone.size_divisibility
     pictures, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("pictures", "rows", "columns"))
     sizes = {0: pictures, 2: stride * rows, 3: stride * columns}
-    # Lengths of 1, of a batch or of a level's sides, would be taken for constants.
+    # Sizes of 1, of a batch or of a level's sides, would become constants.
     side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
     traced = example.new_zeros(2, 3, 2 * side, 3 * side)
     with _quiet(), torch.no_grad():
@@ -116,7 +116,7 @@ FORMATS = {
 
 
 def _traceable(whole: WholeModel, example: Tensor) -> tuple[TracingAdapter, list[str]]:
-    """A model that gives a tuple, and the names of what is in it."""
+    """Return a model that returns a tuple, and the names of its outputs."""
     adapter = TracingAdapter(whole, (example,)).eval()
     adapter(example)
     return adapter, adapter.outputs_schema.keys
@@ -124,7 +124,7 @@ def _traceable(whole: WholeModel, example: Tensor) -> tuple[TracingAdapter, list
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what tracing says of constants, which the verification sees to, and of its own age."""
+    """Silence warnings of tracing: constants, which the verification would find, and deprecations."""
     tracing = logging.getLogger("torch.fx._symbolic_trace")
     level = tracing.level
     tracing.setLevel(logging.ERROR)

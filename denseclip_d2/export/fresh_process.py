@@ -1,7 +1,7 @@
-"""Run as a script: answers pictures with what a file gives of them, in a process that has its runtime alone.
+"""Script that runs an exported file in a process that imports its runtime and nothing of this project.
 
-Its arguments are a key of ``KINDS``, the file, and what else the kind takes. Pickled arrays come in by stdin,
-arrays by name go out by stdout. Nothing of this project is imported, for files are to do without it.
+Its arguments are a key of ``KINDS``, the file, and further arguments of that kind. It reads pickled arrays
+from stdin and writes pickled arrays by name to stdout.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Answer = Callable[[Any], dict[str, Any]]
-"""Pictures to arrays by name."""
+"""Returns arrays by name for pictures."""
 
 
 def torchscript(path: str) -> Answer:
@@ -25,7 +25,7 @@ def torchscript(path: str) -> Answer:
 
     @torch.no_grad()
     def answer(pictures: Any) -> dict[str, Any]:
-        outputs = model(torch.from_numpy(pictures))  # a tuple, unless there is one
+        outputs = model(torch.from_numpy(pictures))  # a tuple, or a single tensor
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {name: x.numpy() for name, x in zip(names, outputs, strict=True)}
 
@@ -33,13 +33,13 @@ def torchscript(path: str) -> Answer:
 
 
 def torch_export(path: str) -> Answer:
-    """What the file gives is decoded by the page that it may hold."""
+    """Run a torch.export file, and decode its outputs by the page in it, if any."""
     import torch
     import torchvision  # noqa: F401  (for its operations)
 
     about = {"outputs": ""}
-    with Path(path).open("rb") as file:  # a path would have to end in .pt2
-        # Its guards ask for levels of more than one cell, for no more than a layout in memory.
+    with Path(path).open("rb") as file:  # load() accepts only paths that end in .pt2
+        # The guards would refuse levels of one cell, for their memory layout alone.
         model = torch.export.load(file, extra_files=about).module(check_guards=False)
     page: dict[str, Any] = {"decode": lambda outputs, about, size: outputs}
     exec(about.get("decode.py", ""), page)
@@ -53,7 +53,7 @@ def torch_export(path: str) -> Answer:
 
 
 def openvino(path: str, precision: str = "") -> Answer:
-    """An ONNX file, in the precision to compute in, or OpenVINO's own choice."""
+    """Run an ONNX file in OpenVINO, in a precision or in OpenVINO's choice."""
     import numpy as np
     import openvino as runtime  # an extra
 

@@ -1,4 +1,4 @@
-"""ONNX files with weights of fewer bits."""
+"""ONNX files of reduced precision."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -12,18 +12,14 @@ from .runtimes import INPUT
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 PREDICTORS = ("anchor_deltas", "bbox_pred", "cls_score", "ctrness", "objectness_logits", "predictor")
-"""Detectron2's names of the layers that predict: 256 steps are too few for what they give."""
-
-
-def stay_float32(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
-    return content
+"""Detectron2's names of the layers that predict. They stay float32, for 256 steps are too few."""
 
 
 def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
-    """Store weights as float16, which runtimes make float32 again as they load the file.
+    """Store weights as float16. Runtimes convert them to float32 when they load the file.
 
     Raises:
-        ValueError: a weight is beyond float16.
+        ValueError: a weight is out of the range of float16.
     """
     import onnx  # an extra
 
@@ -35,8 +31,8 @@ def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
         weights, name = onnx.numpy_helper.to_array(tensor), tensor.name
         if not np.abs(weights).max(initial=0) <= largest:
             raise ValueError(
-                f"--precision float16 ends at {largest:.0f}, and {name} has {np.abs(weights).max():.4g}. "
-                "Take another --precision."
+                f"--precision float16 has values up to {largest:.0f}, and {name} has "
+                f"{np.abs(weights).max():.4g}. Choose another --precision."
             )
         tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), f"{name}_float16"))
         casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
@@ -47,11 +43,10 @@ def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
 
 
 def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
-    """Compute layers in 8 bits, but for the last ones, by ONNX Runtime's static quantization.
+    """Compute all layers but the predictors in 8 bits, by ONNX Runtime's static quantization.
 
     Args:
-        pictures: as the file takes them; between the least and the greatest that layers give of these, there
-            are 256 steps.
+        pictures: as the file takes them. The 256 steps span the range of each layer's outputs for them.
     """
     import onnx  # extras
     from onnxruntime.quantization import QuantType, quantize_static
@@ -60,7 +55,7 @@ def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
     layers = [node.name for node in _weighted(model) if not any(name in node.name for name in PREDICTORS)]
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it would advise a preparation that fuses what is fused already
+    root.setLevel(logging.ERROR)  # it would advise a fusion that is done already
     try:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
@@ -71,21 +66,21 @@ def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
             quantized = onnx.load(file)
     finally:
         root.setLevel(level)
-    # Shapes that it infers let ONNX Runtime fuse reshapings that then fail at levels without candidates.
+    # With inferred shapes, ONNX Runtime fuses reshapings, which then fail for levels without candidates.
     del quantized.graph.value_info[:]
     return quantized.SerializeToString()
 
 
 PRECISIONS: dict[str, Callable[[bytes, Iterable[np.ndarray]], bytes]] = {
-    "float32": stay_float32,
+    "float32": lambda content, pictures: content,
     "float16": store_float16,
     "int8": quantize_int8,
 }
-"""From an ONNX file in float32, and pictures to calibrate with."""
+"""Functions of an ONNX file in float32 and of calibration pictures."""
 
 
 class _Reader:
-    """A ``CalibrationDataReader``, which is known by its method."""
+    """A ``CalibrationDataReader`` for ONNX Runtime."""
 
     def __init__(self, pictures: Iterable[np.ndarray]):
         self.pictures = iter(pictures)
@@ -96,6 +91,6 @@ class _Reader:
 
 
 def _weighted(model: Any) -> list[Any]:
-    """The nodes of an ONNX model that have weights."""
+    """Return the nodes of an ONNX model that have weights."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [x for x in model.graph.node if x.op_type in WEIGHTED and x.input[1] in weights]

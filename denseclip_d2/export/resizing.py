@@ -64,7 +64,7 @@ def resize(images: Tensor, size: Tensor) -> Tensor:
 
 
 def _weights(new: Side, old: Side) -> Tensor:
-    """(new, old) weights of old pixels in new ones: triangles, as wide as the step where that is over 1."""
+    """Return the (new, old) weights of old pixels in new ones: triangles as wide as a step, or 1."""
     # In units of 1 / (2 * new) of an old pixel, centers and widths are integers.
     centers = (2 * torch.arange(new) + 1) * old
     distances = ((2 * torch.arange(old) + 1) * new - centers[:, None]).abs()

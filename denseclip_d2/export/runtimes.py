@@ -1,4 +1,4 @@
-"""Exported files, run by runtimes that know nothing of this project."""
+"""Runtimes of exported files."""
 
 import json
 import pickle
@@ -14,22 +14,22 @@ INPUT = "pictures"
 SILENT = 4
 
 DETECTIONS = ("boxes", "scores", "classes", "masks")
-"""The outputs with a row for each detection."""
+"""The outputs with one row per detection."""
 
 Outputs = dict[str, np.ndarray]
 Run = Callable[[np.ndarray], Outputs]
-"""Pictures, see ``WholeModel.forward``, to what a file gives of them, by name."""
+"""Returns a file's outputs by name for pictures as of ``WholeModel.forward``."""
 
 
 @contextmanager
 def onnx_runtime(path: Path) -> Iterator[Run]:
-    """An ONNX file in ONNX Runtime, on the processor."""
+    """Run an ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime  # an extra
 
-    onnxruntime.set_default_logger_severity(SILENT)  # it would say what it raises, in colors
+    onnxruntime.set_default_logger_severity(SILENT)  # it raises its errors as well
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # one of many classes, without a public name
+    except Exception as error:  # its classes have no public names
         raise ValueError(f"ONNX Runtime cannot read the file: {error}") from error
     names = json.loads(session.get_modelmeta().custom_metadata_map["outputs"])
 
@@ -37,23 +37,23 @@ def onnx_runtime(path: Path) -> Iterator[Run]:
         try:
             return dict(zip(names, session.run(names, {INPUT: pictures}), strict=True))
         except Exception as error:
-            raise ValueError(f"ONNX Runtime failed at pictures of {pictures.shape}: {error}") from error
+            raise ValueError(f"ONNX Runtime failed for pictures of {pictures.shape}: {error}") from error
 
     yield run
 
 
 @contextmanager
 def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
-    """An ONNX file in OpenVINO, on the processor, in a process of its own: beside torch it crashes later.
+    """Run an ONNX file in OpenVINO on the CPU, in another process, for it crashes beside torch.
 
     Args:
-        hinted: to compute in float32; left to itself, OpenVINO does so in bfloat16 where the processor can.
+        hinted: compute in float32; False: in OpenVINO's choice, which is bfloat16 on some CPUs.
     """
     with fresh_process("openvino", path, *(["f32"] if hinted else [])) as answer:
 
         def run(pictures: np.ndarray) -> Outputs:
             found = answer(pictures)
-            if "scores" in found:  # where nothing is detected, R-CNNs give one of score 0, of no class
+            if "scores" in found:  # R-CNNs without detections return one of score 0
                 real = found["scores"] > 0
                 found |= {name: found[name][real] for name in DETECTIONS if name in found}
             return found
@@ -63,13 +63,13 @@ def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
 
 @contextmanager
 def fresh_process(kind: str, path: Path, *more: str) -> Iterator[Run]:
-    """A file in a process of its own, which has what it needs alone.
+    """Run a file in a new process by ``fresh_process.py``.
 
     Args:
-        kind, more: of ``KINDS`` in ``fresh_process.py``, and what it takes beside the file.
+        kind, more: of ``KINDS``, and its arguments beside the file.
     """
     script = Path(__file__).with_name("fresh_process.py")
-    # -P: what stands beside the script is not to be found by its imports.
+    # -P: imports must not find the modules beside the script.
     command = [sys.executable, "-P", "-W", "ignore", str(script), kind, str(path), *more]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
@@ -81,6 +81,6 @@ def fresh_process(kind: str, path: Path, *more: str) -> Iterator[Run]:
                 stdin.flush()
                 return pickle.load(stdout)
             except (EOFError, BrokenPipeError):
-                raise ValueError(f"{kind} failed at pictures of shape {pictures.shape}; see above.") from None
+                raise ValueError(f"{kind} failed for pictures of {pictures.shape}; see above.") from None
 
         yield run

@@ -29,19 +29,16 @@ def rounded_down(shortest: int, longest: int) -> np.ndarray:
 def telling_sizes(shortest: int, longest: int) -> list[tuple[int, int]]:
     """Return sizes of images for which a file has to compute as ``ResizeShortestEdge`` does.
 
-    The longer side of the first scales to a half, as the shorter side of the second does because of
-    ``longest``. The third has sides 1:2. Where there are such sizes, float32 gives other results for all
-    three, and the half of the second, but not of the others, is rounded down. Smaller images are preferred:
-    what a model detects is compared in their own size.
+    The longer side of the first scales to a half, which is rounded up. The shorter side of the second scales
+    to a half because of ``longest``; this half is rounded down. Smaller images are preferred: what a model
+    detects is compared in their own size.
 
-    Returns: heights and widths. The first two are left out if there is none, or only very large ones.
+    Returns: heights and widths; one or both are left out if there is none.
     """
     largest = min(2 * max(shortest, longest), 8 * shortest)
-    doubled = np.arange(1, largest // 2 + 1)[:, None] * (1, 2)
     kinds = (
         (longer_halves(shortest, longest, largest), 4 / 3, False),
         (shorter_halves(shortest, longest, largest), 2.0, True),
-        (doubled, 2.0, False),
     )
     chosen = [
         _most_telling(x, shortest, longest, aspect=aspect, down=down) for x, aspect, down in kinds if len(x)
@@ -53,13 +50,11 @@ def _most_telling(
     sizes: np.ndarray, shortest: int, longest: int, *, aspect: float, down: bool
 ) -> tuple[int, int]:
     """Return the size with the properties of :func:`telling_sizes`; of several, one near to ``aspect``."""
-    right = fitted(sizes, shortest, longest)
-    unlike = sum(_in_float32(sizes, shortest, longest, kind) != right for kind in (np.float32, np.float64))
-    as_wanted = (_half_up(sizes, shortest, longest) > right) == down
+    as_wanted = (_half_up(sizes, shortest, longest) > fitted(sizes, shortest, longest)) == down
     low, high = sizes.T
     distance = np.abs(np.log(low / (0.75 * shortest))) + np.abs(np.log(high / low / aspect))
     large = low * high > 1.5 * shortest * longest
-    low, high = sizes[np.lexsort((distance, ~as_wanted, -unlike, large))[0]].tolist()
+    low, high = sizes[np.lexsort((distance, ~as_wanted, large))[0]].tolist()
     return low, high
 
 
@@ -75,20 +70,6 @@ def _half_up(sizes: np.ndarray, shortest: int, longest: int) -> np.ndarray:
     capped = shortest * high > longest * low
     new, old = np.where(capped, longest, shortest), np.where(capped, high, low)
     return ((2 * new * sizes.T + old) // (2 * old)).clip(1).sum(axis=0)
-
-
-def _in_float32(sizes: np.ndarray, shortest: int, longest: int, kind: type[np.floating]) -> np.ndarray:
-    """Return the same, computed as runtimes do where single numbers, or all, have become float32.
-
-    Args:
-        kind: of what is no single number.
-    """
-    sides = sizes.astype(kind)
-    scale = np.reciprocal(sides[:, :1]).astype(np.float32) * np.float32(shortest)
-    sides = sides * scale.astype(kind)
-    scale = np.reciprocal(sides[:, 1:]).astype(np.float32) * np.float32(longest)
-    sides = sides * scale.clip(max=1).astype(kind)
-    return np.floor(sides + kind(0.5)).clip(1).sum(axis=1)
 
 
 def longer_halves(shortest: int, longest: int, largest: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a file gives what the model in it gives."""
+"""Comparison of an exported file's outputs with its model's."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,26 +8,26 @@ import torch
 from detectron2.layers import paste_masks_in_image
 from torch import Tensor
 
-from ..meta_arch.pixel_text import captured_features
+from ..meta_arch.preprocess import seen_by_backbone
 from .runtimes import DETECTIONS, Outputs, Run
 from .whole import WholeModel
 
 PIXELS = 0.01
-"""How far the sides of a box may be off."""
+"""The greatest difference of box sides."""
 SCORES = 1e-4
-"""How far scores may be off, and the cosines of score maps."""
+"""The greatest difference of scores, and of the cosines of score maps."""
 UNDECIDED = 1e-3
-"""Which part of a picture's pixels in masks, or with labels, may differ: there two answers are as good."""
+"""The greatest part of a picture's pixels whose mask or label may differ."""
 BATCHED = ("labels", "score_map")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared, and how far a file was off at most.
+    """The result of a comparison.
 
     Attributes:
         sizes: height and width of each picture.
-        detections: in all of them.
+        detections: number of detections in all pictures.
         pixels, scores, cosines: greatest differences of boxes, scores and score maps.
         undecided: greatest part of a picture's pixels whose mask or label differs.
     """
@@ -49,17 +49,17 @@ class Verdict:
 
 
 def verify(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]) -> Verdict:
-    """Compare what a file gives with what the model does, run by Detectron2 as it runs in Python.
+    """Compare the outputs of a file with those of the model in Detectron2.
 
-    Where a file takes any number of pictures, each goes in together with its mirror image.
+    If a file takes batches, each picture is in a batch with its mirror image.
 
     Args:
         run: the file.
-        whole: what it was made of.
+        whole: the model.
         pictures: (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``.
 
     Raises:
-        ValueError: they differ, or detectors detect nothing, so that little was compared.
+        ValueError: they differ, or nothing is detected.
     """
     verdict = Verdict()
     for size, expected, given in both(run, whole, pictures):
@@ -67,7 +67,7 @@ def verify(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]) -> Verdi
             verdict = _compared(verdict, expected, given)
         except ValueError as error:
             raise ValueError(
-                f"The file differs from the model: of a picture of {size[0]} x {size[1]}, {error}"
+                f"The file differs from the model for a picture of {size[0]} x {size[1]}: {error}"
             ) from error
         verdict = replace(verdict, sizes=tuple(dict.fromkeys([*verdict.sizes, size])))
     return verdict
@@ -76,9 +76,9 @@ def verify(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]) -> Verdi
 def both(
     run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]
 ) -> Iterator[tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]]]:
-    """Of each picture its size, what the model gives, and what the file gives, with masks pasted.
+    """Return, for each picture, its size and the outputs of the model and of the file, with masks pasted.
 
-    Args, and what is raised: see :func:`verify`; differences are for the caller to find.
+    Args, Raises: see :func:`verify`; differences are not compared.
     """
     detections = []
     for picture in pictures:
@@ -91,18 +91,18 @@ def both(
             yield picture.shape[:2], expected, _pasted(_of_one(given, i), expected)
     if detections and not any(detections):
         raise ValueError(
-            "Nothing is detected in the pictures that the file was to be verified with. Give --images of "
-            "what the model knows, or let scores of 0 count if it knows nothing yet."
+            "Nothing is detected in the pictures that verify the file. Give --images with objects of the "
+            "model's classes; for an untrained model, set the score threshold to 0."
         )
 
 
 @torch.no_grad()
 def _eager(whole: WholeModel, picture: np.ndarray) -> dict[str, Tensor]:
-    """What a file should give of one picture, from Detectron2's own pre- and post-processing."""
+    """Return the outputs for one picture with Detectron2's own pre- and postprocessing."""
     image = whole.resized(torch.from_numpy(picture)[None])[0]
     height, width = image.shape[1:] if whole.prepared else picture.shape[:2]
-    with captured_features(whole.model.backbone) as features:
-        (output,) = whole.model([{"image": image, "height": height, "width": width}])
+    inputs = [{"image": image, "height": height, "width": width}]
+    (output,) = whole.model(inputs)
     expected = {}
     if "instances" in output:
         found = output["instances"]
@@ -112,12 +112,12 @@ def _eager(whole: WholeModel, picture: np.ndarray) -> dict[str, Tensor]:
     if "sem_seg" in output:
         expected["labels"] = output["sem_seg"].argmax(dim=0)
     if whole.score_map:
-        expected["score_map"] = features["score_map"][0]
+        expected["score_map"] = whole.model.backbone(seen_by_backbone(whole.model, inputs))["score_map"][0]
     return expected
 
 
 def _of_one(given: Outputs, number: int) -> dict[str, Tensor]:
-    """What a file gives of one picture of a batch."""
+    """Return a file's outputs for one picture of a batch."""
     found = {name: torch.from_numpy(x[number] if name in BATCHED else x) for name, x in given.items()}
     if "pictures" in found:
         own = found.pop("pictures") == number
@@ -126,7 +126,7 @@ def _of_one(given: Outputs, number: int) -> dict[str, Tensor]:
 
 
 def _pasted(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With masks that are squares pasted as large as the model's."""
+    """Return outputs with masks pasted to the size of the model's."""
     if "masks" in given and "masks" in expected and given["masks"].is_floating_point():
         size = tuple(expected["masks"].shape[1:])
         return {**given, "masks": paste_masks_in_image(given["masks"], given["boxes"], size)}
@@ -134,13 +134,13 @@ def _pasted(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
 
 
 def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Tensor]) -> Verdict:
-    """A verdict with one more picture in it.
+    """Return the verdict with one more picture.
 
     Raises:
         ValueError: they differ.
     """
     if sorted(expected) != sorted(given):
-        raise ValueError(f"it gives {', '.join(sorted(given))} for {', '.join(sorted(expected))}.")
+        raise ValueError(f"its outputs are {', '.join(sorted(given))}, not {', '.join(sorted(expected))}.")
     pixels = scores = cosines = 0.0
     undecided = []
     if "boxes" in expected:
@@ -157,7 +157,7 @@ def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Te
     if "score_map" in expected:
         cosines = _greatest_difference(expected["score_map"], given["score_map"])
         if not cosines <= SCORES:
-            raise ValueError(f"its score map is off by {cosines:.2g}, where {SCORES} is allowed.")
+            raise ValueError(f"its score map differs by {cosines:.2g}; {SCORES} is allowed.")
     return replace(
         verdict,
         detections=verdict.detections + len(expected.get("boxes", ())),
@@ -169,10 +169,10 @@ def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Te
 
 
 def _pairs(expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which detection is which: two lists of numbers.
+    """Return the matching detections as two lists of indices.
 
     Raises:
-        ValueError: one has no partner, and is not so near the lowest score that it may have been cut off.
+        ValueError: a detection has no match, and its score is above the lowest, so that it was not cut off.
     """
     apart = (expected["boxes"][:, None] - given["boxes"]).abs().amax(dim=2)
     scores = (expected["scores"][:, None] - given["scores"]).abs()
@@ -186,9 +186,9 @@ def _pairs(expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[Tenso
         lonely = found["scores"][~partners]
         if (lonely > lowest + SCORES).any():
             raise ValueError(
-                f"{len(lonely)} of {whose} {len(partners)} detections have no like in the other's, with the "
-                f"same class, sides within {PIXELS} pixels and a score within {SCORES}; the first has the "
-                f"score {lonely[0]:.4f}."
+                f"{len(lonely)} of {whose} {len(partners)} detections have no match of the same class, with "
+                f"sides within {PIXELS} pixels and a score within {SCORES}. The first has the score "
+                f"{lonely[0]:.4f}."
             )
     mine, theirs = alike.nonzero().unbind(1)
     return mine, theirs
@@ -204,10 +204,8 @@ def _undecided(a: Tensor, b: Tensor, pixels: float) -> float:
         ValueError: masks or labels differ in too large a part of ``pixels``.
     """
     if a.shape != b.shape:
-        raise ValueError(f"masks or labels have the shape {tuple(b.shape)} for {tuple(a.shape)}.")
+        raise ValueError(f"masks or labels have the shape {tuple(b.shape)}, not {tuple(a.shape)}.")
     part = (a != b).sum().item() / max(pixels, 1)
     if part > UNDECIDED:
-        raise ValueError(
-            f"{part:.2%} of the pixels of masks or labels differ, where {UNDECIDED:.1%} are allowed."
-        )
+        raise ValueError(f"{part:.2%} of the pixels of masks or labels differ; {UNDECIDED:.1%} are allowed.")
     return part

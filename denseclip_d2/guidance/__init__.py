@@ -13,7 +13,7 @@ from .build import (
 )
 from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
-from .losses import box_targets, label_map_loss, mask_targets, pixel_text_loss, pixel_text_softmax_loss
+from .losses import label_map_loss, pixel_text_loss, pixel_text_softmax_loss, region_targets
 from .simple_pyramid import SimplePyramid
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "LanguageGuidedFeatures",
     "LanguageGuidedNeck",
     "SimplePyramid",
-    "box_targets",
     "build_clip_backbone",
     "build_clip_fpn_backbone",
     "build_clip_retinanet_fpn_backbone",
@@ -34,8 +33,8 @@ __all__ = [
     "build_denseclip_simple_fpn_backbone",
     "guidance_of",
     "label_map_loss",
-    "mask_targets",
     "pixel_text_loss",
     "pixel_text_scores",
     "pixel_text_softmax_loss",
+    "region_targets",
 ]

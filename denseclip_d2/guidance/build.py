@@ -1,4 +1,4 @@
-"""Backbones by the names that a config gives them."""
+"""The backbones that a config names in ``MODEL.BACKBONE.NAME``."""
 
 from functools import partial
 
@@ -10,12 +10,8 @@ from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
 from .features import LanguageGuidedFeatures
-from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, TopBlockBuilder, max_pool, no_top_block, p6_p7
+from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, build_fpn
 from .simple_pyramid import LastMapViT, SimplePyramid
-
-
-def _p6_p7(cfg) -> TopBlockBuilder:
-    return p6_p7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.DENSECLIP.FPN_P7_RELU)
 
 
 def _guidance(cfg, visual: VisualEncoder) -> dict:
@@ -32,33 +28,35 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
 
 
 def _with_levels(cfg, visual: VisualEncoder) -> VisualEncoder:
-    """The encoder, if it gives what the pyramid reads: Detectron2's backbones have keys of their own."""
+    """Return the encoder after a check, since Detectron2's backbones choose their levels by other keys."""
     name = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE or cfg.MODEL.DENSECLIP.CLIP_MODEL
     check_levels(cfg.MODEL.FPN.IN_FEATURES, visual.output_shape(), name)
     return visual
 
 
-def _build_guided(cfg, top_block: TopBlockBuilder) -> LanguageGuidedFPN:
-    return LanguageGuidedFPN(
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        top_block=top_block,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        **_guidance(cfg, _with_levels(cfg, build_visual_encoder(cfg))),
-    )
+def _fpn(cfg, top_block: str) -> dict:
+    fpn = cfg.MODEL.FPN
+    return {
+        "in_features": fpn.IN_FEATURES,
+        "out_channels": fpn.OUT_CHANNELS,
+        "top_block": top_block,
+        "norm": fpn.NORM,
+        "fuse_type": fpn.FUSE_TYPE,
+    }
 
 
-def _build_plain(cfg, top_block: TopBlockBuilder) -> FPN:
+def _p6_p7(cfg) -> str:
+    return "p6_p7" if cfg.MODEL.DENSECLIP.FPN_P7_RELU else "p6_p7_without_relu"
+
+
+def _build_guided(cfg, top_block: str) -> LanguageGuidedFPN:
+    visual = _with_levels(cfg, build_visual_encoder(cfg))
+    return LanguageGuidedFPN(**_fpn(cfg, top_block), **_guidance(cfg, visual))
+
+
+def _build_plain(cfg, top_block: str) -> FPN:
     visual = _with_levels(cfg, build_visual_encoder(cfg, with_embeddings=False))
-    return FPN(
-        visual,
-        cfg.MODEL.FPN.IN_FEATURES,
-        cfg.MODEL.FPN.OUT_CHANNELS,
-        cfg.MODEL.FPN.NORM,
-        top_block(visual.output_shape()),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(visual, **_fpn(cfg, top_block))
 
 
 def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
@@ -67,65 +65,65 @@ def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
-    """CLIP's visual encoder and language-guided pyramid, P2 to P6."""
-    return _build_guided(cfg, max_pool())
+    """Build CLIP's visual encoder and language-guided pyramid, P2 to P6."""
+    return _build_guided(cfg, "max_pool")
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
-    """CLIP's visual encoder and language-guided pyramid, P3 to P7; P6 reads the guided res5."""
+    """Build CLIP's visual encoder and language-guided pyramid, P3 to P7; P6 reads the guided res5."""
     return _build_guided(cfg, _p6_p7(cfg))
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
-    """CLIP's visual encoder and language-guided pyramid, P2 to P5."""
-    return _build_guided(cfg, no_top_block())
+    """Build CLIP's visual encoder and language-guided pyramid, P2 to P5."""
+    return _build_guided(cfg, "")
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
-    return _build_plain(cfg, max_pool())
+    """Build CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
+    return _build_plain(cfg, "max_pool")
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
+    """Build CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
     return _build_plain(cfg, _p6_p7(cfg))
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
-    return _build_plain(cfg, no_top_block())
+    """Build CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
+    return _build_plain(cfg, "")
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedNeck:
-    """CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
+    """Build CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
 
-    There is one map, so that ``MODEL.FPN.IN_FEATURES`` does not count.
+    ``MODEL.FPN.IN_FEATURES`` has no effect.
     """
     return LanguageGuidedNeck(neck=partial(_simple_pyramid, cfg), **_guidance(cfg, LastMapViT(cfg)))
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> SimplePyramid:
-    """CLIP's ViT and Detectron2's simple pyramid of its last map, P2 to P6, without language."""
+    """Build CLIP's ViT and Detectron2's simple pyramid of its last map, P2 to P6, without language."""
     return _simple_pyramid(cfg, LastMapViT(cfg, with_embeddings=False))
 
 
 @BACKBONE_REGISTRY.register()
 def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
-    """CLIP's visual encoder and the score map in one of its features, without a pyramid.
+    """Build CLIP's visual encoder and the score map in one of its features, without a pyramid.
 
-    Of a ViT, ``MODEL.FPN.IN_FEATURES`` has to be what the head reads: it builds no other levels.
+    A ViT builds the levels of ``MODEL.FPN.IN_FEATURES`` alone, which have to be those of the head.
     """
     return LanguageGuidedFeatures(**_guidance(cfg, build_visual_encoder(cfg)))
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_backbone(cfg, input_shape: ShapeSpec) -> VisualEncoder:
-    """CLIP's visual encoder alone, without language and without a pyramid."""
+    """Build CLIP's visual encoder alone, without language and without a pyramid."""
     return build_visual_encoder(cfg, with_embeddings=False)

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
@@ -8,11 +10,11 @@ from ..language import PromptedTextEncoder
 
 
 class LanguageGuidedFeatures(Backbone):
-    """A visual encoder's features, one of them beside a pixel-text score map (paper, sec. 3.2).
+    """A visual encoder's features, of which one has a pixel-text score map concatenated (paper, sec. 3.2).
 
-    The score map s is concatenated to one feature. The output holds the features and, under ``score_map``, s
-    itself: (B, K, h, w), in [-1, 1]. Since heads and necks pick their features by name, ``score_map`` is not
-    part of :meth:`output_shape`. Heads that read a backbone's own features, as DeepLab's do, take this one.
+    The output also has the score map itself, ``score_map``: (B, K, h, w), in [-1, 1]. :meth:`output_shape`
+    leaves ``score_map`` out, since heads and necks pick features by name. Heads that read the features of a
+    backbone without a pyramid, such as DeepLab's, take this class.
     """
 
     def __init__(
@@ -28,16 +30,17 @@ class LanguageGuidedFeatures(Backbone):
     ):
         """
         Args:
-            visual: gives features by name, ``global_embedding`` and ``dense_embedding``; its
-                ``embedding_stride`` tells the dense embedding's.
-            level: the feature that the score map joins; empty: the one of the dense embedding's stride.
+            visual: returns features by name, ``global_embedding`` and ``dense_embedding``; its
+                ``embedding_stride`` is the stride of the dense embedding.
+            level: the feature that has the score map concatenated; empty: the one of the same stride.
             tau: temperature.
-            concat: False leaves the features as they are, and the score map to the loss alone.
-            concat_logits: concatenate s / tau (detection, as released) or s (segmentation, as released).
-            kernels: compute the score map by a kernel where there is one; False: by its definition.
+            concat: False leaves the features as they are; the loss alone reads the score map.
+            concat_logits: concatenate score map / tau, as released for detection, or the score map, as
+                released for segmentation.
+            kernels: compute the score map by a kernel if there is one; False: by its definition.
 
         Raises:
-            ValueError: ``level`` is not a feature of the dense embedding's stride.
+            ValueError: ``level`` is not a feature of the score map's stride.
         """
         super().__init__()
         shapes = visual.output_shape()
@@ -45,8 +48,8 @@ class LanguageGuidedFeatures(Backbone):
         level = level or next(iter(fitting), "")
         if level not in fitting:
             raise ValueError(
-                f"MODEL.DENSECLIP.SCORE_MAP.LEVEL = {level!r}; the score map has stride "
-                f"{visual.embedding_stride}, as {', '.join(fitting) or 'none of MODEL.FPN.IN_FEATURES'} has."
+                f"level is {level!r}; the score map has stride {visual.embedding_stride}, as "
+                f"{', '.join(fitting) or f'none of the features {list(shapes)}'} has."
             )
         self.visual = visual
         self.language = language
@@ -71,7 +74,7 @@ class LanguageGuidedFeatures(Backbone):
         """
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
-        Returns: what ``visual`` gives, the score map in one of its features, and ``score_map``.
+        Returns: the output of ``visual``, with the score map in one of its features, and ``score_map``.
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
@@ -82,8 +85,32 @@ class LanguageGuidedFeatures(Backbone):
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
         return {**features, "score_map": scores}
 
+    def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+        """Return the score maps of names, which do not have to be classes.
+
+        The text encoder reads other words with the learned contexts, and the image refines their embeddings
+        beside those of the classes. The score maps of the classes stay as they are.
+
+        Args:
+            features: what :meth:`forward` returned.
+            names: n names.
+        Returns: (B, n, h, w) float32, in [-1, 1].
+        Raises:
+            ValueError: see :meth:`PromptedTextEncoder.embed`.
+        """
+        # float32, for :meth:`forward` may have run under autocast.
+        class_names, score_map = self.language.class_names, features["score_map"].float()
+        others = [name for name in dict.fromkeys(names) if name not in class_names]
+        if others:
+            dense = features["dense_embedding"].float()
+            text = self.language.embed(others, features["global_embedding"].float(), dense)
+            scores, _ = pixel_text_scores(dense, text, self.tau, self.kernels)
+            score_map = torch.cat([score_map, scores], dim=1)
+        known = [*class_names, *others]
+        return score_map[:, [known.index(name) for name in names]]
+
 
 def guidance_of(model: nn.Module) -> LanguageGuidedFeatures | None:
-    """The language-guided backbone of a Detectron2 model; None where it has another, or none."""
+    """Return the language-guided backbone of a Detectron2 model; None if it has another or none."""
     backbone = getattr(model, "backbone", None)
     return backbone if isinstance(backbone, LanguageGuidedFeatures) else None

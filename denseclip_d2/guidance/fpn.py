@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
@@ -7,16 +8,14 @@ from torch import Tensor, nn
 
 from .features import LanguageGuidedFeatures
 
-TopBlockBuilder = Callable[[dict[str, ShapeSpec]], nn.Module | None]
-
 
 class LanguageGuidedNeck(LanguageGuidedFeatures):
-    """Any of Detectron2's necks on language-guided features. The output holds its, and ``score_map``."""
+    """Any Detectron2 neck on language-guided features."""
 
     def __init__(self, *, neck: Callable[[Backbone], Backbone], **guidance):
         """
         Args:
-            neck: makes the neck from its bottom-up network, which here is what passes the features on.
+            neck: makes the neck from its bottom-up network.
             guidance: as for :class:`LanguageGuidedFeatures`.
         """
         super().__init__(**guidance)
@@ -37,41 +36,40 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
         """
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
-        Returns: the neck's features, an FPN's ``p2``..``p6`` say, and ``score_map``.
+        Returns: the neck's features, such as ``p2``..``p6`` of an FPN, and what :meth:`score_maps` reads.
         """
         features = super().forward(x)
-        return {**self.fpn(features), "score_map": features["score_map"]}
+        kept = ("score_map", "global_embedding", "dense_embedding")
+        return {**self.fpn(features), **{name: features[name] for name in kept}}
 
 
 class LanguageGuidedFPN(LanguageGuidedNeck):
-    """The feature pyramid that reads a pixel-text score map beside the visual features (paper, sec. 3.2)."""
+    """A feature pyramid that reads a pixel-text score map beside the visual features (paper, sec. 3.2)."""
 
     def __init__(
         self,
         *,
         in_features: Sequence[str],
         out_channels: int,
-        top_block: TopBlockBuilder,
+        top_block: str = "",
         norm: str = "",
         fuse_type: str = "sum",
         **guidance,
     ):
         """
         Args:
-            in_features, out_channels, norm, fuse_type: as for Detectron2's FPN.
-            top_block: makes FPN's top block, if any, from the guided features' shapes.
+            in_features, out_channels, top_block, norm, fuse_type: see :func:`build_fpn`.
             guidance: as for :class:`LanguageGuidedFeatures`.
         """
-
-        def fpn(bottom_up: Backbone) -> FPN:
-            top = top_block(bottom_up.output_shape())
-            return FPN(bottom_up, in_features, out_channels, norm, top, fuse_type=fuse_type)
-
-        super().__init__(neck=fpn, **guidance)
+        neck = partial(
+            build_fpn, in_features=in_features, out_channels=out_channels, top_block=top_block, norm=norm,
+            fuse_type=fuse_type,
+        )  # fmt: skip
+        super().__init__(neck=neck, **guidance)
 
 
 class _GuidedFeatures(Backbone):
-    """Stands where a neck expects its bottom-up network: tells the guided shapes, passes the features on."""
+    """The bottom-up network of a neck: it has the guided shapes and returns its input."""
 
     def __init__(self, shapes: dict[str, ShapeSpec]):
         super().__init__()
@@ -85,28 +83,43 @@ class _GuidedFeatures(Backbone):
 
 
 class LastLevelP6P7WithoutReLU(LastLevelP6P7):
-    """P7 as a convolution of P6 itself, as the released RetinaNets have it."""
+    """P7 as a convolution of P6 itself, as in the released RetinaNets."""
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         p6 = self.p6(c5)
         return [p6, self.p7(p6)]
 
 
-def p6_p7(out_channels: int, relu: bool = True) -> TopBlockBuilder:
-    """P6 of the guided res5 and P7 of P6, for RetinaNet.
+P6_P7 = {"p6_p7": LastLevelP6P7, "p6_p7_without_relu": LastLevelP6P7WithoutReLU}
+"""Top blocks that read ``res5``, for RetinaNet."""
+
+
+def build_fpn(
+    bottom_up: Backbone,
+    *,
+    in_features: Sequence[str],
+    out_channels: int,
+    top_block: str = "",
+    norm: str = "",
+    fuse_type: str = "sum",
+) -> FPN:
+    """Return Detectron2's FPN.
 
     Args:
-        relu: P7 = conv(relu(P6)), as Detectron2 has it; False: conv(P6), as the released RetinaNets have it.
+        top_block: "" ends at P5; "max_pool" adds P6, for RPNs; "p6_p7" adds P6 = conv(res5) and
+            P7 = conv(relu(P6)), as in Detectron2; "p6_p7_without_relu" has P7 = conv(P6), as released.
+        bottom_up, in_features, out_channels, norm, fuse_type: as for ``FPN``.
+
+    Raises:
+        ValueError: an unknown ``top_block``.
     """
-    cls = LastLevelP6P7 if relu else LastLevelP6P7WithoutReLU
-    return lambda shapes: cls(shapes["res5"].channels, out_channels)
-
-
-def max_pool() -> TopBlockBuilder:
-    """P6 of P5, for RPNs."""
-    return lambda shapes: LastLevelMaxPool()
-
-
-def no_top_block() -> TopBlockBuilder:
-    """P5 is the last level."""
-    return lambda shapes: None
+    top: nn.Module | None = None
+    if top_block in P6_P7:
+        top = P6_P7[top_block](bottom_up.output_shape()["res5"].channels, out_channels)
+    elif top_block == "max_pool":
+        top = LastLevelMaxPool()
+    elif top_block:
+        raise ValueError(
+            f"top_block is {top_block!r}; it has to be '', 'max_pool' or one of {', '.join(P6_P7)}."
+        )
+    return FPN(bottom_up, in_features, out_channels, norm, top, fuse_type=fuse_type)

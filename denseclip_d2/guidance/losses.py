@@ -12,56 +12,47 @@ from ..kernels import dense_target, label_map_cross_entropy, pixel_text_bce
 from ..utils.distributed import sum_over_processes
 
 TARGET_STRIDE = 4
-"""Pixels a side of one cell of the target (released behavior)."""
+"""Side of a cell of the target, in pixels (released behavior)."""
 
 UNCOVERED = -1
-"""In a label map made from objects: no object's."""
+"""The label of pixels without an object."""
+
+Regions = Sequence[Boxes | PolygonMasks | BitMasks]
+"""B sets of M boxes or masks, in pixels of the padded image. All are boxes, or all are masks."""
 
 
-def box_targets(
-    boxes: Sequence[Tensor], classes: Sequence[Tensor], num_classes: int, size: tuple[int, int]
+def region_targets(
+    regions: Regions, classes: Sequence[Tensor], num_classes: int, size: tuple[int, int]
 ) -> Tensor:
-    """Which classes' boxes cover which pixels; on the boxes' device, without a loop over boxes.
+    """Return which pixels the regions of each class cover, on the regions' device.
 
-    As released: box / 4, truncated to integers and clamped to [0, size - 1], covers `[y1:y2, x1:x2]`, so that
-    the last row and column stay empty and a box thinner than a cell covers nothing.
+    As released, box / 4, truncated to integers and clamped to [0, size - 1], covers `[y1:y2, x1:x2]`. The
+    last row and column stay empty, and a box thinner than a cell covers nothing. The released code has no
+    masks.
 
     Args:
-        boxes: B tensors (M, 4) of x1, y1, x2, y2 in pixels of the padded image.
         classes: B tensors (M,) of class ids.
         num_classes: K.
         size: (H, W), height and width of the padded image over 4.
     Returns: (B, K, H, W) bool.
     """
-    return dense_target(_cells(boxes, size), *_joined(classes), len(boxes), num_classes, size)
+    return dense_target(*_covering(regions, classes, size), len(regions), num_classes, size)
 
 
-def mask_targets(
-    masks: Sequence[PolygonMasks | BitMasks],
-    classes: Sequence[Tensor],
-    num_classes: int,
-    size: tuple[int, int],
-) -> Tensor:
-    """Which classes' masks cover which pixels, for a batch; on the classes' device.
-
-    The released code knows boxes alone; masks are the tighter target where there are any.
-
-    Args:
-        masks: B sets of M masks, in pixels of the image.
-        classes, num_classes, size: see :func:`box_targets`.
-    Returns: (B, K, H, W) bool.
-    """
-    image, label = _joined(classes)
-    return dense_target(_shrunk(masks, size, label.device), image, label, len(masks), num_classes, size)
-
-
-def _joined(classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """For all objects of the batch, the image each is in and its class: (N,) each."""
-    return torch.cat([torch.full_like(c, i) for i, c in enumerate(classes)]), torch.cat(list(classes))
+def _covering(
+    regions: Regions, classes: Sequence[Tensor], size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cells of every object of the batch, and the image and the class of each: (N,)."""
+    image, label = torch.cat([torch.full_like(c, i) for i, c in enumerate(classes)]), torch.cat(list(classes))
+    if isinstance(regions[0], Boxes):
+        return _cells([boxes.tensor for boxes in regions], size), image, label
+    # Polygons are drawn on the CPU; the copy to a GPU does not wait for the GPU.
+    masks = [_shrunk_masks(m, size).to(label.device, non_blocking=True) for m in regions]
+    return torch.cat(masks), image, label
 
 
 def _cells(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Boxes as what they cover at the target's resolution, `[y1:y2, x1:x2]`: (N, 4) int64."""
+    """Return the cells `[y1:y2, x1:x2]` of the target that boxes cover: (N, 4) int64."""
     height, width = size
     x1, y1, x2, y2 = torch.cat(list(boxes)).div(TARGET_STRIDE).long().unbind(1)
     x1, x2 = x1.clamp(0, width - 1), x2.clamp(0, width - 1)
@@ -69,15 +60,10 @@ def _cells(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1)
 
 
-def _shrunk(masks: Sequence[PolygonMasks | BitMasks], size: tuple[int, int], device: torch.device) -> Tensor:
-    """Masks at the target's resolution: (N, H, W) bool."""
-    # Polygons are drawn on the host; what goes to a GPU from there does not wait for what runs on it.
-    return torch.cat([_shrunk_masks(m, size).to(device, non_blocking=True) for m in masks])
-
-
 def _shrunk_masks(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tensor:
+    """Return masks at the target's resolution: (M, H, W) bool."""
     if isinstance(masks, BitMasks):
-        offset = TARGET_STRIDE // 2  # the middle of a cell stands for it
+        offset = TARGET_STRIDE // 2  # a cell has the value of its middle
         cells = masks.tensor[:, offset::TARGET_STRIDE, offset::TARGET_STRIDE]
         return F.pad(cells, (0, size[1] - cells.shape[2], 0, size[0] - cells.shape[1]))
     cells = [polygons_to_bitmask([p / TARGET_STRIDE for p in polygons], *size) for polygons in masks.polygons]
@@ -85,72 +71,58 @@ def _shrunk_masks(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> Tens
 
 
 def pixel_text_loss(
-    scores: Tensor,
-    shapes: Sequence[Boxes | PolygonMasks | BitMasks],
-    classes: Sequence[Tensor],
-    stride: int,
-    tau: float = 1.0,
+    scores: Tensor, shapes: Regions, classes: Sequence[Tensor], stride: int, tau: float = 1.0,
     kernels: bool = True,
-) -> Tensor:
-    """The auxiliary pixel-text loss of detection (paper, sec. 3.4, as released).
+) -> Tensor:  # fmt: skip
+    """Return the auxiliary pixel-text loss of detection (paper, sec. 3.4, as released).
 
-    Binary cross-entropy over all classes at the pixels that any class covers; the others are ignored. In
-    float32 whatever the precision of ``scores``. The pixels are counted over all processes, so that the loss,
-    averaged over processes, is that of the global batch.
+    The loss is the binary cross-entropy over all classes at the pixels that any class covers. Other pixels
+    are ignored. It is computed in float32. The pixels are counted over all processes, so that the mean over
+    processes is the loss of the global batch.
 
     Args:
         scores: (B, K, h, w), the score map; over ``tau``, it is enlarged to stride 4.
-        shapes: B sets of M boxes or masks, in pixels of the padded image: see :func:`box_targets` and
-            :func:`mask_targets` for what they cover. All boxes, or all masks.
+        shapes: see :func:`region_targets` for the pixels that they cover.
         classes: B tensors (M,) of class ids.
         stride: the score map's, a multiple of 4.
         tau: temperature.
-        kernels: work where the shapes are, in parts: the same numbers in less memory and time
+        kernels: compute covered blocks alone: the same numbers in less memory and time
             (:func:`~denseclip_d2.kernels.pixel_text_bce`).
-    Returns: scalar; 0 where no pixel is covered.
+    Returns: scalar; 0 if no pixel is covered.
     """
-    factor, size, covering, image, label = _covering(scores, shapes, classes, stride)
+    covering, image, label = _covering(shapes, classes, _target_size(scores, stride))
+    factor = stride // TARGET_STRIDE
     total, count = pixel_text_bce(scores, covering, image, label, factor, tau, kernels)
     return _mean_over_processes(total, count)
 
 
 def pixel_text_softmax_loss(
-    scores: Tensor,
-    shapes: Sequence[Boxes | PolygonMasks | BitMasks],
-    classes: Sequence[Tensor],
-    stride: int,
-    tau: float = 1.0,
+    scores: Tensor, shapes: Regions, classes: Sequence[Tensor], stride: int, tau: float = 1.0,
     kernels: bool = True,
-) -> Tensor:
-    """The pixel-text loss of detection as a choice between the classes, for many of them.
+) -> Tensor:  # fmt: skip
+    """Return the pixel-text loss of detection as a cross-entropy between the classes, for many classes.
 
-    The mean over K classes of the binary loss is nearly all of the K - 1 that are not there: of 192 classes
-    it takes every score below zero, the right one too; segmentation's cross-entropy has no such rest point
-    (docs/evidence.md). A pixel has the class of the smallest object that covers it; the others are ignored.
+    The binary loss is a mean over K classes, of which K - 1 are absent. With 192 classes it takes every
+    score below zero, also that of the right class; a cross-entropy does not (docs/evidence.md). A pixel has
+    the class of the smallest object that covers it. Other pixels are ignored.
 
     Args, Returns: see :func:`pixel_text_loss`.
     """
-    _, size, covering, _, _ = _covering(scores, shapes, classes, stride)
+    size = _target_size(scores, stride)
+    covering, _, _ = _covering(shapes, classes, size)
     objects = covering.split([len(own) for own in classes])
     labels = torch.stack([_class_of_smallest(*own, size) for own in zip(objects, classes, strict=True)])
     (total,) = label_map_cross_entropy(scores.float() / tau, labels, UNCOVERED, kernels)
     return _mean_over_processes(total, (labels != UNCOVERED).sum())
 
 
-def _covering(
-    scores: Tensor, shapes: Sequence[Boxes | PolygonMasks | BitMasks], classes: Sequence[Tensor], stride: int
-) -> tuple[int, tuple[int, int], Tensor, Tensor, Tensor]:
-    """The factor from score map to target, the target's size, what covers it, and its image and class."""
+def _target_size(scores: Tensor, stride: int) -> tuple[int, int]:
     factor = stride // TARGET_STRIDE
-    size = (factor * scores.shape[2], factor * scores.shape[3])
-    image, label = _joined(classes)
-    if isinstance(shapes[0], Boxes):
-        return factor, size, _cells([boxes.tensor for boxes in shapes], size), image, label
-    return factor, size, _shrunk(shapes, size, label.device), image, label
+    return factor * scores.shape[2], factor * scores.shape[3]
 
 
 def _class_of_smallest(covering: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W) class ids of one image, from boxes (M, 4) or masks (M, H, W)."""
+    """Return (H, W) class ids of one image, from boxes (M, 4) or masks (M, H, W)."""
     if not len(label):
         return torch.full(size, UNCOVERED, device=label.device)
     if covering.dim() == 2:
@@ -167,14 +139,14 @@ def _mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
 
 
 def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int, kernels: bool = True) -> Tensor:
-    """Cross-entropy with a label map, summed over labeled pixels and divided by *all* pixels (as released).
+    """Return the cross-entropy with a label map, summed over labeled pixels and divided by *all* pixels.
 
-    In float32 whatever the precision of ``logits``; 0 where every pixel is ignored.
+    This is the released behavior. The loss is computed in float32; it is 0 if every pixel is ignored.
 
     Args:
         logits: (B, K, h, w), enlarged to the label map's size.
         labels: (B, H, W) class ids.
-        ignore_value: the id that stands for no class.
+        ignore_value: the id of no class.
         kernels: False for the plain definition.
     Returns: scalar.
     """

@@ -15,10 +15,10 @@ class _WithTTA(nn.Module):
     def __init__(self, model: nn.Module, tta_mapper: Callable[[dict], list[dict]], batch_size: int = 1):
         """
         Args:
-            model: what to augment; see the class.
-            tta_mapper: makes the augmented copies of an input, each with its ``transforms``, as Detectron2's
+            model: see the class.
+            tta_mapper: returns augmented copies of an input with their ``transforms``, as Detectron2's
                 ``DatasetMapperTTA`` does.
-            batch_size: the number of copies to run at once; they are padded to a common size.
+            batch_size: number of copies in a batch, which pads them to a common size.
         """
         super().__init__()
         self.model = model
@@ -26,7 +26,7 @@ class _WithTTA(nn.Module):
         self.batch_size = batch_size
 
     def _outputs(self, image: dict, *keys: str) -> Iterator[tuple[TransformList, dict]]:
-        """Each copy's transforms, and what the model makes of these keys of the copy."""
+        """Yield the transforms of each copy, and the model's output for these keys of the copy."""
         height, width = image["image"].shape[-2:]
         copies = self.tta_mapper({"height": height, "width": width, **image})
         for i in range(0, len(copies), self.batch_size):
@@ -36,12 +36,11 @@ class _WithTTA(nn.Module):
 
 
 class RetinaNetWithTTA(_WithTTA):
-    """A RetinaNet that detects on resized and mirrored copies of each image and merges what it finds.
+    """A RetinaNet that detects on resized and mirrored copies of each image and merges the detections.
 
-    As Detectron2's ``GeneralizedRCNNWithTTA`` does for boxes: the detections of all copies go back to the
-    original image, and non-maximum suppression by class, with the RetinaNet's ``test_nms_thresh`` and
-    ``max_detections_per_image``, keeps the best of them. Inputs and outputs are those of the RetinaNet in
-    evaluation.
+    As in Detectron2's ``GeneralizedRCNNWithTTA``, non-maximum suppression by class keeps the best detections
+    of all copies, with the RetinaNet's ``test_nms_thresh`` and ``max_detections_per_image``. Inputs and
+    outputs are those of the RetinaNet in evaluation.
     """
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
@@ -50,7 +49,7 @@ class RetinaNetWithTTA(_WithTTA):
     def _detect(self, image: dict) -> Instances:
         height, width = image["image"].shape[-2:]
         size = image.get("height", height), image.get("width", width)
-        # Without height and width, a detector answers in the coordinates of the copy.
+        # Without height and width, boxes are in the coordinates of the copy.
         outputs = self._outputs(image, "image")
         return self._merge(Instances.cat([_undo(t, output["instances"], size) for t, output in outputs]))
 
@@ -65,8 +64,8 @@ class RetinaNetWithTTA(_WithTTA):
 class SemanticSegmentorWithTTA(_WithTTA):
     """A semantic segmentor that averages class probabilities over resized and mirrored copies of each image.
 
-    So the paper's multi-scale figures were made. Inputs are those of the segmentor in evaluation; ``sem_seg``
-    of the output has probabilities (K, H, W) where the segmentor's has logits.
+    The paper's multi-scale results use this. Inputs are those of the segmentor in evaluation. ``sem_seg`` of
+    the output has probabilities (K, H, W) instead of logits.
     """
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
@@ -80,35 +79,34 @@ class SemanticSegmentorWithTTA(_WithTTA):
         return total / count
 
     def _probabilities(self, image: dict) -> Iterator[Tensor]:
-        """What the model says of each copy, turned back to the original image: (K, H, W)."""
+        """Yield the probabilities (K, H, W) of each copy in the original image."""
         for transforms, output in self._outputs(image, "image", "height", "width"):
-            probabilities = output["sem_seg"].softmax(dim=0)  # of the original's size already
+            probabilities = output["sem_seg"].softmax(dim=0)  # of the original's size
             mirrored = any(isinstance(t, HFlipTransform) for t in transforms.transforms)
             yield probabilities.flip(2) if mirrored else probabilities
 
 
 def _undo(transforms: TransformList, instances: Instances, size: tuple[int, int]) -> Instances:
-    """Detections on an augmented copy, in the coordinates of the original image of ``size`` (H, W)."""
+    """Return detections on a copy in the coordinates of the original image of ``size`` (H, W)."""
     boxes = instances.pred_boxes.tensor
     original = torch.from_numpy(transforms.inverse().apply_box(boxes.cpu().numpy()))
     return Instances(size, **{**instances.get_fields(), "pred_boxes": Boxes(original.to(boxes.device))})
 
 
 def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """A model with test-time augmentation as ``TEST.AUG`` says, around ``model``, whose weights it shares.
+    """Return a model with the test-time augmentation of ``TEST.AUG``. It shares the weights of ``model``.
 
-    A RetinaNet gets :class:`RetinaNetWithTTA`, a semantic segmentor :class:`SemanticSegmentorWithTTA`, a
-    Faster or Mask R-CNN Detectron2's ``GeneralizedRCNNWithTTA``.
+    This is :class:`RetinaNetWithTTA`, :class:`SemanticSegmentorWithTTA` or, for a Faster or Mask R-CNN,
+    Detectron2's ``GeneralizedRCNNWithTTA``.
 
     Raises:
-        ValueError: ``model`` is none of them, or ``TEST.AUG.MIN_SIZES`` is empty.
+        ValueError: another kind of model, or ``TEST.AUG.MIN_SIZES`` is empty.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     if not cfg.TEST.AUG.MIN_SIZES:
-        raise ValueError("TEST.AUG.MIN_SIZES is empty. Give it one shorter side, in pixels, or more.")
-    # Copies that differ in size would be padded, and padding changes the score map. Those of one size come
-    # one after the other: a resized image and its mirror.
+        raise ValueError("TEST.AUG.MIN_SIZES is empty. Set it to one or more shorter sides, in pixels.")
+    # Padding changes the score map. Copies of one size follow each other: a resized image and its mirror.
     batch_size = 2 if cfg.TEST.AUG.FLIP else 1
     augmented: nn.Module
     if isinstance(model, RetinaNet):
@@ -119,9 +117,9 @@ def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
         augmented = GeneralizedRCNNWithTTA(cfg, model, batch_size=batch_size)
     else:
         raise ValueError(
-            f"TEST.AUG.ENABLED is True, and a {type(model).__name__} has no test-time augmentation: "
-            "RetinaNets, GeneralizedRCNNs and SemanticSegmentors have. Set TEST.AUG.ENABLED to False."
+            f"TEST.AUG.ENABLED is True, and there is no test-time augmentation of {type(model).__name__}, "
+            "which is no RetinaNet, GeneralizedRCNN or SemanticSegmentor. Set TEST.AUG.ENABLED to False."
         )
-    # Evaluation restores the mode it finds: let it find the model's.
+    # Evaluation restores the mode that it finds.
     augmented.training = model.training
     return augmented

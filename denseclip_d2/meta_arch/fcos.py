@@ -6,7 +6,7 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 
 @META_ARCH_REGISTRY.register()
 class CLIPFCOS(FCOS):
-    """Detectron2's FCOS, which itself can be built from a LazyConfig alone, from ``MODEL.FCOS``."""
+    """Detectron2's FCOS, built from ``MODEL.FCOS``. Detectron2 builds FCOS from a LazyConfig alone."""
 
     @configurable
     def __init__(self, **kwargs):

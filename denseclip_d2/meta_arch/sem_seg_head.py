@@ -11,8 +11,8 @@ from ..guidance import label_map_loss
 class CLIPSemSegFPNHead(SemSegFPNHead):
     """Detectron2's Semantic FPN head, with three differences, as released.
 
-    Channels of the summed towers are dropped before the predictor, the predictor starts small (std 0.01),
-    and the loss is :func:`label_map_loss`.
+    Channels are dropped before the predictor, the predictor's initial weights have a standard deviation of
+    0.01, and the loss is :func:`label_map_loss`.
     """
 
     @configurable
@@ -21,8 +21,8 @@ class CLIPSemSegFPNHead(SemSegFPNHead):
     ):
         """
         Args:
-            dropout: probability that a channel is dropped in training.
-            kernels: compute the loss on CPUs in little memory; False: by its plain definition.
+            dropout: probability of dropping a channel in training.
+            kernels: compute the loss in less memory; False: by its plain definition.
             input_shape, kwargs: as for ``SemSegFPNHead``.
         """
         super().__init__(input_shape, **kwargs)

@@ -6,7 +6,6 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import SemanticSegmentor
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor
 
 from .sliding_window import SlidingWindow
@@ -14,76 +13,47 @@ from .sliding_window import SlidingWindow
 
 @META_ARCH_REGISTRY.register()
 class CLIPSemanticFPN(SemanticSegmentor):
-    """Detectron2's ``SemanticSegmentor``, which can go over an image window by window."""
+    """Detectron2's ``SemanticSegmentor`` with optional sliding windows at test time."""
 
     @configurable
     def __init__(self, *, sliding_window: SlidingWindow | None = None, **kwargs):
         """
         Args:
-            sliding_window: how to go over an image at test time; None: the whole image at once.
+            sliding_window: the windows at test time; None: the whole image at once.
             kwargs: as for ``SemanticSegmentor``.
         """
         super().__init__(**kwargs)
         self.sliding_window = sliding_window
-        self._backbone_alone = False
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         sliding_window = cfg.TEST.SLIDING_WINDOW
-        window = SlidingWindow(
-            tuple(sliding_window.SIZE), tuple(sliding_window.STRIDE), sliding_window.MAX_PIXELS
-        )
-        return {
-            **super().from_config(cfg),
-            "sliding_window": window if sliding_window.ENABLED else None,
-        }
+        size, stride = tuple(sliding_window.SIZE), tuple(sliding_window.STRIDE)
+        window = SlidingWindow(size, stride, sliding_window.MAX_PIXELS)
+        return {**super().from_config(cfg), "sliding_window": window if sliding_window.ENABLED else None}
 
     def forward(self, batched_inputs: list[dict]):
-        """As ``SemanticSegmentor``'s.
+        """Run ``SemanticSegmentor.forward``, at test time by windows.
 
         Raises:
-            MemoryError: at test time, the device's memory is too small for what is segmented at once.
+            MemoryError: at test time, the device's memory is too small.
         """
         if self.training:
             return super().forward(batched_inputs)
-        if self._backbone_alone:
-            self.backbone(seen_by_backbone(self, batched_inputs))
-            return [{} for _ in batched_inputs]
         window = self.sliding_window
         with _explained_out_of_memory(window):
             if window is None:
                 return super().forward(batched_inputs)
             return [{"sem_seg": self._slide(window, x)} for x in batched_inputs]
 
-    @contextmanager
-    def backbone_alone(self) -> Iterator[None]:
-        """Show test images whole, and to the backbone alone, for a while: the outputs are empty.
-
-        Some heads take windows of one size only.
-        """
-        self._backbone_alone = True
-        try:
-            yield
-        finally:
-            self._backbone_alone = False
-
     def _slide(self, window: SlidingWindow, x: dict) -> Tensor:
         def segment(windows: list[Tensor]) -> list[Tensor]:
-            # To the segmentor, a window is an image.
+            # The segmentor takes a window as an image.
             return [y["sem_seg"] for y in segment_images([{"image": image} for image in windows])]
 
         segment_images, size = super().forward, x["image"].shape[1:]
         logits = window.average(segment, x["image"])
         return sem_seg_postprocess(logits, size, x.get("height", size[0]), x.get("width", size[1]))
-
-
-def seen_by_backbone(model: SemanticSegmentor, batched_inputs: list[dict]) -> Tensor:
-    """Images normalized and padded, (B, 3, H, W): Detectron2 has this inside ``forward`` alone."""
-    images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
-    backbone = model.backbone
-    return ImageList.from_tensors(
-        images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
-    ).tensor
 
 
 @contextmanager
@@ -94,9 +64,7 @@ def _explained_out_of_memory(window: SlidingWindow | None) -> Iterator[None]:
         way_out = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
         if window:
             way_out = (
-                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}), down to the pixels of one "
-                f"window, and then TEST.SLIDING_WINDOW.SIZE {window.size} itself."
+                f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}) to the pixels of one window, "
+                f"and then TEST.SLIDING_WINDOW.SIZE {window.size}."
             )
-        raise MemoryError(
-            f"What is segmented at once does not fit into the device's memory. {way_out}"
-        ) from error
+        raise MemoryError(f"The device's memory is too small for segmentation. {way_out}") from error

@@ -11,46 +11,45 @@ Window = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Segments an image window by window and averages the logits where windows overlap, as released.
+    """Segments an image window by window and averages the logits of overlapping windows, as released.
 
-    Windows go over the image in steps of ``stride`` from the top left corner. Those that would leave the
-    image are shifted inwards; in a direction in which the image is smaller than a window, one window is as
-    large as the image.
+    Windows are ``stride`` apart, from the top left corner. A window that would leave the image is shifted
+    inwards. If the image is smaller than a window, the window has the size of the image.
     """
 
     size: tuple[int, int]
     """Height and width of a window, in pixels."""
     stride: tuple[int, int]
-    """Its steps down and across, in pixels."""
+    """Distance of windows, down and across, in pixels."""
     max_pixels: int
-    """Pixels of the windows that are segmented at once, at most: what bounds the memory."""
+    """The greatest number of pixels in the windows of a batch, which limits the memory."""
 
     def __post_init__(self):
         """
         Raises:
-            ValueError: windows that leave gaps or are larger than ``max_pixels``.
+            ValueError: windows that leave gaps or have more than ``max_pixels``.
         """
         if len(self.size) != 2 or len(self.stride) != 2 or min(*self.size, *self.stride) < 1:
             raise ValueError(
-                f"TEST.SLIDING_WINDOW has SIZE {self.size} and STRIDE {self.stride}: each needs a height and "
-                "a width in pixels, of at least 1."
+                f"The sliding window has size {self.size} and stride {self.stride}. Give each a height and a "
+                "width of at least 1 pixel."
             )
         if self.stride[0] > self.size[0] or self.stride[1] > self.size[1]:
             raise ValueError(
-                f"TEST.SLIDING_WINDOW.STRIDE {self.stride} is larger than SIZE {self.size}: pixels between "
-                "windows would be left out. Make STRIDE at most SIZE."
+                f"The sliding window's stride {self.stride} is larger than its size {self.size}, which would "
+                "leave pixels out. Lower the stride."
             )
         if prod(self.size) > self.max_pixels:
             raise ValueError(
-                f"A window of TEST.SLIDING_WINDOW.SIZE {self.size} has {prod(self.size)} pixels, and "
-                f"TEST.SLIDING_WINDOW.MAX_PIXELS allows {self.max_pixels} at once. Make SIZE smaller, "
-                "or raise MAX_PIXELS if memory allows."
+                f"A sliding window of size {self.size} has {prod(self.size)} pixels, and max_pixels is "
+                f"{self.max_pixels}. Lower the size, or raise max_pixels if memory allows."
             )
 
     def average(self, segment: Segment, image: Tensor) -> Tensor:
-        """
+        """Segment an image.
+
         Args:
-            segment: gives each of some images (3, h, w) its logits (K, h, w).
+            segment: returns logits (K, h, w) of each of a list of images (3, h, w).
             image: (3, H, W).
         Returns: (K, H, W) logits.
         """
@@ -64,15 +63,13 @@ class SlidingWindow:
         return logits.div_(counts)
 
     def windows(self, height: int, width: int) -> list[Window]:
-        """Where windows lie in an image (3, height, width), row by row."""
-        rows, columns = (
-            _spans(side, size, stride)
-            for side, size, stride in zip((height, width), self.size, self.stride, strict=True)
-        )
+        """Return the windows of an image (3, height, width), row by row."""
+        rows = _spans(height, self.size[0], self.stride[0])
+        columns = _spans(width, self.size[1], self.stride[1])
         return [(slice(None), row, column) for row, column in product(rows, columns)]
 
     def _segmented(self, segment: Segment, image: Tensor) -> Iterator[tuple[Window, Tensor]]:
-        """Each window and its logits; at most ``max_pixels`` are segmented at once."""
+        """Yield each window and its logits."""
         windows, at_once = self.windows(*image.shape[1:]), self.max_pixels // prod(self.size)
         for i in range(0, len(windows), at_once):
             batch = windows[i : i + at_once]

@@ -1,36 +1,51 @@
-"""The language-guided systems, by the names that a config gives them in ``MODEL.META_ARCHITECTURE``."""
+"""The language-guided meta-architectures, which a config names in ``MODEL.META_ARCHITECTURE``."""
 
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
 from ..config.projects import when_loaded
 from .fcos import CLIPFCOS
-from .pixel_text import language_guided
+from .pixel_text import PixelTextSupervision, language_guided
 from .retinanet import CLIPRetinaNet
 from .semantic_fpn import CLIPSemanticFPN
 
-DenseCLIPRetinaNet = language_guided(CLIPRetinaNet, "RETINANET", "DenseCLIPRetinaNet")
-DenseCLIPFCOS = language_guided(CLIPFCOS, "FCOS", "DenseCLIPFCOS")
-# Faster R-CNN where MODEL.MASK_ON is False, Cascade R-CNN with MODEL.ROI_HEADS.NAME "CascadeROIHeads".
-DenseCLIPMaskRCNN = language_guided(GeneralizedRCNN, "ROI_HEADS", "DenseCLIPMaskRCNN")
-# The score map speaks of the things; both heads read the pyramid that it guides.
-DenseCLIPPanopticFPN = language_guided(PanopticFPN, "ROI_HEADS")
-# Any head that segments: Semantic FPN's, PointRend's, DeepLabV3+'s.
-DenseCLIPSemanticFPN = language_guided(CLIPSemanticFPN, "SEM_SEG_HEAD", "DenseCLIPSemanticFPN")
 
-for _system in (
-    DenseCLIPRetinaNet,
-    DenseCLIPFCOS,
-    DenseCLIPMaskRCNN,
-    DenseCLIPPanopticFPN,
-    DenseCLIPSemanticFPN,
-):
-    META_ARCH_REGISTRY.register(_system)
+@META_ARCH_REGISTRY.register()
+class DenseCLIPRetinaNet(PixelTextSupervision, CLIPRetinaNet):
+    num_classes_key = "RETINANET"
 
 
-def _register_panoptic_deeplab() -> None:
-    META_ARCH_REGISTRY.register(language_guided(META_ARCH_REGISTRY.get("PanopticDeepLab"), "SEM_SEG_HEAD"))
+@META_ARCH_REGISTRY.register()
+class DenseCLIPFCOS(PixelTextSupervision, CLIPFCOS):
+    num_classes_key = "FCOS"
 
 
-# DenseCLIPPanopticDeepLab; Detectron2's module cannot be imported where panopticapi is not installed.
-when_loaded("panoptic_deeplab", _register_panoptic_deeplab)
+@META_ARCH_REGISTRY.register()
+class DenseCLIPMaskRCNN(PixelTextSupervision, GeneralizedRCNN):
+    """Mask R-CNN; Faster R-CNN if ``MODEL.MASK_ON`` is False; Cascade R-CNN with "CascadeROIHeads"."""
+
+    num_classes_key = "ROI_HEADS"
+
+
+@META_ARCH_REGISTRY.register()
+class DenseCLIPPanopticFPN(PixelTextSupervision, PanopticFPN):
+    """Panoptic FPN, whose score map has the thing classes."""
+
+    num_classes_key = "ROI_HEADS"
+
+
+@META_ARCH_REGISTRY.register()
+class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
+    """A segmentor with any head, such as Semantic FPN's, PointRend's or DeepLabV3+'s."""
+
+    num_classes_key = "SEM_SEG_HEAD"
+
+
+def register_panoptic_deeplab() -> None:
+    """Register DenseCLIPPanopticDeepLab. Detectron2's module has to be imported; it needs panopticapi."""
+    if "DenseCLIPPanopticDeepLab" not in META_ARCH_REGISTRY:
+        meta_arch = META_ARCH_REGISTRY.get("PanopticDeepLab")
+        META_ARCH_REGISTRY.register(language_guided(meta_arch, "SEM_SEG_HEAD"))
+
+
+when_loaded("panoptic_deeplab", register_panoptic_deeplab)

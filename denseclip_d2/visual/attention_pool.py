@@ -7,7 +7,7 @@ from ..clip_models.layers import multi_head_attention
 
 
 def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:
-    """Fit CLIP's positional embedding to another square grid, as released: bilinear, token 0 kept.
+    """Resize CLIP's positional embedding to another square grid, as released: bilinearly, without token 0.
 
     Args:
         embedding: (1 + S * S, D).
@@ -18,28 +18,8 @@ def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:
     return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
 
 
-def check_position(position: str) -> None:
-    """
-    Raises:
-        ValueError: :func:`fit_positions` does not know ``position``.
-    """
-    if position not in ("interpolate", "crop"):
-        raise ValueError(
-            f"MODEL.DENSECLIP.VISUAL.POSITION is {position!r}; it can be 'interpolate' or 'crop'."
-        )
-
-
-def check_dense(dense: str) -> None:
-    """
-    Raises:
-        ValueError: ``dense`` is no way to a dense embedding.
-    """
-    if dense not in ("attention", "value"):
-        raise ValueError(f"MODEL.DENSECLIP.VISUAL.DENSE is {dense!r}; it can be 'attention' or 'value'.")
-
-
 def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, position: str) -> Tensor:
-    """The positional embedding of a (height, width) map, token 0 kept.
+    """Return the positional embedding of a (height, width) map and of token 0.
 
     Args:
         embedding: (1 + grid_size * grid_size, D).
@@ -49,36 +29,29 @@ def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, po
     grid = embedding[1:].T.unflatten(1, (grid_size, grid_size))[None]
     if position == "crop":
         grid = grid[..., :height, :width]
-    # A side longer than the grid has nothing to crop: stretch the grid along it. A trace holds what was done,
-    # for maps of every size; where sizes agree, interpolating changes nothing.
+    # A grid that is too short to crop is stretched. A trace is for maps of every size, so that it always
+    # interpolates; if the sizes agree, this changes nothing.
     if torch.jit.is_tracing() or grid.shape[-2:] != (height, width):
         grid = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
     return torch.cat([embedding[:1], grid[0].flatten(1).T])
 
 
 class DenseAttentionPool(AttentionPool2d):
-    """CLIP's attention pool, kept for every token instead of the first alone (paper, sec. 3.2)."""
+    """CLIP's attention pool, which returns every token instead of the first alone (paper, sec. 3.2)."""
 
     def __init__(
-        self,
-        grid_size: int,
-        embed_dim: int,
-        num_heads: int,
-        output_dim: int,
-        position: str,
+        self, grid_size: int, embed_dim: int, num_heads: int, output_dim: int, position: str,
         dense: str = "attention",
-    ):
+    ):  # fmt: skip
         """
         Args:
             grid_size: side of the grid of positional embeddings, in cells.
             position: "interpolate" the grid to each map, or "crop" its top left corner.
-            dense: what becomes of a cell: "attention", its query's answer, as released; or its own "value"
-                (MaskCLIP, Zhou et al., ECCV 2022). CLIP has only ever asked with the mean, so that other
-                cells' queries have nearly the same answer; values are local.
+            dense: the output of a cell: "attention" of its query, as released, or its own "value" (MaskCLIP,
+                Zhou et al., ECCV 2022). CLIP was trained with the query of the mean alone. Queries of cells
+                give nearly the same output; values are local.
         """
         super().__init__(grid_size, embed_dim, num_heads, output_dim)
-        check_position(position)
-        check_dense(dense)
         self.dense = dense
         self.grid_size = grid_size
         self.position = position
@@ -99,9 +72,9 @@ class DenseAttentionPool(AttentionPool2d):
         if self.dense == "value":
             answers = torch.cat([answers, value[:, 1:]], dim=1)
         tokens = self.c_proj(answers)  # (B, 1 + HW, C)
-        # Not unflatten, whose sizes torch's ONNX exporter takes for constants.
+        # Not unflatten: torch's ONNX exporter makes its sizes constants.
         return tokens[:, 0], tokens[:, 1:].transpose(1, 2).reshape(x.shape[0], -1, height, width)
 
     def fitted_positions(self, height: int, width: int) -> Tensor:
-        """The positional embedding of a (height, width) map: (1 + height * width, D)."""
+        """Return the positional embedding of a (height, width) map: (1 + height * width, D)."""
         return fit_positions(self.positional_embedding, self.grid_size, height, width, self.position)

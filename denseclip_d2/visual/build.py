@@ -8,12 +8,10 @@ VisualEncoder = CLIPResNet | CLIPViT | CLIPTimm | EmbeddedBackbone
 
 
 def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
-    """The visual encoder of ``MODEL.DENSECLIP.CLIP_MODEL``, or ``VISUAL.BACKBONE`` in its place.
-
-    All kinds have the same interface.
+    """Build the visual encoder of ``MODEL.DENSECLIP.CLIP_MODEL``, or ``VISUAL.BACKBONE`` in its place.
 
     Args:
-        with_embeddings: False leaves out what makes the dense and global embedding.
+        with_embeddings: False leaves out the layers of the dense and global embedding.
     """
     if cfg.MODEL.DENSECLIP.VISUAL.BACKBONE:
         return EmbeddedBackbone(cfg, with_embeddings)
@@ -21,7 +19,7 @@ def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
 
 
 def encoder_class(architecture: CLIPArchitecture) -> type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm]:
-    """The kind of an architecture's visual encoder."""
+    """Return the class of an architecture's visual encoder."""
     if architecture.vision.timm_model_name:
         return CLIPTimm
     return CLIPViT if isinstance(architecture.vision.layers, int) else CLIPResNet

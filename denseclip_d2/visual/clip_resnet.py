@@ -10,21 +10,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
+from .arguments import clip_arguments
 from .attention_pool import DenseAttentionPool
-from .pixels import warn_of_other_pixels
 
 
 class CLIPResNet(ModifiedResNet, Backbone):
     """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pool on every token.
 
-    Parameters carry the names of CLIP's ``visual``. Images of any size go in; maps of stride s are
+    Parameters have the names of CLIP's ``visual``. Images have any size. Maps of stride s are
     (H // s, W // s).
     """
 
     stages = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
     local_cells = {"res5_dilation": 2, "dense": "value"}
-    """By what arguments cells are as local as they can be."""
+    """The arguments that make cells as local as possible."""
 
     @configurable
     def __init__(
@@ -47,15 +47,15 @@ class CLIPResNet(ModifiedResNet, Backbone):
         Args:
             layers, width: blocks of each stage, and channels after the stem.
             embed_dim: C, the joint embedding's width.
-            resolution: side, in pixels, of the image whose grid of positional embeddings is kept.
+            resolution: side, in pixels, of the image that the grid of positional embeddings is for.
             position, dense: see :class:`DenseAttentionPool`.
-            res5_dilation: 2 leaves out the pooling of res5, and dilates the convolutions after it, as
-                Detectron2's key of this name does: the dense embedding has stride 16, and res5 is the mean of
-                2 x 2 cells. 1 is CLIP's own.
-            norm: the name of a norm, as ``detectron2.layers.get_norm`` takes it.
+            res5_dilation: 1, as in CLIP, or 2, which leaves out the pooling of res5 and dilates the
+                convolutions after it. The dense embedding then has stride 16, and res5 is the mean of 2 x 2
+                cells.
+            norm: the name of a norm for ``detectron2.layers.get_norm``.
             freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
             activation_checkpointing: recompute each block in the backward pass.
-            with_embeddings: False leaves the attention pool out (a plain ResNet).
+            with_embeddings: False leaves out the attention pool.
         """
         channels, num_heads = width * 32, width * 32 // head_width
         super().__init__(layers, embed_dim, num_heads, resolution, width)
@@ -65,8 +65,6 @@ class CLIPResNet(ModifiedResNet, Backbone):
                 resolution // 32, channels, num_heads, embed_dim, position, dense
             )
             self.init_parameters()
-        if res5_dilation not in (1, 2):
-            raise ValueError(f"MODEL.DENSECLIP.VISUAL.RES5_DILATION is {res5_dilation}; it can be 1 or 2.")
         if res5_dilation == 2:
             _dilate(self.layer4)
         self.res5_dilation = res5_dilation
@@ -81,44 +79,38 @@ class CLIPResNet(ModifiedResNet, Backbone):
 
     @property
     def position_key(self) -> str | None:
-        """The positional embedding's name in the state dict; None without embeddings."""
+        """The name of the positional embedding in the state dict; None without embeddings."""
         return None if self.attnpool is None else "attnpool.positional_embedding"
 
     @property
     def grid_size(self) -> int:
-        """Side of the kept grid of positional embeddings, in cells; 0 without embeddings."""
+        """The side of the grid of positional embeddings, in cells; 0 without embeddings."""
         return 0 if self.attnpool is None else self.attnpool.grid_size
 
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-        arguments = cls.arguments_of(architecture)
-        warn_of_other_pixels(cfg)
-        visual = cfg.MODEL.DENSECLIP.VISUAL
+        arguments, visual = cls.arguments_of(architecture), cfg.MODEL.DENSECLIP.VISUAL
         return {
             **arguments,
+            **clip_arguments(cfg, with_embeddings),
             "resolution": visual.RESOLUTION or arguments["resolution"],
             "position": visual.POSITION,
-            "dense": visual.DENSE,
             "res5_dilation": visual.RES5_DILATION,
-            "norm": visual.NORM,
-            "freeze_at": visual.FREEZE_AT,
-            "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
-            "with_embeddings": with_embeddings,
         }
 
     @staticmethod
     def arguments_of(architecture: CLIPArchitecture) -> dict:
-        """What an architecture alone says of an encoder.
+        """Return an encoder's arguments that its architecture decides.
 
         Raises:
-            ValueError: it is no CLIP ResNet.
+            ValueError: the architecture is not a CLIP ResNet.
         """
         vision = architecture.vision
         if vision.timm_model_name or isinstance(vision.layers, int):
             raise ValueError(
-                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a CLIP ResNet. "
-                "Choose one such as 'RN50-quickgelu', or another MODEL.BACKBONE.NAME."
+                f"The architecture {architecture.name!r} is not a CLIP ResNet. Choose one such as "
+                "'RN50-quickgelu'."
             )
         return {
             "layers": vision.layers,
@@ -133,7 +125,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
         Args:
             x: (B, 3, H, W), RGB, normalized with CLIP's mean and std.
         Returns: ``res2``..``res5`` and, with embeddings, ``global_embedding`` (B, C) and
-            ``dense_embedding`` (B, C, H // s, W // s), s being ``embedding_stride``.
+            ``dense_embedding`` (B, C, H // embedding_stride, W // embedding_stride).
         """
         features = {}
         x = self.stem(x)
@@ -164,7 +156,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
 
 @contextmanager
 def _running_statistics_kept(block: nn.Module):
-    """Keep the recomputation of a checkpointed block from counting its batch in the norms a second time."""
+    """Restore the statistics of norms, for a recomputed block must not count its batch a second time."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counts = [buffer for name, buffer in block.named_buffers() if name.endswith("num_batches_tracked")]
@@ -181,7 +173,7 @@ def _running_statistics_kept(block: nn.Module):
 
 
 def _dilate(stage: nn.Sequential) -> None:
-    """Leave out a stage's pooling by 2; what comes after it sees as far as before."""
+    """Leave out a stage's pooling by 2, and dilate the convolutions after it."""
     first, *others = stage
     for pooling in ("avgpool", "downsample.-1"):
         first.set_submodule(pooling, nn.Identity())
@@ -195,9 +187,7 @@ def _replace_norm(module: nn.Module, norm: str) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             replacement = get_norm(norm, child.num_features)
-            if replacement is None:
-                raise ValueError("MODEL.DENSECLIP.VISUAL.NORM is empty; CLIP's ResNets need a norm.")
-            # CLIP starts the last norm of each block at zero, so that the block starts as identity.
+            # CLIP initializes the last norm of each block with zero weights.
             replacement.load_state_dict(child.state_dict(), strict=False)
             setattr(module, name, replacement)
         else:
@@ -206,5 +196,5 @@ def _replace_norm(module: nn.Module, norm: str) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_clip_resnet_backbone(cfg, input_shape: ShapeSpec) -> CLIPResNet:
-    """CLIP's ResNet without pyramid, with its embeddings."""
+    """Build CLIP's ResNet with its embeddings, without a pyramid."""
     return CLIPResNet(cfg)

@@ -1,5 +1,4 @@
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -7,27 +6,41 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
-from .pixels import warn_of_other_pixels
+from .arguments import clip_arguments
 from .timm_backbone import TimmBackbone, create_trunk
-from .vit_pyramid import STRIDES, levels_read
+from .vit_pyramid import levels_read
 
 PROJECTIONS = ("linear", "mlp", "none", "", None)
 
 
 class CLIPTimm(TimmBackbone):
-    """A CLIP's visual encoder that is a model of timm's: ConvNeXt, EVA, SigLIP's ViT, FastViT and others.
+    """A CLIP's visual encoder that is a timm model: ConvNeXt, EVA, SigLIP's ViT, FastViT and others.
 
-    The dense embedding of a cell is what the model's head makes of a map of that cell alone. So it is norm
-    and projection where the head averages, and the pool's values where it pools by attention (as MaskCLIP,
-    Zhou et al., ECCV 2022, has them); and where all cells are alike, it is the global embedding. Where cells
-    have stride 64, as MobileCLIP2-S3's have, it is enlarged to stride 32, bilinearly.
+    The dense embedding of a cell is the output of the model's head for a map of that cell alone. For a head
+    that averages, this is norm and projection; for attention pooling, the values of the pool (MaskCLIP, Zhou
+    et al., ECCV 2022). If all cells are alike, it is the global embedding. Maps of stride 64, as in
+    MobileCLIP2-S3, are enlarged to stride 32, bilinearly.
 
-    Parameters carry the names of CLIP's ``visual``, in open_clip.
+    Parameters have the names of open_clip's ``visual``.
+
+    Args:
+        model_name: timm's.
+        embed_dim: C, the joint embedding's width.
+        pool: timm's ``global_pool``; empty: the model's own.
+        proj: the layers after the pool: "linear" or "mlp"; None: the model's classifier; "none": nothing.
+        dense: "attention"; :class:`CLIPViT` has another.
+        drop_path_rate: rate of stochastic depth in the last block; it rises from 0 in the first.
+        with_embeddings: False leaves out the layers after the last map.
+        stages: ``norm``, ``freeze_at``, ``activation_checkpointing`` and ``out_features`` of
+            :class:`TimmBackbone`.
+
+    Raises:
+        ValueError: a timm model that cannot be a backbone; another ``dense``.
     """
 
     position_key, grid_size = None, 0  # timm fits positions to the image itself
     local_cells = {"out_features": ()}
-    """By what arguments cells are as local as they can be, without a level."""
+    """The arguments that make cells as local as possible, without a level."""
 
     @configurable
     def __init__(
@@ -40,43 +53,16 @@ class CLIPTimm(TimmBackbone):
         proj_bias: bool = False,
         dense: str = "attention",
         drop_path_rate: float = 0.0,
-        norm: str = "SyncBN",
-        freeze_at: int = 0,
-        activation_checkpointing: bool = False,
         with_embeddings: bool = True,
-        out_features: Sequence[str] = tuple(STRIDES),
+        **stages,
     ):
-        """
-        Args:
-            model_name: timm's.
-            embed_dim: C, the joint embedding's width.
-            pool: timm's ``global_pool``; empty: the model's own.
-            proj: what follows the pool: "linear" or "mlp"; None: the model's classifier; "none": nothing.
-            dense: "attention" alone; see :class:`CLIPViT` for what else there is.
-            drop_path_rate: of stochastic depth in the last block; rises from 0 in the first.
-            with_embeddings: False leaves out what comes after the last map.
-            norm, freeze_at, activation_checkpointing, out_features: as for :class:`TimmBackbone`.
-
-        Raises:
-            ValueError: timm has no such model, or it cannot be a backbone; another ``dense``.
-        """
         if dense != "attention":
-            raise ValueError(
-                f"MODEL.DENSECLIP.VISUAL.DENSE is {dense!r}; timm's models have one dense embedding, "
-                "'attention'."
-            )
+            raise ValueError(f"dense is {dense!r}; a timm model has one dense embedding, 'attention'.")
         classes = 0 if proj in ("linear", "mlp", "none") else embed_dim
         pooling = {} if proj in ("linear", "mlp") and not pool else {"global_pool": pool}
         trunk = create_trunk(model_name, num_classes=classes, drop_path_rate=drop_path_rate, **pooling)
         width = trunk.num_features
-        super().__init__(
-            trunk,
-            norm=norm,
-            freeze_at=freeze_at,
-            activation_checkpointing=activation_checkpointing,
-            features_only=not with_embeddings,
-            out_features=out_features,
-        )
+        super().__init__(trunk, features_only=not with_embeddings, **stages)
         head: OrderedDict[str, nn.Module] = OrderedDict()
         if with_embeddings and proj == "linear":
             head["proj"] = nn.Linear(width, embed_dim, bias=proj_bias)
@@ -88,32 +74,25 @@ class CLIPTimm(TimmBackbone):
 
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):
-        architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-        warn_of_other_pixels(cfg)
-        visual = cfg.MODEL.DENSECLIP.VISUAL
         return {
-            **cls.arguments_of(architecture),
-            "dense": visual.DENSE,
-            "drop_path_rate": visual.DROP_PATH_RATE,
-            "norm": visual.NORM,
-            "freeze_at": visual.FREEZE_AT,
-            "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
-            "with_embeddings": with_embeddings,
+            **cls.arguments_of(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)),
+            **clip_arguments(cfg, with_embeddings),
+            "drop_path_rate": cfg.MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE,
             "out_features": levels_read(cfg.MODEL.FPN.IN_FEATURES),
         }
 
     @staticmethod
     def arguments_of(architecture: CLIPArchitecture) -> dict:
-        """What an architecture alone says of an encoder.
+        """Return an encoder's arguments that its architecture decides.
 
         Raises:
-            ValueError: its pool is one that timm's models do not have themselves.
+            ValueError: a pool that timm's models do not have.
         """
         vision = architecture.vision
         if vision.timm_pool in ("abs_attn", "rot_attn") or vision.timm_proj not in PROJECTIONS:
             raise ValueError(
-                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} pools by {vision.timm_pool!r} and "
-                f"projects by {vision.timm_proj!r}, of which no dense embedding is known."
+                f"The architecture {architecture.name!r} has the pool {vision.timm_pool!r} and the "
+                f"projection {vision.timm_proj!r}, for which no dense embedding is known."
             )
         return {
             "model_name": vision.timm_model_name,
@@ -144,12 +123,12 @@ class CLIPTimm(TimmBackbone):
         return self.head(self.trunk.forward_head(x))  # (B, C)
 
     def _embed_cells(self, last: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, C, h, w), each cell embedded as if it were all of the map."""
+        """Return (B, C, h, w): each cell embedded as if the map had no other."""
         nhwc = last.dim() == 4 and str(getattr(self.trunk, "output_fmt", "NCHW")) == "NHWC"
         if last.dim() == 3:
             others = getattr(self.trunk, "num_prefix_tokens", 0)
             cells = last[:, others:].flatten(0, 1)[:, None]  # (B * h * w, 1, D)
-            # Whatever the head reads, a class token or the mean of the rest, it is this cell.
+            # The head reads a class token or the mean of the rest: both are this cell.
             alone = cells.expand(-1, others + 1, -1)
         else:
             cells = last if nhwc else last.permute(0, 2, 3, 1)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,35 +13,60 @@ from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..clip_models.layers import QuickGELU
-from .attention_pool import check_dense, check_position, fit_positions
-from .pixels import warn_of_other_pixels
+from .arguments import clip_arguments
+from .attention_pool import fit_positions
 from .vit_block import VisualBlock, choose_global_blocks
 from .vit_pyramid import LEVELS, STRIDES, check_levels, levels_read, resampling, taps_of, token_stride
 
-# What is read of open_clip's vision config; an architecture that sets anything else is refused.
 FIELDS = (
-    "layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type",
-    "ls_init_value", "no_ln_pre", "final_ln_after_pool",
+    "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "ls_init_value", "no_ln_pre",
+    "final_ln_after_pool",
 )  # fmt: skip
+"""The arguments that are fields of open_clip's vision config. Architectures with other fields are refused."""
 POOLS = ("tok", "avg")
 
 
 class CLIPViT(VisionTransformer, Backbone):
-    """CLIP's vision transformer, with a four-level pyramid (released behavior).
+    """CLIP's vision transformer with a four-level pyramid (released behavior).
 
     The tokens after 1/3, 1/2, 2/3 and all of the blocks (4, 6, 8 and 12 in ViT-B) are brought to strides 4,
-    8, 16 and 32 by transposed convolutions or pooling. Images of any size go in; they are padded with zeros,
-    at the right and the bottom, to a multiple of 32.
+    8, 16 and 32 by transposed convolutions or pooling. Images have any size. They are padded with zeros, at
+    the right and the bottom, to a multiple of 32.
 
-    Tokens stand ``embedding_stride`` pixels apart. That is the width of a patch where it is a power of two,
-    else the nearest one: 16 for L/14, whose images are shrunk by 14/16 so that the patches fit.
+    ``embedding_stride`` is the distance of tokens in pixels: the width of a patch, or the nearest power of
+    two. It is 16 for L/14, whose images are shrunk by 14/16 so that the patches fit.
 
-    Parameters carry the names of CLIP's ``visual``, and the pyramid's the released ones.
+    Parameters have the names of CLIP's ``visual``, and those of the pyramid the released names.
+
+    Args:
+        layers, width, head_width, mlp_ratio: of the transformer.
+        embed_dim: C, the joint embedding's width.
+        grid_size: side of the grid of positional embeddings, in cells.
+        quick_gelu: use x * sigmoid(1.702 x) as OpenAI's weights need, instead of GELU.
+        ls_init_value: initial value of the blocks' layer scales; None leaves them out.
+        position: "interpolate" the grid to each image, or "crop" its top left corner.
+        dense: the output of a cell: "attention", the token of the last block, as released, or "value", the
+            same without the attention of the last block (MaskCLIP, Zhou et al., ECCV 2022).
+        norm: the pyramid's, for ``detectron2.layers.get_norm``; "" leaves it out.
+        freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 also the blocks before the
+            tap of res2, ... 5 all blocks. A frozen block is never dropped.
+        drop_path_rate: rate of stochastic depth in the last block; it rises from 0 in the first.
+        window_size: side of the attention windows of most blocks, in cells; 0 for none.
+        global_blocks: the blocks with global attention, from 0; empty for four, evenly spread.
+        double_class_embedding: add the class embedding twice, as released.
+        activation_checkpointing: recompute each block in the backward pass.
+        with_embeddings: False leaves out the projection to the joint embedding.
+        out_features: the levels to build, of ``res2``..``res5``.
+        transformer: ``pool_type``, ``no_ln_pre`` and ``final_ln_after_pool`` of open_clip's
+            ``VisionTransformer``.
+
+    Raises:
+        ValueError: an unknown level or block.
     """
 
     position_key = "positional_embedding"
     local_cells = {"out_features": (), "dense": "value"}
-    """By what arguments cells are as local as they can be, without a level."""
+    """The arguments that make cells as local as possible, without a level."""
 
     @configurable
     def __init__(
@@ -54,10 +80,7 @@ class CLIPViT(VisionTransformer, Backbone):
         grid_size: int,
         mlp_ratio: float = 4.0,
         quick_gelu: bool = False,
-        pool_type: str = "tok",
         ls_init_value: float | None = None,
-        no_ln_pre: bool = False,
-        final_ln_after_pool: bool = False,
         position: str = "interpolate",
         dense: str = "attention",
         norm: str = "SyncBN",
@@ -69,69 +92,21 @@ class CLIPViT(VisionTransformer, Backbone):
         activation_checkpointing: bool = False,
         with_embeddings: bool = True,
         out_features: Sequence[str] = tuple(STRIDES),
+        **transformer,
     ):
-        """
-        Args:
-            layers, width, head_width, mlp_ratio: of the transformer.
-            embed_dim: C, the joint embedding's width.
-            grid_size: side of the grid of positional embeddings, in cells.
-            quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
-            pool_type: what is the global embedding: "tok", the class token, or "avg", the mean of the others.
-            ls_init_value: what the blocks' layer scales begin from; None for none.
-            no_ln_pre: leave out the norm before the blocks.
-            final_ln_after_pool: pool, then norm, instead of the other way round.
-            position: "interpolate" the grid to each image, or "crop" its top left corner.
-            dense: what becomes of a cell: "attention", the last block's token, as released; or "value", the
-                same without the last block's attention, as MaskCLIP has it (Zhou et al., ECCV 2022).
-            norm: the pyramid's, as ``detectron2.layers.get_norm`` takes it; "" for none.
-            freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 and the blocks before
-                res2's tap, ... 5 and all blocks. A frozen block is never dropped.
-            drop_path_rate: of stochastic depth in the last block; rises from 0 in the first.
-            window_size: side of the windows, in cells, that most blocks attend in; 0 for none.
-            global_blocks: those, from 0, that attend globally all the same; empty for four, evenly spread.
-            double_class_embedding: add the class embedding twice, as released.
-            activation_checkpointing: recompute each block in the backward pass.
-            with_embeddings: False leaves the projection to the joint embedding out.
-            out_features: the levels to build, of ``res2``..``res5``.
-
-        Raises:
-            ValueError: an unknown position, level or block.
-        """
         side = grid_size * patch_size
-        super().__init__(
-            side,
-            patch_size,
-            width,
-            layers=0,
-            heads=1,
-            mlp_ratio=4.0,
-            output_dim=embed_dim,
-            pool_type=pool_type,
-            no_ln_pre=no_ln_pre,
-            final_ln_after_pool=final_ln_after_pool,
-        )
-        activation = QuickGELU if quick_gelu else nn.GELU
+        super().__init__(side, patch_size, width, 0, 1, mlp_ratio, output_dim=embed_dim, **transformer)
+        gelu = QuickGELU if quick_gelu else nn.GELU
+        block = partial(VisualBlock, width, width // head_width, mlp_ratio, ls_init_value, gelu)
         everywhere = choose_global_blocks(layers, global_blocks)
         for i in range(layers):
-            block = VisualBlock(
-                width,
-                width // head_width,
-                mlp_ratio,
-                ls_init_value,
-                activation,
-                drop_path_rate=drop_path_rate * i / max(layers - 1, 1),
-                window_size=0 if i in everywhere else window_size,
-            )
-            self.transformer.resblocks.append(block)
+            window, rate = 0 if i in everywhere else window_size, drop_path_rate * i / max(layers - 1, 1)
+            self.transformer.resblocks.append(block(window_size=window, drop_path_rate=rate))
         if not with_embeddings:
             self.ln_post = self.proj = None
-        check_position(position)
-        check_dense(dense)
-        self.position = position
-        self.dense = dense
+        self.position, self.grid_size = position, grid_size
+        self.dense, self.embed_dim = dense, embed_dim
         self.quick_gelu = quick_gelu
-        self.grid_size = grid_size
-        self.embed_dim = embed_dim
         self.embedding_stride = token_stride(patch_size)
         self.double_class_embedding = double_class_embedding
         self.activation_checkpointing = activation_checkpointing
@@ -142,53 +117,40 @@ class CLIPViT(VisionTransformer, Backbone):
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
-        arguments = cls.arguments_of(architecture)
-        warn_of_other_pixels(cfg)
-        visual = cfg.MODEL.DENSECLIP.VISUAL
+        arguments, visual = cls.arguments_of(architecture), cfg.MODEL.DENSECLIP.VISUAL
         grid_size = visual.RESOLUTION // token_stride(arguments["patch_size"])
         return {
             **arguments,
+            **clip_arguments(cfg, with_embeddings),
             "grid_size": grid_size or arguments["grid_size"],
             "position": visual.POSITION,
-            "dense": visual.DENSE,
-            "norm": visual.NORM,
-            "freeze_at": visual.FREEZE_AT,
             "drop_path_rate": visual.DROP_PATH_RATE,
             "window_size": visual.WINDOW_SIZE,
             "global_blocks": visual.GLOBAL_BLOCKS,
             "double_class_embedding": visual.DOUBLE_CLASS_EMBEDDING,
-            "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
-            "with_embeddings": with_embeddings,
             "out_features": levels_read(cfg.MODEL.FPN.IN_FEATURES),
         }
 
     @staticmethod
     def arguments_of(architecture: CLIPArchitecture) -> dict:
-        """What an architecture alone says of an encoder.
+        """Return an encoder's arguments that its architecture decides.
 
         Raises:
-            ValueError: it is no ViT as CLIP has it.
+            ValueError: the architecture is not a ViT of CLIP's kind.
         """
         vision = architecture.vision
-        plain = CLIPVisionCfg(**{name: getattr(vision, name) for name in FIELDS})
-        if vision != plain or not isinstance(vision.layers, int) or vision.pool_type not in POOLS:
+        fields = {name: getattr(vision, name) for name in (*FIELDS, "image_size")}
+        plain = vision == CLIPVisionCfg(**fields) and isinstance(vision.layers, int)
+        if not plain or vision.pool_type not in POOLS:
             raise ValueError(
-                f"MODEL.DENSECLIP.CLIP_MODEL = {architecture.name!r} is not a ViT as CLIP has it. "
-                "Choose one such as 'ViT-B-16-quickgelu', or another MODEL.BACKBONE.NAME."
+                f"The architecture {architecture.name!r} is not a ViT as CLIP has it. Choose one such as "
+                "'ViT-B-16-quickgelu'."
             )
         return {
-            "layers": vision.layers,
-            "width": vision.width,
-            "head_width": vision.head_width,
-            "mlp_ratio": vision.mlp_ratio,
-            "patch_size": vision.patch_size,
+            **{name: fields[name] for name in FIELDS},
             "embed_dim": architecture.embed_dim,
             "grid_size": vision.image_size // vision.patch_size,
             "quick_gelu": architecture.quick_gelu,
-            "pool_type": vision.pool_type,
-            "ls_init_value": vision.ls_init_value,
-            "no_ln_pre": vision.no_ln_pre,
-            "final_ln_after_pool": vision.final_ln_after_pool,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -220,7 +182,7 @@ class CLIPViT(VisionTransformer, Backbone):
         return features
 
     def _embed(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Pixels to tokens, the class token first: (B, 1 + height * width, D)."""
+        """Return the tokens of images, the class token first: (B, 1 + height * width, D)."""
         (patch, _), stride = self.patch_size, self.embedding_stride
         if patch != stride:
             x = F.interpolate(x, (height * patch, width * patch), mode="bilinear", align_corners=False)
@@ -255,12 +217,12 @@ class CLIPViT(VisionTransformer, Backbone):
 
 
 def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, HW, D) tokens of cells to (B, D, H, W)."""
-    # Not unflatten, whose sizes torch's ONNX exporter takes for constants.
+    """Return (B, HW, D) tokens of cells as (B, D, H, W)."""
+    # Not unflatten: torch's ONNX exporter makes its sizes constants.
     return cells.transpose(1, 2).reshape(cells.shape[0], -1, *size)
 
 
 @BACKBONE_REGISTRY.register()
 def build_clip_vit_backbone(cfg, input_shape: ShapeSpec) -> CLIPViT:
-    """CLIP's ViT and its four levels, with its embeddings."""
+    """Build CLIP's ViT with its four levels and its embeddings."""
     return CLIPViT(cfg)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
 from ..config import TIMM
+from .arguments import stage_arguments
 from .attention_pool import DenseAttentionPool
 from .timm_backbone import TimmBackbone, create_trunk
 from .vit_pyramid import levels_read
@@ -15,12 +16,11 @@ GRID_SIZE = 7  # of its positions, as CLIP has them for images of 224 pixels
 
 
 class EmbeddedBackbone(Backbone):
-    """Any backbone, with an embedding of its own into the space of a CLIP's text (paper, "DenseCLIP for any
-    backbone").
+    """Any backbone, with an embedding into the space of a CLIP's text ("DenseCLIP for any backbone").
 
-    The embedding reads the coarsest feature. It begins at random, and the pixel-text loss aligns it with the
-    text. The authors took a pool as CLIP's ResNets have (their issues 7 and 47); a linear layer they thought
-    possible and had not tried.
+    The embedding reads the coarsest feature. Its weights are random at first, and the pixel-text loss aligns
+    it with the text. The authors used the attention pool of CLIP's ResNets (their issues 7 and 47); they had
+    not tried a linear layer.
     """
 
     position_key = "embedding.positional_embedding"
@@ -40,16 +40,13 @@ class EmbeddedBackbone(Backbone):
     ):
         """
         Args:
-            backbone: Detectron2's, timm's as :class:`TimmBackbone`, or anybody's.
+            backbone: of Detectron2, a :class:`TimmBackbone`, or any other.
             embed_dim: C, the width of the text embeddings.
-            embedding: "attention_pool", or "linear": of each cell, and of the mean of all.
+            embedding: "attention_pool", or "linear" on each cell and on the mean of all cells.
             position, dense: of the attention pool, see :class:`DenseAttentionPool`.
             grid_size: side of the pool's grid of positional embeddings, in cells.
-            weights: what the backbone begins from: see ``read_backbone`` in ``checkpoint/``.
-            with_embeddings: False leaves the embedding out.
-
-        Raises:
-            ValueError: an unknown ``embedding``.
+            weights: pretrained weights of the backbone: see ``read_backbone`` in ``checkpoint/``.
+            with_embeddings: False leaves out the embedding.
         """
         super().__init__()
         self.backbone = backbone
@@ -60,10 +57,6 @@ class EmbeddedBackbone(Backbone):
         self.embed_dim, self.grid_size = embed_dim, 0
         self.position, self.dense = position, dense
         self.embedding: nn.Module | None = None
-        if embedding not in ("attention_pool", "linear"):
-            raise ValueError(
-                f"MODEL.DENSECLIP.VISUAL.EMBEDDING is {embedding!r}; it can be 'attention_pool' or 'linear'."
-            )
         if with_embeddings and embedding == "linear":
             self.embedding = nn.Linear(width, embed_dim)
         elif with_embeddings:
@@ -108,21 +101,15 @@ class EmbeddedBackbone(Backbone):
 
 
 def build_named_backbone(cfg) -> Backbone:
-    """The backbone that ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names: timm's, or of Detectron2's registry.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
+    """Build the backbone of ``MODEL.DENSECLIP.VISUAL.BACKBONE``: timm's, or of Detectron2's registry."""
     visual = cfg.MODEL.DENSECLIP.VISUAL
     if not visual.BACKBONE.startswith(TIMM):
         return BACKBONE_REGISTRY.get(visual.BACKBONE)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
-    # Not every model of timm's knows stochastic depth.
+    # Some timm models have no such argument.
     dropped = {"drop_path_rate": visual.DROP_PATH_RATE} if visual.DROP_PATH_RATE else {}
     return TimmBackbone(
         create_trunk(visual.BACKBONE.removeprefix(TIMM), **dropped),
-        norm=visual.NORM,
-        freeze_at=visual.FREEZE_AT,
-        activation_checkpointing=visual.ACTIVATION_CHECKPOINTING,
+        **stage_arguments(cfg),
         out_features=levels_read(cfg.MODEL.FPN.IN_FEATURES),
     )
 

@@ -10,25 +10,24 @@ from timm.models import group_parameters
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import check_timm_model
 from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
 
 Trunk = Any
-"""A model of timm's, whose attributes torch's ``Module`` has no types for."""
+"""A timm model. torch's ``Module`` has no types for its attributes."""
 
 TRIED = (96, 160)
-"""Height and width of the image that a model is tried on: odd numbers of cells, and not as it was trained."""
+"""Height and width of the image that a model is tried on: odd numbers of cells, unlike in its training."""
 
 
 class TimmBackbone(Backbone):
-    """Any model of timm's that gives intermediate maps, as ``res2``..``res5`` of strides 4, 8, 16 and 32.
+    """Any timm model with intermediate maps, as ``res2``..``res5`` of strides 4, 8, 16 and 32.
 
-    Of a model with stages, a level is the last map of its stride. Of one whose maps all have one stride, a
-    ViT say, the maps after 1/3, 1/2, 2/3 and all of the blocks are brought to the four strides, as
-    :class:`CLIPViT` does it; images are padded with zeros, at the right and the bottom, to a multiple of 32,
-    and shrunk by 14/16 where patches have 14 pixels.
+    In a model with stages, a level is the last map of its stride. If all maps have one stride, as in a ViT,
+    the maps after 1/3, 1/2, 2/3 and all of the blocks are brought to the four strides as in
+    :class:`CLIPViT`. Images are then padded with zeros, at the right and the bottom, to a multiple of 32,
+    and shrunk by 14/16 for patches of 14 pixels.
 
-    The model is ``trunk``, and its parameters keep the names that timm gives them.
+    The model is ``trunk``, and its parameters have the names that timm gives them.
     """
 
     def __init__(
@@ -44,37 +43,19 @@ class TimmBackbone(Backbone):
         """
         Args:
             trunk: of :func:`create_trunk`.
-            norm: "BN", "SyncBN" or "FrozenBN", for the batch norms it may have, and a ViT's pyramid.
-            freeze_at: 0 nothing, 1 the stem, 2 the stem and all up to res2's map, ... 5 and up to res5's.
-            activation_checkpointing: recompute blocks in the backward pass, where timm can.
-            features_only: leave out what comes after the last map.
-            out_features: the levels to give, of ``res2``..``res5``.
+            norm: "BN", "SyncBN" or "FrozenBN", for batch norms of the model and for a ViT's pyramid.
+            freeze_at: 0 nothing, 1 the stem, 2 all layers up to res2's map, ... 5 up to res5's map.
+            activation_checkpointing: recompute blocks in the backward pass.
+            features_only: leave out the layers after the last map.
+            out_features: the levels to return, of ``res2``..``res5``.
 
         Raises:
-            ValueError: a level that it has not; a norm, frozen stages or checkpointed activations that it
-                cannot take; images of some sizes that it cannot take.
+            ValueError: an unknown level; a norm, frozen stages, activation checkpointing or image sizes that
+                the model does not support.
         """
         super().__init__()
-        strides = [stage["reduction"] for stage in trunk.feature_info]
-        last_of = {stride: i for i, stride in enumerate(strides)}
-        self.plain = len(last_of) == 1 and len(strides) > 1
-        if self.plain:
-            stages = {name: depth - 1 for name, depth in taps_of(len(strides)).items()}
-            self.embedding_stride = token_stride(strides[-1])
-        else:
-            stages = {name: last_of[stride] for name, stride in STRIDES.items() if stride in last_of}
-            self.embedding_stride = min(strides[-1], max(STRIDES.values()))
-        check_levels(out_features, stages, f"timm's {type(trunk).__name__}")
-        self._out_features = [name for name in stages if name in out_features]
-        self._out_feature_channels = {
-            name: trunk.feature_info[stages[name]]["num_chs"] for name in self._out_features
-        }
-        self._out_feature_strides = {name: STRIDES[name] for name in self._out_features}
-        # The last map, given or not, tells the size of what the head takes.
-        last = () if features_only else (len(strides) - 1,)
-        self.indices = sorted({*(stages[name] for name in self._out_features), *last})
-        self.stages, self.stride = stages, strides[-1]
         self.features_only = features_only
+        self._set_levels(trunk, out_features)
         whole = set(trunk.state_dict())
         if features_only:
             trunk.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
@@ -89,6 +70,27 @@ class TimmBackbone(Backbone):
                 self.add_module(LEVELS[name], resampling(width, factor, norm))
         self._try()
 
+    def _set_levels(self, trunk: Trunk, out_features: Sequence[str]) -> None:
+        """Find the maps, the channels and the strides of the levels."""
+        strides = [stage["reduction"] for stage in trunk.feature_info]
+        last_of = {stride: i for i, stride in enumerate(strides)}
+        self.plain = len(last_of) == 1 and len(strides) > 1
+        if self.plain:
+            self.stages = {name: depth - 1 for name, depth in taps_of(len(strides)).items()}
+            self.embedding_stride = token_stride(strides[-1])
+        else:
+            self.stages = {name: last_of[stride] for name, stride in STRIDES.items() if stride in last_of}
+            self.embedding_stride = min(strides[-1], max(STRIDES.values()))
+        check_levels(out_features, self.stages, f"timm's {type(trunk).__name__}")
+        self._out_features = [name for name in self.stages if name in out_features]
+        maps = {name: self.stages[name] for name in self._out_features}
+        self._out_feature_channels = {name: trunk.feature_info[i]["num_chs"] for name, i in maps.items()}
+        self._out_feature_strides = {name: STRIDES[name] for name in self._out_features}
+        # The last map, even if it is no level, has the size of the head's input.
+        last = () if self.features_only else (len(strides) - 1,)
+        self.indices = sorted({*maps.values(), *last})
+        self.stride = strides[-1]
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
@@ -98,7 +100,7 @@ class TimmBackbone(Backbone):
         return self._features(x)[0]
 
     def _features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor | None, tuple[int, int]]:
-        """The features; what ``forward_head`` takes, unless ``features_only``; and its height and width."""
+        """Return the features, the input of ``forward_head`` unless ``features_only``, and its map's size."""
         if self.plain:
             x = self._fitted(x)
         options = {"norm": False, "output_fmt": "NCHW", "indices": self.indices}
@@ -115,7 +117,7 @@ class TimmBackbone(Backbone):
         return features, last, (maps[-1].shape[-2], maps[-1].shape[-1])
 
     def _fitted(self, x: Tensor) -> Tensor:
-        """Images padded to whole cells, and resized so that patches as wide as the trunk's fill them."""
+        """Return images padded to whole cells, and resized so that the trunk's patches fill the cells."""
         largest = max(STRIDES.values())
         x = F.pad(x, (0, -x.shape[-1] % largest, 0, -x.shape[-2] % largest))
         if self.stride != self.embedding_stride:
@@ -124,49 +126,48 @@ class TimmBackbone(Backbone):
         return x
 
     def _try(self) -> None:
-        """Refuse a trunk whose maps have not the sizes of their strides, as only a forward pass tells."""
+        """Run the trunk once, and refuse it if a map does not have the size of its stride."""
         height, width = TRIED
         image = torch.zeros(1, 3, height, width, device=next(self.trunk.parameters()).device)
         self.eval()
         try:
             with torch.no_grad():
                 features = self._features(image)[0]
-        except Exception as error:  # of a size that they were not built for, timm's models raise anything
+        except Exception as error:  # timm's models raise any error at an image size they do not support
             raise ValueError(
-                f"timm's {type(self.trunk).__name__} is no backbone: it does not take images of any size "
-                f"({str(error) or type(error).__name__})."
+                f"timm's {type(self.trunk).__name__} cannot be a backbone. It does not support images of any "
+                f"size ({str(error) or type(error).__name__})."
             ) from error
         self.train()
         for name, stride in self._out_feature_strides.items():
             size, expected = tuple(features[name].shape[-2:]), (-(-height // stride), -(-width // stride))
             if size != expected:
                 raise ValueError(
-                    f"timm's {type(self.trunk).__name__} is no backbone: of {height} x {width} pixels, its "
-                    f"{name} is {size}, not {expected}."
+                    f"timm's {type(self.trunk).__name__} cannot be a backbone. For {height} x {width} "
+                    f"pixels, its {name} is {size} instead of {expected}."
                 )
 
     def _freeze(self, freeze_at: int) -> None:
         if not freeze_at:
             return
         wanted = list(STRIDES)[: freeze_at - 1]
-        # Of these levels the last that the model has, and that was not left out.
+        # The last of these levels that the model has.
         frozen = [i for name, i in self.stages.items() if name in wanted and i <= max(self.indices)]
         stage = f"{self.trunk.feature_info[frozen[-1]]['module']}." if frozen else ""
         try:
             group_of = group_parameters(self.trunk, self.trunk.group_matcher(coarse=True), reverse=True)
             last = max(group for name, group in group_of.items() if name.startswith(stage)) if stage else 0
-        except (AttributeError, AssertionError, ValueError) as error:  # how it has no groups, or no stage
+        except (AttributeError, AssertionError, ValueError) as error:  # no groups, or not of this stage
             raise ValueError(
-                f"MODEL.DENSECLIP.VISUAL.FREEZE_AT is {freeze_at}; timm does not tell which parameters of "
-                f"{type(self.trunk).__name__} that is. Set it to 0."
+                f"freeze_at is {freeze_at}; timm does not tell the parameters of these stages of "
+                f"{type(self.trunk).__name__}. Set it to 0."
             ) from error
         for name, parameter in self.trunk.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and group_of[name] > last)
         for name, module in list(self.trunk.named_modules()):
             parent = self.trunk.get_submodule(name.rpartition(".")[0])
-            if any(
-                p.requires_grad for p in (module if isinstance(module, _BatchNorm) else parent).parameters()
-            ):
+            block = module if isinstance(module, _BatchNorm) else parent
+            if any(p.requires_grad for p in block.parameters()):
                 continue
             if isinstance(module, _BatchNorm):
                 self.trunk.set_submodule(name, freeze_batch_norm_2d(module))
@@ -176,42 +177,41 @@ class TimmBackbone(Backbone):
     def _checkpoint_activations(self) -> None:
         if any(isinstance(module, _BatchNorm) for module in self.trunk.modules()):
             raise ValueError(
-                "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING would count each batch twice in the batch "
-                f"norms of timm's {type(self.trunk).__name__}. Set it to False, or VISUAL.NORM to 'FrozenBN'."
+                "activation_checkpointing would count each batch twice in the batch norms of timm's "
+                f"{type(self.trunk).__name__}. Set it to False, or norm to 'FrozenBN'."
             )
         try:
             self.trunk.set_grad_checkpointing(True)
-        except AssertionError as error:  # how timm's models refuse
+        except AssertionError as error:  # timm's refusal
             raise ValueError(
-                "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING is True, and timm's "
-                f"{type(self.trunk).__name__} cannot. Set it to False."
+                f"timm's {type(self.trunk).__name__} has no activation checkpointing. Set "
+                "activation_checkpointing to False."
             ) from error
 
 
 def create_trunk(name: str, **kwargs) -> Trunk:
-    """A model of timm's, with random weights, that takes images of any size.
+    """Build a timm model with random weights that takes images of any size.
 
     Args:
         kwargs: as for ``timm.create_model``.
 
     Raises:
-        ValueError: timm has no such model, or it gives no intermediate maps, or takes one size only, or does
-            not take one of ``kwargs``.
+        ValueError: the model takes images of one size, has no intermediate maps, or does not take ``kwargs``.
+        RuntimeError: timm has no such model.
     """
-    check_timm_model(name)
     try:
         trunk = timm.create_model(name, dynamic_img_size=True, **kwargs)
-    except TypeError:  # a model without positions takes any size, and no such argument
+    except TypeError:  # models without positions take any size, and no such argument
         try:
             trunk = timm.create_model(name, **kwargs)
         except TypeError as error:
             raise ValueError(
-                f"timm's {name!r} is not built with {kwargs}: {error}. Where it knows no stochastic depth, "
-                "set MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE to 0."
+                f"timm cannot build {name!r} with {kwargs}: {error}. Set drop_path_rate to 0 for a model "
+                "without stochastic depth."
             ) from error
     embed = getattr(trunk, "patch_embed", None)
     if not hasattr(trunk, "forward_intermediates") or getattr(embed, "strict_img_size", False):
-        raise ValueError(f"timm's {name!r} takes images of one size alone, or gives no intermediate maps.")
+        raise ValueError(f"timm's {name!r} takes images of one size alone, or has no intermediate maps.")
     return trunk
 
 
@@ -220,7 +220,7 @@ def _with_norm(trunk: Trunk, norm: str) -> Trunk:
         return trunk
     if norm not in ("SyncBN", "FrozenBN"):
         raise ValueError(
-            f"MODEL.DENSECLIP.VISUAL.NORM is {norm!r}; timm's {type(trunk).__name__} has batch norms: 'BN', "
-            "'SyncBN' or 'FrozenBN'."
+            f"norm is {norm!r}, and timm's {type(trunk).__name__} has batch norms. Use 'BN', 'SyncBN' or "
+            "'FrozenBN'."
         )
     return convert_sync_batchnorm(trunk) if norm == "SyncBN" else freeze_batch_norm_2d(trunk)

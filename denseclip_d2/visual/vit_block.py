@@ -11,13 +11,13 @@ from ..clip_models.layers import multi_head_attention
 
 
 class VisualBlock(ResidualAttentionBlock):
-    """open_clip's transformer block, with fused attention, stochastic depth and, maybe, windows."""
+    """open_clip's transformer block, with fused attention, stochastic depth and optional windows."""
 
     def __init__(self, *args, drop_path_rate: float = 0.0, window_size: int = 0, **kwargs):
         """
         Args:
-            window_size: side, in cells, of the windows that attention stays in (:func:`windowed_attention`);
-                0 lets every token attend to all. The parameters are the same.
+            window_size: side of the attention windows, in cells (:func:`windowed_attention`); 0 is global
+                attention. The parameters are the same.
         """
         super().__init__(*args, **kwargs)
         self.drop_path = StochasticDepth(drop_path_rate, "row")
@@ -27,14 +27,14 @@ class VisualBlock(ResidualAttentionBlock):
         """
         Args:
             x: (B, N, D).
-            size: height and width of the map of all tokens but the first; only windows need it.
+            size: height and width of the map of all tokens but the first; needed by windows.
         Returns: the shape of ``x``.
         """
         x = x + self.drop_path(self.ls_1(self.attention(self.ln_1(x), size)))
         return x + self.drop_path(self.ls_2(self.mlp(self.ln_2(x))))
 
     def without_attention(self, x: Tensor) -> Tensor:
-        """The block with every token attending to itself alone: (B, N, D), as ``x``."""
+        """Return the block's output if every token attends to itself alone: (B, N, D), as ``x``."""
         width = x.shape[-1]
         weight, bias = self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]
         x = x + self.ls_1(self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
@@ -48,25 +48,25 @@ class VisualBlock(ResidualAttentionBlock):
 
 
 def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[int], window: int) -> Tensor:
-    """Attention within windows of ``window`` x ``window`` cells (ViTDet, Li et al., ECCV 2022).
+    """Return attention within windows of ``window`` x ``window`` cells (ViTDet, Li et al., ECCV 2022).
 
-    ViTDet has no class token, CLIP has. Here a cell attends to its window and to the class token, and the
-    class token to everything, as CLIP trained it to: it stays a summary of the whole image, and costs one
-    query. So one window over the whole map is the block without windows.
+    CLIP has a class token, which ViTDet has not. A cell attends to its window and to the class token. The
+    class token attends to everything, as in CLIP's training. One window over the whole map is global
+    attention.
 
-    Windows at the right and the bottom are filled up with cells that no token attends to.
+    Windows at the right and the bottom are padded with cells that no token attends to.
 
     Args:
         x: (B, 1 + H * W, D), normalized tokens, the class token first.
         size: H and W.
     Returns: the shape of ``x``, before the output projection.
     """
-    window = min(window, max(size))  # beyond the map there is nothing but filling
+    window = min(window, max(size))  # a larger window has padding alone
     cells, padded = window_partition(x[:, 1:].unflatten(1, size), window)
     cells = cells.flatten(1, 2)  # (B * windows, window * window, D)
     windows = len(cells) // len(x)
-    # The class token goes into every window before the projection: afterwards, keys and values would have to
-    # be copied to stand beside it, and copies are kept for the backward pass.
+    # The class token joins every window before the projection. Later, keys and values would be copied, and
+    # copies are kept for the backward pass.
     class_token = x[:, :1].repeat_interleave(windows, dim=0)
     query, key, value = _projected(attn, torch.cat([class_token, cells], dim=1))
 
@@ -76,7 +76,7 @@ def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[in
     cells = multi_head_attention(query, key, value, attn.num_heads, mask)[:, 1:]
     cells = window_unpartition(cells, window, padded, size).flatten(1, 2)
 
-    # The class token's own question goes to all windows at once, of whose class tokens one counts.
+    # The query of the class token attends to all windows at once, and to one of their class tokens.
     first = torch.arange(windows, device=x.device)[:, None] == 0
     once = torch.cat([first, real], dim=1).view(1, 1, 1, -1)
     key, value = (y.unflatten(0, (-1, windows)).flatten(1, 2) for y in (key, value))
@@ -85,23 +85,22 @@ def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[in
 
 
 def choose_global_blocks(layers: int, blocks: Collection[int]) -> Collection[int]:
-    """Which of ``layers`` blocks attend globally where others have windows, counted from 0.
+    """Return the blocks with global attention of ``layers`` blocks, from 0.
 
     Args:
-        blocks: those; empty for the last of every quarter, as ViTDet has it.
+        blocks: those; empty for the last of every quarter, as in ViTDet.
 
     Raises:
-        ValueError: there is no such block.
+        ValueError: a block that does not exist.
     """
     if wrong := [i for i in blocks if not 0 <= i < layers]:
         raise ValueError(
-            f"MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS names {', '.join(map(str, wrong))}; "
-            f"the ViT's blocks are 0 to {layers - 1}."
+            f"global_blocks has {', '.join(map(str, wrong))}; the blocks of the ViT are 0 to {layers - 1}."
         )
     return blocks or {-(-layers * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
 
 
 def _projected(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, ...]:
-    """Query, key and value of ``x``. By hand: nn.MultiheadAttention would hold all N * N weights at
-    inference."""
+    """Return query, key and value of ``x``."""
+    # nn.MultiheadAttention would hold all N * N weights at inference.
     return F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)

@@ -1,4 +1,4 @@
-"""Four levels from the maps of a transformer whose cells all have one stride (released behavior)."""
+"""Four levels from the maps of a transformer, which have one stride (released behavior)."""
 
 from collections.abc import Iterable, Sequence
 from math import log2
@@ -7,44 +7,41 @@ from detectron2.layers import get_norm
 from torch import nn
 
 LEVELS = {"res2": "fpn1", "res3": "fpn2", "res4": "fpn3", "res5": "fpn4"}
-"""What makes each level of a map."""
+"""The layer of each level."""
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 DEPTHS = {"res2": 1 / 3, "res3": 1 / 2, "res4": 2 / 3, "res5": 1}
-"""After which part of the blocks a level's map is taken."""
+"""The part of the blocks before each level's map."""
 
 
 def taps_of(blocks: int) -> dict[str, int]:
-    """After how many of ``blocks`` each level's map is taken: 4, 6, 8 and 12 of 12."""
+    """Return the number of blocks before each level's map: 4, 6, 8 and 12 of 12."""
     return {name: max(1, round(blocks * depth)) for name, depth in DEPTHS.items()}
 
 
 def token_stride(patch_size: int) -> int:
-    """How far tokens are to stand apart: a patch's width, or the power of two that is nearest to it."""
+    """Return the distance of tokens in pixels: the power of two that is nearest to a patch's width."""
     return 2 ** round(log2(patch_size))
 
 
 def levels_read(in_features: Sequence[str]) -> tuple[str, ...]:
-    """The levels to build for what a pyramid reads: all, where it does not say.
-
-    A level that nothing reads would have weights without gradient, which DDP refuses.
-    """
+    """Return the levels to build for a pyramid; all if ``in_features`` is empty."""
+    # A level that nothing reads would have weights without gradient, which DDP refuses.
     return tuple(in_features or STRIDES)
 
 
 def check_levels(out_features: Sequence[str], levels: Iterable[str], what: str = "a CLIP ViT") -> None:
     """
     Raises:
-        ValueError: ``what`` has not all of the levels.
+        ValueError: ``what`` lacks a level.
     """
     if unknown := set(out_features) - set(levels):
-        raise ValueError(
-            f"MODEL.FPN.IN_FEATURES names {', '.join(sorted(unknown))}; {what} has {', '.join(levels)}."
-        )
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"{what} has no level {names}. Choose levels from {', '.join(levels)}.")
 
 
 def resampling(width: int, factor: float, norm: str) -> nn.Module:
-    """A map ``factor`` times as large, a power of two; for patches of 16 pixels as released."""
+    """Build layers that make a map ``factor`` times as large, a power of two."""
     layers: list[nn.Module] = [nn.GroupNorm(1, width)]
     for i in range(round(log2(factor))):
         if i > 0:

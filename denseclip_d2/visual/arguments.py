@@ -5,8 +5,21 @@ from ..clip_models import OPENCLIP, pixels_of
 logger = logging.getLogger(__name__)
 
 
-def warn_of_other_pixels(cfg) -> None:
-    """Warn where a config's pixels are not as its CLIP takes them: Detectron2's defaults are not."""
+def stage_arguments(cfg) -> dict:
+    """Return the arguments of a config that treat an encoder's stages."""
+    visual = cfg.MODEL.DENSECLIP.VISUAL
+    return {
+        "norm": visual.NORM,
+        "freeze_at": visual.FREEZE_AT,
+        "activation_checkpointing": visual.ACTIVATION_CHECKPOINTING,
+    }
+
+
+def clip_arguments(cfg, with_embeddings: bool) -> dict:
+    """Return the arguments of a config that all of CLIP's encoders have.
+
+    Warn if images are not normalized as the CLIP was trained, which Detectron2's defaults do not do.
+    """
     architecture, weights = cfg.MODEL.DENSECLIP.CLIP_MODEL, cfg.MODEL.WEIGHTS
     tag = weights.rpartition("/")[2] if weights.startswith(f"{OPENCLIP}{architecture}/") else ""
     mean, std = pixels_of(architecture, tag)
@@ -17,3 +30,5 @@ def warn_of_other_pixels(cfg) -> None:
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and PIXEL_STD "
             f"{cfg.MODEL.PIXEL_STD}, at a loss of accuracy. Set them to the former."
         )
+    dense = cfg.MODEL.DENSECLIP.VISUAL.DENSE
+    return {**stage_arguments(cfg), "dense": dense, "with_embeddings": with_embeddings}
