@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
     checkpointer.load(args.input)
     if args.fold_text and guided:
-        guided.language.fold_()
+        guided.language.precompute_()
         cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
     source = PathManager.get_local_path(args.input.partition("?")[0])
     export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..builder import replace_sync_bn, sync_bn_fits
 from ..checkpoint import DenseCLIPCheckpointer
+from ..language.prompting import precomputed_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def evaluate_lazily(cfg: DictConfig, model: nn.Module) -> dict:
     if "evaluator" not in cfg.dataloader:
         return {}
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    with precomputed_text(model):
+        results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 

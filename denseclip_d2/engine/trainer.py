@@ -28,7 +28,7 @@ from ..data.unused import check_learnable
 from ..evaluation.coco import COCOEvaluator
 from ..evaluation.lvis import LVISEvaluator
 from ..inference.tta import with_tta
-from ..language.prompting import FOLDED_CANNOT_TRAIN
+from ..language.prompting import FOLDED_CANNOT_TRAIN, precomputed_text
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
@@ -169,6 +169,11 @@ class Trainer(DefaultTrainer):
             else:
                 logger.warning("No panoptic quality (PQ), which needs panopticapi: %s.", GET_PANOPTICAPI)
         return DatasetEvaluators(evaluators)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        with precomputed_text(model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:

@@ -150,7 +150,7 @@ def _folded_model(cfg: CfgNode) -> nn.Module:
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False])
     model = build_model_with_weights(cfg).eval().requires_grad_(False)
     if guided := guidance_of(model):
-        guided.language.fold_()
+        guided.language.precompute_()
     return model
 
 
