@@ -65,10 +65,7 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
         ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
     """
     model = build_model(cfg)
-    checkpointer = DenseCLIPCheckpointer(
-        model, fresh_start=fresh_start, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
-    )
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    DenseCLIPCheckpointer.from_config(cfg, model, fresh_start=fresh_start).load(cfg.MODEL.WEIGHTS)
     return model
 
 

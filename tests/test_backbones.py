@@ -147,10 +147,10 @@ def test_the_twin_begins_from_the_same_backbone(tmp_path):
 
 def test_what_was_trained_is_not_overwritten_by_what_it_began_from(tmp_path):
     path = weights_of(TIMM, tmp_path / "imagenet.pth")
-    model = build_model(load_config(CONFIG, options(TIMM, **{"MODEL.DENSECLIP.VISUAL.WEIGHTS": path})))
-    DenseCLIPCheckpointer(model, str(tmp_path)).save("trained")
-    again = build_model(load_config(CONFIG, options(TIMM, **{"MODEL.DENSECLIP.VISUAL.WEIGHTS": path})))
-    DenseCLIPCheckpointer(again).load(str(tmp_path / "trained.pth"))
+    cfg = load_config(CONFIG, options(TIMM, **{"MODEL.DENSECLIP.VISUAL.WEIGHTS": path}))
+    model, again = build_model(cfg), build_model(cfg)
+    DenseCLIPCheckpointer.from_config(cfg, model, str(tmp_path)).save("trained")
+    DenseCLIPCheckpointer.from_config(cfg, again).load(str(tmp_path / "trained.pth"))
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
 

@@ -38,38 +38,37 @@ _BLOCK = {
 }  # fmt: skip
 
 
-def _with_weights(model: nn.Module) -> tuple[str, EmbeddedBackbone] | None:
-    """A backbone without a CLIP that has weights to begin from, and how the names of its parameters begin."""
+def _prefix(model: nn.Module) -> str | None:
+    """Return the prefix of the parameters of a backbone that is no CLIP's; None without such a backbone."""
     prefix = prefix_of(model, EmbeddedBackbone)
-    visual = None if prefix is None else model.get_submodule(prefix.removesuffix("."))
-    if not isinstance(visual, EmbeddedBackbone) or not visual.weights:
-        return None
-    return f"{prefix}backbone.", visual
+    return None if prefix is None else f"{prefix}backbone."
 
 
 def names_of_backbone(model: nn.Module) -> list[str]:
-    """The model's tensors that :func:`read_backbone` has to give; none where there is nothing to read."""
-    found = _with_weights(model)
-    return names_under(model, found[0]) if found else []
+    """Return the names of the model's tensors that :func:`read_backbone` has to give."""
+    prefix = _prefix(model)
+    return [] if prefix is None else names_under(model, prefix)
 
 
-def read_backbone(model: nn.Module) -> dict[str, Tensor]:
-    """What the model's backbone begins from, under the model's names; empty where there is no such thing.
+def read_backbone(path: str, model: nn.Module) -> dict[str, Tensor]:
+    """Read the pretrained weights of the model's backbone, under the model's names.
 
-    Weights are a file or a link, Detectron2's ``detectron2://ImageNetPretrained/MSRA/R-50.pkl`` say; or
-    ``timm://resnet50.a1_in1k``, timm's for a model and tag; or
-    ``torchvision://ResNet50_Weights.IMAGENET1K_V2``. Files have the backbone's own names, Caffe2's,
-    torchvision's or, for timm's EfficientNets, those of the first port to PyTorch. A classifier is left out.
+    Files have the backbone's own names, Caffe2's, torchvision's, or those of the first port of EfficientNet
+    to PyTorch. A classifier is left out.
 
+    Args:
+        path: a file or link, such as ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``; timm's weights by
+            model and tag, ``timm://resnet50.a1_in1k``; ``torchvision://ResNet50_Weights.IMAGENET1K_V2``.
+
+    Returns: empty if the backbone is a CLIP's, or there is no path.
     Raises:
         FileNotFoundError: there is no such file, or it cannot be downloaded.
         ValueError: it is damaged, or holds code, or there are no weights of this name, or none fit.
     """
-    found = _with_weights(model)
-    if found is None:
+    prefix = _prefix(model)
+    if prefix is None or not path:
         return {}
-    prefix, visual = found
-    backbone, path = visual.backbone, visual.weights
+    backbone = model.get_submodule(prefix.removesuffix("."))
     state = backbone.state_dict()
 
     def count_fitting(weights: dict[str, Tensor]) -> int:

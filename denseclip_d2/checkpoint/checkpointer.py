@@ -4,6 +4,7 @@ from urllib.parse import ParseResult
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -59,19 +60,35 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         *,
         fresh_start: bool = True,
         allow_partial: bool = False,
+        text_weights: str = "",
+        backbone_weights: str = "",
         **kwargs,
     ):
         """
         Args:
-            fresh_start: CLIP's weights alone, or none, or those of a model of other classes are enough, as to
-                begin training; False: every tensor must come from the file, as to evaluate.
-            allow_partial: load what fits instead of raising where tensors are missing, misshapen, left over;
-                where nothing fits, loading raises all the same.
+            fresh_start: begin training: weights of a CLIP, of a model of other classes, or none are enough;
+                False: every tensor must come from the file.
+            allow_partial: load what fits, and raise only if nothing fits.
+            text_weights: a CLIP whose text encoder training begins from, if the loaded weights have none.
+            backbone_weights: what a backbone that is no CLIP's begins from, see :func:`read_backbone`.
         """
         super().__init__(model, save_dir, **kwargs)
+        self.text_weights, self.backbone_weights = text_weights, backbone_weights
         self.path_manager = WholeFiles(self.path_manager)
         self.fresh_start = fresh_start
         self.allow_partial = allow_partial
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module, save_dir: str = "", **kwargs):
+        """Return a checkpointer of a config's model."""
+        return cls(
+            model,
+            save_dir,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            text_weights=cfg.MODEL.DENSECLIP.TEXT_WEIGHTS,
+            backbone_weights=cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS,
+            **kwargs,
+        )
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth whole or not at all, then name it in ``last_checkpoint``, by the same rule.
@@ -122,12 +139,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             )
         try:
             self._fetch(path)
-            if not path and self.fresh_start and (weights := read_backbone(self.model)):
+            if not path and self.fresh_start and (weights := self._read_backbone()):
                 self._take(weights, {}, names_of_backbone(self.model), BACKBONE_KEY)
                 return {}
             return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set when it fails
+
+    def _read_backbone(self) -> dict[str, Tensor]:
+        return read_backbone(self.backbone_weights, self.model)
 
     def _fetch(self, path: str) -> None:
         """Download what has to be, once a machine, before its other processes look for it."""
@@ -172,13 +192,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         reshaped.update(resize_positions(weights, self.model))
         needed = list(state)
         if start and not from_clip:
-            weights, contexts = with_text_encoder(weights, self.model, filename)
+            weights, contexts = with_text_encoder(weights, self.model, filename, self.text_weights)
             weights, merged, new = begin_from_other_classes(weights, self.model, filename)
             reshaped.update(merged)
             needed = [name for name in needed if name not in {*contexts, *new}]
         if from_clip and self.fresh_start:
-            needed = names_in_clip(self.model) + names_of_backbone(self.model)
-            if backbone := read_backbone(self.model):
+            needed = names_in_clip(self.model) + (
+                names_of_backbone(self.model) if self.backbone_weights else []
+            )
+            if backbone := self._read_backbone():
                 source += f" with {BACKBONE_KEY}"
                 weights = {**weights, **backbone}
         cure = _TRAIN_FIRST if from_clip and not self.fresh_start else _CURE

@@ -75,24 +75,27 @@ def begin_from_other_classes(
 
 
 def with_text_encoder(
-    weights: dict[str, Tensor], model: nn.Module, path: str
+    weights: dict[str, Tensor], model: nn.Module, path: str, source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Give folded weights a text encoder to train with, that of ``MODEL.DENSECLIP.TEXT_WEIGHTS``.
+    """Add a text encoder to weights that have precomputed text embeddings instead.
 
-    Returns: the weights, as they were if not folded; names of the tensors that stay new, the contexts.
+    Args:
+        weights: under the names of ``model``.
+        path: the file of the weights.
+        source: a CLIP's weights, which have the text encoder.
+
+    Returns: the weights, unchanged if they have a text encoder; the names of tensors that stay new.
     Raises:
-        ValueError: there is none to give.
+        ValueError: there is no source, or it has another text encoder.
     """
     guided = guidance_of(model)
     if f"{_LANGUAGE}text_embeddings" not in weights or guided is None or guided.language.folded:
         return weights, []
-    encoder, _ = guided.language.unfolded()
-    source = encoder.weights
     if not source:
         raise ValueError(
-            f"{path!r} has folded text, and no text encoder to train with. Set MODEL.DENSECLIP.TEXT_WEIGHTS "
-            "to the CLIP's weights that its training began from; of the zoo's models, "
-            "denseclip://Shapes/clip_tiny."
+            f"{path!r} has precomputed text embeddings and no text encoder to train with. Set {_TEXT_KEY} to "
+            "the weights of the CLIP that its training began from: denseclip://Shapes/clip_tiny for models "
+            "of the zoo."
         )
     if source.startswith(PREFIX):
         check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False), key=_TEXT_KEY)

@@ -92,12 +92,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         # DefaultTrainer makes its checkpointer itself, and its hooks directly after.
-        self.checkpointer = DenseCLIPCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
-            trainer=weakref.proxy(self),
-            data=self.data_loader,
+        self.checkpointer = DenseCLIPCheckpointer.from_config(
+            self.cfg, self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self), data=self.data_loader
         )
         hooks = with_survival(self, super().build_hooks())
         if self.cfg.TEST.AUG.ENABLED:

@@ -95,8 +95,7 @@ class PromptedTextEncoder(nn.Module):
         text_encoder = tokenizer = None
         if not prompt.FOLDED:
             tokenizer = get_tokenizer(architecture)
-            weights = cfg.MODEL.DENSECLIP.TEXT_WEIGHTS
-            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer, weights)
+            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         return {
             "class_names": class_names,

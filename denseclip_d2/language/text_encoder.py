@@ -34,23 +34,21 @@ class CLIPTextEncoder(TextTransformer):
     beginnings (:class:`PackedPrompts`). Other encoders, such as SigLIP's, read every prompt with its padding.
     """
 
-    def __init__(self, *, quick_gelu: bool = False, start: int = 1, weights: str = "", **kwargs):
+    def __init__(self, *, quick_gelu: bool = False, start: int = 1, **kwargs):
         """
         Args:
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
             start: number of start tokens of the tokenizer, 1 or 0.
-            weights: whose text encoder it begins from where the model's weights have none.
             kwargs: as for open_clip's ``TextTransformer``.
         """
         super().__init__(**{"act_layer": QuickGELU if quick_gelu else nn.GELU, **kwargs})
         self.quick_gelu = quick_gelu
         self.start = start
-        self.weights = weights
         self.requires_grad_(False)
 
     @classmethod
     def from_architecture(
-        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None, weights: str = ""
+        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None
     ) -> "CLIPTextEncoder":
         """Build the text encoder of an architecture, with random weights.
 
@@ -62,7 +60,6 @@ class CLIPTextEncoder(TextTransformer):
         return cls(
             quick_gelu=architecture.quick_gelu,
             start=tokenizer.start,
-            weights=weights,
             pad_id=tokenizer.pad_id,
             output_dim=architecture.embed_dim,
             act_layer=partial(activation, **(text.act_kwargs or {})),
