@@ -13,11 +13,11 @@ from test_engine import final_metrics
 from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.checkpoint.backbone import _BLOCK, _EFFICIENTNET
-from denseclip_d2.checkpoint.exported import export
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.optimizer import build_optimizer
+from denseclip_d2.export.safetensors import export
 from denseclip_d2.guidance import LanguageGuidedFPN
 from denseclip_d2.guidance.fpn import no_top_block
 from denseclip_d2.inference import Predictor

@@ -8,9 +8,10 @@ from detectron2.utils.file_io import PathManager
 from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.config import load_config
+from denseclip_d2.export.safetensors import export
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"

@@ -15,11 +15,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model_with_weights, make_fast
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export, released
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer, released
 from denseclip_d2.checkpoint.clip import resize_positions
 from denseclip_d2.checkpoint.report import LoadReport
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
+from denseclip_d2.export.safetensors import export
 from denseclip_d2.language.prompts import tokenize_names
 
 CONFIGS = {

@@ -19,12 +19,12 @@ from .clip import (
     rename_clip,
     resize_positions,
 )
-from .exported import check_header
 from .openclip import PREFIX, parse_openclip_path
 from .other_classes import begin_from_other_classes, with_text_encoder
 from .readers import is_torchscript, read_weights
 from .released import convert_released, is_released
 from .report import LoadReport, first
+from .safetensors_header import check_header
 from .whole_files import WholeFiles
 from .wrappers import common_prefix
 

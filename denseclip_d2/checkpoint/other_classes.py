@@ -1,6 +1,5 @@
 """A trained detector's or segmentor's weights as what training on other classes begins from."""
 
-import json
 import math
 from fnmatch import fnmatch
 
@@ -8,12 +7,12 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..config.header import read_header
 from ..guidance import guidance_of
 from .clip import check_gelu, is_clip, is_openai_clip, rename_clip
 from .openclip import PREFIX, parse_openclip_path
 from .readers import is_torchscript, read_weights
 from .report import first
+from .safetensors_header import names_in_header
 
 # Tensors of layers that tell classes apart, and the rows they have where they do not. Infinity: layers that
 # read classes' scores or features beside them, of which the widths alone tell the number of classes.
@@ -51,7 +50,8 @@ def begin_from_other_classes(
     """
     state = model.state_dict()
     misshapen = {name for name in state if name in weights and weights[name].shape != state[name].shape}
-    renamed = _names_others(model, path)
+    guided, names = guidance_of(model), names_in_header(path)
+    renamed = bool(guided and names and names != list(guided.language.class_names))
     new, kept, merged = [], dict(weights), {}
     visual = _visual_channels(model)
     for name in filter(weights.__contains__, state):
@@ -130,13 +130,6 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
             f"{len(needed)} tensors are missing, such as {first(sorted(missing), 3)}."
         )
     return text
-
-
-def _names_others(model: nn.Module, path: str) -> bool:
-    """Whether the header of exported weights names other classes than the model's."""
-    header, guided = read_header(path), guidance_of(model)
-    names = json.loads(header.get("class_names", "[]"))
-    return bool(guided and names and names != list(guided.language.class_names))
 
 
 def _visual_channels(model: nn.Module) -> tuple[int, int] | None:

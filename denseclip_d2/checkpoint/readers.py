@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..config.header import is_safetensors
+from ..utils.safetensors_file import is_safetensors
 from .arrays import NUMPY, PickledArray
 from .metadata import METADATA
 from .report import first

@@ -8,9 +8,9 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from torch import Tensor, nn
 
 from ..guidance import guidance_of
+from ..guidance.model_settings import ModelSettings, settings_of
 from ..visual import CLIPViT
 from .clip import check_gelu, prefix_of
-from .settings import PREFIX, differing
 
 ARCHITECTURES = {
     "bbox_head.retina_cls.weight": ("RetinaNet", RetinaNet),
@@ -100,20 +100,20 @@ def _check_architecture(weights: dict[str, Tensor], model: nn.Module, path: str,
 
 
 def _check_settings(weights: dict[str, Tensor], model: nn.Module, path: str) -> None:
-    """Settings without which released weights run and are wrong."""
+    """Check the settings with whose other values released weights run and give wrong outputs."""
     segmentation = "decode_head.conv_seg.weight" in weights
-    expected = {
-        "MODEL.PIXEL_MEAN": [122.7709, 116.746, 104.0937],
-        "MODEL.PIXEL_STD": [68.5005, 66.6322, 70.3232],
-        f"{PREFIX}.FPN_P7_RELU": False,
-        f"{PREFIX}.VISUAL.POSITION": "interpolate" if segmentation else "crop",
-        f"{PREFIX}.VISUAL.DENSE": "attention",
-        f"{PREFIX}.SCORE_MAP.TAU": 0.07,
-        f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS": not segmentation,
-        f"{PREFIX}.PROMPT.MODE": "post",
-        f"{PREFIX}.CONTEXT_DECODER.HEADS": 4,
-    }
-    if other := differing(expected, model):
+    expected = ModelSettings(
+        pixel_mean=(122.7709, 116.746, 104.0937),
+        pixel_std=(68.5005, 66.6322, 70.3232),
+        fpn_p7_relu=False,
+        position="interpolate" if segmentation else "crop",
+        dense="attention",
+        tau=0.07,
+        concat_logits=not segmentation,
+        prompt_mode="post",
+        decoder_heads=4,
+    )
+    if other := expected.differences(settings_of(model)):
         raise ValueError(f"{path!r} is a released checkpoint, whose outputs need {other}.")
 
 

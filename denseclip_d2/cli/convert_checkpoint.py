@@ -16,11 +16,11 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..builder import build_model
-from ..checkpoint import DenseCLIPCheckpointer, export
-from ..checkpoint.exported import check_output
+from ..checkpoint import DenseCLIPCheckpointer
 from ..config import load_config
 from ..data import get_class_names
 from ..engine.setup import check_writable
+from ..export.safetensors import check_output, export
 from ..guidance import guidance_of
 from ..model_zoo.card import check_card, find_figures, model_card, write_card
 from .parser import add_config, command_parser

@@ -5,33 +5,10 @@ from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
-from safetensors import SafetensorError, safe_open
 
+from ..utils.safetensors_file import read_header
 from ..version import __version__
 from .projects import default_config
-
-
-def is_safetensors(path: str) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and the header."""
-    with Path(path).open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
-
-
-def read_header(path: str) -> dict[str, str]:
-    """The header of exported weights; empty for any other file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if not Path(path).is_file() or not is_safetensors(path):
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path!r} is damaged: {error}.") from error
-    return header if "denseclip_d2_version" in header else {}
 
 
 def header_config(path: str) -> dict:

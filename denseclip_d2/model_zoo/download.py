@@ -6,7 +6,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from ..checkpoint.exported import sha256 as sha256_of
+from ..utils.safetensors_file import sha256 as sha256_of
 
 _TIMEOUT = 60  # seconds without a byte
 _BLOCK = 1 << 18

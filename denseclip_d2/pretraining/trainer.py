@@ -8,7 +8,6 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..builder import can_be_channels_last
-from ..checkpoint.exported import halved
 from ..data.caption_table import CaptionTable
 from ..utils.atomic import atomic_write
 from ..utils.random_state import get_random_state, seeded_random, set_random_state
+from ..utils.safetensors_file import write_safetensors
 from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss
 from .muon import Muon
@@ -130,9 +129,7 @@ def pretrain(
             run.save(last)
     with atomic_write(output / WEIGHTS, "wb") as file:
         torch.save(run.model.state_dict(), file)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-    with atomic_write(output / HALF, "wb") as file:
-        file.write(save(halved(weights)))
+    write_safetensors(output / HALF, run.model.state_dict(), half=True)
     return output / WEIGHTS
 
 
