@@ -1,4 +1,4 @@
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class GraphedTextEncoder:
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._graph: Callable[[Tensor], Tensor] | None = None
+        self._graph: Any = None
         self._captured: tuple[Hashable, ...] = ()
 
     def __call__(
@@ -28,36 +28,27 @@ class GraphedTextEncoder:
         if contexts is None or not (self.enabled and _can_graph(contexts, encoder)):
             return encoder(prompts, contexts)
         mixed, precision = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+
+        def encode(contexts: Tensor) -> Tensor:
+            # Cached casts of weights would be gone when the graph runs again.
+            with torch.autocast("cuda", precision, mixed, cache_enabled=False):
+                return encoder(prompts, contexts)
+
         # A graph reads weights and prompts at their addresses.
-        buffers = [prompts] if isinstance(prompts, Tensor) else prompts.buffers()
-        tensors = [*buffers, *encoder.parameters(), *encoder.buffers()]
+        ids = [prompts] if isinstance(prompts, Tensor) else prompts.buffers()
+        tensors = [*ids, *encoder.parameters(), *encoder.buffers()]
         read = [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.device) for t in tensors]
         state = (*read, contexts.shape, mixed, precision)
-        if self._graph is None or self._captured != state:
-            self._graph, self._captured = _capture(encoder, prompts, contexts, mixed, precision), state
+        if self._captured != state:
+            example = contexts.detach().clone().requires_grad_()
+            full_precision = torch.autocast("cuda", enabled=False)
+            with torch.cuda.device(contexts.device), full_precision, torch.enable_grad():
+                self._graph = torch.cuda.make_graphed_callables(encode, (example,))
+            self._captured = state
         return self._graph(contexts * 1)  # or the gradient would be memory of the graph
 
     def __reduce__(self):
         return type(self), (self.enabled,)
-
-
-def _capture(
-    encoder: CLIPTextEncoder,
-    prompts: Tensor | nn.ModuleList,
-    contexts: Tensor,
-    mixed: bool,
-    precision: torch.dtype,
-) -> Callable[[Tensor], Tensor]:
-    def encode(contexts: Tensor) -> Tensor:
-        # Cached casts of weights would be gone when the graph runs again.
-        with torch.autocast("cuda", precision, mixed, cache_enabled=False):
-            return encoder(prompts, contexts)
-
-    example = contexts.detach().clone().requires_grad_()
-    device, full_precision = torch.cuda.device(contexts.device), torch.autocast("cuda", enabled=False)
-    with device, full_precision, torch.enable_grad():
-        graph: Any = torch.cuda.make_graphed_callables(encode, (example,))
-    return graph
 
 
 def _can_graph(contexts: Tensor, encoder: CLIPTextEncoder) -> bool:
