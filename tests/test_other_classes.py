@@ -118,7 +118,7 @@ def test_a_text_encoder_comes_from_a_clip_under_any_prefix_and_from_nothing_else
     for name, tensor in clip.backbone.language.text_encoder.state_dict().items():
         assert_close(model.backbone.language.text_encoder.state_dict()[name], tensor, rtol=0, atol=0)
     torch.save({"other.weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"TEXT_WEIGHTS = .*clip.pth' has not the text encoder.*missing"):
+    with pytest.raises(ValueError, match=r"TEXT_WEIGHTS = .*clip.pth' lacks the text encoder.*missing"):
         load(model_of(SIX), ZOO, path)
     with pytest.raises(FileNotFoundError, match="TEXT_WEIGHTS = 'nowhere.pth': there is no such file"):
         load(model_of(SIX), ZOO, "nowhere.pth")

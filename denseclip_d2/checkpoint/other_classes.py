@@ -1,4 +1,4 @@
-"""A trained detector's or segmentor's weights as what training on other classes begins from."""
+"""Fine-tuning: training on other classes from the weights of a trained detector or segmentor."""
 
 import math
 from fnmatch import fnmatch
@@ -14,8 +14,8 @@ from .readers import is_torchscript, read_weights
 from .report import first
 from .safetensors_header import names_in_header
 
-# Tensors of layers that tell classes apart, and the rows they have where they do not. Infinity: layers that
-# read classes' scores or features beside them, of which the widths alone tell the number of classes.
+# Tensors of layers that tell classes apart, with the number of rows of class-agnostic layers. Infinity:
+# layers that read scores of classes; only their width shows the number of classes.
 _DEPENDENT = {
     "*cls_score.*": 0,
     "roi_heads.box_predictor*bbox_pred.*": 4,
@@ -35,18 +35,18 @@ _TEXT_KEY = "MODEL.DENSECLIP.TEXT_WEIGHTS"
 def begin_from_other_classes(
     weights: dict[str, Tensor], model: nn.Module, path: str
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Keep of a model of other classes what does not depend on them.
+    """Return the weights of a model of other classes that do not depend on the classes.
 
-    Classes are others where the header of exported weights names others, or where the layers that depend on
-    them are of another shape; a file that does not say, and has as many, is taken to be of the same.
+    The classes are others if the header of exported weights has other names, or if the layers that depend on
+    them have other shapes. Files without names and with as many classes count as files of the same classes.
 
     Args:
         weights: under the names of ``model``.
-        path: where they are from.
+        path: the file of the weights.
 
-    Returns: the weights, less those of the layers that tell classes apart; what was done to those of
-        convolutions that read the score map, by name: of their input channels, the visual ones are kept, and
-        those of the new classes' scores are as ``model`` has them; names of the tensors that stay new.
+    Returns: the weights without layers that tell classes apart; for convolutions that read the score map,
+        what was done, by name: visual input channels are kept, those of the scores are the model's; the
+        names of tensors that stay new.
     """
     state = model.state_dict()
     misshapen = {name for name in state if name in weights and weights[name].shape != state[name].shape}
@@ -107,8 +107,8 @@ def with_text_encoder(
 def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
     """
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not the file of a CLIP with this text encoder.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not of a CLIP with this text encoder.
     """
     prefix = f"{_LANGUAGE}text_encoder."
     needed = {name for name in model.state_dict() if name.startswith(prefix)}
@@ -126,14 +126,14 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
     text = text_in(weights)
     if missing := needed - text.keys():
         raise ValueError(
-            f"{_TEXT_KEY} = {source!r} has not the text encoder of this model's CLIP: {len(missing)} of "
+            f"{_TEXT_KEY} = {source!r} lacks the text encoder of this model's CLIP: {len(missing)} of "
             f"{len(needed)} tensors are missing, such as {first(sorted(missing), 3)}."
         )
     return text
 
 
 def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
-    """Visual channels of the level that the score map joins, and the map's; None where it joins none."""
+    """Return the visual channels and score channels of the guided level; None if no level has scores."""
     guided = guidance_of(model)
     if guided is None or not guided.concat:
         return None
@@ -142,7 +142,7 @@ def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _reads_scores(name: str, ours: Tensor, theirs: Tensor, channels: int, classes: int) -> bool:
-    """Whether this is a convolution of the guided level, in either model."""
+    """Return whether a tensor is a convolution of the guided level, in both models."""
     return (
         not name.startswith((_LANGUAGE, "backbone.visual."))
         and ours.dim() == theirs.dim() == 4
