@@ -1,4 +1,4 @@
-"""Files and folders that are there in whole or not at all, whatever kills the process."""
+"""Atomic writes: files and folders exist completely or not at all, whatever kills the process."""
 
 import os
 import shutil
@@ -13,12 +13,12 @@ SUFFIX = ".partial"
 
 @contextmanager
 def atomic_write(path: Path, mode: str, **kwargs) -> Iterator[IO]:
-    """Open a file that appears under its name when the block ends well, and otherwise not at all.
+    """Open a file that appears under its name if the block ends without error, and otherwise not at all.
 
     The file is written under another name in its directory, flushed to the disk and renamed.
 
     Args:
-        mode, kwargs: as of ``open``.
+        mode, kwargs: as for ``open``.
     """
     aside = path.with_name(f".{path.name}{SUFFIX}")
     try:
@@ -34,7 +34,7 @@ def atomic_write(path: Path, mode: str, **kwargs) -> Iterator[IO]:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a renaming last through a power cut; some network file systems refuse, and need not be asked."""
+    """Make a renaming survive a power cut, where the file system supports that."""
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -45,12 +45,12 @@ def _sync_directory(directory: Path) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """Make a folder to write into, which becomes ``folder`` if the block ends well, and is removed otherwise.
+    """Make a folder that becomes ``folder`` if the block ends without error, and is removed otherwise.
 
     Args:
-        folder: not there, or empty.
+        folder: does not exist, or is empty.
     """
-    # The process id keeps two runs that started together from writing into each other's folder.
+    # With the process id, two runs that started together write into separate folders.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
