@@ -9,7 +9,7 @@ from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
 from .graphed import GraphedTextEncoder
 from .prompts import check_class_names, check_prompts, tokenize_names
-from .text_encoder import PACK_TOKENS, CLIPTextEncoder
+from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template")
@@ -96,7 +96,6 @@ class PromptedTextEncoder(nn.Module):
         if not prompt.FOLDED:
             tokenizer = get_tokenizer(architecture)
             text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
-        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         return {
             "class_names": class_names,
             "text_encoder": text_encoder,
@@ -109,7 +108,7 @@ class PromptedTextEncoder(nn.Module):
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
             "cuda_graph": prompt.CUDA_GRAPH,
-            "pack_tokens": PACK_TOKENS["cpu" if on_cpu else "cuda"],
+            "pack_tokens": tokens_of_pack(torch.device(cfg.MODEL.DEVICE)),
             "decoder_width": context_decoder.WIDTH,
             "decoder_heads": context_decoder.HEADS,
             "decoder_layers": context_decoder.LAYERS,

@@ -83,7 +83,7 @@ class CLIPTextEncoder(TextTransformer):
         encode: Callable[..., Tensor]
         if self.reads_padding:
             assert isinstance(prompts, Tensor)
-            parts = prompts.split(max(1, _pack_tokens(prompts) // self.context_length))
+            parts = prompts.split(max(1, tokens_of_pack(prompts.device) // self.context_length))
             encode = self.encode_unpacked
         else:
             if isinstance(prompts, Tensor):
@@ -104,7 +104,7 @@ class CLIPTextEncoder(TextTransformer):
         """
         if self.reads_padding:
             return nn.ModuleList()
-        max_tokens, ends = max_tokens or _pack_tokens(ids), self._ends(ids)
+        max_tokens, ends = max_tokens or tokens_of_pack(ids.device), self._ends(ids)
         return nn.ModuleList(pack_prompts(ids, num_contexts, max_tokens, ends=ends, start=self.start))
 
     def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
@@ -150,5 +150,6 @@ class CLIPTextEncoder(TextTransformer):
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
-def _pack_tokens(ids: Tensor) -> int:
-    return PACK_TOKENS.get(ids.device.type, PACK_TOKENS["cuda"])
+def tokens_of_pack(device: torch.device) -> int:
+    """Return how many tokens a device encodes as one sequence."""
+    return PACK_TOKENS.get(device.type, PACK_TOKENS["cuda"])

@@ -203,17 +203,14 @@ class _Run:
         set_random_state(state["random"])
 
 
+@dataclass(frozen=True)
 class _Augmented(Dataset):
     """Pairs as model inputs; the crop of each is seeded by its position in the run."""
 
-    def __init__(
-        self,
-        table: CaptionTable,
-        augment: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        seed: int,
-    ):
-        self.table, self.augment, self.tokenizer, self.seed = table, augment, tokenizer, seed
+    table: CaptionTable
+    augment: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    seed: int
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         image, title = self.table[place[1]]
