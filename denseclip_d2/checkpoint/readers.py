@@ -39,8 +39,8 @@ class _RefusedError(Exception):
 def read_weights(path: str, fits: Fits | None = None) -> dict:
     """Read a file of weights, whatever its extension.
 
-    Reads torch's archives and older format, TorchScript (OpenAI's CLIP), safetensors, and the pickles of
-    arrays of Detectron2 and Detectron1, with the dictionaries and prefixes that trainers add.
+    Formats: torch's archives and older format, TorchScript (OpenAI's CLIP), safetensors, and the pickles of
+    arrays of Detectron2 and Detectron1. Dictionaries and prefixes that trainers add are removed.
 
     Args:
         fits: see :func:`unwrap`.

@@ -94,9 +94,9 @@ def pretrain(
 ) -> Path:
     """Train a CLIP on pairs of images and captions.
 
-    The folder ``output`` gets ``metrics.json`` (a line per period), ``last.pt`` to resume from, and at the
-    end ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and ``MODEL.WEIGHTS``,
-    and ``clip.safetensors``, the same in float16.
+    The folder ``output`` gets ``metrics.json`` (a line per period) and ``last.pt`` to resume from. At the end
+    it gets ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and
+    ``MODEL.WEIGHTS``, and ``clip.safetensors``, the same in float16.
 
     Args:
         resume: continue the run in ``output``, with the result of an uninterrupted run.
