@@ -49,7 +49,7 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
             f"{name!r} ({len(i) - around})" for name, i in zip(names, ids, strict=True) if len(i) > length
         ]
         raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.NAME_LENGTH {length} leaves {length - around} tokens for a name. More "
+            f"MODEL.DENSECLIP.PROMPT.NAME_LENGTH = {length} leaves {length - around} tokens for a name. More "
             f"are needed by {', '.join(too_long[:5])}{' and others' if len(too_long) > 5 else ''}. "
             f"Set it to {longest}, or to 0 to fit the longest name, or shorten the names: keep the first of "
             "several synonyms."
