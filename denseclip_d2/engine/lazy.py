@@ -14,6 +14,7 @@ from torch import nn
 
 from ..builder import replace_sync_bn, sync_bn_fits
 from ..checkpoint import DenseCLIPCheckpointer
+from ..language.prompting import precomputed_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def evaluate_lazily(cfg: DictConfig, model: nn.Module) -> dict:
     if "evaluator" not in cfg.dataloader:
         return {}
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    with precomputed_text(model):
+        results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 
@@ -63,6 +65,7 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
     """Train ``cfg.model`` as ``cfg.train`` says, from ``cfg.train.init_checkpoint``.
 
     Args:
+        cfg: ``train.text_weights`` and ``train.backbone_weights`` go to :class:`DenseCLIPCheckpointer`.
         resume: go on where a run in ``cfg.train.output_dir`` stopped.
 
     Raises:
@@ -77,7 +80,13 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
     on_cpu = {"device_ids": None} if torch.device(cfg.train.device).type == "cpu" else {}
     parallel = create_ddp_model(model, **cfg.train.ddp, **on_cpu)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(parallel, loader, optimizer)
-    checkpointer = DenseCLIPCheckpointer(model, cfg.train.output_dir, trainer=weakref.proxy(trainer))
+    checkpointer = DenseCLIPCheckpointer(
+        model,
+        cfg.train.output_dir,
+        text_weights=cfg.train.get("text_weights", ""),
+        backbone_weights=cfg.train.get("backbone_weights", ""),
+        trainer=weakref.proxy(trainer),
+    )
     main, written = comm.is_main_process(), (cfg.train.output_dir, cfg.train.max_iter)
     trainer.register_hooks(
         [

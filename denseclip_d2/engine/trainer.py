@@ -28,7 +28,7 @@ from ..data.unused import check_learnable
 from ..evaluation.coco import COCOEvaluator
 from ..evaluation.lvis import LVISEvaluator
 from ..inference.tta import with_tta
-from ..language.prompting import FOLDED_CANNOT_TRAIN
+from ..language.prompting import FOLDED_CANNOT_TRAIN, precomputed_text
 from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
@@ -92,12 +92,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         # DefaultTrainer makes its checkpointer itself, and its hooks directly after.
-        self.checkpointer = DenseCLIPCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            allow_partial=self.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
-            trainer=weakref.proxy(self),
-            data=self.data_loader,
+        self.checkpointer = DenseCLIPCheckpointer.from_config(
+            self.cfg, self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self), data=self.data_loader
         )
         hooks = with_survival(self, super().build_hooks())
         if self.cfg.TEST.AUG.ENABLED:
@@ -169,6 +165,11 @@ class Trainer(DefaultTrainer):
             else:
                 logger.warning("No panoptic quality (PQ), which needs panopticapi: %s.", GET_PANOPTICAPI)
         return DatasetEvaluators(evaluators)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        with precomputed_text(model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:

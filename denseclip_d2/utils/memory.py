@@ -1,13 +1,13 @@
-"""What memory a process can have."""
+"""The memory that a process can use."""
 
 from pathlib import Path
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that can be had, within a container's limit as well; None without Linux.
+    """Return the available bytes of memory, within the limit of a container; None without Linux.
 
     Args:
-        root: of the file system that has ``proc`` and ``sys``.
+        root: the folder that contains ``proc`` and ``sys``.
     """
     meminfo = root / "proc/meminfo"
     if not meminfo.is_file():
