@@ -21,6 +21,7 @@ from .checkpoint import DenseCLIPCheckpointer
 from .config import check_config
 from .config.checks import leaves
 from .config.projects import default_config
+from .guidance import guidance_of
 from .utils.memory import available_memory
 from .utils.random_state import get_random_state, set_random_state
 from .visual import VisualEncoder
@@ -62,10 +63,7 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
         ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
     """
     model = build_model(cfg)
-    checkpointer = DenseCLIPCheckpointer(
-        model, fresh_start=fresh_start, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
-    )
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    DenseCLIPCheckpointer.from_config(cfg, model, fresh_start=fresh_start).load(cfg.MODEL.WEIGHTS)
     return model
 
 
@@ -81,6 +79,9 @@ def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:
         fuse_norms(model)
         if can_be_channels_last(model, cfg.MODEL.DEVICE):
             model.to(memory_format=torch.channels_last)
+    if guided := guidance_of(model):
+        with inference_precision(cfg):
+            guided.language.precompute_(keep_encoder=True)
     return model
 
 

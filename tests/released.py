@@ -33,8 +33,16 @@ def released_language(record) -> PromptedTextEncoder:
     )  # fmt: skip
     weights = {k: v for k, v in record.weights.items() if k.startswith(LANGUAGE)}
     _load_with_short_text(language, weights, "text_encoder.")
-    language.prompts = record.inputs["texts"]
+    read_prompts(language, record.inputs["texts"])
     return language.eval()
+
+
+def read_prompts(language: PromptedTextEncoder, ids: Tensor) -> None:
+    """Have a model read recorded token ids as its names."""
+    language.prompts = ids
+    language.packs = language.text_encoder.pack(ids, language.num_contexts)
+    if language.text_embeddings is not None:
+        language.precompute_(keep_encoder=True)
 
 
 def register_reference_architecture(folder: Path) -> None:
@@ -91,7 +99,7 @@ def released_semantic_fpn(record, folder: Path) -> nn.Module:
 def _released_model(cfg: CfgNode, record, folder: Path) -> nn.Module:
     model = build_model(cfg)
     DenseCLIPCheckpointer(model, fresh_start=False).load(released_checkpoint(record, folder))
-    model.backbone.language.prompts = record.inputs["texts"]
+    read_prompts(model.backbone.language, record.inputs["texts"])
     return model.eval()
 
 

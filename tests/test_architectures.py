@@ -10,12 +10,12 @@ from test_engine import final_metrics
 
 from denseclip_d2.analysis.architectures import survey
 from denseclip_d2.builder import build_model, build_model_with_weights
-from denseclip_d2.checkpoint.exported import export
 from denseclip_d2.clip_models import pixels_of
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.engine import Trainer
+from denseclip_d2.export.safetensors import export
 from denseclip_d2.inference import Predictor
 from denseclip_d2.pretraining import Recipe, pretrain
 from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs

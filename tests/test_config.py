@@ -25,7 +25,7 @@ CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
 # Key, value, and the error message after the key
 BAD = [
-    ("MODEL.DENSECLIP.CLIP_MODEL", "RN51", " = 'RN51' is not an architecture open_clip knows. Near it: RN"),
+    ("MODEL.DENSECLIP.CLIP_MODEL", "RN51", " = 'RN51' is not an architecture that open_clip knows. Near it: RN"),
     ("MODEL.DENSECLIP.CLIP_MODEL", None, " is None; it needs a value, such as its default, 'RN50-quickgelu'."),
     ("MODEL.DENSECLIP.CLASS_NAMES", (1, 2), " is (1, 2); it has to be a list, each a string."),
     ("MODEL.DENSECLIP.LOSS_WEIGHT", -1.0, " is -1.0; it has to be a number of at least 0."),

@@ -12,11 +12,11 @@ from test_engine import ROOT, run_tool
 
 from denseclip_d2 import Predictor, __version__
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.checkpoint.exported import sha256
 from denseclip_d2.cli import convert_checkpoint
 from denseclip_d2.config import load_config
-from denseclip_d2.config.header import read_header
+from denseclip_d2.guidance.model_settings import ModelSettings
 from denseclip_d2.model_zoo.zoo import zoo_index
+from denseclip_d2.utils.safetensors_file import read_header, sha256
 
 # Settings that change the outputs but have no tensor.
 OPTS = ["MODEL.DENSECLIP.SCORE_MAP.TAU", "0.1", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
@@ -93,7 +93,7 @@ def test_what_cannot_be_converted_leaves_no_file(tmp_path, trained):
     before = {path.name for path in tmp_path.iterdir()}
     mask_rcnn = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
     for source, output, config, message in (
-        (trained, "taken.safetensors", CONFIG, "exists, and is not overwritten"),
+        (trained, "taken.safetensors", CONFIG, "exists and is not overwritten"),
         (trained, "model.pth", CONFIG, "end in .safetensors"),
         (trained, "model.safetensors", mask_rcnn, "trained.pth. does not hold this model. Missing"),
         (tmp_path / "cut.pth", "model.safetensors", CONFIG, "cannot be read as weights"),
@@ -203,3 +203,16 @@ def test_an_exported_file_stands_for_a_config_on_the_command_line(tmp_path):
     done = run_tool("train_net.py", "--eval-only", *opts, datasets=tmp_path, config=str(weights))
     assert done.returncode == 0, done.stderr
     assert f"Loading from {weights}" in (tmp_path / "output/log.txt").read_text()
+
+
+def test_the_settings_of_a_file_are_compared_with_those_of_a_config():
+    """Of what a model does not have, and of what a file does not tell, nothing is asked."""
+    cfg = load_config(CONFIG, OPTS)
+    settings = ModelSettings.from_config(cfg, guided=True)
+    assert ModelSettings.from_keys(json.loads(json.dumps(settings.by_key()))) == settings
+    assert settings.differences(ModelSettings.from_config(cfg, guided=False)) == ""
+    key = "MODEL.DENSECLIP.SCORE_MAP.TAU"
+    assert settings.differences(ModelSettings(tau=0.07)) == f"{key} 0.1 instead of 0.07"
+    assert ModelSettings.from_keys({"MODEL.OF.A.LATER.VERSION": 1}) == ModelSettings()
+    cfg.MODEL.BACKBONE.NAME = "build_denseclip_fpn_backbone"
+    assert ModelSettings.from_config(cfg, guided=True).fpn_p7_relu is None

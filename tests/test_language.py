@@ -164,7 +164,7 @@ def test_names_and_contexts_must_fit_the_positions():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="PROMPT.MODE"):
+    with pytest.raises(ValueError, match="mode is 'prefix'; use one of post"):
         prompted("prefix")
 
 
@@ -181,23 +181,23 @@ def folded(mode: str = "post", **kwargs) -> PromptedTextEncoder:
 
 
 @pytest.mark.parametrize("mode", ["post", "context", "template"])
-def test_folded_text_gives_the_same_numbers_without_the_text_encoder(mode):
+def test_precomputed_text_gives_the_same_numbers_without_the_text_encoder(mode):
     model, visual = prompted(mode).eval(), (torch.rand(2, 32), torch.rand(2, 32, 3, 4))
     with torch.no_grad():
         before = model(*visual)
-        assert torch.equal(model.fold_()(*visual), before)
+        assert torch.equal(model.precompute_()(*visual), before)
     weights = model.state_dict()
     assert not [name for name in weights if name.startswith(("text_encoder", "contexts"))]
     assert weights["text_embeddings"].shape == (3, 32)
     loaded = folded(mode).eval()
     loaded.load_state_dict(weights, strict=True)
     assert torch.equal(loaded(*visual), before)
-    assert torch.equal(loaded.fold_()(*visual), before)  # already precomputed: nothing changes
+    assert torch.equal(loaded.precompute_()(*visual), before)  # nothing is left to compute
 
 
-def test_text_that_depends_on_the_image_cannot_be_folded():
-    with pytest.raises(ValueError, match="'pre'.*cannot be folded"):
-        prompted("pre").fold_()
+def test_text_that_depends_on_the_image_cannot_be_precomputed():
+    with pytest.raises(ValueError, match="'pre'.*cannot be precomputed"):
+        prompted("pre").precompute_()
     with pytest.raises(ValueError, match="'pre'.*FOLDED to False"):
         folded("pre")
 
@@ -205,7 +205,7 @@ def test_text_that_depends_on_the_image_cannot_be_folded():
 @pytest.mark.parametrize("mode", ["post", "context", "template"])
 def test_folded_text_cannot_be_trained(mode):
     with pytest.raises(ValueError, match="FOLDED to False"):
-        prompted(mode).fold_()(torch.rand(1, 32), torch.rand(1, 32, 3, 4))
+        prompted(mode).precompute_()(torch.rand(1, 32), torch.rand(1, 32, 3, 4))
 
 
 def test_the_trainer_refuses_folded_text_before_anything_is_read():
@@ -220,7 +220,7 @@ def test_a_detector_is_built_folded_from_its_config_and_loads_an_exported_one():
     image = [{"image": torch.randint(0, 256, (3, 64, 96))}]
     with torch.no_grad():
         before = model(image)[0]["instances"]
-    model.backbone.language.fold_()
+    model.backbone.language.precompute_()
     loaded = build_model(load_config(str(SHAPES), [*opts, "MODEL.DENSECLIP.PROMPT.FOLDED", True])).eval()
     loaded.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_the_spread_of_contexts_can_be_that_of_tokens():
 @pytest.mark.parametrize(
     "mode, words, message",
     [
-        ("post", "a photo of a red", "has 5 tokens, and PROMPT.NUM_CONTEXTS is 4. Set NUM_CONTEXTS to 5"),
+        ("post", "a photo of a red", "has 5 tokens, but num_contexts is 4. Set num_contexts to 5"),
         ("pre", "a photo of a", "mode 'pre' learns no contexts"),
         ("template", "a photo of a", "mode 'template' learns no contexts"),
     ],

@@ -8,15 +8,17 @@ from detectron2.utils.file_io import PathManager
 from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
-from denseclip_d2.checkpoint import DenseCLIPCheckpointer, export
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.config import load_config
+from denseclip_d2.export.safetensors import export
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
 SEMANTIC = "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"
 ZOO = "denseclip://Shapes/denseclip_retinanet_tiny.yaml"
+CLIP = "denseclip://Shapes/clip_tiny"
 SIX = ("cat", "dog", "garden gnome", "wheelbarrow", "watering can", "rake")
 SYSTEMS = [CONFIG, MASKS, SEMANTIC, "configs/Shapes192/clip_retinanet_tiny.yaml"] + [
     f"configs/Shapes/systems/{name}.yaml"
@@ -34,6 +36,10 @@ def model_of(names, *opts, config: str = CONFIG) -> torch.nn.Module:
     if config.endswith("point_rend.yaml"):
         counts += ["MODEL.POINT_HEAD.NUM_CLASSES", len(names)]
     return build_model(load_config(config, [*counts, "MODEL.DENSECLIP.CLASS_NAMES", tuple(names), *opts]))
+
+
+def load(model: torch.nn.Module, path: str, text_weights: str = CLIP) -> None:
+    DenseCLIPCheckpointer(model, text_weights=text_weights).load(path)
 
 
 @pytest.mark.parametrize("config", SYSTEMS, ids=lambda path: Path(path).stem)
@@ -90,29 +96,29 @@ def test_as_many_classes_of_other_names_are_others(tmp_path):
 
 def test_a_model_of_the_zoo_gets_the_text_encoder_of_its_clip(caplog):
     model, clip = model_of(SIX), model_of(SIX)
-    DenseCLIPCheckpointer(clip).load("denseclip://Shapes/clip_tiny")
+    DenseCLIPCheckpointer(clip).load(CLIP)
     with caplog.at_level("INFO"):
-        DenseCLIPCheckpointer(model).load(ZOO)
+        load(model, ZOO)
     assert "fpn_lateral4.weight: 384 visual channels kept" in caplog.text
     encoder, contexts = model.backbone.language.text_encoder, model.backbone.language.contexts
     for name, tensor in clip.backbone.language.text_encoder.state_dict().items():
         assert_close(encoder.state_dict()[name], tensor, rtol=0, atol=0)
     assert_close(contexts, clip.backbone.language.contexts, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="has folded text.*TEXT_WEIGHTS to the CLIP's weights"):
-        DenseCLIPCheckpointer(model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", "")).load(ZOO)
+    with pytest.raises(ValueError, match="has precomputed text embeddings.*TEXT_WEIGHTS to the weights of"):
+        load(model_of(SIX), ZOO, "")
 
 
 def test_a_text_encoder_comes_from_a_clip_under_any_prefix_and_from_nothing_else(tmp_path):
     clip = model_of(SIX)
-    weights = read_weights(PathManager.get_local_path("denseclip://Shapes/clip_tiny"))["model"]
-    DenseCLIPCheckpointer(clip).load("denseclip://Shapes/clip_tiny")
+    weights = read_weights(PathManager.get_local_path(CLIP))["model"]
+    DenseCLIPCheckpointer(clip).load(CLIP)
     path = str(tmp_path / "clip.pth")
     torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}}, path)
-    DenseCLIPCheckpointer(model := model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", path)).load(ZOO)
+    load(model := model_of(SIX), ZOO, path)
     for name, tensor in clip.backbone.language.text_encoder.state_dict().items():
         assert_close(model.backbone.language.text_encoder.state_dict()[name], tensor, rtol=0, atol=0)
     torch.save({"other.weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"TEXT_WEIGHTS = .*clip.pth' has not the text encoder.*missing"):
-        DenseCLIPCheckpointer(model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", path)).load(ZOO)
+    with pytest.raises(ValueError, match=r"TEXT_WEIGHTS = .*clip.pth' lacks the text encoder.*missing"):
+        load(model_of(SIX), ZOO, path)
     with pytest.raises(FileNotFoundError, match="TEXT_WEIGHTS = 'nowhere.pth': there is no such file"):
-        DenseCLIPCheckpointer(model_of(SIX, "MODEL.DENSECLIP.TEXT_WEIGHTS", "nowhere.pth")).load(ZOO)
+        load(model_of(SIX), ZOO, "nowhere.pth")

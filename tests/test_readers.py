@@ -204,8 +204,8 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, wrap):
         with pytest.raises(ValueError, match=rf"{name}' is not opened: .*can run any code") as refused:
             read_weights(str(tmp_path / name))
         said = str(refused.value)
-        first_of_pickle = ("torch._utils.",) if name == "plain.pkl" else ()  # as in building a tensor
-        assert said.partition("it holds ")[2].startswith((f"{run.__module__}.run, ", *first_of_pickle))
+        first_of_pickle = ("torch._utils.",) if name == "plain.pkl" else ()  # how it builds a tensor
+        assert said.partition("it contains ")[2].startswith((f"{run.__module__}.run. ", *first_of_pickle))
         assert "\x1b" not in said
         assert "\n" not in said
 
@@ -378,5 +378,5 @@ def test_names_can_be_matched_by_their_ends(tmp_path):
     torch.save(state, tmp_path / "x.pth")
     DenseCLIPCheckpointer(model).load(f"{tmp_path}/x.pth?matching_heuristics=True")
     assert torch.equal(model.head.cls_score.bias, state["cls_score.bias"])
-    with pytest.raises(ValueError, match="nothing but matching_heuristics=True is understood.*curl"):
+    with pytest.raises(ValueError, match="only matching_heuristics=True can follow.*curl"):
         DenseCLIPCheckpointer(model).load("https://example.org/f/1/?dl=1")

@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_images(co
     assert "last good checkpoint is " + str(Path(config.OUTPUT_DIR, "model_0000002.pth")) in str(
         stopped.value
     )
-    assert "lower SOLVER.BASE_LR and go on from it by --resume" in str(stopped.value)
+    assert "lower SOLVER.BASE_LR and continue from it with --resume" in str(stopped.value)
     saved = checkpoint(config, "model_0000002.pth")["model"]
     assert loadable(Path(config.OUTPUT_DIR)) == 2
     for name, parameter in trainer.model.named_parameters():

@@ -1,15 +1,16 @@
-"""Cheap text: prompts packed into one sequence, and embeddings computed once in evaluation."""
+"""What makes text cheap: prompts packed into one sequence, and embeddings precomputed for inference."""
 
 import copy
-import io
 
 import pytest
 import torch
-from test_language import NAMES, prompted, small_text_encoder
+from test_language import prompted, small_text_encoder
+from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.language import text_encoder as module
 from denseclip_d2.language.packing import pack_prompts
+from denseclip_d2.language.prompting import precomputed_text
 from denseclip_d2.language.prompts import tokenize_names
 
 UNEQUAL = ["tv", "traffic light", "traffic cone", "a very long name of a class indeed", "dog"]
@@ -97,128 +98,66 @@ class Counted:
 
 
 @pytest.mark.parametrize("mode, runs", [("post", 1), ("context", 1), ("template", 1), ("pre", 3)])
-def test_evaluation_encodes_text_once(mode, runs):
-    counted = Counted(mode)
-    outputs = [counted() for _ in range(3)]
-    assert counted.runs == runs
-    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
-    assert not [name for name in counted.model.state_dict() if "kept" in name]
+def test_precomputed_text_is_encoded_once(mode, runs):
+    """With the same numbers, with and without the text encoder, and without a trace in the state dict."""
+    counted, names = Counted(mode), prompted(mode).state_dict().keys()
+    expected = counted()
+    counted.runs = 0
+    counted.model.precompute_(keep_encoder=True)
+    assert all(torch.equal(counted(), expected) for _ in range(3))
+    assert counted.runs == runs and counted.model.state_dict().keys() == names
+    image = torch.rand(1, 32), torch.rand(1, 32, 3, 4)
+    assert counted.model.embed(["a cow"], *image).shape == (1, 1, 32)  # other names are still read
+    if mode != "pre":
+        counted.model.precompute_()
+        assert torch.equal(counted(), expected) and "text_embeddings" in counted.model.state_dict()
 
 
-def step(model):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    model(*VISUAL).sum().backward()
-    optimizer.step()
-
-
-def edit_through_data(model):
-    model.train()
-    model.contexts.data.add_(1)
-    model.eval()
-
-
-def narrow_and_widen(model):
-    """Return to float32, possibly at the same address, with rounded values."""
-    model.text_encoder.bfloat16()
-    model.text_encoder.float()
-
-
-CHANGES = {
-    "weights loaded": lambda model: model.load_state_dict(prompted().state_dict()),
-    "weights assigned": lambda model: model.load_state_dict(prompted().state_dict(), assign=True),
-    "an optimizer's step": step,
-    "contexts edited": lambda model: model.contexts.fill_(1),
-    "contexts replaced": lambda model: setattr(model, "contexts", prompted().contexts),
-    "other data": lambda model: setattr(model.contexts, "data", torch.ones_like(model.contexts)),
-    "an edit through .data while training": edit_through_data,
-    "one weight of the encoder": lambda model: model.text_encoder.ln_final.bias.fill_(1),
-    "another encoder": lambda model: setattr(model, "text_encoder", small_text_encoder()),
-    "other names": lambda model: model.set_class_names(["dog", "cat", "traffic cone"]),
-    "other prompts": lambda model: setattr(model, "prompts", tokenize_names(["dog", "cat", "cow"])),
-    "double precision there and back": lambda model: model.double() and model.bfloat16().float(),
-    "the encoder narrowed and widened": narrow_and_widen,
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_kept_text_is_dropped_with(change):
+def test_precomputed_text_follows_weights_when_it_is_computed_again():
     counted = Counted()
+    counted.model.precompute_(keep_encoder=True)
     before = counted()
-    with torch.no_grad() if change is not step else torch.enable_grad():
-        change(counted.model)
+    counted.model.load_state_dict(prompted().state_dict())
+    counted.model.precompute_(keep_encoder=True)
     after = counted()
     assert not torch.equal(after, before)
-    fresh = copy.deepcopy(counted.model)
-    with torch.no_grad():
-        assert torch.equal(after, fresh(*VISUAL))
-        fresh._kept.forget()
-        assert torch.equal(after, fresh(*VISUAL))
+    assert torch.equal(copy.deepcopy(counted.model)(*VISUAL), after)
 
 
-def test_kept_text_is_dropped_by_a_change_of_mode_precision_or_device():
-    counted = Counted()
-    for i, change in enumerate(
-        (lambda m: m.train().eval(), lambda m: m.double().float(), lambda m: m.cpu()), 2
-    ):
-        counted()
-        change(counted.model)
-        counted()
-        assert counted.runs == i
-    with torch.autocast("cpu", torch.bfloat16):
-        narrow = counted()
-    assert counted.runs == 5
-    wide = counted()
-    assert counted.runs == 6 and not torch.equal(narrow, wide)
-    assert counted.model.to("meta")._kept._kept is None
+@pytest.mark.parametrize("mode, runs", [("post", 1), ("template", 1), ("pre", 2)])
+def test_evaluation_in_training_encodes_text_once_and_leaves_the_model_as_it_was(mode, runs):
+    counted = Counted(mode)
+    expected = counted()
+    detector, counted.runs = nn.Sequential(counted.model).train(), 0
+    with precomputed_text(detector):
+        assert counted.model.training and counted.model.text_encoder.training
+        detector.eval()
+        assert torch.equal(counted(), expected) and torch.equal(counted(), expected)
+    assert counted.runs == runs and counted.model.text_embeddings is None
 
 
-def test_gradients_flow_in_evaluation_and_after_inference_mode():
+def test_precomputed_text_can_be_used_everywhere():
+    """After inference mode, for gradients, and on another device or in another precision."""
     model = prompted("context").eval()
     with torch.inference_mode():
-        model(*VISUAL)
-    with torch.no_grad():
-        kept = model(*VISUAL)
-    assert not kept.is_inference()
+        model.precompute_(keep_encoder=True)
     scale = torch.ones((), requires_grad=True)
-    (kept * scale).sum().backward()  # the stored embeddings can be saved for a backward pass
-    model(*VISUAL).sum().backward()
-    assert torch.count_nonzero(model.contexts.grad)
+    (model(*VISUAL) * scale).sum().backward()
+    assert model.double()(*VISUAL).dtype == torch.double
+    assert {tensor.device.type for tensor in model.to("meta").buffers()} == {"meta"}
 
 
-@pytest.mark.parametrize("mode, runs", [("post", 2), ("template", 1)])
-def test_training_encodes_what_it_learns_every_time(mode, runs):
+@pytest.mark.parametrize("mode", ["post", "template"])
+def test_training_encodes_text_every_time(mode):
     counted = Counted(mode)
-    counted.model.train()
+    counted.model.precompute_(keep_encoder=True).train()
+    counted.runs = 0
     for _ in range(2):
         counted.model(*VISUAL)
-    assert counted.runs == runs
+    assert counted.runs == 2
 
 
-def test_what_callers_do_to_kept_text_does_not_stay():
-    model = prompted("context").eval()
-    with torch.no_grad():
-        before = model(*VISUAL).clone()
-        model(*VISUAL).zero_()
-        assert torch.equal(model(*VISUAL), before)
-
-
-def test_copies_and_pickles_leave_kept_text_behind():
-    counted = Counted()
-    before, model = counted(), counted.model
-    model.text_encoder._forward_hooks.clear()
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    for copied in (copy.deepcopy(model), torch.load(file, weights_only=False)):
-        assert copied._kept._kept is None
-        with torch.no_grad():
-            assert torch.equal(copied(*VISUAL), before)
-            copied.contexts.zero_()
-            assert not torch.equal(copied(*VISUAL), before)
-            assert torch.equal(model(*VISUAL), before)
-
-
-def test_a_traced_model_holds_its_weights_and_no_kept_text():
+def test_a_traced_model_holds_its_weights():
     model = prompted("post").eval()
     with torch.no_grad():
         before = model(*VISUAL)
@@ -226,19 +165,3 @@ def test_a_traced_model_holds_its_weights_and_no_kept_text():
         assert_close(traced(*VISUAL), before)
         traced.load_state_dict(prompted().state_dict(), strict=False)  # it stores every buffer
         assert not torch.equal(traced(*VISUAL), before)
-
-
-@pytest.mark.parametrize(
-    "names, message",
-    [(["dog", "cat"], "2 class names.*3 classes"), (["dog", "Dog", "cat"], "more than once")],
-)
-def test_new_class_names_are_checked(names, message):
-    model = prompted()
-    with pytest.raises(ValueError, match=message):
-        model.set_class_names(names)
-    assert model.class_names == tuple(NAMES)
-
-
-def test_folded_names_cannot_be_changed():
-    with pytest.raises(ValueError, match="before it is folded"):
-        prompted().fold_().set_class_names(["dog", "cat", "cow"])

@@ -1,4 +1,4 @@
-"""Numbers of numpy in pickles, rebuilt without numpy's own unpickling, which trusts the file with memory."""
+"""Numpy arrays of numbers in pickles, rebuilt without numpy's unpickling, which trusts the file's sizes."""
 
 import pickle
 import re
@@ -11,7 +11,7 @@ _NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)")
 
 
 class ArrayType:
-    """Stands in for ``numpy.dtype``: what pickles say of it, of which numbers alone are accepted."""
+    """Replace ``numpy.dtype`` in a pickle; only numbers are accepted."""
 
     order: Literal["<", ">", "|", "="]
 
@@ -27,7 +27,7 @@ class ArrayType:
     def numbers(self, raw: bytes | str) -> np.ndarray:
         """
         Raises:
-            UnpicklingError: these are no numbers.
+            UnpicklingError: the data are no numbers.
         """
         if not self.is_number():
             raise pickle.UnpicklingError(f"an array of {self.code!r}")
@@ -37,32 +37,31 @@ class ArrayType:
 
 
 class PickledArray:
-    """Stands in for ``numpy.ndarray``.
+    """Replace ``numpy.ndarray`` in a pickle.
 
     Attributes:
         value: the array.
     """
+
+    def __init__(self, *_):
+        pass
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
         self.value = dtype.numbers(raw).reshape(shape, order="F" if fortran else "C")
 
 
-def _array(*_) -> PickledArray:
-    return PickledArray()
-
-
 def _scalar(dtype: ArrayType, raw: bytes | str):
-    """Return a number; None for words and dates, which weights never are."""
+    """Return a number; None for strings and dates, which weights never are."""
     return dtype.numbers(raw)[0].item() if dtype.is_number() else None
 
 
 NUMPY: dict[str, Callable] = {
     "numpy.ndarray": PickledArray,
     "numpy.dtype": ArrayType,
-    "numpy.core.multiarray._reconstruct": _array,
-    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray._reconstruct": PickledArray,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
 }
-"""What pickles call, and what is called in its place."""
+"""Names in pickles, and what is called in their place."""

@@ -1,7 +1,6 @@
-"""Weights of a backbone that has no CLIP of its own: ImageNet's, from wherever they are."""
+"""Pretrained weights, such as ImageNet's, of a backbone that is no CLIP's."""
 
 import re
-from collections.abc import Iterator
 
 import timm
 import torchvision
@@ -20,63 +19,45 @@ TORCHVISION = "torchvision://"
 _CLASSIFIER = ("fc.", "stem.fc.")
 _COPY = "Copy the file here from a machine with a network, and set the key to its path."
 
-# EfficientNet's layers, as its first port to PyTorch calls them, in timm's names; of a block, by whether it
-# expands.
-_EFFICIENTNET = {
-    "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
-}  # fmt: skip
-_BLOCK = {
-    True: {
-        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-        "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand", "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    },
-    False: {
-        "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_se_reduce": "se.conv_reduce",
-        "_se_expand": "se.conv_expand", "_project_conv": "conv_pw", "_bn2": "bn2",
-    },
-}  # fmt: skip
 
-
-def _with_weights(model: nn.Module) -> tuple[str, EmbeddedBackbone] | None:
-    """A backbone without a CLIP that has weights to begin from, and how the names of its parameters begin."""
+def _prefix(model: nn.Module) -> str | None:
+    """Return the prefix of the parameters of a backbone that is no CLIP's; None without such a backbone."""
     prefix = prefix_of(model, EmbeddedBackbone)
-    visual = None if prefix is None else model.get_submodule(prefix.removesuffix("."))
-    if not isinstance(visual, EmbeddedBackbone) or not visual.weights:
-        return None
-    return f"{prefix}backbone.", visual
+    return None if prefix is None else f"{prefix}backbone."
 
 
 def names_of_backbone(model: nn.Module) -> list[str]:
-    """The model's tensors that :func:`read_backbone` has to give; none where there is nothing to read."""
-    found = _with_weights(model)
-    return names_under(model, found[0]) if found else []
+    """Return the names of the model's tensors that :func:`read_backbone` has to give."""
+    prefix = _prefix(model)
+    return [] if prefix is None else names_under(model, prefix)
 
 
-def read_backbone(model: nn.Module) -> dict[str, Tensor]:
-    """What the model's backbone begins from, under the model's names; empty where there is no such thing.
+def read_backbone(path: str, model: nn.Module) -> dict[str, Tensor]:
+    """Read the pretrained weights of the model's backbone, under the model's names.
 
-    Weights are a file or a link, Detectron2's ``detectron2://ImageNetPretrained/MSRA/R-50.pkl`` say; or
-    ``timm://resnet50.a1_in1k``, timm's for a model and tag; or
-    ``torchvision://ResNet50_Weights.IMAGENET1K_V2``. Files have the backbone's own names, Caffe2's,
-    torchvision's or, for timm's EfficientNets, those of the first port to PyTorch. A classifier is left out.
+    Files have the backbone's own names, Caffe2's, torchvision's, or those of the first port of EfficientNet
+    to PyTorch. A classifier is left out.
 
+    Args:
+        path: a file or link, such as ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``; timm's weights by
+            model and tag, ``timm://resnet50.a1_in1k``; ``torchvision://ResNet50_Weights.IMAGENET1K_V2``.
+
+    Returns: empty if the backbone is a CLIP's, or there is no path.
     Raises:
-        FileNotFoundError: there is no such file, or it cannot be downloaded.
-        ValueError: it is damaged, or holds code, or there are no weights of this name, or none fit.
+        FileNotFoundError: the file does not exist, or cannot be downloaded.
+        ValueError: the file is damaged or contains code, there are no weights of this name, or none fit.
     """
-    found = _with_weights(model)
-    if found is None:
+    prefix = _prefix(model)
+    if prefix is None or not path:
         return {}
-    prefix, visual = found
-    backbone, path = visual.backbone, visual.weights
+    backbone = model.get_submodule(prefix.removesuffix("."))
     state = backbone.state_dict()
 
     def count_fitting(weights: dict[str, Tensor]) -> int:
         return len(_renamed(weights, backbone).keys() & state.keys())
 
     if path.startswith(TIMM_WEIGHTS):
-        checkpoint: dict = {"model": _of_timm(path)}
+        checkpoint: dict = {"model": _from_timm(path)}
     else:
         checkpoint = read_weights(_local(path), count_fitting)
     weights = in_file = checkpoint["model"]
@@ -86,25 +67,25 @@ def read_backbone(model: nn.Module) -> dict[str, Tensor]:
     weights = _renamed(weights, backbone)
     if weights.keys().isdisjoint(state):
         raise ValueError(
-            f"{KEY} = {path!r} holds nothing of {type(backbone).__name__}: its first names are "
-            f"{first(in_file, 3)}; those of the backbone, {first(state, 3)}. Give weights of this backbone."
+            f"{KEY} = {path!r} holds nothing of {type(backbone).__name__}. Its first names are "
+            f"{first(in_file, 3)}; those of the backbone, {first(state, 3)}. Use weights of this backbone."
         )
     return {prefix + name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
 
 
 def _is_torchvisions(weights: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-    """Whether weights have torchvision's names of a ResNet, and the backbone Detectron2's."""
+    """Return whether weights have torchvision's names of a ResNet, and the backbone has Detectron2's."""
     return "layer1.0.conv1.weight" in weights and "stem.conv1.weight" in state
 
 
 def _renamed(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Return weights under the names that they have in the backbone, less what it leaves out."""
+    """Return weights under the names that they have in the backbone, without those that it leaves out."""
     if _is_torchvisions(weights, backbone.state_dict()):
-        return {_of_torchvision(name): tensor for name, tensor in weights.items()}
+        return {_from_torchvision(name): tensor for name, tensor in weights.items()}
     if not isinstance(backbone, TimmBackbone):
         return weights
-    if "_conv_stem.weight" in weights:
-        weights = dict(efficientnet_names(weights, backbone.trunk))
+    if "_conv_stem.weight" in weights:  # EfficientNet's first port: timm's tensors, in timm's order
+        weights = dict(zip(backbone.trunk.state_dict(), weights.values(), strict=False))
     named = {f"trunk.{name}": tensor for name, tensor in weights.items()}
     return {name: tensor for name, tensor in named.items() if name not in backbone.left_out}
 
@@ -112,7 +93,10 @@ def _renamed(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tenso
 def _local(path: str) -> str:
     try:
         if path.startswith(TORCHVISION):
-            path = _link_of_torchvision(path)
+            path = torchvision.models.get_weight(path.removeprefix(TORCHVISION)).url
+    except (ValueError, AttributeError, KeyError) as error:  # raised for an unknown class, or name in it
+        raise ValueError(f"{KEY} = {path!r}: torchvision has no such weights.") from error
+    try:
         local = PathManager.get_local_path(path)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f"{KEY} = {path!r} could not be downloaded ({error}). {_COPY}") from error
@@ -121,14 +105,7 @@ def _local(path: str) -> str:
     return local
 
 
-def _link_of_torchvision(path: str) -> str:
-    try:
-        return torchvision.models.get_weight(path.removeprefix(TORCHVISION)).url
-    except (ValueError, AttributeError, KeyError) as error:  # how it refuses a class, or a name of it
-        raise ValueError(f"{KEY} = {path!r}: torchvision has no such weights.") from error
-
-
-def _of_timm(path: str) -> dict[str, Tensor]:
+def _from_timm(path: str) -> dict[str, Tensor]:
     name = path.removeprefix(TIMM_WEIGHTS)
     tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
     if name not in tags:
@@ -139,27 +116,9 @@ def _of_timm(path: str) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{KEY} = {path!r} could not be downloaded ({error}). {_COPY}") from error
 
 
-def _of_torchvision(name: str) -> str:
-    """A tensor of torchvision's ResNets, as Detectron2 calls it."""
+def _from_torchvision(name: str) -> str:
+    """Return Detectron2's name of a tensor of torchvision's ResNets."""
     name = name if name.startswith("layer") else f"stem.{name}"
     name = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", name)
     name = re.sub(r"bn(\d)", r"conv\1.norm", name)
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-
-
-def efficientnet_names(weights: dict[str, Tensor], model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights of EfficientNet's first port to PyTorch, under the names that they have in timm's.
-
-    Args:
-        model: timm's.
-    """
-    stages = enumerate(model.get_submodule("blocks").children())
-    places = [f"blocks.{i}.{j}" for i, stage in stages for j, _ in enumerate(stage.children())]
-    for name, tensor in weights.items():
-        if match := re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name):
-            number, layer, kind = match.groups()
-            layers = _BLOCK[f"_blocks.{number}._expand_conv.weight" in weights]
-            yield f"{places[int(number)]}.{layers[layer]}.{kind}", tensor
-        else:
-            layer, kind = name.split(".")
-            yield f"{_EFFICIENTNET[layer]}.{kind}", tensor

@@ -1,16 +1,18 @@
+import os.path
 from collections.abc import Sequence, Set
 from pathlib import Path
 from urllib.parse import ParseResult
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..guidance import guidance_of
 from .backbone import KEY as BACKBONE_KEY
 from .backbone import names_of_backbone, read_backbone
 from .clip import (
-    begin_contexts,
     check_gelu,
     is_clip,
     is_openai_clip,
@@ -18,22 +20,21 @@ from .clip import (
     rename_clip,
     resize_positions,
 )
-from .exported import check_header
 from .openclip import PREFIX, parse_openclip_path
 from .other_classes import begin_from_other_classes, with_text_encoder
 from .readers import is_torchscript, read_weights
 from .released import convert_released, is_released
 from .report import LoadReport, first
+from .safetensors_header import check_header
 from .whole_files import WholeFiles
-from .wrappers import common_prefix
 
-# These may be missing or left over.
+# Tensors that may be missing or left over.
 _NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
-# Detectron2's way of asking for names to be matched by their ends.
+# Detectron2's request to match names by their ends.
 _HEURISTICS = "matching_heuristics=True"
 
-_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl"}  # by which people know weights
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl"}  # usual for weights
 _CURE = (
     "Check that weights and config belong together, or load the {} tensors that fit with --allow-partial "
     "(MODEL.ALLOW_PARTIAL_WEIGHTS True)."
@@ -42,11 +43,11 @@ _TRAIN_FIRST = "These are the weights of a CLIP, from which training begins. Nam
 
 
 class DenseCLIPCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer for CLIP's and the authors' weights as well, which loads all or nothing.
+    """Detectron2's checkpointer for CLIP's and the authors' weights as well; it loads all tensors or none.
 
-    Files are told apart by their content. Besides Detectron2's own: ``openclip://<architecture>/<tag>``,
+    The content of a file tells its format. Besides Detectron2's formats: ``openclip://<architecture>/<tag>``,
     OpenAI's TorchScript archives and state dicts, open_clip's ``.pt``, the authors' ``.pth``,
-    ``.safetensors``. No code in a file is ever run.
+    ``.safetensors``. No code in a file is run.
     """
 
     path_manager: WholeFiles
@@ -59,22 +60,38 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         *,
         fresh_start: bool = True,
         allow_partial: bool = False,
+        text_weights: str = "",
+        backbone_weights: str = "",
         **kwargs,
     ):
         """
         Args:
-            fresh_start: CLIP's weights alone, or none, or those of a model of other classes are enough, as to
-                begin training; False: every tensor must come from the file, as to evaluate.
-            allow_partial: load what fits instead of raising where tensors are missing, misshapen, left over;
-                where nothing fits, loading raises all the same.
+            fresh_start: begin training: weights of a CLIP, of a model of other classes, or none are enough;
+                False: every tensor must come from the file.
+            allow_partial: load what fits, and raise only if nothing fits.
+            text_weights: a CLIP whose text encoder training begins from, if the loaded weights have none.
+            backbone_weights: what a backbone that is no CLIP's begins from, see :func:`read_backbone`.
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager = WholeFiles(self.path_manager)
         self.fresh_start = fresh_start
         self.allow_partial = allow_partial
+        self.text_weights, self.backbone_weights = text_weights, backbone_weights
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module, save_dir: str = "", **kwargs):
+        """Return a checkpointer of a config's model."""
+        return cls(
+            model,
+            save_dir,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            text_weights=cfg.MODEL.DENSECLIP.TEXT_WEIGHTS,
+            backbone_weights=cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS,
+            **kwargs,
+        )
 
     def save(self, name: str, **kwargs) -> None:
-        """Write ``name``.pth whole or not at all, then name it in ``last_checkpoint``, by the same rule.
+        """Write ``name``.pth and then ``last_checkpoint``, which names it, both atomically.
 
         Raises:
             FloatingPointError: a parameter is not finite; nothing is written.
@@ -91,24 +108,35 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         """Return what to do after a divergence."""
         if not (last := self.get_checkpoint_file()):
             return "There is no checkpoint yet: lower SOLVER.BASE_LR and start again."
-        return f"The last good checkpoint is {last}: lower SOLVER.BASE_LR and go on from it by --resume."
+        return f"The last good checkpoint is {last}: lower SOLVER.BASE_LR and continue from it with --resume."
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As Detectron2's; what a run goes on from has to hold every tensor."""
+        """Resume or load as Detectron2 does; the checkpoint of a resumed run must hold every tensor."""
         self.fresh_start &= not (resume and self.has_checkpoint())
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """Load a checkpoint, a file of weights or an ``openclip://`` path; nothing for an empty path.
 
-        The model stays as it was when this raises.
+        An error leaves the model unchanged.
 
         Raises:
-            FileNotFoundError: no such file, or it cannot be downloaded.
-            ValueError: the file is damaged, holds code, or is of another model; tensors the model needs are
-                missing or of another shape; weights were trained with another GELU, or other settings; no
-                tensor fits.
+            FileNotFoundError: the file does not exist, or cannot be downloaded.
+            ValueError: the file is damaged, contains code, or is of another model; needed tensors are missing
+                or have another shape; weights were trained with another GELU or other settings; no tensor
+                fits.
         """
+        self._check_path(path)
+        try:
+            self._fetch(path)
+            if not path and self.fresh_start and (weights := self._read_backbone()):
+                self._take(weights, {}, names_of_backbone(self.model), BACKBONE_KEY)
+                return {}
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves the value after an error
+
+    def _check_path(self, path: str) -> None:
         if not path and not self.fresh_start:
             raise ValueError("MODEL.WEIGHTS is empty. Set it to the weights of a trained model.")
         if path and path.startswith(PREFIX):
@@ -117,20 +145,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             raise FileNotFoundError(f"MODEL.WEIGHTS = {path!r}: {_why_no_file(Path(path))}.")
         if path and path.partition("?")[2] not in ("", _HEURISTICS):
             raise ValueError(
-                f"MODEL.WEIGHTS = {path!r}: after the question mark nothing but {_HEURISTICS} is understood. "
-                "Where a link has more, fetch the file by `curl -L -o FILE LINK`, and give its path."
+                f"MODEL.WEIGHTS = {path!r}: only {_HEURISTICS} can follow the question mark. Fetch the file "
+                "of another link by `curl -L -o FILE LINK`, and give its path."
             )
-        try:
-            self._fetch(path)
-            if not path and self.fresh_start and (weights := read_backbone(self.model)):
-                self._take(weights, {}, names_of_backbone(self.model), BACKBONE_KEY)
-                return {}
-            return super().load(path, *args, **kwargs)
-        finally:
-            self._parsed_url_during_load = None  # Detectron2 leaves it set when it fails
+
+    def _read_backbone(self) -> dict[str, Tensor]:
+        return read_backbone(self.backbone_weights, self.model)
 
     def _fetch(self, path: str) -> None:
-        """Download what has to be, once a machine, before its other processes look for it."""
+        """Download the file once a machine, before the other processes look for it."""
         if comm.get_local_rank() == 0 and path and "://" in path:
             self.path_manager.get_local_path(path.partition("?")[0])
         comm.synchronize()
@@ -155,37 +178,40 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         source = f"MODEL.WEIGHTS = {filename!r}"
         if unwrapped := checkpoint.pop("unwrapped"):
             source += f", read {unwrapped},"
-        weights, from_clip = checkpoint["model"], is_clip(checkpoint["model"])
-        reshaped: dict[str, str] = {}
-        if checkpoint.pop("matching_heuristics", False):
-            caffe2 = checkpoint.get("__author__") == "Caffe2"
-            weights = align_and_update_state_dicts(state, weights, c2_conversion=caffe2)
-        elif from_clip:
-            if is_torchscript(filename) or is_openai_clip(weights):
-                check_gelu(self.model, filename, quick_gelu=True)
-            weights = rename_clip(weights, self.model)
-        elif is_released(weights):
-            weights, reshaped = convert_released(weights, self.model, filename)
-        start = self.fresh_start and not self.allow_partial
+        from_clip, start = is_clip(checkpoint["model"]), self.fresh_start and not self.allow_partial
+        weights, reshaped = self._renamed(checkpoint, filename)
         if not self.allow_partial:
             check_header(filename, self.model, start=start)
         reshaped.update(resize_positions(weights, self.model))
         needed = list(state)
         if start and not from_clip:
-            weights, contexts = with_text_encoder(weights, self.model, filename)
+            weights, contexts = with_text_encoder(weights, self.model, filename, self.text_weights)
             weights, merged, new = begin_from_other_classes(weights, self.model, filename)
             reshaped.update(merged)
             needed = [name for name in needed if name not in {*contexts, *new}]
         if from_clip and self.fresh_start:
-            needed = names_in_clip(self.model) + names_of_backbone(self.model)
-            if backbone := read_backbone(self.model):
+            needed = names_in_clip(self.model)
+            if backbone := self._read_backbone():
                 source += f" with {BACKBONE_KEY}"
                 weights = {**weights, **backbone}
+                needed += names_of_backbone(self.model)
         cure = _TRAIN_FIRST if from_clip and not self.fresh_start else _CURE
         incompatible = self._take(weights, reshaped, needed, source, cure)
-        if any(name.endswith(".contexts") and name not in weights for name in state):
-            begin_contexts(self.model)
+        if (guided := guidance_of(self.model)) and "backbone.language.contexts" not in weights:
+            guided.language.begin_contexts()
         return incompatible
+
+    def _renamed(self, checkpoint: dict, filename: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return weights under the model's names, and what was done to some of them."""
+        weights = checkpoint["model"]
+        if checkpoint.pop("matching_heuristics", False):
+            caffe2, state = checkpoint.get("__author__") == "Caffe2", self.model.state_dict()
+            return align_and_update_state_dicts(state, weights, c2_conversion=caffe2), {}
+        if is_clip(weights):
+            if is_torchscript(filename) or is_openai_clip(weights):
+                check_gelu(self.model, filename, quick_gelu=True)
+            return rename_clip(weights, self.model), {}
+        return convert_released(weights, self.model, filename) if is_released(weights) else (weights, {})
 
     def _take(
         self,
@@ -195,7 +221,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         source: str,
         cure: str = _CURE,
     ):
-        """Load weights under the model's names, of which it must get those that are needed."""
+        """Load weights under the model's names; those in ``needed`` must be there."""
         report = LoadReport.compare(weights, self.model.state_dict(), reshaped)
         self.logger.info(str(report))
         self._check(report, set(needed), source, cure)
@@ -216,26 +242,25 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             )
 
     def _log_incompatible_keys(self, incompatible) -> None:
-        """The table of :class:`LoadReport` has said it."""
+        """Log nothing: the table of :class:`LoadReport` is in the log."""
 
 
 def _why_nothing_fits(report: LoadReport) -> str:
     if report.misshapen:
         name, (there, here) = next(iter(report.misshapen.items()))
         return (
-            f"all {len(report.misshapen)} tensors that both have are of another shape, such as {name}, "
-            f"{there} in the file and {here} in the model. Take weights and a config that belong together."
+            f"all {len(report.misshapen)} tensors in both have another shape, such as {name}, "
+            f"{there} in the file and {here} in the model. Use weights and a config that belong together."
         )
     names = report.left_over
     if not names:  # left out before: encoders that the model lacks, or layers of other classes
         return "its tensors are of encoders that the model lacks, or of layers that depend on other classes."
-    if prefix := common_prefix(names):
+    shared, common = "no name is the same", os.path.commonprefix(names)
+    if prefix := common[: common.rfind(".") + 1]:
         shared = f"every tensor's name begins with {prefix!r}, and none fits with or without it"
-    else:
-        shared = "no name is the same"
     return (
         f"of {len(names)} tensors, {shared}. The file's first names are {first(names, 3)}; the model's, "
-        f"{first(report.missing, 3)}. Take weights and a config that belong together."
+        f"{first(report.missing, 3)}. Use weights and a config that belong together."
     )
 
 
@@ -247,5 +272,5 @@ def _why_no_file(path: Path) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are. Their sum, which takes a tenth of the time, can only be finite if they are."""
+    """Return whether all values are finite. Their sum takes a tenth of the time; if finite, all are."""
     return bool(tensor.sum().isfinite() or tensor.isfinite().all())

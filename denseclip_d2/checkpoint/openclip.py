@@ -25,16 +25,16 @@ def parse_openclip_path(path: str) -> tuple[str, str, dict]:
 
 
 def resolve_openclip_path(path: str) -> str:
-    """A local file for ``openclip://<architecture>/<tag>``, from open_clip's cache or downloaded into it.
+    """Return a local file for ``openclip://<architecture>/<tag>``, from open_clip's cache or downloaded.
 
     Raises:
         ValueError: open_clip has no such weights.
-        FileNotFoundError: they are not in the cache and cannot be downloaded.
+        FileNotFoundError: the weights are not in the cache and cannot be downloaded.
     """
     architecture, tag, entry = parse_openclip_path(path)
     try:
         return download_pretrained(entry)
-    except OSError as error:  # what urllib and the hub's client raise without a network
+    except OSError as error:  # raised by urllib and the hub's client without a network
         raise FileNotFoundError(
             f"MODEL.WEIGHTS = {path!r} is not in open_clip's cache and could not be downloaded ({error}). "
             f"With a network, `open_clip.create_model({architecture!r}, pretrained={tag!r})` fetches "

@@ -1,6 +1,5 @@
-"""A trained detector's or segmentor's weights as what training on other classes begins from."""
+"""Fine-tuning: training on other classes from the weights of a trained detector or segmentor."""
 
-import json
 import math
 from fnmatch import fnmatch
 
@@ -8,15 +7,15 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..config.header import read_header
 from ..guidance import guidance_of
 from .clip import check_gelu, is_clip, is_openai_clip, rename_clip
 from .openclip import PREFIX, parse_openclip_path
 from .readers import is_torchscript, read_weights
 from .report import first
+from .safetensors_header import names_in_header
 
-# Tensors of layers that tell classes apart, and the rows they have where they do not. Infinity: layers that
-# read classes' scores or features beside them, of which the widths alone tell the number of classes.
+# Tensors of layers that tell classes apart, with the number of rows of class-agnostic layers. Infinity:
+# layers that read scores of classes; only their width shows the number of classes.
 _DEPENDENT = {
     "*cls_score.*": 0,
     "roi_heads.box_predictor*bbox_pred.*": 4,
@@ -36,22 +35,23 @@ _TEXT_KEY = "MODEL.DENSECLIP.TEXT_WEIGHTS"
 def begin_from_other_classes(
     weights: dict[str, Tensor], model: nn.Module, path: str
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Keep of a model of other classes what does not depend on them.
+    """Return the weights of a model of other classes that do not depend on the classes.
 
-    Classes are others where the header of exported weights names others, or where the layers that depend on
-    them are of another shape; a file that does not say, and has as many, is taken to be of the same.
+    The classes are others if the header of exported weights has other names, or if the layers that depend on
+    them have other shapes. Files without names and with as many classes count as files of the same classes.
 
     Args:
         weights: under the names of ``model``.
-        path: where they are from.
+        path: the file of the weights.
 
-    Returns: the weights, less those of the layers that tell classes apart; what was done to those of
-        convolutions that read the score map, by name: of their input channels, the visual ones are kept, and
-        those of the new classes' scores are as ``model`` has them; names of the tensors that stay new.
+    Returns: the weights without layers that tell classes apart; for convolutions that read the score map,
+        what was done, by name: visual input channels are kept, those of the scores are the model's; the
+        names of tensors that stay new.
     """
     state = model.state_dict()
     misshapen = {name for name in state if name in weights and weights[name].shape != state[name].shape}
-    renamed = _names_others(model, path)
+    guided, names = guidance_of(model), names_in_header(path)
+    renamed = bool(guided and names and names != list(guided.language.class_names))
     new, kept, merged = [], dict(weights), {}
     visual = _visual_channels(model)
     for name in filter(weights.__contains__, state):
@@ -75,24 +75,27 @@ def begin_from_other_classes(
 
 
 def with_text_encoder(
-    weights: dict[str, Tensor], model: nn.Module, path: str
+    weights: dict[str, Tensor], model: nn.Module, path: str, source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Give folded weights a text encoder to train with, that of ``MODEL.DENSECLIP.TEXT_WEIGHTS``.
+    """Add a text encoder to weights that have precomputed text embeddings instead.
 
-    Returns: the weights, as they were if not folded; names of the tensors that stay new, the contexts.
+    Args:
+        weights: under the names of ``model``.
+        path: the file of the weights.
+        source: a CLIP's weights, which have the text encoder.
+
+    Returns: the weights, unchanged if they have a text encoder; the names of tensors that stay new.
     Raises:
-        ValueError: there is none to give.
+        ValueError: there is no source, or it has another text encoder.
     """
     guided = guidance_of(model)
     if f"{_LANGUAGE}text_embeddings" not in weights or guided is None or guided.language.folded:
         return weights, []
-    encoder, _ = guided.language.unfolded()
-    source = encoder.weights
     if not source:
         raise ValueError(
-            f"{path!r} has folded text, and no text encoder to train with. Set MODEL.DENSECLIP.TEXT_WEIGHTS "
-            "to the CLIP's weights that its training began from; of the zoo's models, "
-            "denseclip://Shapes/clip_tiny."
+            f"{path!r} has precomputed text embeddings and no text encoder to train with. Set {_TEXT_KEY} to "
+            "the weights of the CLIP that its training began from: denseclip://Shapes/clip_tiny for models "
+            "of the zoo."
         )
     if source.startswith(PREFIX):
         check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False), key=_TEXT_KEY)
@@ -104,8 +107,8 @@ def with_text_encoder(
 def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
     """
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not the file of a CLIP with this text encoder.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not of a CLIP with this text encoder.
     """
     prefix = f"{_LANGUAGE}text_encoder."
     needed = {name for name in model.state_dict() if name.startswith(prefix)}
@@ -123,21 +126,14 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
     text = text_in(weights)
     if missing := needed - text.keys():
         raise ValueError(
-            f"{_TEXT_KEY} = {source!r} has not the text encoder of this model's CLIP: {len(missing)} of "
+            f"{_TEXT_KEY} = {source!r} lacks the text encoder of this model's CLIP: {len(missing)} of "
             f"{len(needed)} tensors are missing, such as {first(sorted(missing), 3)}."
         )
     return text
 
 
-def _names_others(model: nn.Module, path: str) -> bool:
-    """Whether the header of exported weights names other classes than the model's."""
-    header, guided = read_header(path), guidance_of(model)
-    names = json.loads(header.get("class_names", "[]"))
-    return bool(guided and names and names != list(guided.language.class_names))
-
-
 def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
-    """Visual channels of the level that the score map joins, and the map's; None where it joins none."""
+    """Return the visual channels and score channels of the guided level; None if no level has scores."""
     guided = guidance_of(model)
     if guided is None or not guided.concat:
         return None
@@ -146,7 +142,7 @@ def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _reads_scores(name: str, ours: Tensor, theirs: Tensor, channels: int, classes: int) -> bool:
-    """Whether this is a convolution of the guided level, in either model."""
+    """Return whether a tensor is a convolution of the guided level, in both models."""
     return (
         not name.startswith((_LANGUAGE, "backbone.visual."))
         and ours.dim() == theirs.dim() == 4

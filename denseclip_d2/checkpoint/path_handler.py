@@ -5,12 +5,12 @@ from iopath.common.file_io import PathHandler
 
 
 class ResolvedPaths(PathHandler):
-    """Lets Detectron2's ``PathManager`` read paths of a prefix, each of which stands for a local file."""
+    """Have Detectron2's ``PathManager`` read paths of a prefix, each of which stands for a local file."""
 
     def __init__(self, prefix: str, resolve: Callable[[str], str]):
         """
         Args:
-            resolve: the local file of a path, which it may have to download.
+            resolve: returns the local file of a path, and may download it.
         """
         super().__init__()
         self._prefix, self._resolve = prefix, resolve

@@ -1,4 +1,4 @@
-"""The authors' checkpoints, written by MMDetection and MMSegmentation, under this project's names."""
+"""Conversion of the authors' checkpoints, which MMDetection and MMSegmentation wrote."""
 
 import re
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from torch import Tensor, nn
 
 from ..guidance import guidance_of
+from ..guidance.model_settings import ModelSettings, settings_of
 from ..visual import CLIPViT
 from .clip import check_gelu, prefix_of
-from .settings import PREFIX, differing
 
 ARCHITECTURES = {
     "bbox_head.retina_cls.weight": ("RetinaNet", RetinaNet),
     "roi_head.bbox_head.fc_cls.weight": ("Mask R-CNN", GeneralizedRCNN),
     "decode_head.conv_seg.weight": ("Semantic FPN", SemanticSegmentor),
 }
-# our_name fills in {fpn}, {visual} and the stages of the pyramid, finest first.
+# our_name replaces {fpn}, {visual} and the stages of the pyramid, finest first.
 _NAMES: dict[str, str | Callable[[re.Match], str]] = {
     r"(contexts|gamma|text_encoder|context_decoder)": r"backbone.language.\1",
     r"backbone": "{visual}",
@@ -43,16 +43,16 @@ _NAMES: dict[str, str | Callable[[re.Match], str]] = {
 
 
 def is_released(weights: dict[str, Tensor]) -> bool:
-    """Whether weights carry the names of the authors' checkpoints."""
+    """Return whether weights have the names of the authors' checkpoints."""
     return "neck.lateral_convs.0.conv.weight" in weights
 
 
 def our_name(name: str, *, retinanet: bool, plain: bool) -> str:
-    """This project's name of a released parameter; its own where there is none.
+    """Return this project's name of a released parameter, or the released name if there is no other.
 
     Args:
-        retinanet: of a RetinaNet, whose pyramid begins at stride 8 and holds P6 and P7.
-        plain: of a model on CLIP without language.
+        retinanet: whether the model is a RetinaNet, with a pyramid from stride 8 to P7.
+        plain: whether the model is without language.
     """
     fpn, visual = ("backbone", "backbone.bottom_up") if plain else ("backbone.fpn", "backbone.visual")
     if retinanet and (match := re.match(r"neck\.fpn_convs\.([34])\.conv", name)):
@@ -67,14 +67,14 @@ def our_name(name: str, *, retinanet: bool, plain: bool) -> str:
 def convert_released(
     weights: dict[str, Tensor], model: nn.Module, path: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Carry a released checkpoint over to ``model``, so that its outputs are the authors'.
+    """Convert a released checkpoint for ``model``, so that the outputs are the authors'.
 
-    Anchors are put in Detectron2's order, positions of the text encoder filled up to CLIP's 77, and the class
-    embedding that the released ViT adds a second time is put into its first position.
+    Anchors get Detectron2's order. The text encoder's positions are padded to CLIP's 77. The class embedding
+    that the released ViT adds a second time is added to its first position.
 
     Returns: weights under this project's names; what was done to some of them, by name.
     Raises:
-        ValueError: ``model`` is another one, or a setting of its config is not the released one.
+        ValueError: ``model`` is another system, or a setting is not the released one.
     """
     retinanet, plain = "bbox_head.retina_cls.weight" in weights, "gamma" not in weights
     _check_architecture(weights, model, path, plain)
@@ -93,32 +93,32 @@ def _check_architecture(weights: dict[str, Tensor], model: nn.Module, path: str,
     if isinstance(model, kind) and bool(guidance_of(model)) != plain:
         return
     raise ValueError(
-        f"{path!r} is a released {name} on {'CLIP without language' if plain else 'DenseCLIP'}, and the "
-        f"config's model is {type(model).__name__} on {type(model.backbone).__name__}. Take the config that "
-        "MODEL_ZOO.md has for it."
+        f"{path!r} is a released {name} on {'CLIP without language' if plain else 'DenseCLIP'}, but the "
+        f"config's model is {type(model).__name__} on {type(model.backbone).__name__}. Use the config that "
+        "MODEL_ZOO.md lists for it."
     )
 
 
 def _check_settings(weights: dict[str, Tensor], model: nn.Module, path: str) -> None:
-    """Settings without which released weights run and are wrong."""
+    """Check the settings with whose other values released weights run and give wrong outputs."""
     segmentation = "decode_head.conv_seg.weight" in weights
-    expected = {
-        "MODEL.PIXEL_MEAN": [122.7709, 116.746, 104.0937],
-        "MODEL.PIXEL_STD": [68.5005, 66.6322, 70.3232],
-        f"{PREFIX}.FPN_P7_RELU": False,
-        f"{PREFIX}.VISUAL.POSITION": "interpolate" if segmentation else "crop",
-        f"{PREFIX}.VISUAL.DENSE": "attention",
-        f"{PREFIX}.SCORE_MAP.TAU": 0.07,
-        f"{PREFIX}.SCORE_MAP.CONCAT_LOGITS": not segmentation,
-        f"{PREFIX}.PROMPT.MODE": "post",
-        f"{PREFIX}.CONTEXT_DECODER.HEADS": 4,
-    }
-    if other := differing(expected, model):
+    expected = ModelSettings(
+        pixel_mean=(122.7709, 116.746, 104.0937),
+        pixel_std=(68.5005, 66.6322, 70.3232),
+        fpn_p7_relu=False,
+        position="interpolate" if segmentation else "crop",
+        dense="attention",
+        tau=0.07,
+        concat_logits=not segmentation,
+        prompt_mode="post",
+        decoder_heads=4,
+    )
+    if other := expected.differences(settings_of(model)):
         raise ValueError(f"{path!r} is a released checkpoint, whose outputs need {other}.")
 
 
 def _reorder_anchors(weights: dict[str, Tensor]) -> dict[str, str]:
-    """RetinaNet's 9 anchors a cell: ratio by ratio in MMDetection, size by size in Detectron2."""
+    """Reorder the 9 anchors of a location: ratio by ratio in MMDetection, size by size in Detectron2."""
     done = {}
     for layer in ("head.cls_score", "head.bbox_pred"):
         for name in (f"{layer}.weight", f"{layer}.bias"):
@@ -139,7 +139,7 @@ def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str
     available = encoder.context_length
     if needed > kept:
         raise ValueError(
-            f"{path!r} has {kept} positions for text, and the prompts take {needed}. "
+            f"{path!r} has {kept} positions for text, but the prompts need {needed}. "
             f"Set MODEL.DENSECLIP.PROMPT.NAME_LENGTH to {prompts.shape[1] + kept - needed}."
         )
     if kept >= available:
@@ -150,7 +150,7 @@ def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str
 
 
 def _add_class_embedding(weights: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
-    """The released ViT adds its class embedding twice: as the token, and to the token's position."""
+    """Add the class embedding to its position: the released ViT adds it there and as the token."""
     prefix = prefix_of(model, CLIPViT)
     name, embedding = f"{prefix}positional_embedding", f"{prefix}class_embedding"
     if prefix is None or embedding not in weights:

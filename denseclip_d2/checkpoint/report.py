@@ -11,12 +11,12 @@ COLUMNS = ("matched", "reshaped", "new", "left over", "misshapen")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a file's weights meet a model's, by name.
+    """How the weights of a file match those of a model, by name.
 
     Attributes:
-        matched, missing: names of the model's tensors that the file has, or has not.
-        misshapen: of both, but of another shape: ``(file's, model's)``.
-        left_over: names of the file's weights that the model does not have.
+        matched, missing: names of the model's tensors that are in the file, or are not.
+        misshapen: names in both with other shapes: ``(the file's, the model's)``.
+        left_over: names in the file that the model does not have.
         reshaped: what was done to matched weights that did not fit as they were.
     """
 
@@ -34,7 +34,7 @@ class LoadReport:
         Args:
             weights: of the file, under the model's names.
             model: the model's ``state_dict()``.
-            reshaped: what was done to some of the weights, in words.
+            reshaped: what was done to some of the weights.
         """
         shared = [name for name in model if name in weights]
         shapes = {name: (tuple(weights[name].shape), tuple(model[name].shape)) for name in shared}
@@ -48,13 +48,10 @@ class LoadReport:
         )
 
     def __str__(self) -> str:
-        counts = {
-            "matched": _by_module(name for name in self.matched if name not in self.reshaped),
-            "reshaped": _by_module(name for name in self.matched if name in self.reshaped),
-            "new": _by_module(self.missing),
-            "left over": _by_module(self.left_over),
-            "misshapen": _by_module(self.misshapen),
-        }
+        unchanged = [name for name in self.matched if name not in self.reshaped]
+        reshaped = [name for name in self.matched if name in self.reshaped]
+        columns = map(_by_module, (unchanged, reshaped, self.missing, self.left_over, self.misshapen))
+        counts = dict(zip(COLUMNS, columns, strict=True))
         modules = list(dict.fromkeys(module for column in counts.values() for module in column))
         rows = [[module, *(counts[column][module] or "" for column in COLUMNS)] for module in modules]
         rows.append(["all", *(sum(counts[column].values()) for column in COLUMNS)])
@@ -64,7 +61,7 @@ class LoadReport:
 
 
 def first(names: Iterable[str], count: int = 5) -> str:
-    """The first names of many, to be read in a sentence."""
+    """Return the first of many names, for a sentence."""
     names = list(names)
     return (", ".join(names[:count]) + (" ..." if len(names) > count else "")) or "none"
 

@@ -4,10 +4,9 @@ from ..utils.atomic import SUFFIX, atomic_write
 
 
 class WholeFiles:
-    """A path manager as iopath's, whose written files are there whole or not at all, whatever kills the run.
+    """A path manager as iopath's that writes local files atomically.
 
-    A file is written under another name in its directory, flushed to the disk and renamed. The next write
-    removes what killed runs left behind. Files that are not local are left to the path manager given.
+    The next write removes what killed runs left behind. The given path manager handles other files.
     """
 
     def __init__(self, path_manager):
@@ -17,7 +16,7 @@ class WholeFiles:
         return getattr(self._path_manager, name)
 
     def open(self, path: str, mode: str = "r", **kwargs):
-        """As iopath's, but what is written ("w", "wb") appears when the ``with`` block ends well."""
+        """Open a file as iopath does; a written file appears when the ``with`` block ends without error."""
         if "w" not in mode or "://" in path:
             return self._path_manager.open(path, mode, **kwargs)
         for stale in Path(path).parent.glob(f".*.pth{SUFFIX}"):

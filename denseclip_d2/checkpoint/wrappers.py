@@ -1,4 +1,4 @@
-"""What trainers put around the weights of a model: dictionaries, and prefixes of the tensors' names."""
+"""The dictionaries and prefixes of names that trainers add around the weights of a model."""
 
 import logging
 import re
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
 from torch import Tensor
 
 from .arrays import PickledArray
@@ -13,32 +14,31 @@ from .report import first
 
 logger = logging.getLogger(__name__)
 
-ToTensor = Callable[[Tensor | PickledArray], Tensor]
 Fits = Callable[[dict[str, Tensor]], int]
-"""Tells how many tensors, by their names, a model would take."""
+"""Return how many tensors, by their names, a model would take."""
 
-# Keys under which trainers save a model, the usual ones first.
+# Keys under which trainers save a model, most usual first.
 _MODEL = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "student")
-# Words in keys and prefixes of a second copy of the model, an average. Detectron2 loads the model itself.
+# Words in keys and prefixes of an averaged copy of the model. Detectron2 loads the model itself.
 _AVERAGED = {"ema", "swa", "averaged", "average", "teacher"}
-# Modules that PyTorch puts around others, anywhere: torch.compile, FSDP, activation checkpointing.
+# Modules that PyTorch wraps around others: torch.compile, FSDP, activation checkpointing.
 _PYTORCH = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SAVE = "torch.save(model.state_dict(), FILE)"
 _DEPTH = 4  # of dictionaries, and of prefixes
 
 
 class NotWeightsError(ValueError):
-    """What was read holds no weights by name."""
+    """The content of a file holds no weights by name."""
 
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """Weights as a model names them, and where they were.
+    """Weights by name, and where in the file they were.
 
     Attributes:
         weights: by name.
-        where: the keys of the dictionaries around them, joined by dots; empty for none.
-        prefix: what was removed from the beginning of every name.
+        where: keys of the dictionaries around the weights, joined by dots.
+        prefix: removed from the beginning of every name.
     """
 
     weights: dict[str, Tensor]
@@ -51,29 +51,28 @@ class Unwrapped:
         return ", ".join(filter(None, (under, without)))
 
 
-def unwrap(content: object, to_tensor: ToTensor, fits: Fits | None = None) -> Unwrapped:
-    """Return the weights in what a file holds.
+def unwrap(content: object, fits: Fits | None = None) -> Unwrapped:
+    """Return the weights in the content of a file.
 
-    Of several dictionaries of tensors the first that fits is taken, an average of the model last; the log
-    names the others. Where no name fits as it is, the prefix is removed with which most of them fit.
+    Of several dictionaries of tensors, the first that fits is returned. Averages of the model come last. The
+    log names the others. If no name fits, the prefix is removed without which most names fit.
 
     Args:
-        content: what the file holds.
-        to_tensor: makes a tensor of a tensor, or of what stands for one.
-        fits: without it no prefix is removed but PyTorch's own.
+        content: of the file.
+        fits: None: no prefix is removed but PyTorch's own.
 
     Raises:
-        NotWeightsError: there are no weights by name, or several and nothing says which are meant.
+        NotWeightsError: there are no weights by name, or several dictionaries of equal rank.
     """
     found = dict(_dictionaries(content, set()))
     if not found:
-        raise NotWeightsError(f"{_description(content)}. Weights by name are needed, as of {SAVE}")
+        raise NotWeightsError(f"{_description(content)}. Weights by name are needed, as from {SAVE}")
     ranked = sorted(found, key=_rank)
     if fits is None and len(ranked) > 1 and _rank(ranked[0]) == _rank(ranked[1]):
         raise NotWeightsError(
-            f"it holds several sets of weights, under {first(map(repr, ranked))}. Save the one you mean alone"
+            f"it holds several sets of weights, under {first(map(repr, ranked))}. Save the right one alone"
         )
-    candidates = (Unwrapped(_plain(found[where], to_tensor), where) for where in ranked)
+    candidates = (Unwrapped(_plain(found[where]), where) for where in ranked)
     chosen = usual = next(candidates)
     if fits is not None:
         fitted = (_without_prefix(candidate, fits) for candidate in chain([usual], candidates))
@@ -85,10 +84,10 @@ def unwrap(content: object, to_tensor: ToTensor, fits: Fits | None = None) -> Un
 def _dictionaries(
     content: object, seen: set[int], keys: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Mapping]]:
-    """Yield every dictionary of tensors by name, with the keys that lead to it; optimizers' are left out.
+    """Yield every dictionary of tensors by name with the keys that lead to it, except optimizers.
 
     Args:
-        seen: dictionaries met so far, since a file may hold one of them many times, or inside itself.
+        seen: ids of the dictionaries so far: a file can hold one many times, or inside itself.
     """
     if not isinstance(content, Mapping) or not content or id(content) in seen:
         return
@@ -103,7 +102,7 @@ def _dictionaries(
 
 
 def _rank(where: str) -> tuple[bool, int, int]:
-    """Tell in which order dictionaries are taken: the model's, others, averages."""
+    """Return the sort key of a dictionary: the model's, others, averages."""
     key = where.partition(".")[0]
     return _is_average(where), _MODEL.index(key) if key in _MODEL else len(_MODEL), where.count(".")
 
@@ -112,9 +111,14 @@ def _is_average(words: str) -> bool:
     return not _AVERAGED.isdisjoint(re.split(r"[._]", words.lower()))
 
 
-def _plain(weights: Mapping, to_tensor: ToTensor) -> dict[str, Tensor]:
-    """Return tensors by name, without the modules that PyTorch puts around others."""
-    tensors = {name: to_tensor(value) for name, value in weights.items()}
+def _tensor(value: Tensor | PickledArray) -> Tensor:
+    tensor = torch.from_numpy(value.value) if isinstance(value, PickledArray) else value
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _plain(weights: Mapping) -> dict[str, Tensor]:
+    """Return float32 tensors by name, without the prefixes of PyTorch's wrappers."""
+    tensors = {name: _tensor(value) for name, value in weights.items()}
     plain = {_PYTORCH.sub("", name): tensor for name, tensor in tensors.items()}
     if len(plain) < len(tensors):  # a model beside a compiled copy of it
         return tensors
@@ -124,36 +128,20 @@ def _plain(weights: Mapping, to_tensor: ToTensor) -> dict[str, Tensor]:
 
 
 def _without_prefix(candidate: Unwrapped, fits: Fits) -> Unwrapped:
-    """Return the weights under the prefix with which most of them fit; as they are where one fits so."""
+    """Return the weights without the prefix that lets most of them fit; unchanged if any fits."""
     weights = candidate.weights
     if fits(weights):
         return candidate
-    options = {prefix: _under(prefix, weights) for prefix in _prefixes(weights)}
+    parts = [name.split(".") for name in weights]
+    beginnings = [".".join(p[:n]) + "." for p in parts for n in range(1, min(len(p), _DEPTH + 1))]
+    options = {
+        prefix: {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
+        for prefix in dict.fromkeys(beginnings)
+    }
     order = sorted(options, key=lambda p: (-fits(options[p]), _is_average(p), len(p)))
     if not order or not fits(options[order[0]]):
         return candidate
     return Unwrapped(options[order[0]], candidate.where, order[0])
-
-
-def _prefixes(names: Mapping[str, Tensor]) -> Sequence[str]:
-    """Return everything up to a dot with which a name begins."""
-    parts = [name.split(".") for name in names]
-    return list(dict.fromkeys(".".join(p[:n]) + "." for p in parts for n in range(1, len(p)) if n <= _DEPTH))
-
-
-def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
-
-
-def common_prefix(names: Sequence[str]) -> str:
-    """Return up to which dot all names begin alike."""
-    heads = [name.split(".")[:-1] for name in names]
-    shared = []
-    for parts in zip(*heads, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(f"{parts[0]}.")
-    return "".join(shared)
 
 
 def _log(chosen: Unwrapped, found: Sequence[str], total: int) -> None:
@@ -162,7 +150,7 @@ def _log(chosen: Unwrapped, found: Sequence[str], total: int) -> None:
         logger.info("Weights are read %s.", chosen)
     if others:
         logger.warning(
-            "The file also has weights under %s, which are not loaded. To load those, save them alone.",
+            "The file also has weights under %s, which are not loaded. To load them, save them alone.",
             first(map(repr, others)),
         )
     if outside := total - len(chosen.weights):
@@ -170,7 +158,7 @@ def _log(chosen: Unwrapped, found: Sequence[str], total: int) -> None:
 
 
 def _description(content: object) -> str:
-    """Tell what there is instead of weights."""
+    """Return what the content is instead of weights."""
     if not isinstance(content, Mapping):
         return f"it is a {type(content).__name__}"
     if not content:

@@ -2,7 +2,7 @@
 
 tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
 tools/convert_checkpoint.py --input model_final.pth --config-file F --fold-text --output small.safetensors
-tools/demo.py --config-file small.safetensors --input photo.jpg --output pictures   # its header is the config
+tools/demo.py --config-file small.safetensors --input photo.jpg --output drawn      # its header is the config
 tools/convert_checkpoint.py --input D/model_final.pth --config-file F --output hub/a.safetensors --model-card
 
 The authors' DenseCLIP checkpoints go with the configs of their names, under configs/.
@@ -16,11 +16,11 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..builder import build_model
-from ..checkpoint import DenseCLIPCheckpointer, export
-from ..checkpoint.exported import check_output
+from ..checkpoint import DenseCLIPCheckpointer
 from ..config import load_config
 from ..data import get_class_names
 from ..engine.setup import check_writable
+from ..export.safetensors import check_output, export
 from ..guidance import guidance_of
 from ..model_zoo.card import check_card, find_figures, model_card, write_card
 from .parser import add_config, command_parser
@@ -29,22 +29,22 @@ from .parser import add_config, command_parser
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     parser.add_argument("--input", required=True, metavar="FILE", help="weights of the whole model")
-    add_config(parser, help="what they are weights of")
+    add_config(parser, help="the config of the weights")
     parser.add_argument("--output", required=True, metavar="OUT", help="the .safetensors to write")
     parser.add_argument(
         "--fold-text", action="store_true",
-        help="keep the classes' text embeddings and leave the text encoder out, for inference",
+        help="store precomputed text embeddings and omit the text encoder, for inference",
     )  # fmt: skip
-    parser.add_argument("--half", action="store_true", help="write float16, rounded, at half the size")
-    parser.add_argument("--allow-partial", action="store_true", help="take weights that lack a part")
+    parser.add_argument("--half", action="store_true", help="write float16, at half the size")
+    parser.add_argument("--allow-partial", action="store_true", help="accept weights that lack tensors")
     parser.add_argument(
         "--model-card", action="store_true",
-        help="write README.md beside OUT as well, the page of the model on a hub",
+        help="also write README.md beside OUT, the page of the model on a hub",
     )  # fmt: skip
-    parser.add_argument("--licence", default="apache-2.0", help="the card's, as hubs write it (%(default)s)")
+    parser.add_argument("--licence", default="apache-2.0", help="the card's license identifier (%(default)s)")
     parser.add_argument(
         "--metrics", metavar="FILE",
-        help="the card's figures: a training's metrics.json (default: the one beside a model_final.pth)",
+        help="metrics.json of a training, for the card (default: the one beside a model_final.pth)",
     )  # fmt: skip
     return parser
 
@@ -64,11 +64,11 @@ def main(args: argparse.Namespace) -> None:
     model = build_model(cfg).eval()
     guided = guidance_of(model)
     if args.fold_text and guided is None:
-        raise ValueError("--fold-text: this model is without language, and has no text to fold.")
+        raise ValueError("--fold-text: this model is without language, and has no text embeddings.")
     checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
     checkpointer.load(args.input)
     if args.fold_text and guided:
-        guided.language.fold_()
+        guided.language.precompute_()
         cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
     source = PathManager.get_local_path(args.input.partition("?")[0])
     export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)
@@ -79,5 +79,5 @@ def main(args: argparse.Namespace) -> None:
             with_masks=bool(getattr(getattr(model, "roi_heads", None), "mask_on", False)), half=args.half,
         )  # fmt: skip
         write_card(folder, card)
-        print(f"Wrote {folder / 'README.md'}: put your name and the repository's in place of OWNER/REPO")
+        print(f"Wrote {folder / 'README.md'}: replace OWNER/REPO by your name and the repository's")
     print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")

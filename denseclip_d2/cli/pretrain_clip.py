@@ -1,6 +1,6 @@
-"""Pre-train a small CLIP on images with captions, or measure what one knows of the generated shapes.
+"""Pretrain a small CLIP on images with captions, or evaluate one zero-shot on the generated shapes.
 
-tools/pretrain_clip.py --output output/clip                        # on generated pictures of 192 classes
+tools/pretrain_clip.py --output output/clip                        # on generated images of 192 classes
 tools/pretrain_clip.py --output output/clip --pairs DIR/captions.tsv --model RN50-quickgelu
 tools/pretrain_clip.py --eval-only --weights output/clip/clip.pt --seed 12345 --json knows.json
 """
@@ -26,22 +26,27 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="RN-shapes-quickgelu", help="open_clip's name of an architecture (%(default)s)")
     add("--output", type=Path, metavar="DIR", help="for clip.pt, metrics.json and what --resume needs")
     add("--pairs", type=Path, metavar="TABLE", help="filepath and title, tab-separated; default: generated")
-    add("--num-pairs", type=int, default=24_000, help="how many to generate into DIR/pairs (%(default)s)")
+    add("--num-pairs", type=int, default=24_000, help="number to generate into DIR/pairs (%(default)s)")
     add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
-    add("--alike", type=int, default=Recipe.alike, help="neighbors that stay together (%(default)s)")
+    add(
+        "--alike",
+        type=int,
+        default=Recipe.alike,
+        help="neighbors kept together, hard negatives (%(default)s)",
+    )
     add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
-    add("--muon", type=float, default=Recipe.muon, help="its learning rate; 0: AdamW alone (%(default)s)")
-    add("--apart", type=float, default=Recipe.apart, help="weight of keeping captions apart (%(default)s)")
+    add("--muon", type=float, default=Recipe.muon, help="learning rate of Muon; 0: only AdamW (%(default)s)")
+    add("--apart", type=float, default=Recipe.apart, help="weight of the loss between texts (%(default)s)")
     add("--period", type=int, default=Recipe.period, help="steps between checkpoints (%(default)s)")
-    add("--images", type=int, default=Recipe.num_evaluated, help="to evaluate on (%(default)s)")
+    add("--images", type=int, default=Recipe.num_evaluated, help="number to evaluate on (%(default)s)")
     add("--workers", type=int, default=1, help="processes that read images (%(default)s)")
     add("--precision", choices=PRECISIONS, default=Recipe.precision, help="default: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--resume", action="store_true", help="go on where the run in DIR was killed")
-    add("--eval-only", action="store_true", help="measure --weights on pictures generated from --seed")
+    add("--resume", action="store_true", help="continue the run in DIR")
+    add("--eval-only", action="store_true", help="evaluate --weights on images generated from --seed")
     add("--weights", metavar="FILE", help="with --eval-only: clip.pt, or a denseclip:// or openclip:// path")
-    add("--json", type=Path, metavar="OUT", help="with --eval-only: file to write the figures to")
+    add("--json", type=Path, metavar="OUT", help="with --eval-only: file for the metrics")
     return parser
 
 
@@ -55,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError, OSError: weights of another architecture, or none; a negative seed; nowhere to write.
+        ValueError, OSError: no weights, or of another architecture; a negative seed; no folder to write to.
     """
     check_architecture(args.model)
     if args.seed < 0:
@@ -69,7 +74,7 @@ def measure(args: argparse.Namespace) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{args.weights} has not the weights of {args.model}: {reason}") from error
+        raise ValueError(f"{args.weights} does not hold the weights of {args.model}: {reason}") from error
     tokenizer = open_clip.get_tokenizer(args.model)
     evaluate = ZeroShotEvaluator(
         args.model, preprocess_of(model), tokenizer, num_images=args.images, seed=args.seed
@@ -93,7 +98,7 @@ def train(args: argparse.Namespace) -> None:
     check_writable(str(args.output), "--output")
     table = args.pairs or args.output / "pairs" / "captions.tsv"
     if not args.pairs and not table.exists():
-        print(f"Generating {args.num_pairs} pictures with captions into {table.parent} ...", flush=True)
+        print(f"Generating {args.num_pairs} images with captions into {table.parent} ...", flush=True)
         write_pairs(ImageCaptionPairs(args.num_pairs, seed=args.seed), table.parent)
     path = pretrain(recipe, CaptionTable(table), args.output, resume=args.resume, workers=args.workers)
     print(f"Wrote {path}")

@@ -104,9 +104,7 @@ def train(args: argparse.Namespace):
     check_test_sets(cfg)
     model = Trainer.build_model(cfg)
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
-    checkpointer = DenseCLIPCheckpointer(
-        model, cfg.OUTPUT_DIR, fresh_start=False, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
-    )
+    checkpointer = DenseCLIPCheckpointer.from_config(cfg, model, cfg.OUTPUT_DIR, fresh_start=False)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     with inference_precision(cfg):
         results = Trainer.test(cfg, make_fast(cfg, model))

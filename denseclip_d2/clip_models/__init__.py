@@ -12,12 +12,12 @@ from open_clip.pretrained import get_pretrained_cfg
 open_clip.add_model_config(Path(__file__).parent)
 
 OPENCLIP = "openclip://"
-"""How a path to open_clip's weights begins: ``openclip://<architecture>/<tag>``."""
+"""The prefix of paths to open_clip's weights: ``openclip://<architecture>/<tag>``."""
 
 
 @dataclass(frozen=True)
 class CLIPArchitecture:
-    """What an open_clip model config says: the joint embedding's width C, and the two encoders."""
+    """An open_clip model config: the width C of the joint embedding, and the two encoders."""
 
     name: str
     embed_dim: int
@@ -27,30 +27,30 @@ class CLIPArchitecture:
 
 
 def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") -> CLIPArchitecture:
-    """Look an architecture up by open_clip's name. More can be added by ``open_clip.add_model_config``.
+    """Return an architecture by open_clip's name. ``open_clip.add_model_config`` adds more architectures.
 
     Args:
-        key: what errors call the name.
+        key: the config key or flag that errors name.
 
     Raises:
-        ValueError: open_clip has no such architecture, or contexts cannot be put into its text encoder.
+        ValueError: open_clip has no such architecture, or its text encoder cannot read contexts.
     """
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
         raise ValueError(
-            f"{key} = {name!r} is not an architecture open_clip knows. "
+            f"{key} = {name!r} is not an architecture that open_clip knows. "
             f"Near it: {', '.join(near) or 'none'}. `open_clip.list_models()` has all."
         )
     text = config["text_cfg"]
     if text.get("hf_model_name"):
         raise ValueError(
-            f"{key} = {name!r} has a text encoder of Hugging Face's ({text['hf_model_name']}), into which "
-            "contexts cannot be put. Choose one such as 'RN50-quickgelu'."
+            f"{key} = {name!r} has a text encoder of Hugging Face ({text['hf_model_name']}), which cannot "
+            "read contexts. Choose one such as 'RN50-quickgelu'."
         )
     if text.get("embed_cls"):
         raise ValueError(
-            f"{key} = {name!r} is a CoCa, whose text encoder appends a class token of its own behind the "
+            f"{key} = {name!r} is a CoCa, whose text encoder appends its own class token after the "
             "padding. Choose a CLIP such as 'RN50-quickgelu'."
         )
     return CLIPArchitecture(
@@ -63,11 +63,11 @@ def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") ->
 
 
 def pixels_of(name: str, tag: str = "") -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels, RGB of 0 to 255, that a CLIP was trained on.
+    """Return the mean and standard deviation of the pixels (RGB, 0 to 255) that a CLIP was trained on.
 
     Args:
-        name, tag: open_clip's; without a tag, of the first weights that it lists for the architecture. CLIP's
-            own where it has none.
+        name: of an architecture of open_clip; CLIP's values if open_clip has no weights of the architecture.
+        tag: of open_clip's weights; empty: the first that it lists for the architecture.
     """
     tag = tag or next(iter(open_clip.list_pretrained_tags_by_model(name)), "")
     entry = get_pretrained_cfg(name, tag) or {}

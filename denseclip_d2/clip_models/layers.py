@@ -5,7 +5,7 @@ from torch import Tensor, nn
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation that OpenAI trained CLIP with.
 
-    Written as SiLU, which stores its input alone for the backward pass, where a product stores two tensors.
+    Written as SiLU, which stores one tensor for the backward pass; a product stores two.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ class QuickGELU(nn.Module):
 def multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None = None
 ) -> Tensor:
-    """Attention between projected tokens, fused where torch can.
+    """Return attention between projected tokens, by torch's fused kernels where possible.
 
     Args:
         query: (B, N, D); key, value: (B, M, D), D a multiple of ``num_heads``.

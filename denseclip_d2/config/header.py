@@ -1,57 +1,34 @@
-"""The header of exported weights, which says what model they are of: its config, among other things."""
+"""The config in the header of exported weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
-from safetensors import SafetensorError, safe_open
 
+from ..utils.safetensors_file import read_header
 from ..version import __version__
 from .projects import default_config
 
 
-def is_safetensors(path: str) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and the header."""
-    with Path(path).open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
-
-
-def read_header(path: str) -> dict[str, str]:
-    """The header of exported weights; empty for any other file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if not Path(path).is_file() or not is_safetensors(path):
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path!r} is damaged: {error}.") from error
-    return header if "denseclip_d2_version" in header else {}
-
-
 def header_config(path: str) -> dict:
-    """The config in the header of exported weights, as YAML has it.
+    """Return the config in the header of exported weights, as YAML has it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or has no such header, or its config is none.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, has no such header, or its config is invalid.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path!r}: there is no such file.")
     header = read_header(path)
     if not header:
         raise ValueError(
-            f"{path!r} says nothing about its config: it was not written by tools/convert_checkpoint.py. "
+            f"{path!r} says nothing about its config: tools/convert_checkpoint.py did not write it. "
             "Give a config file, and the weights as MODEL.WEIGHTS."
         )
     try:
         return dict(CfgNode(yaml.safe_load(header["config"])))
-    except Exception as error:  # yaml and yacs raise anything of what was not written here
+    except Exception as error:  # yaml and yacs raise anything for other content
         raise _of_another_version(path, header, error) from error
 
 
@@ -59,28 +36,28 @@ def merge_header_config(cfg: CfgNode, path: str, content: dict) -> None:
     """Merge the config in the header of exported weights into ``cfg``, and set ``MODEL.WEIGHTS`` to the file.
 
     Args:
-        content: of :func:`header_config`.
+        content: from :func:`header_config`.
 
     Raises:
-        ValueError: its config is not one of this version's.
+        ValueError: this version cannot read the config.
     """
     local = _local(cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(content))
-    except Exception as error:  # yacs raises anything of what was not written here
+    except Exception as error:  # yacs raises anything for other content
         raise _of_another_version(path, read_header(path), error) from error
     cfg.merge_from_list([*local, "MODEL.WEIGHTS", path])
 
 
 def _of_another_version(path: str, header: dict[str, str], error: Exception) -> ValueError:
     return ValueError(
-        f"{path!r} was written by denseclip_d2 {header['denseclip_d2_version']}, and its config is not "
-        f"one that this version, {__version__}, can take: {error}."
+        f"{path!r} was written by denseclip_d2 {header['denseclip_d2_version']}, and its config "
+        f"cannot be read by this version, {__version__}: {error}."
     )
 
 
 def portable(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
-    """A config as a header has it: with the names of its classes, and nothing of this machine."""
+    """Return a config as a header has it: with the class names, without the settings of this machine."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_list(
@@ -91,7 +68,7 @@ def portable(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
 
 
 def _local(cfg: CfgNode) -> list:
-    """The keys, each with its value, that are a machine's or a person's and not the model's."""
+    """Return the keys, with their values, that belong to a machine or a person and not to the model."""
     return [
         "MODEL.DEVICE", cfg.MODEL.DEVICE,
         "MODEL.ALLOW_PARTIAL_WEIGHTS", cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,

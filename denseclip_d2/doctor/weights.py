@@ -6,8 +6,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from open_clip.constants import HF_WEIGHTS_NAME
 from open_clip.pretrained import _get_safe_alternatives, get_pretrained_cfg
 
-from ..checkpoint.exported import sha256
 from ..model_zoo.zoo import zoo_index
+from ..utils.safetensors_file import sha256
 from .finding import Finding, judge
 
 CLIPS = (("RN50-quickgelu", "openai"), ("RN101-quickgelu", "openai"), ("ViT-B-16-quickgelu", "openai"))

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..builder import replace_sync_bn, sync_bn_fits
 from ..checkpoint import DenseCLIPCheckpointer
+from ..language.prompting import precomputed_text
 from .optimizer import clip_gradients
 from .scale import distributed
 from .train_loop import TrainLoop
@@ -59,7 +60,8 @@ def evaluate_lazily(cfg: DictConfig, model: nn.Module) -> dict:
     if "evaluator" not in cfg.dataloader:
         return {}
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    with precomputed_text(model):
+        results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 
@@ -71,6 +73,7 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
     ``clip_gradients``, the arguments of :func:`.clip_gradients`.
 
     Args:
+        cfg: ``train.text_weights`` and ``train.backbone_weights`` go to :class:`DenseCLIPCheckpointer`.
         resume: go on where a run in ``cfg.train.output_dir`` stopped.
 
     Raises:
@@ -88,16 +91,12 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     model = distributed(model, train.device, **train.ddp)
-    checkpointer = DenseCLIPCheckpointer(model, train.output_dir)
+    weights = {key: train.get(key, "") for key in ("text_weights", "backbone_weights")}
+    checkpointer = DenseCLIPCheckpointer(model, train.output_dir, **weights)
     trainer = TrainLoop(
-        model,
-        loader,
-        optimizer,
-        device=train.device,
-        checkpointer=checkpointer,
-        precision=precision,
+        model, loader, optimizer, device=train.device, checkpointer=checkpointer, precision=precision,
         clip=partial(clip_gradients, **train.clip_gradients) if "clip_gradients" in train else None,
-    )
+    )  # fmt: skip
     checkpointer.add_checkpointable("trainer", weakref.proxy(trainer))
     main, written = comm.is_main_process(), (train.output_dir, train.max_iter)
     trainer.register_hooks(

@@ -21,6 +21,7 @@ from ..data.train_loader import TrainLoader
 from ..data.unused import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
 from ..inference.tta import with_tta
+from ..language.prompting import precomputed_text
 from .hooks import BestCheckpointer, BestWeights, EvalHook, PeriodicCheckpointer, RunState
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_gradient_clipper, build_optimizer
@@ -57,10 +58,9 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         model = distributed(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DenseCLIPCheckpointer(
-            model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
-            trainer=weakref.proxy(self), data=loader,
-        )  # fmt: skip
+        self.checkpointer = DenseCLIPCheckpointer.from_config(
+            cfg, model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), data=loader
+        )
         self._trainer = TrainLoop(
             model, loader, optimizer, device=cfg.MODEL.DEVICE, checkpointer=self.checkpointer,
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "float32",
@@ -163,6 +163,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluators:
         return build_evaluator(cfg, dataset_name, str(Path(cfg.OUTPUT_DIR, folder, dataset_name)))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        with precomputed_text(model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:

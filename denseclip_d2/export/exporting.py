@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from ..builder import build_model_with_weights
-from ..checkpoint.exported import about
 from ..data import get_class_names
 from ..data.checks import load_datasets
 from ..data.pictures import as_bgr, ordered, read_picture
@@ -24,6 +23,7 @@ from .agreement import Agreement, agreement
 from .formats import FORMATS
 from .precision import PRECISIONS
 from .refusals import exportable, is_guided
+from .safetensors import about
 from .sizes import telling_sizes
 from .verification import Verdict, verify
 from .whole import PAGE, WholeModel
@@ -138,7 +138,7 @@ def _folded_model(cfg: CfgNode) -> nn.Module:
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False])
     model = build_model_with_weights(cfg).eval().requires_grad_(False)
     if guided := guidance_of(model):
-        guided.language.fold_()
+        guided.language.precompute_()
     return model
 
 

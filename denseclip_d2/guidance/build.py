@@ -1,6 +1,7 @@
 """The backbones that a config names in ``MODEL.BACKBONE.NAME``."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -11,7 +12,21 @@ from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
 from .features import LanguageGuidedFeatures
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, build_fpn
+from .model_settings import ModelSettings
 from .simple_pyramid import LastMapViT, SimplePyramid
+
+
+def _register(build: Callable[..., Backbone]) -> Callable[..., Backbone]:
+    """Register a builder of backbones, which keep the settings of their config as ``settings``."""
+
+    @wraps(build)
+    def with_settings(cfg, input_shape: ShapeSpec):
+        backbone = build(cfg, input_shape)
+        guided = isinstance(backbone, LanguageGuidedFeatures)
+        backbone.settings = ModelSettings.from_config(cfg, guided=guided)
+        return backbone
+
+    return BACKBONE_REGISTRY.register()(with_settings)
 
 
 def _guidance(cfg, visual: VisualEncoder) -> dict:
@@ -63,43 +78,43 @@ def _simple_pyramid(cfg, bottom_up: Backbone) -> SimplePyramid:
     return SimplePyramid(bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_denseclip_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """Build CLIP's visual encoder and language-guided pyramid, P2 to P6."""
     return _build_guided(cfg, "max_pool")
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_denseclip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """Build CLIP's visual encoder and language-guided pyramid, P3 to P7; P6 reads the guided res5."""
     return _build_guided(cfg, _p6_p7(cfg))
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_denseclip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFPN:
     """Build CLIP's visual encoder and language-guided pyramid, P2 to P5."""
     return _build_guided(cfg, "")
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_clip_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build CLIP's visual encoder and a plain pyramid, P2 to P6, without language."""
     return _build_plain(cfg, "max_pool")
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_clip_retinanet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build CLIP's visual encoder and a plain pyramid, P3 to P7, without language."""
     return _build_plain(cfg, _p6_p7(cfg))
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_clip_semantic_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build CLIP's visual encoder and a plain pyramid, P2 to P5, without language."""
     return _build_plain(cfg, "")
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedNeck:
     """Build CLIP's ViT and Detectron2's simple pyramid of its last map and the score map, P2 to P6.
 
@@ -108,13 +123,13 @@ def build_denseclip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> Language
     return LanguageGuidedNeck(neck=partial(_simple_pyramid, cfg), **_guidance(cfg, LastMapViT(cfg)))
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_clip_simple_fpn_backbone(cfg, input_shape: ShapeSpec) -> SimplePyramid:
     """Build CLIP's ViT and Detectron2's simple pyramid of its last map, P2 to P6, without language."""
     return _simple_pyramid(cfg, LastMapViT(cfg, with_embeddings=False))
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatures:
     """Build CLIP's visual encoder and the score map in one of its features, without a pyramid.
 
@@ -123,7 +138,7 @@ def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatu
     return LanguageGuidedFeatures(**_guidance(cfg, build_visual_encoder(cfg)))
 
 
-@BACKBONE_REGISTRY.register()
+@_register
 def build_clip_backbone(cfg, input_shape: ShapeSpec) -> VisualEncoder:
     """Build CLIP's visual encoder alone, without language and without a pyramid."""
     return build_visual_encoder(cfg, with_embeddings=False)

@@ -5,9 +5,9 @@ from ..clip_models.layers import multi_head_attention
 
 
 class ContextDecoder(nn.Module):
-    """Transformer decoder through which text queries look at the image (paper, sec. 3.3, fig. 4).
+    """Transformer decoder in which text queries attend to the image (paper, sec. 3.3, fig. 4).
 
-    Parameters carry the released names.
+    Parameters have the released names.
     """
 
     def __init__(
@@ -15,8 +15,8 @@ class ContextDecoder(nn.Module):
     ):
         """
         Args:
-            embed_dim: C, width of queries and of visual embeddings.
-            output_dim: width of the output; 0 for C.
+            embed_dim: C, width of the queries and of the visual embeddings.
+            output_dim: width of the output; 0: C.
         """
         super().__init__()
         self.num_heads = num_heads
@@ -34,7 +34,7 @@ class ContextDecoder(nn.Module):
             queries: (B, K, C).
             global_embedding: (B, C).
             dense_embedding: (B, C, h, w).
-        Returns: (B, K, C), or as wide as ``output_dim``.
+        Returns: (B, K, C), or (B, K, ``output_dim``).
         """
         pixels = dense_embedding.flatten(2).transpose(1, 2)
         memory = self.memory_proj(torch.cat([global_embedding[:, None], pixels], dim=1))  # (B, 1 + HW, width)
@@ -45,7 +45,7 @@ class ContextDecoder(nn.Module):
 
 
 class _DecoderLayer(nn.Module):
-    """Pre-norm self-attention, cross-attention and MLP, each with dropout on its output."""
+    """Pre-norm self-attention, cross-attention and MLP, each with dropout on the output."""
 
     def __init__(self, width: int, num_heads: int, dropout: float):
         super().__init__()
@@ -67,7 +67,7 @@ class _DecoderLayer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention without bias on query, key and value, as released."""
+    """Multi-head attention without biases of query, key and value, as released."""
 
     def __init__(self, width: int, num_heads: int, dropout: float):
         super().__init__()

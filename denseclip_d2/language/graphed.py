@@ -1,50 +1,58 @@
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 
-from .memo import TensorMemo
 from .text_encoder import CLIPTextEncoder
 
 
 class GraphedTextEncoder:
-    """Runs a text encoder; on a GPU, in training, its two passes each launched at once, as a CUDA graph.
+    """Run a text encoder; in training on one GPU, launch each of its passes at once, as a CUDA graph.
 
-    What it launches is the same in every iteration, some hundred small kernels a pass: a batch of two images
-    waits for the host to launch them. A graph is captured again when weights, prompts, device or precision
-    change. Copies and pickles have none.
+    Every iteration launches the same kernels, some hundred small ones a pass. Without a graph, a batch of two
+    images waits for the host to launch them. The graph is captured again when weights, prompts, device or
+    precision change. Copies and pickles have no graph.
     """
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._graph = TensorMemo[Callable[..., Any]]()
+        self._graph: Any = None
+        self._captured: tuple[Hashable, ...] = ()
 
-    def __call__(self, encoder: CLIPTextEncoder, prompts: Tensor, contexts: Tensor | None) -> Tensor:
-        """``encoder(prompts, contexts)``; of a graph, in memory that its next call writes to again."""
-        if contexts is None or not (self.enabled and _alone_learns(contexts, encoder)):
+    def __call__(
+        self, encoder: CLIPTextEncoder, prompts: Tensor | nn.ModuleList, contexts: Tensor | None
+    ) -> Tensor:
+        """Return ``encoder(prompts, contexts)``; from a graph, in memory that the next call overwrites."""
+        if contexts is None or not (self.enabled and _can_graph(contexts, encoder)):
             return encoder(prompts, contexts)
         mixed, precision = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
         def encode(contexts: Tensor) -> Tensor:
-            # What autocast keeps of weights would be gone when the graph runs again.
+            # Cached casts of weights would be gone when the graph runs again.
             with torch.autocast("cuda", precision, mixed, cache_enabled=False):
                 return encoder(prompts, contexts)
 
-        def capture() -> Callable[..., Any]:
+        # A graph reads weights and prompts at their addresses.
+        ids = [prompts] if isinstance(prompts, Tensor) else prompts.buffers()
+        tensors = [*ids, *encoder.parameters(), *encoder.buffers()]
+        read = [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.device) for t in tensors]
+        state = (*read, contexts.shape, mixed, precision)
+        if self._captured != state:
             example = contexts.detach().clone().requires_grad_()
-            device, full_precision = torch.cuda.device(contexts.device), torch.autocast("cuda", enabled=False)
-            with device, full_precision, torch.enable_grad():
-                return torch.cuda.make_graphed_callables(encode, (example,))
+            full_precision = torch.autocast("cuda", enabled=False)
+            with torch.cuda.device(contexts.device), full_precision, torch.enable_grad():
+                self._graph = torch.cuda.make_graphed_callables(encode, (example,))
+            self._captured = state
+        return self._graph(contexts * 1)  # or the gradient would be memory of the graph
 
-        made_from = [prompts, *encoder.parameters(), *encoder.buffers()]
-        graph = self._graph(capture, made_from, contexts.shape, mixed, precision)
-        return graph(contexts * 1)  # or the gradient would be memory of the graph's
+    def __reduce__(self):
+        return type(self), (self.enabled,)
 
 
-def _alone_learns(contexts: Tensor, encoder: CLIPTextEncoder) -> bool:
-    """Whether contexts, and they alone, are being trained, on a GPU; across processes it was never tried."""
+def _can_graph(contexts: Tensor, encoder: CLIPTextEncoder) -> bool:
+    """Return whether only contexts are trained, on a GPU, by one process; several were never tried."""
     return (
         contexts.is_cuda
         and contexts.requires_grad

@@ -1,42 +1,42 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
-from ..config import check_context_init
 from .context_decoder import ContextDecoder
 from .graphed import GraphedTextEncoder
-from .memo import TensorMemo
 from .prompts import check_class_names, check_prompts, tokenize_names
-from .text_encoder import CLIPTextEncoder
+from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template")
 
 FOLDED_CANNOT_TRAIN = (
-    "A model with folded text has no contexts left to train. Set MODEL.DENSECLIP.PROMPT.FOLDED to False and "
-    "train from weights that were not folded, or give a CLIP's as MODEL.DENSECLIP.TEXT_WEIGHTS."
+    "A model with precomputed text embeddings has no contexts to train. Set MODEL.DENSECLIP.PROMPT.FOLDED to "
+    "False. Train from weights with a text encoder, or set MODEL.DENSECLIP.TEXT_WEIGHTS to those of a CLIP."
 )
 
 
 class PromptedTextEncoder(nn.Module):
     """Class names to text embeddings, by context-aware prompting (paper, sec. 3.3).
 
-    Modes: "post", learned contexts whose embeddings the image then refines: t + gamma * decoder(t, image);
+    Modes: "post", learned contexts whose embeddings the image refines: t + gamma * decoder(t, image);
     "pre", contexts that a decoder makes from the image; "context", learned contexts alone (CoOp);
     "template", a fixed sentence and nothing learned.
 
-    What depends neither on the image nor on what is being learned is computed once and kept until weights,
-    names, device, precision or mode change. For inference alone, :meth:`fold_` replaces text encoder and
-    contexts by a buffer, ``text_embeddings`` (K, C).
+    Training computes the text in every forward pass. Inference computes the text once: see
+    :meth:`precompute_` and :func:`precomputed_text`. The buffer ``text_embeddings`` (K, C) holds the result.
+    The buffer is in the state dict if the model has no text encoder.
     """
 
     text_encoder: CLIPTextEncoder | None
     text_embeddings: Tensor | None
     prompts: Tensor | None
     contexts: nn.Parameter | None
+    packs: nn.ModuleList | None
 
     @configurable
     def __init__(
@@ -53,6 +53,7 @@ class PromptedTextEncoder(nn.Module):
         context_init: str = "",
         context_std: float = 1.0,
         cuda_graph: bool = True,
+        pack_tokens: int = PACK_TOKENS["cpu"],
         decoder_width: int = 256,
         decoder_heads: int = 4,
         decoder_layers: int = 3,
@@ -61,53 +62,31 @@ class PromptedTextEncoder(nn.Module):
         """
         Args:
             class_names: K names, in the order of the class ids.
-            text_encoder: None builds the folded state, whose ``text_embeddings`` are to be loaded.
-            tokenizer: the text encoder's; None: CLIP's.
-            embed_dim: C, needed where there is no text encoder to tell it.
-            name_length: ids a name may take, start and end included; 0 fits the longest.
-            context_init: words that the contexts begin from, of ``num_contexts`` tokens; empty: at random.
-            context_std: standard deviation of contexts that begin at random.
+            text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
+            tokenizer: of the text encoder; None: CLIP's.
+            embed_dim: C, needed without a text encoder.
+            name_length: token ids of a name, with start and end; 0: as many as the longest name has.
+            context_init: words that contexts begin from, of ``num_contexts`` tokens; empty: random contexts.
+            context_std: standard deviation of random contexts.
             cuda_graph: see :class:`GraphedTextEncoder`.
+            pack_tokens: tokens that the text encoder reads as one sequence.
 
         Raises:
-            ValueError: a name is missing, empty, repeated or too long; an unknown mode, or one that cannot be
-                folded.
+            ValueError: names that :func:`check_class_names` or :func:`check_prompts` refuses, an unknown
+                mode, or mode "pre" without a text encoder.
         """
         super().__init__()
         if mode not in MODES:
-            raise ValueError(f"MODEL.DENSECLIP.PROMPT.MODE is {mode!r}; it can be one of {', '.join(MODES)}.")
+            raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
         check_class_names(class_names)
-        self.class_names = tuple(class_names)
-        self.mode = mode
-        self.num_contexts = num_contexts
-        self.name_length = name_length
-        self.template = template
-        self.text_encoder = text_encoder
-        self._tokenizer = tokenizer
-        self._kept = TensorMemo[Tensor]()
+        self.class_names, self.mode, self.template = tuple(class_names), mode, template
+        self.num_contexts, self.name_length = num_contexts, name_length
+        self.text_encoder, self._tokenizer = text_encoder, tokenizer
         self._graphed = GraphedTextEncoder(cuda_graph)
-        self.register_buffer("text_embeddings", None)
-        self.register_buffer("prompts", None, persistent=False)
-        self.register_parameter("contexts", None)
-        if text_encoder is None:
-            self._check_foldable()
-            self.text_embeddings = torch.randn(len(class_names), embed_dim)
-        else:
-            self.prompts = self._prompts(class_names, text_encoder)
-            width, embed_dim = text_encoder.width, text_encoder.output_dim
-        decoder = (embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
-        if mode in ("post", "context") and text_encoder is not None:
-            contexts = torch.empty(1, num_contexts, width)
-            nn.init.trunc_normal_(contexts, std=context_std, a=-2 * context_std, b=2 * context_std)
-            self.contexts = nn.Parameter(contexts)
-        self._context_tokens = self._tokens_of(context_init)
-        self.begin_contexts()
-        if mode == "post":
-            self.context_decoder = ContextDecoder(*decoder)
-            self.gamma = nn.Parameter(torch.full((embed_dim,), 1e-4))
-        if mode == "pre":
-            self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_contexts, embed_dim)))
-            self.context_decoder = ContextDecoder(*decoder, output_dim=width)
+        self._make_text(embed_dim, pack_tokens)
+        self._make_contexts(context_init, context_std)
+        embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
+        self._make_decoder(embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
 
     @classmethod
     def from_config(cls, cfg, class_names: Sequence[str]):
@@ -116,8 +95,7 @@ class PromptedTextEncoder(nn.Module):
         text_encoder = tokenizer = None
         if not prompt.FOLDED:
             tokenizer = get_tokenizer(architecture)
-            weights = cfg.MODEL.DENSECLIP.TEXT_WEIGHTS
-            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer, weights)
+            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
         return {
             "class_names": class_names,
             "text_encoder": text_encoder,
@@ -130,6 +108,7 @@ class PromptedTextEncoder(nn.Module):
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
             "cuda_graph": prompt.CUDA_GRAPH,
+            "pack_tokens": tokens_of_pack(torch.device(cfg.MODEL.DEVICE)),
             "decoder_width": context_decoder.WIDTH,
             "decoder_heads": context_decoder.HEADS,
             "decoder_layers": context_decoder.LAYERS,
@@ -143,42 +122,41 @@ class PromptedTextEncoder(nn.Module):
             dense_embedding: (B, C, h, w).
         Returns: (B, K, C) text embeddings; (1, K, C) in the modes that do not look at the image.
         Raises:
-            ValueError: folded, and in training mode.
+            ValueError: training mode without a text encoder.
         """
         if self.mode == "pre":
-            encoder, prompts = self.unfolded()
-            return encoder(prompts, self._contexts_from(global_embedding, dense_embedding))
+            return self._encode(self._contexts_from(global_embedding, dense_embedding))
         text = self._text()
         return text if self.mode != "post" else self._refined(text, global_embedding, dense_embedding)
 
     @torch.no_grad()
     def embed(self, names: Sequence[str], global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
-        """Text embeddings of any names, as the image refines them beside the model's own.
+        """Return text embeddings of any names, as the image refines them beside the model's class names.
 
         Args:
-            names: n names, none of which has to be a class of the model, of any length.
+            names: n names of any length, classes of the model or not.
             global_embedding, dense_embedding: as for :meth:`forward`.
         Returns: (B or 1, n, C).
         Raises:
-            ValueError: names that cannot be told apart, or are too long; folded.
+            ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
         """
         check_class_names(names)
         encoder, prompts = self.unfolded()
-        prompts = self._prompts(names, encoder, any_length=True).to(prompts.device)
+        prompts = self._tokenize(names, name_length=0).to(prompts.device)
         if self.mode == "pre":
             return encoder(prompts, self._contexts_from(global_embedding, dense_embedding))
         text = encoder(prompts, self.contexts)
         if self.mode != "post":
             return text
-        # Queries see one another, and in training they saw the model's own names beside them.
+        # The queries attend to one another, and in training the class names were beside them.
         text = torch.cat([self._text(), text], dim=1)
         return self._refined(text, global_embedding, dense_embedding)[:, -len(names) :]
 
     @torch.no_grad()
     def begin_contexts(self) -> None:
-        """Let the contexts begin from the words of ``context_init``, if any, as the text encoder embeds them.
+        """Set the contexts to the token embeddings of the words of ``context_init``, if any.
 
-        To be called when the text encoder has got other weights and the contexts have not.
+        Call this method after loading a text encoder without contexts.
         """
         if self._context_tokens and self.contexts is not None:
             encoder, prompts = self.unfolded()
@@ -187,77 +165,56 @@ class PromptedTextEncoder(nn.Module):
 
     @property
     def folded(self) -> bool:
-        """Whether ``text_embeddings`` stand in place of text encoder and contexts."""
+        """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
         return self.text_encoder is None
 
     def unfolded(self) -> tuple[CLIPTextEncoder, Tensor]:
-        """The text encoder, and the names' token ids (K, L).
+        """Return the text encoder and the token ids of the names (K, L).
 
         Raises:
-            ValueError: folded.
+            ValueError: there is no text encoder.
         """
         if self.text_encoder is None or self.prompts is None:
-            raise ValueError("Folded text has no text encoder: its embeddings are all that is left of it.")
+            raise ValueError("The model has precomputed text embeddings and no text encoder.")
         return self.text_encoder, self.prompts
 
-    def fold_(self) -> "PromptedTextEncoder":
-        """Replace text encoder and contexts by the embeddings they give: the same outputs, for inference.
+    def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
+        """Compute the text embeddings once, for inference with the same outputs.
 
-        ``MODEL.DENSECLIP.PROMPT.FOLDED`` builds a model that loads the weights of a folded one.
+        ``MODEL.DENSECLIP.PROMPT.FOLDED`` builds a model that loads the weights of one without text encoder.
+
+        Args:
+            keep_encoder: keep text encoder, contexts and state dict, for :meth:`embed`. Call this method
+                again after a change of weights. Mode "pre" is left as it is.
 
         Raises:
-            ValueError: in mode "pre".
+            ValueError: mode "pre" without ``keep_encoder``.
         """
-        self._check_foldable()
-        if not self.folded:
+        if not keep_encoder:
+            self._check_foldable()
+        if not self.folded and self.mode != "pre":
+            encoder, _ = self.unfolded()
+            was_training = encoder.training
+            encoder.eval()  # PyTorch's attention for inference, as in any evaluation
             with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
-                self.text_embeddings = self._encode()[0]
-            self.text_encoder = self.contexts = self.prompts = None
-            self._kept.forget()
+                embeddings = self._encode(self.contexts)[0]
+            encoder.train(was_training)
+            self.register_buffer("text_embeddings", embeddings, persistent=not keep_encoder)
+        if not keep_encoder:
+            self.text_encoder = self.contexts = self.prompts = self.packs = None
         return self
 
-    def set_class_names(self, names: Sequence[str]) -> None:
-        """Put other names in place of the K class names.
-
-        Raises:
-            ValueError: as of the constructor; other than K names; folded.
-        """
-        check_class_names(names)
-        if len(names) != len(self.class_names):
-            raise ValueError(f"{len(names)} class names for a model of {len(self.class_names)} classes.")
-        if self.folded:
-            raise ValueError("The class names of folded text are fixed. Set them before it is folded.")
-        encoder, prompts = self.unfolded()
-        self.prompts = self._prompts(names, encoder).to(prompts.device)
-        self.class_names = tuple(names)
-
-    def train(self, mode: bool = True) -> "PromptedTextEncoder":
-        self._kept.forget()
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs) -> "PromptedTextEncoder":
-        self._kept.forget()  # not to hold the weights as they were, on a device they have left
-        return super()._apply(*args, **kwargs)
-
     def _text(self) -> Tensor:
-        """(1, K, C) embeddings of the names, before the image refines them."""
-        if self.text_embeddings is not None:
-            if self.training:
-                raise ValueError(FOLDED_CANNOT_TRAIN)
-            return self.text_embeddings[None]
-        encoder, prompts = self.unfolded()
-        tensors = [prompts, *encoder.parameters(), *encoder.buffers()]
-        if self.contexts is not None:
-            tensors.append(self.contexts)
-        learned = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if learned or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return self._encode()
-        device = prompts.device.type
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        return self._kept(self._encode, tensors, autocast)
+        """Return (1, K, C) embeddings of the names, before the image refines them."""
+        if self.training and self.folded:
+            raise ValueError(FOLDED_CANNOT_TRAIN)
+        if self.training or self.text_embeddings is None:
+            return self._encode(self.contexts)
+        return self.text_embeddings[None]
 
-    def _encode(self) -> Tensor:
-        return self._graphed(*self.unfolded(), self.contexts)
+    def _encode(self, contexts: Tensor | None) -> Tensor:
+        encoder, prompts = self.unfolded()
+        return self._graphed(encoder, self.packs or prompts, contexts)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
         text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace
@@ -267,34 +224,76 @@ class PromptedTextEncoder(nn.Module):
         queries = self.queries.expand(global_embedding.shape[0], -1, -1)
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
-    def _tokens_of(self, context_init: str) -> list[int]:
-        check_context_init(self.mode, context_init)
-        if not context_init or self.text_encoder is None:
-            return []
-        words = tokenize_names([context_init], tokenizer=self._tokenizer)
-        tokens = words[0, self.text_encoder.start : -1].tolist()
-        if len(tokens) != self.num_contexts:
-            raise ValueError(
-                f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT = {context_init!r} has {len(tokens)} tokens, and "
-                f"PROMPT.NUM_CONTEXTS is {self.num_contexts}. Set NUM_CONTEXTS to {len(tokens)}, or "
-                "take other words."
-            )
-        return tokens
+    def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
+        """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
+        self.register_buffer("text_embeddings", None)
+        self.register_buffer("prompts", None, persistent=False)
+        if self.text_encoder is None:
+            self._check_foldable()
+            self.text_embeddings = torch.randn(len(self.class_names), embed_dim)
+            return
+        self.prompts = self._tokenize(self.class_names, self.name_length)
+        num_contexts = 0 if self.mode == "template" else self.num_contexts
+        self.packs = self.text_encoder.pack(self.prompts, num_contexts, pack_tokens)
+
+    def _make_contexts(self, context_init: str, std: float) -> None:
+        self.register_parameter("contexts", None)
+        self._context_tokens: list[int] = []
+        if context_init and self.mode not in ("post", "context"):
+            raise ValueError(f"context_init is {context_init!r}, but mode {self.mode!r} learns no contexts.")
+        if self.text_encoder is None or self.mode not in ("post", "context"):
+            return
+        contexts = torch.empty(1, self.num_contexts, self.text_encoder.width)
+        self.contexts = nn.Parameter(nn.init.trunc_normal_(contexts, std=std, a=-2 * std, b=2 * std))
+        if context_init:
+            words = tokenize_names([context_init], tokenizer=self._tokenizer)
+            self._context_tokens = words[0, self.text_encoder.start : -1].tolist()
+            if (number := len(self._context_tokens)) != self.num_contexts:
+                raise ValueError(
+                    f"context_init {context_init!r} has {number} tokens, but num_contexts is "
+                    f"{self.num_contexts}. Set num_contexts to {number}, or use other words."
+                )
+            self.begin_contexts()
+
+    def _make_decoder(self, embed_dim: int, width: int, heads: int, layers: int, dropout: float) -> None:
+        if self.mode == "post":
+            self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout)
+            self.gamma = nn.Parameter(torch.full((embed_dim,), 1e-4))
+        if self.mode == "pre" and self.text_encoder is not None:
+            self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, self.num_contexts, embed_dim)))
+            output_dim = self.text_encoder.width
+            self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout, output_dim)
 
     def _check_foldable(self) -> None:
         if self.mode == "pre":
             raise ValueError(
-                "MODEL.DENSECLIP.PROMPT.MODE = 'pre' makes the contexts from each image, so that its text "
-                "embeddings cannot be folded. Leave --fold-text out, or set PROMPT.FOLDED to False."
+                "Prompt mode 'pre' makes the contexts from each image: its text embeddings cannot be "
+                "precomputed. Omit --fold-text, or set MODEL.DENSECLIP.PROMPT.FOLDED to False."
             )
 
-    def _prompts(
-        self, names: Sequence[str], text_encoder: CLIPTextEncoder, *, any_length: bool = False
-    ) -> Tensor:
-        # The length is of a name, not of a sentence around it.
-        num_contexts, name_length = self.num_contexts, 0 if any_length else self.name_length
-        if self.mode == "template":
+    def _tokenize(self, names: Sequence[str], name_length: int) -> Tensor:
+        encoder, num_contexts = self.text_encoder, self.num_contexts
+        assert encoder is not None
+        if self.mode == "template":  # the length is that of a name, not of a sentence with it
             names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
         prompts = tokenize_names(names, name_length, self._tokenizer)
-        check_prompts(prompts, names, num_contexts, text_encoder.vocab_size, text_encoder.context_length)
+        check_prompts(prompts, names, num_contexts, encoder.vocab_size, encoder.context_length)
         return prompts
+
+
+@contextmanager
+def precomputed_text(model: nn.Module) -> Iterator[None]:
+    """Compute the text embeddings of a model once, for what is evaluated in the block.
+
+    Args:
+        model: any model, with or without language. Training after the block computes the text again.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, PromptedTextEncoder)]
+    encoders = [encoder for encoder in encoders if encoder.text_embeddings is None]
+    for encoder in encoders:
+        encoder.precompute_(keep_encoder=True)
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.text_embeddings = None

@@ -8,19 +8,18 @@ from .tokenizers import Tokenizer, clip_tokenizer
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Refuse class names that cannot tell classes apart.
+    """Check that class names tell the classes apart.
 
     Raises:
-        ValueError: no names, an empty one, one that is no string, or one given twice (letter case and spaces
-            aside, which CLIP's tokenizer drops).
+        ValueError: no names, an empty one, one that is no string, or one given twice. Letter case and spaces
+            do not count: CLIP's tokenizer drops them.
     """
     hint = "Set MODEL.DENSECLIP.CLASS_NAMES, or correct the categories of the training set."
     if not names:
         raise ValueError(f"No class names. {hint}")
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"Class names are words, not {next(n for n in names if not isinstance(n, str))!r}. {hint}"
-        )
+        wrong = next(name for name in names if not isinstance(name, str))
+        raise ValueError(f"Class names must be strings, not {wrong!r}. {hint}")
     plain = [" ".join(name.lower().split()) for name in names]
     if "" in plain:
         raise ValueError(f"The name of class {plain.index('')} is empty. {hint}")
@@ -30,15 +29,15 @@ def check_class_names(names: Sequence[str]) -> None:
 
 
 def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer | None = None) -> Tensor:
-    """Ids of ``[sot] name [eot]`` for every name (paper, sec. 3.3).
+    """Return the token ids of ``[sot] name [eot]`` for every name (paper, sec. 3.3).
 
     Args:
         names: K names or sentences.
-        length: L, ids a name may take, start and end included; 0 fits the longest.
+        length: L, token ids of a name with start and end; 0: as many as the longest name has.
         tokenizer: None: CLIP's byte-pair encoding.
     Returns: (K, L) int64, padded.
     Raises:
-        ValueError: a name takes more than ``length`` ids (none is ever cut short), or has a special token.
+        ValueError: a name needs more than ``length`` ids (names are never cut), or contains a special token.
     """
     tokenizer = tokenizer or clip_tokenizer()
     ids = tokenizer.encode(names)
@@ -50,28 +49,28 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
             f"{name!r} ({len(i) - around})" for name, i in zip(names, ids, strict=True) if len(i) > length
         ]
         raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.NAME_LENGTH = {length} leaves {length - around} tokens for a name; more "
+            f"MODEL.DENSECLIP.PROMPT.NAME_LENGTH = {length} leaves {length - around} tokens for a name. More "
             f"are needed by {', '.join(too_long[:5])}{' and others' if len(too_long) > 5 else ''}. "
-            f"Set it to {longest}, or to 0 to fit the longest, or shorten the names (of a list of synonyms "
-            "keep the first)."
+            f"Set it to {longest}, or to 0 to fit the longest name, or shorten the names: keep the first of "
+            "several synonyms."
         )
-    # Numbers to be looked at, also where a model is built without memory, on the meta device.
+    # On the CPU even where a model is built on the meta device, because checks read the numbers.
     return torch.tensor([i + [tokenizer.pad_id] * (length - len(i)) for i in ids], device="cpu")
 
 
 def check_prompts(
     prompts: Tensor, names: Sequence[str], num_contexts: int, vocab_size: int, context_length: int
 ) -> None:
-    """Refuse prompts that a text encoder cannot take, or tell apart.
+    """Check that a text encoder can read prompts and tell them apart.
 
     Args:
-        prompts: (K, L) token ids, of :func:`tokenize_names`.
+        prompts: (K, L) token ids, from :func:`tokenize_names`.
         names: K names or sentences.
-        num_contexts: context vectors that go with each.
-        vocab_size, context_length: the text encoder's.
+        num_contexts: context vectors of each prompt.
+        vocab_size, context_length: of the text encoder.
 
     Raises:
-        ValueError: two are the same; an id is beyond the vocabulary; the longest does not fit.
+        ValueError: two prompts are the same, an id is outside the vocabulary, or the longest does not fit.
     """
     if len(prompts.unique(dim=0)) < len(prompts):
         raise ValueError(
@@ -79,10 +78,12 @@ def check_prompts(
             f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
         )
     if prompts.max() >= vocab_size:
-        raise ValueError(f"The tokenizer gives id {prompts.max()}, and the text encoder has {vocab_size}.")
+        raise ValueError(
+            f"The tokenizer returns id {prompts.max()}, but the text encoder has {vocab_size} ids."
+        )
     if prompts.shape[1] + num_contexts > context_length:
         raise ValueError(
-            f"The longest class name takes {prompts.shape[1]} tokens, and {num_contexts} contexts "
-            f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS) go with it; the text encoder has {context_length} "
-            f"positions. Shorten the names or {'take fewer contexts' if num_contexts else 'PROMPT.TEMPLATE'}."
+            f"The longest class name takes {prompts.shape[1]} tokens, beside {num_contexts} contexts "
+            f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS). The text encoder has {context_length} positions. "
+            f"Shorten the names, or {'use fewer contexts' if num_contexts else 'PROMPT.TEMPLATE'}."
         )

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,17 +10,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture
 from ..clip_models.layers import QuickGELU
-from .memo import TensorMemo
 from .packing import PackedPrompts, pack_prompts
 from .tokenizers import Tokenizer, clip_tokenizer
 
 PACK_TOKENS = {"cpu": 256, "cuda": 1024}
-"""Tokens encoded as one sequence: enough to fill a processor, few enough for attention to cost little."""
+"""Tokens that are encoded as one sequence: enough to fill a device, few enough to make attention cheap."""
 
 STORED_PACKS = 8
-"""Sequences whose activations are stored, at CLIP's width 63 MB each; those of others are computed again."""
+"""Sequences whose activations are stored, 63 MB each at CLIP's width; the others are recomputed."""
 
-# What open_clip's text encoder and its config call by the same name.
+# open_clip's text encoder and its config share these names.
 _FIELDS = (
     "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value",
     "no_causal_mask", "eos_id", "pool_type", "proj_type", "proj_bias",
@@ -28,43 +27,39 @@ _FIELDS = (
 
 
 class CLIPTextEncoder(TextTransformer):
-    """A CLIP's text transformer, frozen, with room for context vectors between start token and name.
+    """CLIP's text transformer, frozen, with room for context vectors between start token and name.
 
-    Gradients flow through it to the contexts; its own parameters have ``requires_grad=False`` and carry the
-    names they have in CLIP. Where attention is causal, beginnings that prompts share are computed once
-    (:class:`PackedPrompts`); where it is not, SigLIP's say, every prompt is, with the padding that it sees.
+    Gradients flow through the encoder to the contexts. Its own parameters have ``requires_grad=False`` and
+    the names that they have in CLIP. Where attention is causal, prompts share the computation of equal
+    beginnings (:class:`PackedPrompts`). Other encoders, such as SigLIP's, read every prompt with its padding.
     """
 
-    def __init__(self, *, quick_gelu: bool = False, start: int = 1, weights: str = "", **kwargs):
+    def __init__(self, *, quick_gelu: bool = False, start: int = 1, **kwargs):
         """
         Args:
             quick_gelu: x * sigmoid(1.702 x) for GELU, as OpenAI's weights need.
-            start: number of start tokens, 1 or 0, as the tokenizer has it.
-            weights: whose text encoder it begins from where the model's weights have none.
+            start: number of start tokens of the tokenizer, 1 or 0.
             kwargs: as for open_clip's ``TextTransformer``.
         """
         super().__init__(**{"act_layer": QuickGELU if quick_gelu else nn.GELU, **kwargs})
         self.quick_gelu = quick_gelu
         self.start = start
-        self.weights = weights
-        self._packs = TensorMemo[list[PackedPrompts]]()
         self.requires_grad_(False)
 
     @classmethod
     def from_architecture(
-        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None, weights: str = ""
+        cls, architecture: CLIPArchitecture, tokenizer: Tokenizer | None = None
     ) -> "CLIPTextEncoder":
-        """
+        """Build the text encoder of an architecture, with random weights.
+
         Args:
-            tokenizer: whose start and padding it has to know; None: CLIP's.
-            weights: as for the constructor.
+            tokenizer: decides start tokens and padding; None: CLIP's.
         """
         text, tokenizer = architecture.text, tokenizer or clip_tokenizer()
         activation = QuickGELU if architecture.quick_gelu else nn.GELU
         return cls(
             quick_gelu=architecture.quick_gelu,
             start=tokenizer.start,
-            weights=weights,
             pad_id=tokenizer.pad_id,
             output_dim=architecture.embed_dim,
             act_layer=partial(activation, **(text.act_kwargs or {})),
@@ -74,32 +69,43 @@ class CLIPTextEncoder(TextTransformer):
 
     @property
     def reads_padding(self) -> bool:
-        """Whether what stands behind the end of a prompt counts: then prompts are of ``context_length``."""
+        """Return whether tokens after the end of a prompt count; prompts then have ``context_length``."""
         return self.attn_mask is None or self.pool_type == "last"
 
-    def forward(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
+    def forward(self, prompts: Tensor | nn.ModuleList, contexts: Tensor | None = None) -> Tensor:
         """
         Args:
-            ids: (K, L) token ids, ``[sot] name [eot]`` and padding.
-            contexts: (B, N, D) vectors put after the start token of every name; None: none.
+            prompts: (K, L) token ids, ``[sot] name [eot]`` and padding, or what :meth:`pack` made of them.
+            contexts: (B, N, D) vectors after the start token of every name; None: no contexts.
         Returns: (B, K, C) text embeddings, B = 1 without contexts.
         """
-        parts: Any  # ids or packs, as ``encode`` takes them
+        parts: Sequence[Any]  # token ids or packs, as ``encode`` takes them
         encode: Callable[..., Tensor]
         if self.reads_padding:
-            parts = ids.split(max(1, _pack_tokens(ids) // self.context_length))
+            assert isinstance(prompts, Tensor)
+            parts = prompts.split(max(1, tokens_of_pack(prompts.device) // self.context_length))
             encode = self.encode_unpacked
         else:
-            num_contexts = 0 if contexts is None else contexts.shape[1]
-            parts = self._packs(lambda: self._pack(ids, num_contexts), [ids], num_contexts)
-            encode = self._encode
+            if isinstance(prompts, Tensor):
+                prompts = self.pack(prompts, 0 if contexts is None else contexts.shape[1])
+            parts, encode = list(prompts), self._encode
         again = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
         embeddings = [encode(part, contexts) for part in parts[:STORED_PACKS]]
         embeddings += [again(part, contexts) for part in parts[STORED_PACKS:]]
         return torch.cat(embeddings, dim=1)
 
-    def _pack(self, ids: Tensor, num_contexts: int) -> list[PackedPrompts]:
-        return pack_prompts(ids, num_contexts, _pack_tokens(ids), ends=self._ends(ids), start=self.start)
+    def pack(self, ids: Tensor, num_contexts: int, max_tokens: int = 0) -> nn.ModuleList:
+        """Return the prompts' token layout, of :class:`PackedPrompts`; empty if the encoder reads padding.
+
+        Args:
+            ids: (K, L) token ids.
+            num_contexts: number of context vectors of each prompt.
+            max_tokens: tokens of a sequence; 0: what suits the device of ``ids``.
+        """
+        if self.reads_padding:
+            return nn.ModuleList()
+        max_tokens, ends = max_tokens or tokens_of_pack(ids.device), self._ends(ids)
+        return nn.ModuleList(pack_prompts(ids, num_contexts, max_tokens, ends=ends, start=self.start))
 
     def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
         x = self.token_embedding(pack.ids.clamp(min=0))[None]  # (1, T, D)
@@ -113,7 +119,7 @@ class CLIPTextEncoder(TextTransformer):
         return self._project(x[:, pack.ends])
 
     def encode_unpacked(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
-        """What :meth:`forward` computes, by its definition: every prompt whole and alone, and padded."""
+        """Return what :meth:`forward` does, by its definition: every prompt alone, and padded."""
         num_classes, num_contexts = len(ids), 0 if contexts is None else contexts.shape[1]
         if self.reads_padding and (missing := self.context_length - num_contexts - ids.shape[1]) > 0:
             ids = F.pad(ids, (0, missing), value=self.pad_id)
@@ -130,7 +136,7 @@ class CLIPTextEncoder(TextTransformer):
         return self._project(x[:, torch.arange(num_classes, device=ids.device), end])
 
     def _ends(self, ids: Tensor) -> Tensor:
-        """(K,) the place of the token whose state is the prompt's, contexts not counted."""
+        """Return (K,) indices of the tokens whose states are the prompts', without contexts."""
         if self.pool_type == "last":
             return torch.full_like(ids[:, 0], ids.shape[1] - 1)
         if self.pool_type == "eos":
@@ -144,5 +150,6 @@ class CLIPTextEncoder(TextTransformer):
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
-def _pack_tokens(ids: Tensor) -> int:
-    return PACK_TOKENS.get(ids.device.type, PACK_TOKENS["cuda"])
+def tokens_of_pack(device: torch.device) -> int:
+    """Return how many tokens a device encodes as one sequence."""
+    return PACK_TOKENS.get(device.type, PACK_TOKENS["cuda"])

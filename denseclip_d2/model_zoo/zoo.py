@@ -7,9 +7,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..builder import build_model_with_weights
-from ..checkpoint.exported import sha256
 from ..checkpoint.path_handler import ResolvedPaths
 from ..config import load_config
+from ..utils.safetensors_file import sha256
 
 PREFIX = "denseclip://"
 _ROOT = Path(__file__).parent

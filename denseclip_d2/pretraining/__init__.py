@@ -1,4 +1,4 @@
-"""Contrastive pre-training of CLIP on images with captions, and what a CLIP knows before it sees a label."""
+"""Contrastive pretraining of CLIP on images with captions, and zero-shot evaluation of a CLIP."""
 
 from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss

@@ -1,4 +1,4 @@
-"""What a CLIP knows of the generated shapes, none of which it was given a label for."""
+"""Zero-shot evaluation of a CLIP on generated shapes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,20 +17,20 @@ from ..shapes.scene import Instance, draw_scene
 from ..shapes.vocabulary import SHAPES, World
 from ..visual import CLIPResNet, CLIPTimm, CLIPViT, encoder_class
 
-# Pixels: of the pictures that images and captions are matched on, as large as those of pre-training, and of
-# those whose pixels are named, as large as a dataset's. Objects are of the same size in both.
+# Side, in pixels, of images for retrieval (as in pretraining), and of images for dense accuracy (as in the
+# datasets). Objects have the same size in both.
 SIDE, LABELED_SIDE = 96, 128
-_MAX_OBJECTS = 3  # of the former
+_MAX_OBJECTS = 3  # in images for retrieval
 _BATCH = 20
 
 
 class ZeroShotEvaluator:
-    """Retrieval and zero-shot dense accuracy of a CLIP on pictures generated once, from a seed.
+    """Retrieval and zero-shot dense accuracy of a CLIP on images generated once, from a seed.
 
-    Images and captions are matched on small pictures of up to three objects, all of which the caption names.
-    Pixels are named on pictures as a dataset of shapes has them, enlarged as much as the small ones, by the
-    cosines of cells, brought to the picture's size. Cells are values, without the last attention (MaskCLIP,
-    Zhou et al., ECCV 2022), a ResNet's of stride 16.
+    Retrieval matches small images of up to three objects with captions that name all objects. Dense accuracy
+    classifies the pixels of images as in the datasets, by the cosines of the dense embedding, interpolated.
+    The dense embedding is the values, without the last attention (MaskCLIP, Zhou et al., ECCV 2022), at
+    stride 16 for ResNets.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class ZeroShotEvaluator:
     ):
         """
         Args:
-            architecture: open_clip's name of the models that will come.
-            preprocess, tokenizer: open_clip's for it; the former's size is a number of pixels.
-            num_images: how many pictures of either kind.
+            architecture: open_clip's name of the models to evaluate.
+            preprocess, tokenizer: open_clip's for the architecture; the size of ``preprocess`` is an int.
+            num_images: number of images of either kind.
 
         Raises:
             ValueError: no images; see :func:`check_architecture`.
@@ -75,11 +75,11 @@ class ZeroShotEvaluator:
     def __call__(self, model: CLIP) -> dict[str, float]:
         """
         Args:
-            model: in any mode, which is kept.
+            model: in training or evaluation mode, which does not change.
 
-        Returns: ``images``, how many; ``dense_accuracy``, the part of the objects' pixels whose class has the
-            greatest cosine; ``image_to_text_r1`` and ``text_to_image_r1``, the part whose best match has its
-            caption.
+        Returns: ``images``, their number; ``dense_accuracy``, the share of the objects' pixels whose class
+            has the highest cosine; ``image_to_text_r1`` and ``text_to_image_r1``, the share of best matches
+            with the right caption.
         """
         was_training, device = model.training, next(model.parameters()).device
         model.eval()
@@ -101,17 +101,17 @@ class ZeroShotEvaluator:
         }
 
     def _classes(self, pixels: Tensor, names: Tensor) -> Tensor:
-        """The class of each of the pictures' pixels, (B, LABELED_SIDE, LABELED_SIDE), on the CPU."""
+        """Return the class of each pixel, (B, LABELED_SIDE, LABELED_SIDE), on the CPU."""
         cells = F.normalize(self._visual(pixels)["dense_embedding"], dim=1)
         scores = torch.einsum("bchw,kc->bkhw", cells, names)
         return F.interpolate(scores, (LABELED_SIDE, LABELED_SIDE), mode="bilinear").argmax(dim=1).cpu()
 
 
 def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm], dict]:
-    """The class of an architecture's visual encoder, and what it is made by.
+    """Return the class of an architecture's visual encoder, and its arguments.
 
     Raises:
-        ValueError: open_clip has none of this name, or DenseCLIP cannot take it.
+        ValueError: open_clip has no such architecture, or DenseCLIP does not support it.
     """
     architecture = get_clip_architecture(name, "--model")
     kind = encoder_class(architecture)
@@ -119,18 +119,18 @@ def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT] | ty
 
 
 def preprocess_of(model: CLIP) -> PreprocessCfg:
-    """How a model takes its images: always square."""
+    """Return the preprocessing of a model's images, which are square."""
     settings = get_model_preprocess_cfg(model)
     size = settings["size"]
     return PreprocessCfg(**{**settings, "size": size if isinstance(size, int) else size[0]})
 
 
 def retrieval_at_1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """How often the best match has the right caption, in both directions.
+    """Return how often the best match has the right caption, in both directions.
 
     Args:
         images, texts: (N, C), of unit length.
-        captions: N, of which some may be equal.
+        captions: N; some can be equal.
     """
     ids = torch.tensor([captions.index(caption) for caption in captions])
     similarity = (images @ texts.T).cpu()
@@ -141,7 +141,7 @@ def retrieval_at_1(images: Tensor, texts: Tensor, captions: Sequence[str]) -> di
 
 
 def _labels(instances: Sequence[Instance]) -> Tensor:
-    """The class of each pixel, (LABELED_SIDE, LABELED_SIDE), -1 where there is no object."""
+    """Return the class of each pixel, (LABELED_SIDE, LABELED_SIDE), -1 outside of objects."""
     labels = torch.full((LABELED_SIDE, LABELED_SIDE), -1)
     for instance in instances:
         labels[torch.from_numpy(instance.mask)] = instance.category
@@ -149,7 +149,7 @@ def _labels(instances: Sequence[Instance]) -> Tensor:
 
 
 def _pixels(images: Sequence[Image.Image], preprocess: PreprocessCfg) -> Tensor:
-    """Square pictures, those of SIDE pixels at the size a model takes, others likewise: (N, 3, H, W)."""
+    """Return images as a model takes them, (N, 3, H, W); SIDE pixels become the model's size."""
     size = round(preprocess.size * images[0].width / SIDE)
     transform = image_transform_v2(replace(preprocess, size=size), is_train=False)
     return torch.stack([transform(image) for image in images])

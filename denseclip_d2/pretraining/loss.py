@@ -4,18 +4,17 @@ from torch import Tensor
 
 
 class SharedCaptionLoss(ClipLoss):
-    """open_clip's contrastive loss, for batches in which captions recur: equal ones are all right answers.
+    """open_clip's contrastive loss for batches with equal captions, all of which are right answers.
 
-    To it the same loss of the texts among themselves can be added, which keeps captions that differ apart
-    (the uniformity of Wang & Isola, ICML 2020). Without it, words whose difference no image shows yet are
-    brought together, and then no image is asked to show it. Where every caption is there once and nothing is
-    added, this is open_clip's loss.
+    The same loss between the texts can be added. It keeps different captions apart (the uniformity of Wang &
+    Isola, ICML 2020). Without it, captions that the images do not separate yet collapse to one embedding.
+    Without equal captions and added loss, this is open_clip's loss.
     """
 
     def __init__(self, apart: float = 0.0):
         """
         Args:
-            apart: weight of what is added.
+            apart: weight of the loss between the texts.
         """
         super().__init__()
         self.apart = apart
@@ -28,7 +27,7 @@ class SharedCaptionLoss(ClipLoss):
             image_features, text_features: (B, C), of unit length.
             logit_scale: factor of their products.
             captions: (B, L) token ids.
-        Returns: a scalar, the mean of both directions, and what is added.
+        Returns: a scalar: the mean of both directions, and the loss between the texts.
         """
         same = (captions[:, None] == captions[None]).all(dim=-1).float()
         targets = same / same.sum(dim=1, keepdim=True)  # (B, B), symmetric

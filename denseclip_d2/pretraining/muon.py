@@ -5,13 +5,13 @@ from torch import nn
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al., 2024), of convolutions too: a kernel has a row an output."""
+    """torch's Muon (Jordan et al., 2024), for convolutions too: a kernel is a matrix of a row per output."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], **settings):
         """
         Args:
-            parameters: of two dimensions or more, contiguous, and of the device that they stay on.
-            settings: as torch's.
+            parameters: of two dimensions or more, contiguous, on their final device.
+            settings: as for torch's.
         """
         self._whole = list(parameters)
         super().__init__([nn.Parameter(p.detach().flatten(1)) for p in self._whole], **settings)

@@ -8,7 +8,6 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..builder import can_be_channels_last
-from ..checkpoint.exported import halved
 from ..data.caption_table import CaptionTable
 from ..utils.atomic import atomic_write
 from ..utils.random_state import get_random_state, seeded_random, set_random_state
+from ..utils.safetensors_file import write_safetensors
 from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .loss import SharedCaptionLoss
 from .muon import Muon
@@ -28,29 +27,30 @@ CHECKPOINT, WEIGHTS, HALF, METRICS = "last.pt", "clip.pt", "clip.safetensors", "
 _LEAST = {"steps": 1, "batch_size": 2, "alike": 1, "warmup": 1, "seed": 0, "period": 1}
 PRECISIONS = ("bfloat16", "float32")
 _LOGIT_SCALE_MAX = math.log(100)  # as CLIP was trained (Radford et al., 2021, section 2.5)
-_EVALUATED_SEED = 10**6  # added to the run's, so that evaluation has pictures of its own
+_EVALUATED_SEED = 10**6  # added to the run's seed: evaluation has other images
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, and Muon for kernels and transformers' matrices; a linear warm-up and a cosine decay to zero.
+    """AdamW, Muon for kernels and matrices of transformers, linear warm-up and cosine decay to zero.
 
     Attributes:
         model: an architecture, by open_clip's name.
-        steps, batch_size: how long, and how many pairs a step.
-        alike: how many neighbors of the table stay together: where those have captions alike, words must be
-            learned that make little difference. 1 draws every pair by itself.
-        learning_rate, weight_decay: at the peak; the decay is of matrices alone, not of norms and biases.
-        muon: learning rate of Muon, at the peak; matrices decay as much a step as AdamW's. 0: AdamW alone.
-        apart: weight of the loss that keeps different captions apart, see :class:`SharedCaptionLoss`.
-        warmup: steps of it.
+        steps, batch_size: number of steps, and of pairs per step.
+        alike: number of neighbors in the table that stay together. Neighbors with similar captions are hard
+            negatives. 1: pairs are drawn singly.
+        learning_rate: of AdamW, at the peak.
+        weight_decay: of matrices, not of norms and biases.
+        muon: learning rate of Muon, at the peak; matrices decay as much per step as AdamW's. 0: only AdamW.
+        apart: weight of the loss between different captions, see :class:`SharedCaptionLoss`.
+        warmup: steps of the warm-up.
         seed: of weights, order and crops.
-        precision: "bfloat16", to which both encoders are cast automatically, or "float32".
+        precision: "bfloat16" (autocast of both encoders) or "float32".
         period: steps between checkpoints, and between evaluations.
-        num_evaluated: pictures of an evaluation.
+        num_evaluated: images of an evaluation.
 
     Raises:
-        ValueError: an architecture that :func:`check_architecture` refuses, a number out of range.
+        ValueError: see :func:`check_architecture`; a number is out of range.
     """
 
     model: str
@@ -76,41 +76,42 @@ class Recipe:
             raise ValueError(f"batch_size = {self.batch_size} is no multiple of alike = {self.alike}.")
         if not self.learning_rate > 0 or self.weight_decay < 0:
             raise ValueError(
-                f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}: "
-                "the first must be above 0, the second not below."
+                f"learning_rate = {self.learning_rate} must be above 0, "
+                f"weight_decay = {self.weight_decay} at least 0."
             )
         if not self.muon >= 0 or not self.apart >= 0:
-            raise ValueError(f"muon = {self.muon}, apart = {self.apart}: neither can be below 0.")
+            raise ValueError(f"muon = {self.muon}, apart = {self.apart}: both must be at least 0.")
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision = {self.precision!r}; it can be {' or '.join(PRECISIONS)}.")
+            raise ValueError(f"precision = {self.precision!r}; use {' or '.join(PRECISIONS)}.")
 
     def rate(self, step: int) -> float:
-        """Part of the learning rate at a step."""
+        """Return the factor of the learning rate at a step."""
         return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def pretrain(
     recipe: Recipe, table: CaptionTable, output: Path, *, resume: bool = False, workers: int = 0
 ) -> Path:
-    """Trains a CLIP on pairs; goes on where a killed run was, as if it had not been, with ``resume``.
+    """Train a CLIP on pairs of images and captions.
 
-    Writes to ``output``: ``metrics.json`` (a line a period), ``last.pt`` to resume from, and at the end
-    ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and ``MODEL.WEIGHTS``, and
-    ``clip.safetensors``, the same rounded to float16.
+    The folder ``output`` gets ``metrics.json`` (a line per period) and ``last.pt`` to resume from. At the end
+    it gets ``clip.pt``, a state dict for ``open_clip.create_model(..., pretrained=FILE)`` and
+    ``MODEL.WEIGHTS``, and ``clip.safetensors``, the same in float16.
+
+    Args:
+        resume: continue the run in ``output``, with the result of an uninterrupted run.
 
     Returns: the path of ``clip.pt``.
     Raises:
-        ValueError: fewer pairs than a batch has; resumed with another recipe.
-        FileExistsError: ``output`` has a run, and is not to be resumed.
+        ValueError: fewer pairs than a batch; resumed with another recipe.
+        FileExistsError: ``output`` has a run, and ``resume`` is False.
         FloatingPointError: the loss is not finite.
     """
     if len(table) < recipe.batch_size:
-        raise ValueError(
-            f"{len(table)} pairs are fewer than a batch of {recipe.batch_size}: lower the batch."
-        )
+        raise ValueError(f"{len(table)} pairs are fewer than a batch of {recipe.batch_size}.")
     last = output / CHECKPOINT
     if last.exists() and not resume:
-        raise FileExistsError(f"{output} has a run. Go on with it by --resume, or choose another folder.")
+        raise FileExistsError(f"{output} has a run. Continue it with --resume, or choose another folder.")
     run = _Run(recipe)
     if last.exists():
         run.load(last)
@@ -130,14 +131,12 @@ def pretrain(
             run.save(last)
     with atomic_write(output / WEIGHTS, "wb") as file:
         torch.save(run.model.state_dict(), file)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in run.model.state_dict().items()}
-    with atomic_write(output / HALF, "wb") as file:
-        file.write(save(halved(weights)))
+    write_safetensors(output / HALF, run.model.state_dict(), half=True)
     return output / WEIGHTS
 
 
 class _Run:
-    """A model in training: what is kept in a checkpoint."""
+    """The state of a training, as a checkpoint keeps it."""
 
     def __init__(self, recipe: Recipe):
         torch.manual_seed(recipe.seed)
@@ -165,8 +164,8 @@ class _Run:
         loss = self.loss(image_features.float(), text_features.float(), scale, texts)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss.item()} after step {self.step}. Lower the learning rate, "
-                f"{self.recipe.learning_rate}, and begin again."
+                f"The loss is {loss.item()} after step {self.step}. Lower the learning rate "
+                f"{self.recipe.learning_rate} and start again."
             )
         self.model.zero_grad()
         loss.backward()
@@ -194,8 +193,7 @@ class _Run:
             before = state["recipe"]
             changed = [f"{n} = {before.get(n)}" for n, v in asdict(self.recipe).items() if before.get(n) != v]
             raise ValueError(
-                f"{path} is of a run with {', '.join(changed)}. "
-                "Resume it with the same, or choose another folder."
+                f"{path} is of a run with {', '.join(changed)}. Resume with the same, or use another folder."
             )
         self.model.load_state_dict(state["model"])
         for name in ("optimizers", "schedules"):
@@ -205,17 +203,14 @@ class _Run:
         set_random_state(state["random"])
 
 
+@dataclass(frozen=True)
 class _Augmented(Dataset):
-    """Pairs as a model takes them; each is cropped by random numbers of its own place in the run."""
+    """Pairs as model inputs; the crop of each is seeded by its position in the run."""
 
-    def __init__(
-        self,
-        table: CaptionTable,
-        augment: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        seed: int,
-    ):
-        self.table, self.augment, self.tokenizer, self.seed = table, augment, tokenizer, seed
+    table: CaptionTable
+    augment: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    seed: int
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         image, title = self.table[place[1]]
@@ -226,12 +221,12 @@ class _Augmented(Dataset):
 def _batches(recipe: Recipe, table: CaptionTable, run: _Run, workers: int) -> DataLoader:
     order = _order(recipe, len(table), run.step)
     augmented = _Augmented(table, run.augment, run.tokenizer, recipe.seed)
-    # A generator of its own: a loader seeds its workers from the global one, which a resume would repeat.
+    # With its own generator: otherwise a loader seeds its workers from the global one, also after a resume.
     return DataLoader(augmented, batch_sampler=order, num_workers=workers, generator=torch.Generator())
 
 
 def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[int, int]]]:
-    """Step and pair for each place of the batches from ``start``; every epoch is shuffled anew, by rows."""
+    """Yield the batches from step ``start``, as (step, pair); each epoch shuffles the rows again."""
     rows = np.arange(num_pairs // recipe.alike * recipe.alike).reshape(-1, recipe.alike)
     batches = len(rows) * recipe.alike // recipe.batch_size
     for step in range(start, recipe.steps):
@@ -243,7 +238,7 @@ def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[in
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    by_muon = {  # not the attention pool's, which are as large as all the rest: too slow on a processor
+    by_muon = {  # without the attention pool, which is as large as the rest together: too slow on a CPU
         name: p
         for name, p in trained.items()
         if recipe.muon and (p.ndim == 4 or (p.ndim == 2 and "resblocks" in name))
@@ -261,7 +256,7 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
 
 
 def _forget_metrics_after(path: Path, step: int) -> None:
-    """Leave out what a killed run wrote between its last checkpoint and its end."""
+    """Remove the lines that a killed run wrote after its last checkpoint."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     with atomic_write(path, "w", encoding="utf-8") as file:

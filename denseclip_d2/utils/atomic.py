@@ -1,4 +1,4 @@
-"""Files and folders that are there in whole or not at all, whatever kills the process."""
+"""Atomic writes: files and folders exist completely or not at all, whatever kills the process."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ def atomic_write(path: Path, mode: str, **kwargs) -> Iterator[IO]:
     """Open a file that appears under its name if the block succeeds, and is removed otherwise.
 
     Args:
-        mode, kwargs: as of ``open``.
+        mode, kwargs: as for ``open``.
     """
     with atomic_path(path) as aside, aside.open(mode, **kwargs) as file:
         yield file
@@ -54,12 +54,12 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """Make a folder to write into, which becomes ``folder`` if the block ends well, and is removed otherwise.
+    """Make a folder that becomes ``folder`` if the block ends without error, and is removed otherwise.
 
     Args:
-        folder: not there, or empty.
+        folder: does not exist, or is empty.
     """
-    # The process id keeps two runs that started together from writing into each other's folder.
+    # With the process id, two runs that started together write into separate folders.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)

@@ -4,11 +4,11 @@ from torch import Tensor
 
 
 def sum_over_processes(count: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, without gradient; every process has to call this.
+    """Return the sum of a tensor over all processes, without gradient; every process must call this.
 
-    Detectron2 averages logged losses, and DDP gradients, over processes. A process that divides its sum of
-    losses by ``sum_over_processes(its count) / number of processes`` makes that average the loss of the
-    global batch, however it is spread over processes.
+    Detectron2 averages logged losses over processes, and DDP averages gradients. If each process divides its
+    sum of losses by ``sum_over_processes(its count) / number of processes``, that average is the loss of the
+    global batch.
     """
     if comm.get_world_size() == 1:
         return count

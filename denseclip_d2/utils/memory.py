@@ -27,10 +27,10 @@ def keep_freed_memory() -> bool:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of free memory, at most up to the limit of a container; None without Linux.
+    """Return the available bytes of memory, within the limit of a container; None without Linux.
 
     Args:
-        root: the root of the file system with ``proc`` and ``sys``.
+        root: the folder that contains ``proc`` and ``sys``.
     """
     meminfo = root / "proc/meminfo"
     if not meminfo.is_file():

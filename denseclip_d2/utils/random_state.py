@@ -13,7 +13,7 @@ import torch
 
 
 def get_random_state(*, cuda: bool = False) -> dict:
-    """State of the global generators of Python, numpy, torch and, with ``cuda``, of the current GPU."""
+    """Return the state of the generators of Python, numpy, torch and, with ``cuda``, the current GPU."""
     kind, keys, *rest = cast(tuple, np.random.get_state())
     state = {
         "python": random.getstate(),
@@ -26,7 +26,7 @@ def get_random_state(*, cuda: bool = False) -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Undo what was drawn since :func:`get_random_state`; a GPU's state is left out where there is none."""
+    """Restore the state that :func:`get_random_state` returned; without a GPU, its state is ignored."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -37,7 +37,7 @@ def set_random_state(state: dict) -> None:
 
 @contextmanager
 def seeded_random(*entropy: int) -> Iterator[None]:
-    """Within, the CPU's generators are seeded by these non-negative integers; after, as if never touched."""
+    """Seed the CPU's generators by non-negative integers in the block, and restore them after it."""
     before = get_random_state()
     words = np.random.SeedSequence(entropy).generate_state(4)
     random.seed(words.tobytes())

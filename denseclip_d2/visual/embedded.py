@@ -35,7 +35,6 @@ class EmbeddedBackbone(Backbone):
         position: str = "interpolate",
         dense: str = "attention",
         grid_size: int = GRID_SIZE,
-        weights: str = "",
         with_embeddings: bool = True,
     ):
         """
@@ -45,12 +44,13 @@ class EmbeddedBackbone(Backbone):
             embedding: "attention_pool", or "linear" on each cell and on the mean of all cells.
             position, dense: of the attention pool, see :class:`DenseAttentionPool`.
             grid_size: side of the pool's grid of positional embeddings, in cells.
-            weights: pretrained weights of the backbone: see ``read_backbone`` in ``checkpoint/``.
-            with_embeddings: False leaves out the embedding.
+            with_embeddings: False leaves the embedding out.
+
+        Raises:
+            ValueError: an unknown ``embedding``.
         """
         super().__init__()
         self.backbone = backbone
-        self.weights = weights
         shapes = backbone.output_shape()
         self.level = max(shapes, key=lambda name: shapes[name].stride)
         width, self.embedding_stride = shapes[self.level].channels, shapes[self.level].stride
@@ -75,7 +75,6 @@ class EmbeddedBackbone(Backbone):
             "position": visual.POSITION,
             "dense": visual.DENSE,
             "grid_size": visual.RESOLUTION // coarsest or GRID_SIZE,
-            "weights": visual.WEIGHTS,
             "with_embeddings": with_embeddings,
         }
 
