@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterator
 
-import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
@@ -18,6 +17,8 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
+from ..language.prompts import check_context_init
+from ..visual.timm_backbone import TIMM, check_timm_model
 from .projects import default_config
 from .rules import DETECTRON2, OWN
 
@@ -33,9 +34,6 @@ REGISTRIES = {
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 """Where Detectron2 looks the names up that these keys hold."""
-
-TIMM = "timm/"
-"""How ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names a model of timm's."""
 
 NOTHING = {"MODEL.ROI_BOX_HEAD.NAME": "", "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals"}
 """What Detectron2 takes for "nothing to build" at these keys."""
@@ -79,40 +77,6 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
             "cannot share equally: make WIDTH a multiple of HEADS."
-        )
-
-
-def check_timm_model(name: str) -> None:
-    """See that timm has a model, and the tag if there is one in the name.
-
-    Raises:
-        ValueError: it has not.
-    """
-    architecture = name.partition(".")[0]
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:4]
-        raise ValueError(
-            f"timm has no model {name!r}. Near it: {', '.join(near) or 'none'}; timm.list_models() has all."
-        )
-    try:
-        timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # how timm refuses a tag
-        tags = timm.list_pretrained(f"{architecture}.*")
-        raise ValueError(
-            f"timm's {architecture!r} has no weights {name!r}. It has: {', '.join(tags) or 'none'}."
-        ) from error
-
-
-def check_context_init(mode: str, context_init: str) -> None:
-    """See that there are contexts to begin from these words.
-
-    Raises:
-        ValueError: there are words, and the mode learns no contexts.
-    """
-    if context_init and mode not in ("post", "context"):
-        raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {mode!r} learns no "
-            "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
         )
 
 

@@ -5,10 +5,7 @@ from detectron2.config import CfgNode
 from timm.models import PretrainedCfg
 
 from ..clip_models import pixels_of
-from .checks import TIMM
-
-TIMM_WEIGHTS = "timm://"
-"""How ``MODEL.DENSECLIP.VISUAL.WEIGHTS`` names timm's weights."""
+from ..visual.timm_backbone import TIMM, TIMM_WEIGHTS
 
 
 def set_pixels(cfg: CfgNode) -> None:

@@ -1,11 +1,12 @@
 """Detectron2's own projects, whose config keys a config asks for by ``MODEL.DENSECLIP.PROJECTS``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
 from detectron2.config import get_cfg
 
+from ..meta_arch.systems import register_panoptic_deeplab
 from .defaults import add_denseclip_config
 from .node import CfgNode
 
@@ -17,13 +18,6 @@ PROJECTS = {
 """The packages in ``detectron2.projects``, and what adds their keys."""
 
 GET_PANOPTICAPI = "pip install git+https://github.com/cocodataset/panopticapi.git"
-
-_dependents: dict[str, Callable[[], object]] = {}
-
-
-def when_loaded(project: str, register: Callable[[], object]) -> None:
-    """Have what builds on a project of Detectron2's registered once a config asks for the project."""
-    _dependents[project] = register
 
 
 def default_config(projects: Iterable[str] = ()) -> CfgNode:
@@ -55,8 +49,8 @@ def _package_of(project: str) -> ModuleType:
             f"MODEL.DENSECLIP.PROJECTS has {project!r}, which needs panopticapi, and that is not installed: "
             f"{GET_PANOPTICAPI}"
         ) from error
-    if project in _dependents:
-        _dependents.pop(project)()
+    if project == "panoptic_deeplab":
+        register_panoptic_deeplab()
     return package
 
 

@@ -5,11 +5,10 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
-from ..config import check_context_init
 from .context_decoder import ContextDecoder
 from .graphed import GraphedTextEncoder
 from .memo import TensorMemo
-from .prompts import check_class_names, check_prompts, tokenize_names
+from .prompts import check_class_names, check_context_init, check_prompts, tokenize_names
 from .text_encoder import CLIPTextEncoder
 from .tokenizers import Tokenizer, get_tokenizer
 

@@ -3,7 +3,6 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
-from ..config.projects import when_loaded
 from .fcos import CLIPFCOS
 from .pixel_text import language_guided
 from .retinanet import CLIPRetinaNet
@@ -28,9 +27,11 @@ for _system in (
     META_ARCH_REGISTRY.register(_system)
 
 
-def _register_panoptic_deeplab() -> None:
-    META_ARCH_REGISTRY.register(language_guided(META_ARCH_REGISTRY.get("PanopticDeepLab"), "SEM_SEG_HEAD"))
+def register_panoptic_deeplab() -> None:
+    """Register DenseCLIPPanopticDeepLab; Detectron2's project "panoptic_deeplab" must be imported.
 
-
-# DenseCLIPPanopticDeepLab; Detectron2's module cannot be imported where panopticapi is not installed.
-when_loaded("panoptic_deeplab", _register_panoptic_deeplab)
+    The project is not always there: it needs panopticapi.
+    """
+    if "DenseCLIPPanopticDeepLab" not in META_ARCH_REGISTRY:
+        panoptic_deeplab = META_ARCH_REGISTRY.get("PanopticDeepLab")
+        META_ARCH_REGISTRY.register(language_guided(panoptic_deeplab, "SEM_SEG_HEAD"))

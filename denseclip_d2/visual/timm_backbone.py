@@ -10,8 +10,12 @@ from timm.models import group_parameters
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import check_timm_model
 from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
+
+TIMM = "timm/"
+"""The prefix by which ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names a model of timm."""
+TIMM_WEIGHTS = "timm://"
+"""The prefix by which ``MODEL.DENSECLIP.VISUAL.WEIGHTS`` names weights of timm."""
 
 Trunk = Any
 """A model of timm's, whose attributes torch's ``Module`` has no types for."""
@@ -186,6 +190,27 @@ class TimmBackbone(Backbone):
                 "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING is True, and timm's "
                 f"{type(self.trunk).__name__} cannot. Set it to False."
             ) from error
+
+
+def check_timm_model(name: str) -> None:
+    """See that timm has a model, and the tag if there is one in the name.
+
+    Raises:
+        ValueError: it has not.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:4]
+        raise ValueError(
+            f"timm has no model {name!r}. Near it: {', '.join(near) or 'none'}; timm.list_models() has all."
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # how timm refuses a tag
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ValueError(
+            f"timm's {architecture!r} has no weights {name!r}. It has: {', '.join(tags) or 'none'}."
+        ) from error
 
 
 def create_trunk(name: str, **kwargs) -> Trunk:
