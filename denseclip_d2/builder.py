@@ -16,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import DenseCLIPCheckpointer
-from .config import check_config
+from .config import check_config, set_pixels
 from .config.checks import leaves
 from .config.projects import default_config
+from .data.class_names import get_class_names
+from .guidance import guidance_of
 from .utils.memory import available_memory
 from .utils.random_state import get_random_state, set_random_state
 from .visual import VisualEncoder
@@ -42,6 +44,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
             or on a CPU without a C++ compiler.
         MemoryError: the weights are larger than the memory that is free.
     """
+    cfg = _completed(cfg)
     check_config(cfg)
     _check_size(cfg)
     if lost := lost_sync_bn(cfg):
@@ -69,6 +72,26 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
     )
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
+
+
+def _completed(cfg: CfgNode) -> CfgNode:
+    """Return the config with the pixel statistics and class names that architecture and datasets give."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    set_pixels(cfg)
+    if cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip_"):
+        cfg.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(cfg)
+    return cfg
+
+
+def class_names_of(model: nn.Module, cfg: CfgNode) -> tuple[str, ...]:
+    """Return the class names that a model reads, or those of its config for a model without language.
+
+    Raises:
+        ValueError: the model is without language, and neither the config nor its datasets have names.
+    """
+    guided = guidance_of(model)
+    return guided.language.class_names if guided else get_class_names(cfg)
 
 
 def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:

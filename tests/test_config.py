@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import modeling
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from denseclip_d2.builder import build_model
-from denseclip_d2.config import add_denseclip_config, load_config
+from denseclip_d2.config import add_denseclip_config, load_config, prepare_run, set_pixels
 from denseclip_d2.config.checks import leaves
 from denseclip_d2.config.projects import PROJECTS, default_config
 from denseclip_d2.config.rules import DETECTRON2, OWN
@@ -20,6 +21,7 @@ from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine.errors import line_of
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
@@ -262,6 +264,50 @@ def test_every_key_of_this_project_has_a_rule_that_its_default_keeps():
     assert OWN.keys() == values.keys() - before.keys()
     for key, rule in {**OWN, **DETECTRON2}.items():
         assert rule.accepts(values[key]), key
+
+
+def test_loading_a_config_touches_no_dataset(tmp_path, catalogs):
+    missing = {"DATASETS.SEMANTIC_FOLDERS": (str(tmp_path),), "DATASETS.OWN.TRAIN": (str(tmp_path), "x")}
+    cfg = load_config(CONFIG, [x for pair in missing.items() for x in pair])
+    assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.SOLVER.MAX_ITER) == ((), 1000)
+    assert not DatasetCatalog.list() and not MetadataCatalog.list()
+    for pair in missing.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+            prepare_run(CONFIG, pair)
+
+
+def test_a_run_has_the_names_of_its_dataset_in_its_config():
+    cfg = load_config(CONFIG, [])
+    prepared, reference = prepare_run(CONFIG, [])
+    assert (
+        prepared.MODEL.DENSECLIP.CLASS_NAMES == CLASS_NAMES == build_model(cfg).backbone.language.class_names
+    )
+    assert prepared.MODEL.DENSECLIP == reference.MODEL.DENSECLIP != cfg.MODEL.DENSECLIP
+    names = tuple(name.upper() for name in CLASS_NAMES)
+    prepared, reference = prepare_run(CONFIG, ["MODEL.DENSECLIP.CLASS_NAMES", names])
+    assert names == prepared.MODEL.DENSECLIP.CLASS_NAMES
+    assert reference.MODEL.DENSECLIP.CLASS_NAMES == ()  # the person's names are a departure
+    prepared, _ = prepare_run(CONFIG, ["DATASETS.TRAIN", ("not_there",)])
+    assert prepared.MODEL.DENSECLIP.CLASS_NAMES == ()
+    with pytest.raises(ValueError, match="'not_there', which is not registered"):
+        build_model(prepared)
+
+
+def test_a_config_made_by_hand_is_told_how_to_get_what_it_lacks():
+    cfg = get_cfg()
+    add_denseclip_config(cfg)
+    cfg.merge_from_file(CONFIG)
+    cfg.MODEL.DEVICE = "cpu"
+    assert build_model(cfg).pixel_mean.flatten()[0] == pytest.approx(122.7709383)
+    with pytest.raises(ValueError, match=r"PIXEL_MEAN is \[\].* `denseclip_d2.config.set_pixels\(cfg\)`"):
+        modeling.build_model(cfg)
+    set_pixels(cfg)
+    with pytest.raises(
+        ValueError, match=r"CLASS_NAMES is empty.* `denseclip_d2.data.get_class_names\(cfg\)`"
+    ):
+        modeling.build_model(cfg)
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(cfg)
+    assert modeling.build_model(cfg).backbone.language.class_names == CLASS_NAMES
 
 
 def test_a_tool_says_it_in_one_line():

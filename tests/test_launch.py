@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
+from configs import prepared
 from denseclip_d2.builder import with_fitting_norms
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run
@@ -55,7 +56,7 @@ def test_a_run_goes_on_in_another_precision():
 
 def test_sync_bn_is_bn_on_one_device_under_the_same_names():
     """In the visual encoder, the pyramid and the head."""
-    cfg = load_config(CONFIG, [])
+    cfg = prepared(CONFIG, [])
     fitted, synced = Trainer.build_model(cfg), build_model(cfg)
     parts = [m for n, m in synced.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     assert len(parts) > 30

@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 from test_engine import ROOT
 
+from configs import prepared
 from denseclip_d2 import model_zoo
-from denseclip_d2.config import load_config
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization.drawing import draw_detections, draw_label_map
 from denseclip_d2.web_demo import session as look
@@ -69,7 +69,7 @@ def served(tmp_path_factory):
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
-    cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
+    cfg = prepared("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
     weights = tmp_path_factory.mktemp("random") / "model.pth"
     torch.save({"model": build_model(cfg).state_dict()}, weights)
     cfg.MODEL.WEIGHTS = str(weights)

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from ..benchmark import CONTENDERS, GROWING, SECTIONS, Settings, format_table
-from ..config import load_config
+from ..config import prepare_run
 from ..engine import keep_memory
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
@@ -88,7 +88,7 @@ def device_name(device: torch.device) -> str:
 
 def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, is talkative
-    cfg = load_config(args.config_file, args.opts)
+    cfg = prepare_run(args.config_file, args.opts).cfg
     check_folder(args.json, "--json")
     check_folder(args.plot, "--plot")
     keep_memory(cfg)

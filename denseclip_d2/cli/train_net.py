@@ -21,7 +21,6 @@ from detectron2.utils import comm
 
 from ..builder import make_fast
 from ..checkpoint import DenseCLIPCheckpointer
-from ..config import load_config
 from ..data.dataset_folder import FORMS
 from ..engine import Trainer, run, setup
 from ..inference import with_tta
@@ -85,15 +84,14 @@ def main(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
             "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ...",
         )
-    load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
     run(train, args)
 
 
 def train(args: argparse.Namespace):
     """Train or evaluate, in one of the processes; return the results."""
-    cfg = setup(args)
+    cfg, reference = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
+        trainer = Trainer(cfg, recipe=reference)
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
         from ..report import report_training  # it draws, which training needs nothing of

@@ -2,12 +2,14 @@
 
 from .checks import check_config
 from .defaults import add_denseclip_config
-from .loading import load_config
+from .loading import PreparedRun, load_config, prepare_run
 from .pixels import set_pixels
 
 __all__ = [
+    "PreparedRun",
     "add_denseclip_config",
     "check_config",
     "load_config",
+    "prepare_run",
     "set_pixels",
 ]

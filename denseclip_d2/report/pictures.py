@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from ..data import get_class_names
 from ..data.pictures import read_picture
 from ..data.semantic import read_labels
 from ..inference import Predictor
@@ -104,7 +103,7 @@ def _draw(
     quality: Sequence[float],
     threshold: float,
 ) -> Iterator[_Drawn]:
-    names = get_class_names(predictor.cfg)
+    names = predictor.class_names
     images = [read_picture(record["file_name"]) for record in records]
     asked = [names_in(record, names) if predictor.guidance else [] for record in records]
     outputs = predictor.stream(zip(images, asked, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..config import load_config
+from ..config import prepare_run
 
 Records = dict[int, dict[str, float]]
 """What was measured, by iteration."""
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
             f"{folder} has nothing to report yet: neither metrics.json, which training writes every 20 "
             "iterations, nor inference/, which evaluation does."
         )
-    cfg = load_config(str(config), [])
+    cfg = prepare_run(str(config), []).cfg
     last = folder / "last_checkpoint"
     if last.is_file():
         cfg.MODEL.WEIGHTS = str(folder / last.read_text(encoding="utf-8").strip())

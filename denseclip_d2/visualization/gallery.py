@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data import get_class_names
 from ..inference import Predictor
 from ..utils.atomic import atomic_write
 from .coco_file import CocoFile, coco_file, ids_of_dataset
@@ -94,7 +93,7 @@ def draw_sources(
     Raises:
         OSError: the folder cannot be written.
     """
-    class_names = get_class_names(predictor.cfg)
+    class_names = predictor.class_names
     ids = ids_of_dataset(dataset, len(class_names))
     faults: list[str] = []
     shots = islice(_shots(predictor, sources, names, faults), count)
@@ -127,7 +126,7 @@ def draw_sources(
 def _shots(
     predictor: Predictor, sources: Sequence[Source], names: Sequence[str], faults: list[str]
 ) -> Iterator[_Shot]:
-    class_names = get_class_names(predictor.cfg)
+    class_names = predictor.class_names
     for source in sources:
         wanted = names or (names_in(source.record, class_names) if predictor.guidance else [])
         try:

@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..data import get_class_names
 from ..visualization.drawing import HEAT, class_color
 from .session import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
 
@@ -67,7 +66,7 @@ class Page:
         else:
             raise ValueError(BEGIN)
         predictor = self.models.get(model)
-        names = names_typed(text or "", get_class_names(predictor.cfg), self.limits)
+        names = names_typed(text or "", predictor.class_names, self.limits)
         look = look_at(predictor, image, names, file_name)
         heat_maps = [(heat, name) for name, heat in look.heat_maps.items()]
         # No file: there is room for the next.
@@ -85,7 +84,7 @@ class Page:
     def about(self, model: str) -> str:
         """What names a model knows."""
         predictor = self.models.get(model)
-        names = get_class_names(predictor.cfg)
+        names = predictor.class_names
         more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
         told = escape(", ".join(names[:NAMES_TOLD])) + more
         what = "Names of its classes alone have heat maps: the text encoder was left out of this model."
@@ -98,7 +97,7 @@ class Page:
     def names_for(self, model: str, names: list[str]) -> list[str]:
         """These names, or where the model cannot read them some of its classes."""
         predictor = self.models.get(model)
-        classes = get_class_names(predictor.cfg)
+        classes = predictor.class_names
         readable = reads_any_words(predictor) or set(names) <= set(classes)
         return names if readable else list(classes[:3])
 

@@ -16,7 +16,6 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
 
-from ..data import get_class_names
 from ..data.pictures import ImageError, as_bgr
 from ..data.tasks import finds_masks, is_semantic
 from ..inference import Predictor
@@ -273,7 +272,7 @@ def look_at(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
         ValueError: names that cannot be told apart, or are too long for the text encoder.
     """
     cfg, guidance = predictor.cfg, predictor.guidance
-    class_names = get_class_names(cfg)
+    class_names = predictor.class_names
     known = class_names if guidance else []
     readable = [name for name in names if name in known or reads_any_words(predictor)]
     outputs = predictor(image, score_maps_of=readable)
