@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import DenseCLIPCheckpointer
-from .config import check_config, set_pixels
+from .config import set_pixels
 from .config.checks import leaves
 from .config.projects import default_config
 from .data.class_names import get_class_names
@@ -40,12 +40,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Returns: the model in training mode, with random weights.
     Raises:
-        ValueError: a config value that cannot be; ``MODEL.COMPILE`` together with checkpointed activations,
-            or on a CPU without a C++ compiler.
+        ValueError: ``MODEL.COMPILE`` together with checkpointed activations, or on a CPU without a C++
+            compiler.
         MemoryError: the weights are larger than the memory that is free.
     """
     cfg = _completed(cfg)
-    check_config(cfg)
     _check_size(cfg)
     if lost := lost_sync_bn(cfg):
         logger.warning("%s.", lost)

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from denseclip_d2.builder import build_model
-from denseclip_d2.config import add_denseclip_config, load_config, prepare_run, set_pixels
+from denseclip_d2.config import add_denseclip_config, check_config, load_config, prepare_run, set_pixels
 from denseclip_d2.config.checks import leaves
 from denseclip_d2.config.projects import PROJECTS, default_config
 from denseclip_d2.config.rules import DETECTRON2, OWN
@@ -249,11 +249,11 @@ def test_an_option_after_the_keys_is_named():
         load_config(CONFIG, ["SEED", "1", "--resume"])
 
 
-def test_values_set_in_python_are_checked_as_well():
+def test_values_set_in_python_can_be_checked_as_well():
     cfg = load_config(CONFIG, [])
     cfg.MODEL.DENSECLIP.SCORE_MAP.TAU = "warm"
     with pytest.raises(ValueError, match="SCORE_MAP.TAU is 'warm'; it has to be a number above 0"):
-        build_model(cfg)
+        check_config(cfg)
 
 
 def test_every_key_of_this_project_has_a_rule_that_its_default_keeps():

@@ -24,17 +24,10 @@ CONFIG = str(Path(__file__).resolve().parents[1] / "configs/Shapes/denseclip_ret
 ONE_PROCESS = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
 
 
-@pytest.mark.parametrize(
-    "precision, message",
-    [
-        ("float16", "Set SOLVER.AMP.PRECISION to bfloat16"),
-        ("fp16", "it has to be one of 'float16', 'bfloat16'"),
-    ],
-)
-def test_impossible_precisions_are_refused(precision, message):
+def test_float16_on_a_cpu_is_refused():
     cfg = load_config(CONFIG, ["SOLVER.AMP.ENABLED", "True"])
-    cfg.SOLVER.AMP.PRECISION, cfg.MODEL.DEVICE = precision, "cpu"
-    with pytest.raises(ValueError, match=message):
+    cfg.SOLVER.AMP.PRECISION, cfg.MODEL.DEVICE = "float16", "cpu"
+    with pytest.raises(ValueError, match="Set SOLVER.AMP.PRECISION to bfloat16"):
         Trainer(cfg)
 
 

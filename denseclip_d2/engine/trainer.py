@@ -17,7 +17,6 @@ from torch import nn
 
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
-from ..config import check_config
 from ..config.projects import GET_PANOPTICAPI
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
@@ -57,7 +56,6 @@ class Trainer(DefaultTrainer):
             ValueError, FileNotFoundError: a dataset, to train or to test on, cannot be used, or the config
                 does not fit the processes or the device, or is of a model that cannot be trained.
         """
-        check_config(cfg)
         check_precision(cfg)
         check_processes(cfg)
         check_survival(cfg)

@@ -14,7 +14,7 @@ def warn_of_other_pixels(cfg) -> None:
     if len(has) != len([*mean, *std]):
         raise ValueError(
             f"MODEL.PIXEL_MEAN is {cfg.MODEL.PIXEL_MEAN} and PIXEL_STD is {cfg.MODEL.PIXEL_STD}: they need 3 "
-            f"values each. `denseclip_d2.config.set_pixels(cfg)` replaces [] with the values of {architecture}."
+            f"values each. `denseclip_d2.config.set_pixels(cfg)` replaces [] with those of {architecture}."
         )
     if cfg.INPUT.FORMAT != "RGB" or any(abs(a - b) > 0.01 for a, b in zip(has, [*mean, *std], strict=True)):
         logger.warning(
