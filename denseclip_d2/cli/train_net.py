@@ -23,6 +23,7 @@ from ..builder import make_fast
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.dataset_folder import FORMS
 from ..engine import Trainer, run, setup
+from ..engine.run_record import record_evaluation
 from ..inference import with_tta
 
 
@@ -98,6 +99,7 @@ def train(args: argparse.Namespace):
 
         report_training(cfg)
         return results
+    record_evaluation(cfg.OUTPUT_DIR)
     Trainer.check_test_sets(cfg)
     model = Trainer.build_model(cfg)
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None

@@ -32,8 +32,9 @@ from .hooks import check_survival, with_survival
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_optimizer
 from .precision import check_precision
+from .run_record import RunRecord
 from .scale import check_processes, fitting_trainer_parts
-from .summary import summarize_run
+from .summary import format_summary, summarize_run
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,9 @@ class Trainer(DefaultTrainer):
         with fitting_trainer_parts(cfg):
             super().__init__(cfg)
         check_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        logger.info(summarize_run(self.cfg, recipe or cfg, self.model, self.optimizer, self.data_loader))
+        summary = summarize_run(self.cfg, recipe or cfg, self.model, self.optimizer, self.data_loader)
+        logger.info(format_summary(summary))
+        self.register_hooks([RunRecord(cfg.OUTPUT_DIR, summary)] if comm.is_main_process() else [])
 
     @staticmethod
     def check_test_sets(cfg: CfgNode) -> None:
