@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _DataSource(argparse.Action):
-    """Take one value, or two, and leave the config's KEY VALUE pairs that follow them to ``args.pairs``."""
+    """Take one value or two, and store the KEY VALUE pairs that follow them in ``args.pairs``."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
@@ -57,7 +57,7 @@ class _DataSource(argparse.Action):
 
 
 def _is_key(value: str) -> bool:
-    """Return whether a value is, or was meant to be, a key of the config, such as SOLVER.MAX_ITER or SEED."""
+    """Return whether a value is, or looks like, a config key, such as SOLVER.MAX_ITER or SEED."""
     dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
     cfg = get_cfg()
     of_root = value in cfg and not isinstance(cfg[value], CfgNode)
@@ -65,7 +65,7 @@ def _is_key(value: str) -> bool:
 
 
 def all_opts(args: argparse.Namespace) -> list:
-    """Return the config's KEY VALUE pairs, of which the options for own data are some."""
+    """Return the KEY VALUE pairs of the command line, with those of the options for own data."""
     keys = {
         "DATASETS.OWN.TRAIN": args.train,
         "DATASETS.OWN.VAL": args.val,
@@ -89,13 +89,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace):
-    """Train or evaluate, in one of the processes; return the results."""
+    """Train or evaluate in one of the processes, and return the results."""
     cfg, reference = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg, recipe=reference)
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
-        from ..report import report_training  # it draws, which training needs nothing of
+        from ..report import report_training  # imports matplotlib, which training does not need
 
         report_training(cfg)
         return results

@@ -13,7 +13,7 @@ from torch import nn
 from ..builder import lost_sync_bn, with_fitting_norms
 from ..data.unused import in_words
 
-# Keys that change no number of a training's result but by rounding.
+# Keys that change the results of a training by rounding at most.
 _NEUTRAL = (
     "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CHECK_IMAGES", "MODEL.CHANNELS_LAST",
     "MODEL.COMPILE", "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", "MODEL.DEVICE", "MODEL.KEEP_MEMORY",
@@ -62,7 +62,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def count_images(loader: Any) -> int:
-    """How many images a training loader draws from: Detectron2 keeps them in nested ``dataset`` fields."""
+    """Return how many images a training loader draws from; Detectron2 nests them in ``dataset`` fields."""
     while hasattr(loader, "dataset"):
         loader = loader.dataset
     return len(loader)
@@ -91,7 +91,7 @@ def _settings(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str
 
 
 def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
-    """Of own data, for whose number of images it was made."""
+    """Return the row of the schedule of own data, which scales with the number of images."""
     if not (cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC):
         return []
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
@@ -104,7 +104,7 @@ def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
-    """Differences of ``cfg``, as it runs here, from ``recipe`` that change what is learned; a line each."""
+    """Return a line for each difference between ``cfg`` and ``recipe`` that changes what is learned."""
     lines = list(_differences(recipe, cfg))
     rates = [node.SOLVER.BASE_LR / node.SOLVER.IMS_PER_BATCH for node in (cfg, recipe)]
     ratio = rates[0] / rates[1] if rates[1] else 1.0
@@ -128,7 +128,7 @@ def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple]:
     names = {parameter: name.removeprefix("module.") for name, parameter in model.named_parameters()}
     rows: list[tuple] = [("learning rate", "weight decay", "tensors", "parameters", "of")]
     for group in optimizer.param_groups:
-        # Warm-up has lowered "lr" already.
+        # The warm-up has lowered "lr" already.
         rate = group.get("initial_lr", group["lr"])
         rows.append((f"{rate:g}", f"{group['weight_decay']:g}", *_extent(names, group["params"])))
     frozen = [parameter for parameter in names if not parameter.requires_grad]
