@@ -277,7 +277,7 @@ def test_loading_a_config_touches_no_dataset(tmp_path, catalogs):
             prepare_run(CONFIG, pair)
 
 
-def test_a_run_has_the_names_of_its_dataset_in_its_config():
+def test_a_run_has_the_names_of_its_dataset_in_its_config(tmp_path, caplog):
     cfg = load_config(CONFIG, [])
     prepared, reference = prepare_run(CONFIG, [])
     assert (
@@ -288,6 +288,13 @@ def test_a_run_has_the_names_of_its_dataset_in_its_config():
     prepared, reference = prepare_run(CONFIG, ["MODEL.DENSECLIP.CLASS_NAMES", names])
     assert names == prepared.MODEL.DENSECLIP.CLASS_NAMES
     assert reference.MODEL.DENSECLIP.CLASS_NAMES == ()  # the person's names are a departure
+    file = tmp_path / "config.yaml"  # as of an earlier run
+    file.write_text(prepared.dump())
+    assert (
+        names
+        == prepare_run(str(file), ["DATASETS.TRAIN", ("coco_2017_train",)]).cfg.MODEL.DENSECLIP.CLASS_NAMES
+    )
+    assert f"({names[0]}, ...), not those of coco_2017_train (person, ...)" in caplog.text
     prepared, _ = prepare_run(CONFIG, ["DATASETS.TRAIN", ("not_there",)])
     assert prepared.MODEL.DENSECLIP.CLASS_NAMES == ()
     with pytest.raises(ValueError, match="'not_there', which is not registered"):

@@ -170,7 +170,7 @@ def test_images_have_truth_predictions_and_score_maps(run):
     maps = seen.text.count("score map: ")
     assert (maps > 0) == run.parent.name.startswith("denseclip")
     assert seen.tags.count("img") == 2 * images + maps
-    assert "A click makes a picture larger" in seen.text and "No images" not in seen.text
+    assert "Click an image to enlarge it" in seen.text and "No images" not in seen.text
 
 
 def test_curves_confusions_config_and_state_are_there(run):

@@ -1,6 +1,5 @@
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,12 +65,30 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
     use_own_data(cfg, reference, overrides)
     if resume:
         keep_schedule(cfg, overrides)
-    with suppress(ValueError, OSError):
-        cfg.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(cfg)
+    _set_class_names(cfg, overrides)
     if "MODEL.DENSECLIP.CLASS_NAMES" not in overrides:
         # The names follow from DATASETS, which the comparison shows.
         reference.MODEL.DENSECLIP.CLASS_NAMES = cfg.MODEL.DENSECLIP.CLASS_NAMES
     return PreparedRun(cfg, reference)
+
+
+def _set_class_names(cfg: CfgNode, overrides: Collection[str]) -> None:
+    names, of_datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.clone()
+    of_datasets.MODEL.DENSECLIP.CLASS_NAMES = ()
+    chosen = "DATASETS.TRAIN" in overrides and "MODEL.DENSECLIP.CLASS_NAMES" not in overrides
+    if names and not chosen:
+        return
+    try:
+        found = get_class_names(of_datasets)
+    except (ValueError, OSError):
+        return
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = names or found
+    if names and {*names} != {*found}:
+        logger.warning(
+            "The model reads the class names of the config file (%s, ...), not those of %s (%s, ...). For "
+            "those, set MODEL.DENSECLIP.CLASS_NAMES to ().",
+            names[0], [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0], found[0],
+        )  # fmt: skip
 
 
 def _load(config_file: str, opts: Sequence) -> tuple[CfgNode, CfgNode]:

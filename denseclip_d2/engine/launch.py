@@ -111,6 +111,6 @@ def _check_machines(args: argparse.Namespace) -> None:
     this_machine = ("auto", default_argument_parser().get_default("dist_url"))
     if args.num_machines > 1 and args.dist_url in this_machine:
         raise ValueError(
-            f"--num-machines {args.num_machines} needs the same --dist-url tcp://ADDRESS:PORT on every machine: "
-            "an address of machine 0 that the others reach, and a free port."
+            f"--num-machines {args.num_machines} needs the same --dist-url tcp://ADDRESS:PORT everywhere: an "
+            "address of machine 0 that the others reach, and a free port."
         )
