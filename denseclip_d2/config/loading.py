@@ -73,6 +73,7 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
 
 
 def _set_class_names(cfg: CfgNode, overrides: Collection[str]) -> None:
+    """Fill in empty class names, and warn if names of a config file meet another dataset."""
     names, of_datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.clone()
     of_datasets.MODEL.DENSECLIP.CLASS_NAMES = ()
     chosen = "DATASETS.TRAIN" in overrides and "MODEL.DENSECLIP.CLASS_NAMES" not in overrides

@@ -109,7 +109,8 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
         for annotation in objects[image["id"]]
         if not annotation.get("iscrowd")
     )
-    names = metadata.get("thing_classes") or _names(content, ids)
+    by_id = {category["id"]: category.get("name", "") for category in content["categories"]}
+    names = metadata.get("thing_classes") or [by_id[id_] for id_ in ids]
     return Detections(names, figures, precision, threshold, confusions, sizes, quality)
 
 
@@ -146,11 +147,6 @@ class _Boxes:
             table[self.true[on] if on >= 0 else num_classes, self.found[d]] += 1
         np.add.at(table, (self.true[free], num_classes), 1)
         return table
-
-
-def _names(content: Content, ids: Sequence[Hashable]) -> list[str]:
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    return [names[id_] for id_ in ids]
 
 
 def _objects_by_image(content: Content, classes: Mapping[Hashable, int]) -> Mapping[Hashable, list[dict]]:

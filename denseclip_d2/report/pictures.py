@@ -39,23 +39,16 @@ class Shown(NamedTuple):
     legend: list[tuple[str, str]]
 
 
-class _Drawn(NamedTuple):
-    """A full-size image."""
-
-    name: str
-    quality: float
-    row: dict[str, Panel]
-    legend: list[tuple[str, str]]
-
-
 def best_and_worst(quality: Mapping[Any, tuple[float, int]], count: int) -> tuple[list, list]:
     """Return ``count`` of the best and of the worst images, the extremes first; no image is in both.
 
     Args:
         quality: of each image, and the number of its objects, which decides between equal qualities.
     """
-    best = sorted(quality, key=lambda image: (-quality[image][0], -quality[image][1], image))[:count]
-    worst = sorted(quality, key=lambda image: (quality[image][0], -quality[image][1], image))[:count]
+    best, worst = (
+        sorted(quality, key=lambda image: (sign * quality[image][0], -quality[image][1], image))[:count]
+        for sign in (-1, 1)
+    )
     half = (len(quality) + 1) // 2
     return best[:half], worst[: len(quality) - half]
 
@@ -79,16 +72,16 @@ def show(
     Raises:
         FileNotFoundError, ValueError: an image is missing or broken.
     """
-    drawn = [*_draw(predictor, records, quality, threshold)]
+    drawn = [*_draw(predictor, records, threshold)]
     for side, jpeg in SIZES:
         shown = [
             Shown(
-                image.name,
-                image.quality,
-                [(title, encoded(p.picture, side, jpeg), p.scale) for title, p in image.row.items()],
-                image.legend,
+                Path(record["file_name"]).name,
+                value,
+                [(title, encoded(panel.picture, side, jpeg), panel.scale) for title, panel in row.items()],
+                legend,
             )
-            for image in drawn
+            for record, value, (row, legend) in zip(records, quality, drawn, strict=True)
         ]
         if sum(len(uri) for image in shown for _, uri, _ in image.panels) <= max_bytes:
             break
@@ -96,33 +89,26 @@ def show(
 
 
 def _draw(
-    predictor: Predictor,
-    records: Sequence[dict],
-    quality: Sequence[float],
-    threshold: float,
-) -> Iterator[_Drawn]:
+    predictor: Predictor, records: Sequence[dict], threshold: float
+) -> Iterator[tuple[dict[str, Panel], list[tuple[str, str]]]]:
+    """Yield the full-size panels and the legend of each image."""
     names = predictor.class_names
     images = [read_picture(record["file_name"]) for record in records]
     asked = [names_in(record, names) if predictor.guidance else [] for record in records]
     outputs = predictor.stream(zip(images, asked, strict=True))
-    for record, image, of_image, found, value in zip(records, images, asked, outputs, quality, strict=True):
+    for record, image, of_image, found in zip(records, images, asked, outputs, strict=True):
         if "instances" in found:
             found["instances"] = found["instances"][:MOST]  # Detectron2 sorts by score
         row = image_panels(
-            image[:, :, ::-1],
-            found,
-            names,
-            record=record,
-            names=of_image,
-            tau=predictor.tau,
-            threshold=threshold,
-        )
+            image[:, :, ::-1], found, names,
+            record=record, names=of_image, tau=predictor.tau, threshold=threshold,
+        )  # fmt: skip
         legend = []
         if row.pop(LEGEND, None):  # the page draws its own
             maps = read_labels(record["sem_seg_file_name"]), label_map(found)
             present = np.union1d(*maps)
             legend = [(names[c], to_hex(class_color(c))) for c in present[present < len(names)].tolist()]
-        yield _Drawn(Path(record["file_name"]).name, value, row, legend)
+        yield row, legend
 
 
 def encoded(picture: np.ndarray, side: int, jpeg: int) -> str:
