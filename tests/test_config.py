@@ -267,6 +267,11 @@ def test_every_key_of_this_project_has_a_rule_that_its_default_keeps():
         assert rule is not None and rule.accepts(values[key]), key
 
 
+def test_words_for_contexts_need_a_mode_that_learns_contexts():
+    with pytest.raises(ValueError, match=r"PROMPT.CONTEXT_INIT is 'a', but PROMPT.MODE 'pre' learns no"):
+        load_config(CONFIG, ["MODEL.DENSECLIP.PROMPT.MODE", "pre"])
+
+
 def test_loading_a_config_touches_no_dataset(tmp_path, catalogs):
     missing = {"DATASETS.SEMANTIC_FOLDERS": (str(tmp_path),), "DATASETS.OWN.TRAIN": (str(tmp_path), "x")}
     cfg = load_config(CONFIG, [x for pair in missing.items() for x in pair])

@@ -85,8 +85,8 @@ def test_departures_name_what_changes_the_result_and_nothing_else():
 @pytest.mark.parametrize(
     "given, environment, message",
     [
-        ({"num_machines": 2}, {}, "needs the same --dist-url tcp://ADDRESS:PORT"),
-        ({"num_machines": 2, "machine_rank": 2}, {}, "ranks go from 0 to 1"),
+        ({"num_machines": 2}, {}, "needs --dist-url tcp://ADDRESS:PORT"),
+        ({"num_machines": 2, "machine_rank": 2}, {}, "counted from 0 to 1"),
         ({}, {"LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, LOCAL_WORLD_SIZE not"),
         (
             {"num_gpus": 8},

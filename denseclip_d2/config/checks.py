@@ -17,7 +17,6 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
-from ..language.prompts import check_context_init
 from ..visual.timm_backbone import TIMM, check_timm_model
 from .projects import default_config
 from .rules import rule_of
@@ -61,8 +60,12 @@ def check_config(cfg: CfgNode) -> None:
     _check_pixels(cfg)
     _check_crop(cfg)
     _check_schedule(cfg)
-    check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
-    decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
+    prompt, decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
+    if prompt.CONTEXT_INIT and prompt.MODE not in ("post", "context"):
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, but PROMPT.MODE "
+            f"{prompt.MODE!r} learns no contexts. Set CONTEXT_INIT to '', or MODE to 'post' or 'context'."
+        )
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "

@@ -21,20 +21,20 @@ Main = Callable[[argparse.Namespace], object]
 
 
 def run(main: Main, args: argparse.Namespace) -> None:
-    """Run ``main(args)`` in the processes that torchrun started, or that Detectron2's launcher starts.
+    """Run ``main(args)`` in every process: those that torchrun started, or else Detectron2's launcher starts.
 
-    The processes communicate by NCCL on GPUs, one for each local rank, and by gloo on CPUs.
+    Processes talk over NCCL where there are GPUs, each having the one of its local rank; otherwise over gloo.
 
     Args:
         main: picklable by name, for Detectron2's launcher.
         args: of ``detectron2.engine.default_argument_parser``.
 
     Raises:
-        ValueError: the arguments do not fit torchrun's environment or the machine.
+        ValueError: the arguments or torchrun's environment do not fit together, or the machine.
     """
     if "LOCAL_RANK" in os.environ:
         try:
-            # Without `record`, torchrun's last lines would not name the error.
+            # Without `record`, torchrun's last lines would not tell what went wrong.
             record(_run_under_torchrun)(main, args)
         except Exception as error:
             _tell_torchrun(line_of(error))
@@ -57,8 +57,8 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> None:
         raise ValueError(f"LOCAL_RANK is set but {', '.join(missing)} not: torchrun sets all of them.")
     if args.num_gpus != 1 or args.num_machines != 1:
         raise ValueError(
-            "--num-gpus and --num-machines start processes, but torchrun has started them. "
-            "Omit both, and give torchrun --nproc-per-node and --nnodes."
+            "--num-gpus and --num-machines start processes, and torchrun has started them: "
+            "leave both out, and give torchrun --nproc-per-node and --nnodes."
         )
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpus = torch.cuda.is_available()
@@ -66,22 +66,20 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> None:
         if local_size > torch.cuda.device_count():
             raise ValueError(
                 f"torchrun --nproc-per-node {local_size}, but this machine has "
-                f"{torch.cuda.device_count()} GPUs. Each process needs one."
+                f"{torch.cuda.device_count()} GPUs: one for each process is needed."
             )
         torch.cuda.set_device(local_rank)
-    # NCCL's default of 10 minutes can be too short to check every image of COCO.
+    # NCCL's own 10 minutes may be over before the first process has looked at every image of COCO.
     dist.init_process_group("nccl" if on_gpus else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(local_size)
     may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
     if may_restart and not (args.resume or args.eval_only) and comm.is_main_process():
-        logger.warning(
-            "torchrun may restart this run. Without --resume the run would start from the beginning."
-        )
+        logger.warning("torchrun may restart this run, and without --resume it would then begin anew.")
     _run_and_leave(main, args)
 
 
 def _tell_torchrun(line: str) -> None:
-    """Make torchrun's last lines show this line, if not empty, in place of a traceback."""
+    """Have torchrun's last lines say this, if it is not empty, in place of `record`'s traceback."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if line and file:
         about = {"py_callstack": f"error: {line}", "timestamp": str(int(time.time()))}
@@ -95,9 +93,9 @@ def _run_and_leave(main: Main, args: argparse.Namespace) -> None:
         main(args)
     except Exception as error:
         if line_of(error):
-            keep_traceback(error)  # here, because other processes get its line alone
+            keep_traceback(error)  # here, for other processes are told its line alone
         raise
-    # Not in a `finally`: after an error, this would wait for processes that still work.
+    # Not in a `finally`: after an error, leaving would wait for processes that are still at work.
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -106,11 +104,11 @@ def _check_machines(args: argparse.Namespace) -> None:
     if not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
             f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: "
-            f"ranks go from 0 to {args.num_machines - 1}."
+            f"machines are counted from 0 to {args.num_machines - 1}."
         )
     this_machine = ("auto", default_argument_parser().get_default("dist_url"))
     if args.num_machines > 1 and args.dist_url in this_machine:
         raise ValueError(
-            f"--num-machines {args.num_machines} needs the same --dist-url tcp://ADDRESS:PORT everywhere: an "
-            "address of machine 0 that the others reach, and a free port."
+            f"--num-machines {args.num_machines} needs --dist-url tcp://ADDRESS:PORT, the same everywhere: "
+            "an address of machine 0 that the others reach, and a free port there."
         )

@@ -48,7 +48,7 @@ class RunRecord(HookBase):
         self.began = time.perf_counter()
 
     def before_step(self) -> None:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             peak = torch.cuda.max_memory_allocated() / 2**20
             self.trainer.storage.put_scalar("max_gpu_memory_mb", peak, smoothing_hint=False)
 

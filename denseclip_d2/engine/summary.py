@@ -1,5 +1,4 @@
 import re
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from textwrap import indent
 from typing import Any
@@ -11,9 +10,10 @@ from tabulate import tabulate
 from torch import nn
 
 from ..builder import lost_sync_bn, with_fitting_norms
+from ..config.checks import leaves
 from ..data.unused import in_words
 
-# Keys that change the results of a training by rounding at most.
+# Keys that change the result of a training by rounding at most.
 _NEUTRAL = (
     "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DATASETS.CHECK_IMAGES", "MODEL.CHANNELS_LAST",
     "MODEL.COMPILE", "MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", "MODEL.DEVICE", "MODEL.KEEP_MEMORY",
@@ -62,7 +62,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def count_images(loader: Any) -> int:
-    """Return how many images a training loader draws from; Detectron2 nests them in ``dataset`` fields."""
+    """Return the number of images of a loader. Detectron2 keeps them in nested ``dataset`` fields."""
     while hasattr(loader, "dataset"):
         loader = loader.dataset
     return len(loader)
@@ -91,7 +91,7 @@ def _settings(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str
 
 
 def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
-    """Return the row of the schedule of own data, which scales with the number of images."""
+    """Return the schedule of own data, which depends on their number of images; else nothing."""
     if not (cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC):
         return []
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
@@ -104,8 +104,13 @@ def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
-    """Return a line for each difference between ``cfg`` and ``recipe`` that changes what is learned."""
-    lines = list(_differences(recipe, cfg))
+    """Return a line for each difference of ``cfg`` from ``recipe`` that changes what is learned."""
+    old = dict(leaves(recipe))
+    lines = [
+        f"{key}: {value!r} instead of {old.get(key)!r}"
+        for key, value in leaves(cfg)
+        if value != old.get(key) and not any(fnmatch(key, pattern) for pattern in _NEUTRAL)
+    ]
     rates = [node.SOLVER.BASE_LR / node.SOLVER.IMS_PER_BATCH for node in (cfg, recipe)]
     ratio = rates[0] / rates[1] if rates[1] else 1.0
     if abs(ratio - 1) > 1e-6:
@@ -113,15 +118,6 @@ def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
     if loss := lost_sync_bn(cfg):
         lines.append(loss)
     return lines
-
-
-def _differences(recipe: CfgNode, cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        name, old = prefix + key, recipe.get(key)
-        if isinstance(value, CfgNode) and isinstance(old, CfgNode):
-            yield from _differences(old, value, f"{name}.")
-        elif value != old and not any(fnmatch(name, pattern) for pattern in _NEUTRAL):
-            yield f"{name}: {value!r} instead of {old!r}"
 
 
 def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple]:

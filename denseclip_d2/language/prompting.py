@@ -8,7 +8,7 @@ from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
 from .graphed import GraphedTextEncoder
 from .memo import TensorMemo
-from .prompts import check_class_names, check_context_init, check_prompts, tokenize_names
+from .prompts import check_class_names, check_prompts, tokenize_names
 from .text_encoder import CLIPTextEncoder
 from .tokenizers import Tokenizer, get_tokenizer
 
@@ -267,7 +267,8 @@ class PromptedTextEncoder(nn.Module):
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
     def _tokens_of(self, context_init: str) -> list[int]:
-        check_context_init(self.mode, context_init)
+        if context_init and self.mode not in ("post", "context"):
+            raise ValueError(f"context_init is {context_init!r}, but mode {self.mode!r} learns no contexts.")
         if not context_init or self.text_encoder is None:
             return []
         words = tokenize_names([context_init], tokenizer=self._tokenizer)

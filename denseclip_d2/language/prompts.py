@@ -86,16 +86,3 @@ def check_prompts(
             f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS) go with it; the text encoder has {context_length} "
             f"positions. Shorten the names or {'take fewer contexts' if num_contexts else 'PROMPT.TEMPLATE'}."
         )
-
-
-def check_context_init(mode: str, context_init: str) -> None:
-    """See that there are contexts to begin from these words.
-
-    Raises:
-        ValueError: there are words, and the mode learns no contexts.
-    """
-    if context_init and mode not in ("post", "context"):
-        raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {mode!r} learns no "
-            "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
-        )
