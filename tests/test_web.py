@@ -25,6 +25,7 @@ from test_engine import ROOT
 
 from configs import prepared
 from denseclip_d2 import model_zoo
+from denseclip_d2.data import get_class_names
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization.drawing import draw_detections, draw_label_map
 from denseclip_d2.web_demo import session as look
@@ -337,7 +338,7 @@ def test_models_are_loaded_when_chosen_and_few_stay(web, monkeypatch):
 
     def load(cfg):
         loaded.append(cfg)
-        return SimpleNamespace(cfg=cfg, guidance=None)
+        return SimpleNamespace(cfg=cfg, guidance=None, class_names=get_class_names(cfg))
 
     monkeypatch.setattr(look, "Predictor", load)
     configs = {name: model_zoo.get_config(name, trained=True) for name in model_zoo.trained_configs()}
