@@ -18,7 +18,7 @@ except ImportError as error:
 from . import data, model_zoo, shapes, visual  # noqa: F401  (these are imported for what they register)
 from .builder import build_model
 from .checkpoint import DenseCLIPCheckpointer
-from .config import add_denseclip_config, load_config
+from .config import add_denseclip_config, load_config, prepare_run
 from .engine import Trainer
 from .guidance import LanguageGuidedFPN
 from .inference import Predictor
@@ -37,4 +37,5 @@ __all__ = [
     "language_guided",
     "load_config",
     "model_zoo",
+    "prepare_run",
 ]

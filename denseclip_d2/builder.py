@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import DenseCLIPCheckpointer
-from .config import check_config
+from .config import set_pixels
 from .config.checks import leaves
 from .config.projects import default_config
+from .data.class_names import get_class_names
 from .guidance import guidance_of
 from .utils.memory import available_memory
 from .utils.random_state import get_random_state, set_random_state
@@ -37,11 +38,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     ``MODEL.COMPILE`` and ``MODEL.CHANNELS_LAST`` are applied, and SyncBN becomes BN where it cannot run.
 
     Raises:
-        ValueError: an invalid config value; ``MODEL.COMPILE`` together with checkpointed activations, or on a
-            CPU without a C++ compiler.
+        ValueError: ``MODEL.COMPILE`` together with checkpointed activations, or on a CPU without a C++
+            compiler.
         MemoryError: the weights are larger than the memory that is free.
     """
-    check_config(cfg)
+    cfg = _completed(cfg)
     _check_size(cfg)
     if lost := lost_sync_bn(cfg):
         logger.warning("%s.", lost)
@@ -65,6 +66,26 @@ def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.M
     model = build_model(cfg)
     DenseCLIPCheckpointer.from_config(cfg, model, fresh_start=fresh_start).load(cfg.MODEL.WEIGHTS)
     return model
+
+
+def _completed(cfg: CfgNode) -> CfgNode:
+    """Return the config with the pixel statistics and class names that architecture and datasets give."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    set_pixels(cfg)
+    if cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip_"):
+        cfg.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(cfg)
+    return cfg
+
+
+def class_names_of(model: nn.Module, cfg: CfgNode) -> tuple[str, ...]:
+    """Return the class names that a model reads, or those of its config for a model without language.
+
+    Raises:
+        ValueError: the model is without language, and neither the config nor its datasets have names.
+    """
+    guided = guidance_of(model)
+    return guided.language.class_names if guided else get_class_names(cfg)
 
 
 def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:

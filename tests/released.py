@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from configs import prepared
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
-from denseclip_d2.config import load_config
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 
@@ -105,7 +105,7 @@ def _released_model(cfg: CfgNode, record, folder: Path) -> nn.Module:
 
 def _tiny_config(config_file: str) -> CfgNode:
     """Return a released config at the size of the ``*_full_tiny`` recordings."""
-    cfg = load_config(config_file, [])
+    cfg = prepared(config_file, [])
     cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
     cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
     cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192

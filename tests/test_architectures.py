@@ -151,11 +151,7 @@ def test_pixels_follow_the_architecture_unless_the_config_says_otherwise(caplog)
     opts = ["MODEL.DENSECLIP.CLIP_MODEL", "tiny-layer-scale", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"]
     build_model(load_config(CONFIG, opts))
     assert "tiny-layer-scale takes RGB of mean [122.7709383" in caplog.text
-    assert "Set them to the former" in caplog.text  # not []: the tokenizer does not know language tags
-    cfg = load_config(CONFIG, [])
-    cfg.MODEL.PIXEL_MEAN = []
-    with pytest.raises(ValueError, match="PIXEL_MEAN or PIXEL_STD is empty: `denseclip_d2.config.set_pixels"):
-        build_model(cfg)
+    assert "Set them to the former" in caplog.text  # not to [], which knows no tag
 
 
 @pytest.mark.parametrize(

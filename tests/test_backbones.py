@@ -267,7 +267,7 @@ def test_the_pixels_are_the_backbones():
     dino["MODEL.DENSECLIP.VISUAL.WEIGHTS"] = ""  # the model's default weights differ
     assert load_config(CONFIG, options(dino)).MODEL.PIXEL_MEAN == [127.5] * 3
     resnet = {k: v for k, v in RESNET.items() if "PIXEL" not in k}
-    with pytest.raises(ValueError, match="For another backbone, set what its weights take"):
+    with pytest.raises(ValueError, match="For another backbone, set the values that its weights need"):
         load_config(CONFIG, options(resnet))
 
 

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
+from configs import prepared
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, resolve_openclip_path
-from denseclip_d2.config import load_config
 from denseclip_d2.visual.attention_pool import resize_positional_embedding
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
@@ -15,7 +15,7 @@ CLIP = "RN-shapes-quickgelu"
 
 
 def tiny_model(*opts) -> nn.Module:
-    return build_model(load_config(CONFIG, list(opts)))
+    return build_model(prepared(CONFIG, list(opts)))
 
 
 @pytest.fixture(scope="module")

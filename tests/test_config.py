@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import modeling
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from denseclip_d2.builder import build_model
-from denseclip_d2.config import add_denseclip_config, load_config
+from denseclip_d2.config import add_denseclip_config, check_config, load_config, prepare_run, set_pixels
 from denseclip_d2.config.checks import leaves
 from denseclip_d2.config.projects import PROJECTS, default_config
-from denseclip_d2.config.rules import DETECTRON2, OWN
+from denseclip_d2.config.rules import RULES, rule_of
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine.errors import line_of
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
+from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 
@@ -89,7 +91,7 @@ BAD = [
     ("MODEL.FPN.OUT_CHANNELS", 0, " is 0; it has to be a whole number of at least 1."),
     ("MODEL.RETINANET.NUM_CLASSES", 0, " is 0; it has to be a whole number of at least 1."),
     ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], " is [1.0, 0.0, 1.0]; it has to be a list, each a number above 0."),
-    ("MODEL.DEVICE", "gpu", " is 'gpu'; it has to be a device of torch's"),
+    ("MODEL.DEVICE", "gpu", " is 'gpu'; it has to be a device of torch,"),
     ("INPUT.MIN_SIZE_TRAIN", (-8,), " is (-8,); it has to be "),
     ("INPUT.FORMAT", "rgb", " is 'rgb'; it has to be one of 'RGB', 'BGR'"),
     ("INPUT.FORMAT", "L", " is 'L'; it has to be one of 'RGB', 'BGR'."),
@@ -149,7 +151,7 @@ def test_numbers_in_lists_stay_what_they_are_but_yamls_1e_4_is_one(tmp_path):
 
 
 NO_CONFIGS = [
-    ("SOLVER:\n\tBASE_LR: 0.1\n", r"{}, line 2: .*found character '\\t'.* indented by spaces\."),
+    ("SOLVER:\n\tBASE_LR: 0.1\n", r"{}, line 2: .*found character '\\t'.* indented with spaces\."),
     ("", "{} is empty; a config file holds keys with values"),
     ("# nothing\n", "{} is empty"),
     ("- a\n- b\n", "{} holds a list; a config file holds keys"),
@@ -157,17 +159,17 @@ NO_CONFIGS = [
     ("SEED: [\n", "{}, line 2: .*expected the node content"),
     ("SEED: 1\n---\nSEED: 2\n", "{}, line 2: expected a single document"),
     ("SEED: \x07\n", "{}: .*special characters are not allowed"),
-    ("_BASE_: config.yaml\n", "A config file is its own _BASE_: {} -> {}. Take _BASE_ out"),
-    ("_BASE_: other.yaml\n", "A config file is its own _BASE_: {} -> .*other.yaml -> {}. Take"),
-    ("_BASE_: nowhere.yaml\n", "{}: there is no file .*nowhere.yaml, its _BASE_. A relative path counts"),
+    ("_BASE_: config.yaml\n", "A config file is its own _BASE_: {} -> {}. Remove _BASE_"),
+    ("_BASE_: other.yaml\n", "A config file is its own _BASE_: {} -> .*other.yaml -> {}. Remove"),
+    ("_BASE_: nowhere.yaml\n", "{}: there is no file .*nowhere.yaml, its _BASE_. A relative path starts"),
     ("_BASE_: .\n", "{}: there is no file .*, its _BASE_"),
     ("_BASE_: 5\n", "{}: _BASE_ has to be the path"),
     ("_BASE_:\n  a: b\n", "{}: _BASE_ has to be the path"),
-    ("1: 2\n", "{}, line 1: the key '1' is no word"),
-    ("SOLVER:\n  STEPS: []\nSOLVER:\n  MAX_ITER: 3\n", "{}, line 3: SOLVER is there already, in line 1"),
+    ("1: 2\n", "{}, line 1: the key '1' is not a word"),
+    ("SOLVER:\n  STEPS: []\nSOLVER:\n  MAX_ITER: 3\n", "{}, line 3: SOLVER is in line 1 already"),
     ("SOLVER: 5\n", "SOLVER is 5, and a section"),
     ("SOLVER:\n", "SOLVER is None, and a section"),
-    ("SEED: {{A: 1}}\n", "SEED has keys below it, and is no section"),
+    ("SEED: {{A: 1}}\n", "SEED has keys below it, but is no section"),
     ("SOLVER: {{STEPS: !!python/object/apply:nowhere.f []}}\n", "{}, line 1: .*cannot find module 'nowhere'"),
 ]
 
@@ -247,11 +249,11 @@ def test_an_option_after_the_keys_is_named():
         load_config(CONFIG, ["SEED", "1", "--resume"])
 
 
-def test_values_set_in_python_are_checked_as_well():
+def test_values_set_in_python_can_be_checked_as_well():
     cfg = load_config(CONFIG, [])
     cfg.MODEL.DENSECLIP.SCORE_MAP.TAU = "warm"
     with pytest.raises(ValueError, match="SCORE_MAP.TAU is 'warm'; it has to be a number above 0"):
-        build_model(cfg)
+        check_config(cfg)
 
 
 def test_every_key_of_this_project_has_a_rule_that_its_default_keeps():
@@ -259,9 +261,66 @@ def test_every_key_of_this_project_has_a_rule_that_its_default_keeps():
     before = dict(leaves(cfg))
     add_denseclip_config(cfg)
     values = dict(leaves(cfg))
-    assert OWN.keys() == values.keys() - before.keys()
-    for key, rule in {**OWN, **DETECTRON2}.items():
-        assert rule.accepts(values[key]), key
+    assert values.keys() >= RULES.keys()
+    for key in {*values} - {*before} | {*RULES}:
+        rule = rule_of(key, values[key])
+        assert rule is not None and rule.accepts(values[key]), key
+
+
+def test_words_for_contexts_need_a_mode_that_learns_contexts():
+    with pytest.raises(ValueError, match=r"PROMPT.CONTEXT_INIT is 'a', but PROMPT.MODE 'pre' learns no"):
+        load_config(CONFIG, ["MODEL.DENSECLIP.PROMPT.MODE", "pre"])
+
+
+def test_loading_a_config_touches_no_dataset(tmp_path, catalogs):
+    missing = {"DATASETS.SEMANTIC_FOLDERS": (str(tmp_path),), "DATASETS.OWN.TRAIN": (str(tmp_path), "x")}
+    cfg = load_config(CONFIG, [x for pair in missing.items() for x in pair])
+    assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.SOLVER.MAX_ITER) == ((), 1000)
+    assert not DatasetCatalog.list() and not MetadataCatalog.list()
+    for pair in missing.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+            prepare_run(CONFIG, pair)
+
+
+def test_a_run_has_the_names_of_its_dataset_in_its_config(tmp_path, caplog):
+    cfg = load_config(CONFIG, [])
+    prepared, reference = prepare_run(CONFIG, [])
+    assert (
+        prepared.MODEL.DENSECLIP.CLASS_NAMES == CLASS_NAMES == build_model(cfg).backbone.language.class_names
+    )
+    assert prepared.MODEL.DENSECLIP == reference.MODEL.DENSECLIP != cfg.MODEL.DENSECLIP
+    names = tuple(name.upper() for name in CLASS_NAMES)
+    prepared, reference = prepare_run(CONFIG, ["MODEL.DENSECLIP.CLASS_NAMES", names])
+    assert names == prepared.MODEL.DENSECLIP.CLASS_NAMES
+    assert reference.MODEL.DENSECLIP.CLASS_NAMES == ()  # the person's names are a departure
+    file = tmp_path / "config.yaml"  # as of an earlier run
+    file.write_text(prepared.dump())
+    assert (
+        names
+        == prepare_run(str(file), ["DATASETS.TRAIN", ("coco_2017_train",)]).cfg.MODEL.DENSECLIP.CLASS_NAMES
+    )
+    assert f"({names[0]}, ...), not those of coco_2017_train (person, ...)" in caplog.text
+    prepared, _ = prepare_run(CONFIG, ["DATASETS.TRAIN", ("not_there",)])
+    assert prepared.MODEL.DENSECLIP.CLASS_NAMES == ()
+    with pytest.raises(ValueError, match="'not_there', which is not registered"):
+        build_model(prepared)
+
+
+def test_a_config_made_by_hand_is_told_how_to_get_what_it_lacks():
+    cfg = get_cfg()
+    add_denseclip_config(cfg)
+    cfg.merge_from_file(CONFIG)
+    cfg.MODEL.DEVICE = "cpu"
+    assert build_model(cfg).pixel_mean.flatten()[0] == pytest.approx(122.7709383)
+    with pytest.raises(ValueError, match=r"PIXEL_MEAN is \[\].* `denseclip_d2.config.set_pixels\(cfg\)`"):
+        modeling.build_model(cfg)
+    set_pixels(cfg)
+    with pytest.raises(
+        ValueError, match=r"CLASS_NAMES is empty.* `denseclip_d2.data.get_class_names\(cfg\)`"
+    ):
+        modeling.build_model(cfg)
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(cfg)
+    assert modeling.build_model(cfg).backbone.language.class_names == CLASS_NAMES
 
 
 def test_a_tool_says_it_in_one_line():

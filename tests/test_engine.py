@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.testing import assert_close
 
+from configs import prepared
 from denseclip_d2.checkpoint.released import our_name
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import check_classes
@@ -134,7 +135,7 @@ def test_learning_rates_and_decays_are_the_released_ones(released_recipe, kind, 
         for name, group in released_recipe(recipe).items()
         if not name.startswith("text_encoder.")
     }
-    cfg = load_config(f"configs/{config}.yaml", [])
+    cfg = prepared(f"configs/{config}.yaml", [])
     model = build_model(cfg)
     names = {parameter: name for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(cfg, model)

@@ -15,10 +15,10 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
+from configs import prepared
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.cli import export_model as tool
-from denseclip_d2.config import load_config
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
@@ -249,7 +249,7 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     opts = ["MODEL.META_ARCHITECTURE", system, "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
     opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000"]
     torch.manual_seed(0)
-    model = build_model(load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
+    model = build_model(prepared("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
     model.test_score_thresh, model.test_topk_candidates, model.test_nms_thresh = 0.0, 300, 0.3
     for layer in (model.head.cls_score, model.head.bbox_pred):
         nn.init.normal_(layer.weight, std=0.1)
@@ -281,7 +281,7 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     ],
 )
 def test_what_torch_export_does_not_follow_is_refused(config, reason):
-    cfg = load_config(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
+    cfg = prepared(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
     with pytest.raises(ValueError, match=f"cannot be exported by --format torch_export: {reason}"):
         exportable(cfg, "torch_export")
 
@@ -576,7 +576,7 @@ WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True"]
     ],
 )
 def test_what_cannot_be_exported_says_so(config, opts, reason):
-    cfg = load_config(f"configs/Shapes/denseclip_{config}_tiny.yaml", opts)
+    cfg = prepared(f"configs/Shapes/denseclip_{config}_tiny.yaml", opts)
     with pytest.raises(ValueError, match=f"cannot be exported: .*{reason}"):
         exportable(cfg, "onnx")
 

@@ -13,7 +13,7 @@ from label_tools.scene import CLASSES, HEIGHT, IMAGES, OBJECTS, WIDTH
 from pycocotools import mask as mask_util
 from test_engine import final_metrics, run_tool
 
-from denseclip_d2.config import load_config
+from configs import prepared
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Trainer
 
@@ -109,7 +109,7 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.path)
 def read(source: tuple[str, ...], tmp_path: Path) -> tuple[tuple[str, ...], list[dict]]:
     """Return class names and records, as training and evaluation load them."""
     keys = ["DATASETS.OWN.TRAIN", source, "DATASETS.OWN.HELD_OUT", 0.0]
-    cfg = load_config(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
+    cfg = prepared(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     records = load_datasets(names, filter_empty=False, check_images=True)
     return tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes), records
@@ -166,7 +166,7 @@ def test_a_hole_is_there_where_the_tool_wrote_it(file, tmp_path, catalogs):
 def test_perfect_detections_have_an_ap_of_100(file, tmp_path, catalogs):
     """Independent of ids, areas and flags in the file, the evaluator matches each object."""
     keys = ["DATASETS.OWN.TRAIN", file.source, "DATASETS.OWN.VAL", file.source]
-    cfg = load_config(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
+    cfg = prepared(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     name = cfg.DATASETS.TEST[0]
     evaluator = Trainer.build_evaluator(cfg, name)
     evaluator.reset()

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.testing import assert_close
 
-from denseclip_d2.config import load_config
+from configs import prepared
 from denseclip_d2.engine import Trainer
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.context_decoder import ContextDecoder
@@ -209,19 +209,19 @@ def test_folded_text_cannot_be_trained(mode):
 
 
 def test_the_trainer_refuses_folded_text_before_anything_is_read():
-    cfg = load_config(str(SHAPES), ["MODEL.DENSECLIP.PROMPT.FOLDED", True, "DATASETS.TRAIN", ("not there",)])
+    cfg = prepared(str(SHAPES), ["MODEL.DENSECLIP.PROMPT.FOLDED", True, "DATASETS.TRAIN", ("not there",)])
     with pytest.raises(ValueError, match="FOLDED to False"):
         Trainer(cfg)
 
 
 def test_a_detector_is_built_folded_from_its_config_and_loads_an_exported_one():
     opts = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
-    model = build_model(load_config(str(SHAPES), opts)).eval()
+    model = build_model(prepared(str(SHAPES), opts)).eval()
     image = [{"image": torch.randint(0, 256, (3, 64, 96))}]
     with torch.no_grad():
         before = model(image)[0]["instances"]
     model.backbone.language.precompute_()
-    loaded = build_model(load_config(str(SHAPES), [*opts, "MODEL.DENSECLIP.PROMPT.FOLDED", True])).eval()
+    loaded = build_model(prepared(str(SHAPES), [*opts, "MODEL.DENSECLIP.PROMPT.FOLDED", True])).eval()
     loaded.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
         after = loaded(image)[0]["instances"]
@@ -232,7 +232,7 @@ def test_a_detector_is_built_folded_from_its_config_and_loads_an_exported_one():
 def test_a_folded_detector_still_checks_its_class_names():
     names = ["MODEL.DENSECLIP.CLASS_NAMES", ("dog", "Dog "), "MODEL.DENSECLIP.PROMPT.FOLDED", True]
     with pytest.raises(ValueError, match="more than once"):
-        build_model(load_config(str(SHAPES), names))
+        build_model(prepared(str(SHAPES), names))
 
 
 def test_contexts_begin_from_words():

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from configs import prepared
 from denseclip_d2.builder import with_fitting_norms
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
@@ -25,17 +26,10 @@ CONFIG = str(Path(__file__).resolve().parents[1] / "configs/Shapes/denseclip_ret
 ONE_PROCESS = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
 
 
-@pytest.mark.parametrize(
-    "precision, message",
-    [
-        ("float16", "Set SOLVER.AMP.PRECISION to bfloat16"),
-        ("fp16", "it has to be one of 'float16', 'bfloat16'"),
-    ],
-)
-def test_impossible_precisions_are_refused(precision, message):
+def test_float16_on_a_cpu_is_refused():
     cfg = load_config(CONFIG, ["SOLVER.AMP.ENABLED", "True"])
-    cfg.SOLVER.AMP.PRECISION, cfg.MODEL.DEVICE = precision, "cpu"
-    with pytest.raises(ValueError, match=message):
+    cfg.SOLVER.AMP.PRECISION, cfg.MODEL.DEVICE = "float16", "cpu"
+    with pytest.raises(ValueError, match="Set SOLVER.AMP.PRECISION to bfloat16"):
         Trainer(cfg)
 
 
@@ -101,7 +95,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_whatever_trains(tmp_path):
 
 def test_sync_bn_is_bn_on_one_device_under_the_same_names():
     """In the visual encoder, the pyramid and the head."""
-    cfg = load_config(CONFIG, [])
+    cfg = prepared(CONFIG, [])
     fitted, synced = Trainer.build_model(cfg), build_model(cfg)
     parts = [m for n, m in synced.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     assert len(parts) > 30

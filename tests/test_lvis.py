@@ -114,8 +114,8 @@ def test_the_1203_names_are_words_and_each_is_one_classs_alone():
 
 
 def test_names_that_would_read_the_same_stay_as_they_are():
-    assert readable_names(["a_b", "a b", "c_(d)", "c, d"]) == ["a_b", "a b", "c d", "c"]
-    assert readable_names(["class_07", "dining table"]) == ["class 07", "dining table"]
+    assert readable_names(["a_b", "a b", "c_(d)", "c, d"]) == ("a_b", "a b", "c d", "c")
+    assert readable_names(["class_07", "dining table"]) == ("class 07", "dining table")
 
 
 # Configs

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from released import released_retinanet
 from torch.testing import assert_close
 
-from denseclip_d2.config import load_config
+from configs import prepared
 from denseclip_d2.guidance import region_targets
 from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
@@ -80,7 +80,7 @@ def test_boxes_equal_the_original(released):
 
 
 def shapes_model(config: str = RETINANET, **keys):
-    return build_model(load_config(config, [str(x) for pair in keys.items() for x in pair]))
+    return build_model(prepared(config, [str(x) for pair in keys.items() for x in pair]))
 
 
 def random_input(height: int, width: int, boxes, classes) -> dict:
@@ -142,9 +142,7 @@ def test_the_pixel_text_loss_has_its_weight():
 
 def test_arguments_beside_a_config_replace_its_values():
     """As everywhere in Detectron2."""
-    cfg = load_config(
-        RETINANET, ["MODEL.DENSECLIP.LOSS_WEIGHT", "0.5", "MODEL.DENSECLIP.LOSS_KIND", "softmax"]
-    )
+    cfg = prepared(RETINANET, ["MODEL.DENSECLIP.LOSS_WEIGHT", "0.5", "MODEL.DENSECLIP.LOSS_KIND", "softmax"])
     model = DenseCLIPRetinaNet(cfg, pixel_text_weight=2.0)
     assert (model.pixel_text_weight, model.pixel_text_kind) == (2.0, "softmax")
 
@@ -238,7 +236,7 @@ def test_a_name_longer_than_the_prompt_is_refused():
 )
 def test_parameters_are_as_many_as_published(config, millions):
     """Without the text encoder (METHOD: table of published results)."""
-    model = build_model(load_config(f"configs/{config}.yaml", []))
+    model = build_model(prepared(f"configs/{config}.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)
 

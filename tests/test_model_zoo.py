@@ -5,6 +5,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
+from configs import prepared
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
@@ -108,7 +109,7 @@ def test_zoo_weights_are_small_enough_for_the_repository():
 
 @pytest.mark.parametrize("config", ["denseclip_retinanet_tiny", "denseclip_semantic_fpn_tiny"])
 def test_score_maps_of_any_words_leave_those_of_classes_alone(config, tmp_path):
-    cfg = load_config(f"configs/Shapes/{config}.yaml", ["TEST.SLIDING_WINDOW.ENABLED", "semantic" in config])
+    cfg = prepared(f"configs/Shapes/{config}.yaml", ["TEST.SLIDING_WINDOW.ENABLED", "semantic" in config])
     cfg.MODEL.DENSECLIP.CLASS_NAMES = SEMANTIC_CLASS_NAMES[: 19 if "semantic" in config else 18]
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")

@@ -16,14 +16,15 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from test_engine import final_metrics, run_tool
 
+from configs import prepared
 from denseclip_d2.builder import build_model
-from denseclip_d2.config import load_config
+from denseclip_d2.config import prepare_run
 from denseclip_d2.config.own import keep_schedule
-from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.dataset_folder import read_own
 from denseclip_d2.data.own import held_out_images
 from denseclip_d2.engine import Trainer
+from denseclip_d2.engine.summary import departures_from
 from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.report import write_report
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes
@@ -69,7 +70,24 @@ def own(root: Path, *opts, config: str = CONFIG, val: bool = False):
     """Return the config of a training on these images with its outputs in the folder of the test."""
     keys = ["DATASETS.OWN.TRAIN", (str(root / "train.json"), str(root / "images"))]
     keys += ["DATASETS.OWN.VAL", (str(root / "val.json"), str(root / "images"))] if val else []
-    return load_config(config, [*keys, "OUTPUT_DIR", str(root / "output"), *opts])
+    return prepared(config, [*keys, "OUTPUT_DIR", str(root / "output"), *opts])
+
+
+def test_a_run_is_compared_with_its_config_file_alone(pictures):
+    """The file may name the data itself: then only the command line's pairs differ."""
+    source = ["DATASETS.OWN.TRAIN", (str(pictures / "train.json"), str(pictures / "images"))]
+    cfg, reference = prepare_run(CONFIG, [*source, "SOLVER.BASE_LR", 0.5])
+    assert (reference.DATASETS.TRAIN, reference.SOLVER.MAX_ITER) == (("shapes_train",), 1000)
+    lines = departures_from(reference, cfg)
+    assert any(line.startswith("DATASETS.TRAIN: ") for line in lines)
+    assert not any("DENSECLIP.CLASS_NAMES" in line for line in lines)
+    file = pictures / "file.yaml"
+    file.write_text(f"_BASE_: {Path(CONFIG).resolve()}\nDATASETS: {{OWN: {{TRAIN: {[*source[1]]}}}}}\n")
+    cfg, reference = prepare_run(str(file), ["SOLVER.MAX_ITER", 7])
+    assert (cfg.SOLVER.MAX_ITER, reference.SOLVER.MAX_ITER) == (7, 500)
+    assert {line.partition(":")[0] for line in departures_from(reference, cfg)} == {
+        "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS",
+    }  # fmt: skip
 
 
 def edit(path: Path, change) -> None:
@@ -85,17 +103,17 @@ def test_classes_come_from_the_file(pictures):
     cfg = own(pictures, val=True)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("my_train",), ("my_val",))
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 6
-    assert tuple(get_class_names(cfg)) == SIX
+    assert cfg.MODEL.DENSECLIP.CLASS_NAMES == SIX
     assert own(pictures, config=MASKS).MODEL.ROI_HEADS.NUM_CLASSES == 6
 
 
 def test_names_that_the_config_has_for_others_are_not_taken(pictures):
     """The configs of ADE20K list its names. The configs of COCO have positions for names of three tokens."""
     cfg = own(pictures, "MODEL.WEIGHTS", "", config=COCO)
-    assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH) == ((), 0)
+    assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH) == (SIX, 0)
     names = tuple(name.upper() for name in SIX)
     cfg = own(pictures, "MODEL.DENSECLIP.CLASS_NAMES", names)
-    assert tuple(get_class_names(cfg)) == names
+    assert names == cfg.MODEL.DENSECLIP.CLASS_NAMES
 
 
 @pytest.mark.parametrize(("asked", "federated"), [(4, True), (6, False)])
@@ -187,7 +205,7 @@ def test_what_is_set_by_hand_stays_and_the_rest_follows(pictures):
 def test_a_runs_own_config_is_left_as_it_is(pictures):
     cfg = own(pictures, "SOLVER.MAX_ITER", 200, "MODEL.DENSECLIP.CLASS_NAMES", tuple("abcdef"))
     (pictures / "config.yaml").write_text(cfg.dump())
-    again = load_config(str(pictures / "config.yaml"), [])
+    again = prepared(str(pictures / "config.yaml"), [])
     assert again.DATASETS == cfg.DATASETS and schedule(again) == schedule(cfg)
     assert again.MODEL.DENSECLIP == cfg.MODEL.DENSECLIP
 
@@ -203,7 +221,7 @@ def test_a_run_that_goes_on_keeps_its_schedule(pictures):
     edit(pictures / "train.json", lambda c: c["images"].pop(0))
     done = run_tool("train_net.py", *arguments[:3], "--resume", *arguments[3:], *few, datasets=pictures)
     assert done.returncode == 0, done.stderr
-    kept = load_config(str(pictures / "output/config.yaml"), [])
+    kept = prepared(str(pictures / "output/config.yaml"), [])
     assert (kept.SOLVER.MAX_ITER, kept.SOLVER.REFERENCE_IMAGES) == (2, 16)
     assert "ended: 2 iterations" in (pictures / "output/report.html").read_text()
     assert (pictures / "output/log.txt").read_text().count("The report of this run") == 2  # one per command
@@ -221,7 +239,7 @@ def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
         shutil.copytree(tmp_path / "shapes/labels" / split, root / "labels" / split)
     (root / "classes.txt").write_text("\n".join(SEMANTIC_CLASS_NAMES))
     opts = ["SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path / "output")]
-    cfg = load_config(SEMANTIC, ["DATASETS.OWN.SEMANTIC", str(root), *opts])
+    cfg = prepared(SEMANTIC, ["DATASETS.OWN.SEMANTIC", str(root), *opts])
     sizes = [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     assert sizes == ([10, 4] if with_val else [8, 2])
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
@@ -231,7 +249,7 @@ def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
     (root / "images/train").rename(root / "images/training")
     DatasetCatalog.clear()
     with pytest.raises(ValueError, match="--train-semantic.*has no images/train"):
-        load_config(SEMANTIC, ["DATASETS.OWN.SEMANTIC", str(root)])
+        prepared(SEMANTIC, ["DATASETS.OWN.SEMANTIC", str(root)])
 
 
 # Data that cannot be used
@@ -285,14 +303,14 @@ def test_what_is_not_there(pictures):
 def test_options_that_do_not_go_together(pictures):
     source = (str(pictures / "val.json"), str(pictures / "images"))
     for opts, config, error in (
-        (["DATASETS.OWN.VAL", source], CONFIG, r"\(--val\) goes with .*\(--train\)"),
+        (["DATASETS.OWN.VAL", source], CONFIG, r"\(--val\) needs .*\(--train\)"),
         (["DATASETS.OWN.TRAIN", source], SEMANTIC, r"SemanticFPN takes .*SEMANTIC \(--train-semantic\)"),
         (["DATASETS.OWN.SEMANTIC", "my"], CONFIG, r"DenseCLIPRetinaNet takes .*TRAIN \(--train\)"),
         (["DATASETS.OWN.TRAIN", source[:1]], CONFIG, "val.json needs the folder of its images"),
-        (["DATASETS.OWN.TRAIN", source], PANOPTIC, "objects and labels of pixels"),
+        (["DATASETS.OWN.TRAIN", source], PANOPTIC, "needs objects and label maps"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
-            load_config(config, opts)
+            prepared(config, opts)
     edit(pictures / "train.json", lambda c: c.update(images=c["images"][1:2]))
     with pytest.raises(ValueError, match="1 training image: none can be held out.*HELD_OUT to 0"):
         own(pictures)
@@ -316,7 +334,7 @@ def test_files_called_alike_are_told_apart_by_their_folders(pictures, tmp_path):
         sources[split] = (str(file), str(pictures / "images"))
     opts = ["DATASETS.OWN.TRAIN", sources["train"], "DATASETS.OWN.VAL", sources["val"]]
     for _ in range(2):  # loaded again, the names are the same
-        cfg = load_config(CONFIG, opts)
+        cfg = prepared(CONFIG, opts)
         assert cfg.DATASETS.TRAIN == ("annotations_instances_default",)
         assert cfg.DATASETS.TEST == ("task2_annotations_instances_default",)
     assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
@@ -329,7 +347,7 @@ def test_one_file_with_two_folders_of_images_is_two_datasets(pictures):
     train, val = (file, str(pictures / "images")), (file, str(pictures / "dark"))
     for name in ["_".join(pictures.parts[-length:]) for length in range(1, len(pictures.parts))]:
         DatasetCatalog.register(f"{name}_train", list)
-    cfg = load_config(CONFIG, ["DATASETS.OWN.TRAIN", train, "DATASETS.OWN.VAL", val])
+    cfg = prepared(CONFIG, ["DATASETS.OWN.TRAIN", train, "DATASETS.OWN.VAL", val])
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("train_2",), ("train_3",))
     for name, folder in (("train_2", "images"), ("train_3", "dark")):
         assert {Path(r["file_name"]).parent.name for r in DatasetCatalog.get(name)} == {folder}
@@ -359,9 +377,9 @@ def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(pictures):
     source = (str(root / "data.yaml"),)
     expected = {r["file_name"].split("/")[-1]: r for r in registered(own(pictures, val=True), "TRAIN")}
     for _ in range(2):
-        cfg = load_config(CONFIG, ["DATASETS.OWN.TRAIN", source, "OUTPUT_DIR", str(pictures / "output")])
+        cfg = prepared(CONFIG, ["DATASETS.OWN.TRAIN", source, "OUTPUT_DIR", str(pictures / "output")])
         assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("yolo_train",), ("yolo_val",))
-    assert tuple(get_class_names(cfg)) == SIX and cfg.SOLVER.REFERENCE_IMAGES == 20
+    assert cfg.MODEL.DENSECLIP.CLASS_NAMES == SIX and cfg.SOLVER.REFERENCE_IMAGES == 20
     records = registered(cfg, "TRAIN")
     assert len(records) == len(expected) and len(registered(cfg, "TEST")) == 4
     for record in records:
@@ -372,7 +390,7 @@ def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(pictures):
     assert evaluate_truth(cfg)["AP"] == pytest.approx(100)
     label = root / "labels/train/train_1.txt"
     label.write_text("")  # read again, because a file has changed
-    load_config(CONFIG, ["DATASETS.OWN.TRAIN", source])
+    prepared(CONFIG, ["DATASETS.OWN.TRAIN", source])
     assert sum(bool(r["annotations"]) for r in registered(cfg, "TRAIN")) == 15
 
 
@@ -474,13 +492,13 @@ def test_classes_in_another_order_are_not_gone_on_with(pictures):
     (output / "config.yaml").write_text(cfg.dump())
     (output / "last_checkpoint").write_text("model_0000001.pth")
     keep_schedule(own(pictures), [])
-    assert load_config(str(output / "config.yaml"), []).DATASETS.OWN.CLASS_NAMES == SIX
+    assert prepared(str(output / "config.yaml"), []).DATASETS.OWN.CLASS_NAMES == SIX
     edit(pictures / "train.json", lambda c: c["categories"][0].update(id=99))
     edit(pictures / "train.json", lambda c: [a.update(category_id=10) for a in c["annotations"]])
     with pytest.raises(ValueError, match=r"now dog.*, cat. Those of the run in .*output are cat, dog"):
         keep_schedule(own(pictures), ["SOLVER.MAX_ITER"])
     with pytest.raises(ValueError, match=r"now dog.*, cat. Those of this config are cat, dog"):
-        load_config(str(output / "config.yaml"), [])
+        prepared(str(output / "config.yaml"), [])
 
 
 # The command

@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from denseclip_d2.config import load_config
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.engine import Trainer
+from denseclip_d2.engine.run_record import read_starts, record_evaluation
 from denseclip_d2.report import page, report_training, write_report
 from denseclip_d2.report.charts import MAX_POINTS, line_chart
 from denseclip_d2.report.detections import Detections, read_detections
@@ -169,7 +170,7 @@ def test_images_have_truth_predictions_and_score_maps(run):
     maps = seen.text.count("score map: ")
     assert (maps > 0) == run.parent.name.startswith("denseclip")
     assert seen.tags.count("img") == 2 * images + maps
-    assert "A click makes a picture larger" in seen.text and "No images" not in seen.text
+    assert "Click an image to enlarge it" in seen.text and "No images" not in seen.text
 
 
 def test_curves_confusions_config_and_state_are_there(run):
@@ -180,14 +181,59 @@ def test_curves_confusions_config_and_state_are_there(run):
     assert seen.tags.count("svg") == 2 * of_objects  # two iterations make no curve
     for words in ("Precision and recall", "By size", "false alarms"):
         assert (words in seen.text) == of_objects, words
-    assert "not of the last evaluation" not in seen.text
+    assert "not from the last evaluation" not in seen.text
+
+
+def test_the_report_shows_what_the_start_has_recorded(run):
+    (start,) = json.loads((run / "run.json").read_text())["starts"]
+    seen = Page(run / "report.html").text
+    settings = dict(start["settings"])
+    assert settings["batch"] == "2 images, 2 a process" and settings["iterations"].endswith("of 4 images")
+    for value in (*settings.values(), start["command"], start["time"], start["environment"][1][1]):
+        assert value in seen, value
+    total = sum(int(row[3].replace(",", "")) for row in start["parameter_groups"][1:])
+    assert total > 10_000 and all(cell in seen for row in start["parameter_groups"] for cell in map(str, row))
+    assert start["departures"] == [] and start["seconds"] > 0
+    assert "training time" in seen and "unknown: this folder has no run.json" not in seen
+
+
+def test_a_resumed_run_adds_its_start_and_a_new_one_begins_anew(detector, data):
+    before = read_starts(detector)
+    options = ["OUTPUT_DIR", str(detector), "DATALOADER.NUM_WORKERS", 0]
+    for resume, count in ((True, 2), (False, 1)):
+        cfg = load_config(str(detector / "config.yaml"), [*options, "SOLVER.MAX_ITER", 3])
+        trainer = Trainer(cfg, recipe=load_config(str(detector / "config.yaml"), []))
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        starts = read_starts(detector)
+        assert len(starts) == count
+        assert starts[-1]["departures"] == ["SOLVER.MAX_ITER: 3 instead of 2"]
+        assert starts[0] == before[0] or not resume
+        seen = Page(write_report(detector)).text
+        assert "SOLVER.MAX_ITER: 3 instead of 2" in seen
+        assert (", then 0:00:" in seen) == resume
+    record_evaluation(str(detector))
+    assert read_starts(detector) == starts  # the training's
+
+
+def test_an_older_run_has_a_report_without_what_it_did_not_record(detector):
+    (detector / "run.json").unlink()
+    seen = Page(write_report(detector)).text
+    assert "settings are unknown: this folder has no run.json" in seen
+    assert "Departures from the config file and learning rates are unknown" in seen
+    assert "By class" in seen and "ended: 2 iterations" in seen
+    record_evaluation(str(detector))
+    seen = Page(write_report(detector)).text
+    assert "Of the start on" in seen and "settings are unknown" not in seen
 
 
 # Incomplete runs
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no OUTPUT_DIR of tools/train_net.py: .* no config.yaml"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is no OUTPUT_DIR of tools/train_net.py: it has no config.yaml"
+    ):
         write_report(tmp_path)
     (tmp_path / "config.yaml").touch()
     with pytest.raises(FileNotFoundError, match="has nothing to report yet: neither metrics.json"):
@@ -219,7 +265,7 @@ def test_a_killed_run_is_reported_as_far_as_it_came(detector):
     seen = Page(write_report(detector)).text
     for words in (
         "not ended: 2 of 2 iterations", "No images: There is no checkpoint yet.", "Losses", "Learning rate",
-        "Figures of the periodic evaluations", "Box AP", "bbox/AP 9.00 there",
+        "Metrics of the periodic evaluations", "Box AP", "bbox/AP 9.00 there",
     ):  # fmt: skip
         assert words in seen, words
     results = detector / "inference/report_val/coco_instances_results.json"
@@ -263,7 +309,7 @@ def test_what_goes_wrong_is_a_warning(detector, caplog):
     (detector / "report.html").mkdir()
     before = sorted(detector.iterdir())
     report_training(cfg)
-    assert "the run is whole without" in caplog.text and f"tools/report.py {detector}" in caplog.text
+    assert "the run is complete without it" in caplog.text and f"tools/report.py {detector}" in caplog.text
     assert sorted(detector.iterdir()) == before
     (detector / "report.html").rmdir()
     cfg.TEST.REPORT = False

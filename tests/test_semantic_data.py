@@ -50,12 +50,12 @@ def test_ade20k_names_are_the_first_synonyms():
 def test_a_synonym_that_two_classes_share_names_neither(catalogs):
     register_semantic_folder("kitchens", "", "", ["counter, bar", "counter, worktop", "sink, basin"])
     names = get_class_names(semantic_config("DATASETS.TRAIN", ("kitchens",)))
-    assert names == ["counter, bar", "counter, worktop", "sink"]
+    assert names == ("counter, bar", "counter, worktop", "sink")
 
 
 def test_semantic_models_speak_of_all_classes_of_cityscapes_and_detectors_of_objects():
     opts = ("DATASETS.TRAIN", ("cityscapes_fine_sem_seg_train",))
-    assert get_class_names(semantic_config(*opts))[:3] == ["road", "sidewalk", "building"]
+    assert get_class_names(semantic_config(*opts))[:3] == ("road", "sidewalk", "building")
     assert len(get_class_names(semantic_config(*opts))) == 19
     assert len(get_class_names(load_config("configs/Base-RetinaNet.yaml", list(opts)))) == 8
 
@@ -69,7 +69,7 @@ def test_a_folder_is_registered_from_the_config(folder):
     )
     semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(folder),))  # registering again has no effect
     (record,) = load("rooms_train")
-    assert get_class_names(cfg) == ["wall", "floor"]
+    assert get_class_names(cfg) == ("wall", "floor")
     check_classes(cfg, cfg.DATASETS.TRAIN)
     assert (build_mapper(cfg)(record)["sem_seg"] == 1).all()
 

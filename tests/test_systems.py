@@ -158,8 +158,8 @@ def test_panoptic_deeplab_without_panopticapi_says_how_to_get_it(monkeypatch):
     packages = ("panopticapi", "detectron2.projects.panoptic_deeplab")
     for name in [name for name in sys.modules if name.startswith(packages)]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "panopticapi", None)  # such a module cannot be imported
-    with pytest.raises(ValueError, match="needs panopticapi, and that is not installed: pip install git"):
+    monkeypatch.setitem(sys.modules, "panopticapi", None)  # None makes the import fail
+    with pytest.raises(ValueError, match="needs panopticapi. Install it: pip install git"):
         load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [])
 
 

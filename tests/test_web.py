@@ -22,8 +22,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
+from configs import prepared
 from denseclip_d2 import model_zoo
-from denseclip_d2.config import load_config
+from denseclip_d2.data import get_class_names
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization.drawing import draw_detections, draw_label_map
 from denseclip_d2.web_demo import session as look
@@ -69,7 +70,7 @@ def served(tmp_path_factory):
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
-    cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
+    cfg = prepared("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
     weights = tmp_path_factory.mktemp("random") / "model.pth"
     torch.save({"model": build_model(cfg).state_dict()}, weights)
     cfg.MODEL.WEIGHTS = str(weights)
@@ -337,7 +338,7 @@ def test_models_load_on_demand_and_few_stay(web, monkeypatch):
 
     def load(cfg):
         loaded.append(cfg)
-        return SimpleNamespace(cfg=cfg, guidance=None)
+        return SimpleNamespace(cfg=cfg, guidance=None, class_names=get_class_names(cfg))
 
     monkeypatch.setattr(look, "Predictor", load)
     configs = {name: model_zoo.get_config(name, trained=True) for name in model_zoo.trained_configs()}

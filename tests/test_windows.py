@@ -12,10 +12,10 @@ from test_vit import LEVELS, VIT, tiny_vit
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from configs import prepared
 from denseclip_d2.analysis.cost import flop_analysis
 from denseclip_d2.builder import with_fitting_norms
 from denseclip_d2.clip_models.layers import multi_head_attention
-from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.visual import build_visual_encoder
 from denseclip_d2.visual.vit_block import VisualBlock
@@ -147,7 +147,7 @@ def test_without_a_window_every_block_attends_globally():
 
 def test_a_block_that_is_not_there_is_refused():
     opts = [*VIT, "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", 3, "MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", (1, 4, 9)]
-    cfg = load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
+    cfg = prepared("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
     with pytest.raises(ValueError, match=r"global_blocks has 4, 9; the blocks of the ViT are 0 to 3\."):
         build_visual_encoder(cfg)
 
@@ -168,7 +168,7 @@ def test_flops_are_those_of_the_windows():
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_detectors_on_vit_b_are_built(name):
     """Parameters have no memory."""
-    cfg = with_fitting_norms(load_config(f"configs/{name}.yaml", []))
+    cfg = with_fitting_norms(prepared(f"configs/{name}.yaml", []))
     guided = "denseclip" in name
     if guided:
         cfg.DATASETS.TRAIN = ()
@@ -196,7 +196,7 @@ def test_detectors_train_on_windows(system, small_shapes, tmp_path):
         "OUTPUT_DIR": tmp_path / "output",
     }  # fmt: skip
     opts = [str(x) for pair in opts.items() for x in pair]
-    trainer = Trainer(load_config(f"configs/Shapes/denseclip_{system}_tiny.yaml", [*VIT, *opts]))
+    trainer = Trainer(prepared(f"configs/Shapes/denseclip_{system}_tiny.yaml", [*VIT, *opts]))
     trainer.resume_or_load(resume=False)
     block = trainer.model.backbone.visual.transformer.resblocks[0]
     before = block.attn.in_proj_weight.detach().clone()

@@ -8,8 +8,8 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..config.pixels import TIMM_WEIGHTS
 from ..visual import EmbeddedBackbone, TimmBackbone
+from ..visual.timm_backbone import TIMM_WEIGHTS
 from .clip import names_under, prefix_of
 from .readers import read_weights
 from .report import first

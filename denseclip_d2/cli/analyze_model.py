@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..analysis.cost import TASKS, analyze, format_table
-from ..config import load_config
+from ..config import prepare_run
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    cfg = prepare_run(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"]).cfg
     check_folder(args.json, "--json")
     print(f"Counting {', '.join(args.tasks)} of {args.config_file} ...", flush=True)
     counts = analyze(cfg, args.tasks, args.size)

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from ..benchmark import CONTENDERS, SECTIONS, Settings, format_table
-from ..config import load_config
+from ..config import prepare_run
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
 ON_REQUEST = ("compiled", "loader", "exported")
@@ -77,7 +77,7 @@ def device_name(device: torch.device) -> str:
 
 def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # PyTorch's profiler, which measures memory, logs a lot
-    cfg = load_config(args.config_file, args.opts)
+    cfg = prepare_run(args.config_file, args.opts).cfg
     check_folder(args.json, "--json")
     settings = Settings(
         cfg, args.classes, args.sizes, args.batch, args.threads, args.repeats, args.contenders

@@ -17,7 +17,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from ..clip_models import get_clip_architecture
-from ..config import load_config
+from ..config import prepare_run
 from ..data.checks import load_datasets
 from ..data.mapper import build_mapper
 from ..data.statistics import Statistics, statistics_of
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     setup_logger()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = prepare_run(args.config_file, args.opts).cfg
     check_writable(args.output, "--output")
     name = args.dataset or next(iter(cfg.DATASETS.TRAIN), "")
     records = load_datasets([name] if name else [], filter_empty=False, check_images=True)

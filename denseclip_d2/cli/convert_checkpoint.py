@@ -15,10 +15,9 @@ from pathlib import Path
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..builder import build_model
+from ..builder import build_model, class_names_of
 from ..checkpoint import DenseCLIPCheckpointer
-from ..config import load_config
-from ..data import get_class_names
+from ..config import prepare_run
 from ..engine.setup import check_writable
 from ..export.safetensors import check_output, export
 from ..guidance import guidance_of
@@ -59,7 +58,8 @@ def main(args: argparse.Namespace) -> None:
     if args.model_card:
         check_card(folder)
     figures = find_figures(args.metrics, args.input)
-    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input])
+    opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input]
+    cfg = prepare_run(args.config_file, opts).cfg
     print(f"Building the model of {args.config_file} ...", flush=True)
     model = build_model(cfg).eval()
     guided = guidance_of(model)
@@ -71,11 +71,12 @@ def main(args: argparse.Namespace) -> None:
         guided.language.precompute_()
         cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
     source = PathManager.get_local_path(args.input.partition("?")[0])
-    export(model, cfg, get_class_names(cfg), source=source, output=args.output, half=args.half)
+    class_names = class_names_of(model, cfg)
+    export(model, cfg, class_names, source=source, output=args.output, half=args.half)
     size = Path(args.output).stat().st_size
     if args.model_card:
         card = model_card(
-            cfg, get_class_names(cfg), figures, file=Path(args.output).name, license=args.licence,
+            cfg, class_names, figures, file=Path(args.output).name, license=args.licence,
             with_masks=bool(getattr(getattr(model, "roi_heads", None), "mask_on", False)), half=args.half,
         )  # fmt: skip
         write_card(folder, card)

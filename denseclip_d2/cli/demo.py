@@ -16,7 +16,7 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from ..config import load_config
+from ..config import prepare_run
 from ..engine.setup import output_folder
 from ..inference import Predictor
 from ..visualization import Source, camera, draw_sources, find_sources, of_dataset
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; it has to be at least 1.")
     # The zoo's weights have a config, as all exported weights.
-    cfg = load_config(f"denseclip://{args.zoo}" if args.zoo else args.config_file, args.opts)
+    cfg = prepare_run(f"denseclip://{args.zoo}" if args.zoo else args.config_file, args.opts).cfg
     sources = find(args)
     with output_folder(args.output, "--output"):
         check_outputs(sources, args.output, overwrite=args.overwrite)

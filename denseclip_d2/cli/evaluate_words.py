@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from ..config import load_config
+from ..config import prepare_run
 from ..data import readable_names
 from ..data.checks import load_datasets
 from ..evaluation import evaluate_words
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     setup_logger()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = prepare_run(args.config_file, args.opts).cfg
     check_folder(args.json, "--json")
     records = load_datasets([args.dataset], filter_empty=True, check_images=True)
     names = MetadataCatalog.get(args.dataset).get("thing_classes")

@@ -16,7 +16,7 @@ from pathlib import Path
 from detectron2.evaluation import print_csv_format
 from detectron2.utils.logger import setup_logger
 
-from ..config import load_config
+from ..config import prepare_run
 from ..engine.setup import check_writable
 from ..export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
 from .parser import add_config, command_parser
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     if args.evaluate and args.prepared:
         raise ValueError("--evaluate needs a file for images without preprocessing: leave out --prepared.")
     check_writable(args.output, "--output")
-    cfg = load_config(args.config_file, args.opts)
+    cfg = prepare_run(args.config_file, args.opts).cfg
     files = [Path(args.output) / name for name in files_of(cfg, args.format)]
     for file in files:
         if file.exists() and not args.overwrite:

@@ -1,4 +1,4 @@
-"""What the commands' options have in common."""
+"""Options and checks that several commands share."""
 
 import argparse
 import json
@@ -9,12 +9,12 @@ from ..engine.setup import check_writable
 
 
 def command_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help begins with a command's docstring, line by line."""
+    """Return a parser whose help starts with the docstring of a command."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_config(parser: argparse.ArgumentParser, *, opts: bool = True, **config_file: Any) -> None:
-    """Add ``--config-file``, required where it has no default, and the ``KEY VALUE`` pairs over it."""
+    """Add ``--config-file``, required without a default, and ``KEY VALUE`` pairs that override it."""
     required = "default" not in config_file
     parser.add_argument("--config-file", required=required, metavar="FILE", **config_file)
     if opts:
@@ -34,16 +34,16 @@ def positive(text: str) -> int:
 
 
 def check_folder(file: Path | None, option: str) -> None:
-    """Make the folder of the file that an option names, if any.
+    """Make the folder of the file of an option, if the option is given.
 
     Raises:
-        OSError: files cannot be written there.
+        OSError: files cannot be written in the folder.
     """
     if file:
         check_writable(str(file.parent), f"the folder of {option}")
 
 
 def write_json(file: Path | None, content: Any) -> None:
-    """Write what an option names a file for, if it does."""
+    """Write content to the file of an option, if the option is given."""
     if file:
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
 """Write the report of a training: one HTML file that opens without a network.
 
 tools/report.py output/shapes_mask_rcnn                        # writes output/shapes_mask_rcnn/report.html
-tools/report.py output/shapes_mask_rcnn --output mine.html     # also of a run that is still going on
+tools/report.py output/shapes_mask_rcnn --output mine.html     # also of a run that still trains
 
-Training writes it at its end (TEST.REPORT). Run it where the training was run, so that relative paths of data
-are found. The run is only read.
+Training writes the report at its end (TEST.REPORT). Run this command in the folder where the training ran, so
+that relative paths of data are found. It changes nothing in the run.
 """
 
 import argparse

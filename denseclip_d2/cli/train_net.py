@@ -21,9 +21,9 @@ from detectron2.utils import comm
 
 from ..builder import inference_precision, make_fast
 from ..checkpoint import DenseCLIPCheckpointer
-from ..config import load_config
 from ..data.dataset_folder import FORMS
 from ..engine import Trainer, run, setup
+from ..engine.run_record import record_evaluation
 from ..evaluation.build import check_test_sets
 from ..inference import with_tta
 
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _DataSource(argparse.Action):
-    """Take one value, or two, and leave the config's KEY VALUE pairs that follow them to ``args.pairs``."""
+    """Take one value or two, and store the KEY VALUE pairs that follow them in ``args.pairs``."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
@@ -58,7 +58,7 @@ class _DataSource(argparse.Action):
 
 
 def _is_key(value: str) -> bool:
-    """Return whether a value is, or was meant to be, a key of the config, such as SOLVER.MAX_ITER or SEED."""
+    """Return whether a value is, or looks like, a config key, such as SOLVER.MAX_ITER or SEED."""
     dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
     cfg = get_cfg()
     of_root = value in cfg and not isinstance(cfg[value], CfgNode)
@@ -66,7 +66,7 @@ def _is_key(value: str) -> bool:
 
 
 def all_opts(args: argparse.Namespace) -> list:
-    """Return the config's KEY VALUE pairs, of which the options for own data are some."""
+    """Return the KEY VALUE pairs of the command line, with those of the options for own data."""
     keys = {
         "DATASETS.OWN.TRAIN": args.train,
         "DATASETS.OWN.VAL": args.val,
@@ -86,21 +86,21 @@ def main(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}; "
             "processes on CPUs: torchrun --nproc-per-node N tools/train_net.py ...",
         )
-    load_config(args.config_file, args.opts)  # what is wrong is said once, and not by every process
     run(train, args)
 
 
 def train(args: argparse.Namespace):
-    """Train or evaluate, in one of the processes; return the results."""
-    cfg = setup(args)
+    """Train or evaluate in one of the processes, and return the results."""
+    cfg, reference = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg, recipe=load_config(args.config_file, []))
+        trainer = Trainer(cfg, recipe=reference)
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
-        from ..report import report_training  # it draws, which training needs nothing of
+        from ..report import report_training  # imports matplotlib, which training does not need
 
         report_training(cfg)
         return results
+    record_evaluation(cfg.OUTPUT_DIR)
     check_test_sets(cfg)
     model = Trainer.build_model(cfg)
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None

@@ -15,7 +15,7 @@ from threading import Event
 from detectron2.utils.logger import setup_logger
 
 from .. import model_zoo
-from ..config import load_config
+from ..config import prepare_run
 from ..web_demo.session import Limits, Models
 from .parser import add_opts, command_parser
 
@@ -55,7 +55,7 @@ def serve(args: argparse.Namespace) -> None:
     setup_logger()
     limits = Limits(args.megabytes, args.megapixels, args.side, queue=args.queue)
     name = args.config_file or args.zoo
-    configs = {name: load_config(args.config_file or f"denseclip://{name}", args.opts)}
+    configs = {name: prepare_run(args.config_file or f"denseclip://{name}", args.opts).cfg}
     for other in model_zoo.trained_configs():
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
     # Gradio is an extra, which --help does not need.

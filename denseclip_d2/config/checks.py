@@ -1,9 +1,8 @@
-"""Clear errors for config values that cannot be, before a model is built."""
+"""Clear errors for invalid config values, before a model is built."""
 
 import difflib
 from collections.abc import Iterator
 
-import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
@@ -18,8 +17,9 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
+from ..visual.timm_backbone import TIMM, check_timm_model
 from .projects import default_config
-from .rules import DETECTRON2, OWN
+from .rules import rule_of
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -32,49 +32,40 @@ REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
-"""Where Detectron2 looks the names up that these keys hold."""
-
-TIMM = "timm/"
-"""How ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names a model of timm's."""
+"""The keys that hold names of a registry of Detectron2."""
 
 NOTHING = {"MODEL.ROI_BOX_HEAD.NAME": "", "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals"}
-"""What Detectron2 takes for "nothing to build" at these keys."""
+"""The values of these keys for which Detectron2 builds nothing."""
 
 
 def check_config(cfg: CfgNode) -> None:
-    """See that a config can be built from and trained with, as far as its values tell.
+    """Refuse a config with an invalid value.
 
     Raises:
-        ValueError: a key has no value, one that its rule refuses, a name that is not registered, or a value
-            that does not go with another's.
+        ValueError: a key has no value, or one that its rule refuses, a name that is not registered, or a
+            value that does not fit the value of another key.
     """
     values = dict(leaves(cfg))
     for key, default in leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS or ())):
-        if default is not None and values.get(key, default) is None:
+        value = values.get(key, default)
+        if default is not None and value is None:
             raise ValueError(f"{key} is None; it needs a value, such as its default, {default!r}.")
-    for key, rule in {**OWN, **DETECTRON2}.items():
-        if not rule.accepts(values[key]):
-            raise ValueError(f"{key} is {values[key]!r}; it has to be {rule.words}.")
+        rule = rule_of(key, default)
+        if rule and not rule.accepts(value):
+            raise ValueError(f"{key} is {value!r}; it has to be {rule.words}.")
     for key, registry in REGISTRIES.items():
         _check_registered(key, values[key], [name for name, _ in registry])
-    backbone = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE
-    if backbone.startswith(TIMM):
-        check_timm_model(backbone.removeprefix(TIMM))
-    elif backbone:
-        registered = [name for name, _ in BACKBONE_REGISTRY]
-        _check_registered("MODEL.DENSECLIP.VISUAL.BACKBONE", backbone, registered)
-    elif cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS:
-        raise ValueError(
-            f"MODEL.DENSECLIP.VISUAL.WEIGHTS is {cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS!r}, and VISUAL.BACKBONE, "
-            "whose weights these are, is empty. Set BACKBONE, or, for a CLIP's weights, set MODEL.WEIGHTS "
-            "and VISUAL.WEIGHTS to ''."
-        )
     get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
+    _check_backbone(cfg)
     _check_pixels(cfg)
     _check_crop(cfg)
     _check_schedule(cfg)
-    check_context_init(cfg.MODEL.DENSECLIP.PROMPT.MODE, cfg.MODEL.DENSECLIP.PROMPT.CONTEXT_INIT)
-    decoder = cfg.MODEL.DENSECLIP.CONTEXT_DECODER
+    prompt, decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
+    if prompt.CONTEXT_INIT and prompt.MODE not in ("post", "context"):
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, but PROMPT.MODE "
+            f"{prompt.MODE!r} learns no contexts. Set CONTEXT_INIT to '', or MODE to 'post' or 'context'."
+        )
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
@@ -82,49 +73,15 @@ def check_config(cfg: CfgNode) -> None:
         )
 
 
-def check_timm_model(name: str) -> None:
-    """See that timm has a model, and the tag if there is one in the name.
-
-    Raises:
-        ValueError: it has not.
-    """
-    architecture = name.partition(".")[0]
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:4]
-        raise ValueError(
-            f"timm has no model {name!r}. Near it: {', '.join(near) or 'none'}; timm.list_models() has all."
-        )
-    try:
-        timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # how timm refuses a tag
-        tags = timm.list_pretrained(f"{architecture}.*")
-        raise ValueError(
-            f"timm's {architecture!r} has no weights {name!r}. It has: {', '.join(tags) or 'none'}."
-        ) from error
-
-
-def check_context_init(mode: str, context_init: str) -> None:
-    """See that there are contexts to begin from these words.
-
-    Raises:
-        ValueError: there are words, and the mode learns no contexts.
-    """
-    if context_init and mode not in ("post", "context"):
-        raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {context_init!r}, and mode {mode!r} learns no "
-            "contexts of its own. Set it to '', or PROMPT.MODE to 'post' or 'context'."
-        )
-
-
 def check_device(device: str) -> None:
-    """See that torch can make tensors on a device, which may be "meta".
+    """Refuse a device on which torch cannot make tensors; "meta" is allowed.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: torch cannot use the device.
     """
     kind, index = torch.device(device).type, torch.device(device).index or 0
     if kind == "cuda" and index < torch.cuda.device_count():
-        return  # without a use of it, for processes may be started still
+        return  # CUDA is not initialized here, because processes may be started later
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -135,18 +92,40 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def _check_pixels(cfg: CfgNode) -> None:
-    if not (cfg.MODEL.PIXEL_MEAN and cfg.MODEL.PIXEL_STD):
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every key of a config, dotted, with its value."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    backbone, weights = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE, cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS
+    if backbone.startswith(TIMM):
+        check_timm_model(backbone.removeprefix(TIMM))
+    elif backbone:
+        registered = [name for name, _ in BACKBONE_REGISTRY]
+        _check_registered("MODEL.DENSECLIP.VISUAL.BACKBONE", backbone, registered)
+    elif weights:
         raise ValueError(
-            "MODEL.PIXEL_MEAN or PIXEL_STD is empty: `denseclip_d2.config.set_pixels(cfg)` fills in what "
-            "CLIPs and timm's models take, as `load_config` does. For another backbone, set what its weights "
-            "take."
+            f"MODEL.DENSECLIP.VISUAL.WEIGHTS is {weights!r}, but VISUAL.BACKBONE, whose weights they are, is "
+            "empty. Set BACKBONE. For the weights of a CLIP, set MODEL.WEIGHTS, and VISUAL.WEIGHTS to ''."
         )
-    channels = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
-    if channels != (3, 3):
+
+
+def _check_pixels(cfg: CfgNode) -> None:
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if not (mean and std):
         raise ValueError(
-            f"MODEL.PIXEL_MEAN and PIXEL_STD have {channels[0]} and {channels[1]} values; INPUT.FORMAT "
-            f"{cfg.INPUT.FORMAT!r} has 3 channels: give each 3, or [] for those of the architecture."
+            "MODEL.PIXEL_MEAN or PIXEL_STD is empty. `denseclip_d2.config.set_pixels(cfg)` sets the "
+            "values of CLIPs and timm models. For another backbone, set the values that its weights need."
+        )
+    if (len(mean), len(std)) != (3, 3):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN and PIXEL_STD have {len(mean)} and {len(std)} values; INPUT.FORMAT "
+            f"{cfg.INPUT.FORMAT!r} has 3 channels: give each 3, or [] for the architecture's."
         )
 
 
@@ -154,7 +133,7 @@ def _check_crop(cfg: CfgNode) -> None:
     crop, absolute = cfg.INPUT.CROP, cfg.INPUT.CROP.TYPE.startswith("absolute")
     fits = all(isinstance(side, int) if absolute else side <= 1 for side in crop.SIZE)
     if crop.ENABLED and not fits:
-        needed = "two whole numbers, of pixels" if absolute else "two parts of the image's sides, up to 1"
+        needed = "two whole numbers of pixels" if absolute else "two parts of the image's sides, up to 1"
         raise ValueError(
             f"INPUT.CROP.SIZE is {crop.SIZE!r}; with INPUT.CROP.TYPE {crop.TYPE!r} it has to be {needed}."
         )
@@ -166,18 +145,9 @@ def _check_schedule(cfg: CfgNode) -> None:
         raise ValueError(f"SOLVER.STEPS is {solver.STEPS!r}; it has to be in increasing order.")
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not 0 <= solver.BASE_LR_END <= solver.BASE_LR > 0:
         raise ValueError(
-            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; WarmupCosineLR needs it from 0 to SOLVER.BASE_LR, "
-            f"{solver.BASE_LR}, and that above 0."
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; WarmupCosineLR needs a value from 0 to "
+            f"SOLVER.BASE_LR, {solver.BASE_LR}, which has to be above 0."
         )
-
-
-def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every key of a config, dotted, with its value."""
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _check_registered(key: str, name: object, registered: list[str]) -> None:

@@ -1,31 +1,99 @@
 import logging
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.utils.file_io import PathManager
 
+from ..data.class_names import get_class_names
 from ..data.semantic import register_semantic_folders
 from .checks import check_config, check_device
 from .header import header_config, merge_header_config
 from .node import CfgNode
-from .own import use_own_data
+from .own import keep_schedule, use_own_data
 from .pixels import set_pixels
 from .projects import default_config, projects_of
 
+logger = logging.getLogger(__name__)
 
-def load_config(config_file: str, opts: list[str]) -> CfgNode:
-    """Detectron2's and this project's defaults, a config file, and ``KEY VALUE`` pairs over it.
 
-    For exported weights in place of a config file, their header is the config, and they are its weights.
-    Either may be on a hub, ``hf://owner/repo/file``, or wherever else Detectron2's ``PathManager`` reads.
-    Where there is no GPU, ``MODEL.DEVICE`` becomes "cpu". Pixel means and deviations that are empty become
-    the architecture's. The datasets in ``DATASETS.SEMANTIC_FOLDERS`` are registered. Data of one's own in
-    ``DATASETS.OWN`` set what follows from them (:func:`use_own_data`).
+class PreparedRun(NamedTuple):
+    """
+    Attributes:
+        cfg: the config of the run.
+        reference: the config without the command line's ``KEY VALUE`` pairs, to compare ``cfg`` with.
+    """
+
+    cfg: CfgNode
+    reference: CfgNode
+
+
+def load_config(config_file: str, opts: Sequence) -> CfgNode:
+    """Return the defaults of Detectron2 and this project, a config file, and ``KEY VALUE`` pairs over them.
+
+    A file of exported weights can replace the config file: the config is its header, and ``MODEL.WEIGHTS``
+    the file. Detectron2's ``PathManager`` reads the file, so ``hf://owner/repo/file`` works too.
+
+    Without a GPU, ``MODEL.DEVICE`` becomes "cpu". Empty pixel means and deviations become those of the
+    architecture. No dataset is registered or read: :func:`prepare_run` does that.
 
     Raises:
-        ValueError: a key or a value that cannot be (:func:`check_config`); a file of weights without config;
-            data that cannot be used.
-        FileNotFoundError: there is no such file.
+        ValueError: an invalid key or value (:func:`check_config`); weights without a config.
+        FileNotFoundError: the file does not exist.
     """
+    return _load(config_file, opts)[0]
+
+
+def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> PreparedRun:
+    """Load a config (:func:`load_config`) and complete it by what its datasets tell.
+
+    The datasets of ``DATASETS.SEMANTIC_FOLDERS`` and ``DATASETS.OWN`` are registered. Own data set the number
+    of classes and the schedule (:func:`use_own_data`). ``MODEL.DENSECLIP.CLASS_NAMES``, if empty, becomes the
+    class names of the datasets. It stays empty if they have none: the builder raises an error if the model
+    needs names.
+
+    Args:
+        resume: continue the run in ``OUTPUT_DIR`` with its schedule (:func:`keep_schedule`).
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`load_config`; data that cannot be used.
+    """
+    cfg, reference = _load(config_file, opts)
+    overrides = frozenset(opts[::2])
+    set_pixels(reference)
+    register_semantic_folders(cfg)
+    use_own_data(cfg, reference, overrides)
+    if resume:
+        keep_schedule(cfg, overrides)
+    _set_class_names(cfg, overrides)
+    if "MODEL.DENSECLIP.CLASS_NAMES" not in overrides:
+        # The names follow from DATASETS, which the comparison shows.
+        reference.MODEL.DENSECLIP.CLASS_NAMES = cfg.MODEL.DENSECLIP.CLASS_NAMES
+    return PreparedRun(cfg, reference)
+
+
+def _set_class_names(cfg: CfgNode, overrides: Collection[str]) -> None:
+    """Fill in empty class names, and warn if names of a config file meet another dataset."""
+    names, of_datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.clone()
+    of_datasets.MODEL.DENSECLIP.CLASS_NAMES = ()
+    chosen = "DATASETS.TRAIN" in overrides and "MODEL.DENSECLIP.CLASS_NAMES" not in overrides
+    if names and not chosen:
+        return
+    try:
+        found = get_class_names(of_datasets)
+    except (ValueError, OSError):
+        return
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = names or found
+    if names and {*names} != {*found}:
+        logger.warning(
+            "The model reads the class names of the config file (%s, ...), not those of %s (%s, ...). For "
+            "those, set MODEL.DENSECLIP.CLASS_NAMES to ().",
+            names[0], [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0], found[0],
+        )  # fmt: skip
+
+
+def _load(config_file: str, opts: Sequence) -> tuple[CfgNode, CfgNode]:
+    """Return the config with the pairs, checked, and the config without them."""
     try:
         local = PathManager.get_local_path(config_file) if "://" in config_file else config_file
         if local.endswith(".safetensors"):
@@ -39,18 +107,16 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
             projects = projects_of(CfgNode.load_yaml_with_base(local, allow_unsafe=True))
             cfg = default_config(projects)
             cfg.merge_from_file(local)
-        recipe = cfg.clone()
+        reference = cfg.clone()
         cfg.merge_from_list(opts)
-    except (AssertionError, KeyError) as error:  # how yacs refuses a key, or a file
+    except (AssertionError, KeyError) as error:  # yacs raises them for a wrong key or file
         raise ValueError(error.args[0] if error.args else str(error)) from error
     if tuple(cfg.MODEL.DENSECLIP.PROJECTS or ()) != projects:
-        raise ValueError("MODEL.DENSECLIP.PROJECTS decides which keys there are: set it in the config file.")
+        raise ValueError("MODEL.DENSECLIP.PROJECTS decides which keys exist: set it in the config file.")
     if str(cfg.MODEL.DEVICE).partition(":")[0] == "cuda" and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
+        logger.warning("No GPU: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
     set_pixels(cfg)
     check_config(cfg)
     check_device(cfg.MODEL.DEVICE)
-    register_semantic_folders(cfg)
-    use_own_data(cfg, recipe, opts[::2])
-    return cfg
+    return cfg, reference

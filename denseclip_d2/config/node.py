@@ -1,4 +1,4 @@
-"""A ``CfgNode`` that takes a number however a person writes it, and config files with clear errors."""
+"""A ``CfgNode`` that accepts whole numbers as fractions, and config files with clear errors."""
 
 import difflib
 import io
@@ -15,31 +15,28 @@ from fvcore.common.config import BASE_KEY
 
 from ..utils.text import read_text
 
-# Keys of earlier versions, which a config file may still have.
-_WITHOUT_EFFECT = ("MODEL.KEEP_MEMORY",)
-
-# The file whose bases are being read, after those that it is a base of.
+# The files being read: each is a ``_BASE_`` of the one before.
 _above: ContextVar[tuple[str, ...]] = ContextVar("_above", default=())
 
 
 class CfgNode(_CfgNode):
-    """Detectron2's ``CfgNode``, with whole numbers for fractions, and config files that are checked.
+    """Detectron2's ``CfgNode``, which accepts whole numbers as fractions and checks config files.
 
-    yacs takes no other type than the default's: no 0 for 0.2. In lists it leaves YAML's 1e-4 a string.
+    yacs accepts the default's type alone: no 0 for 0.2. In lists it leaves YAML's 1e-4 a string.
     """
 
     def merge_from_other_cfg(self, cfg_other: _CfgNode) -> None:
         """
         Raises:
-            ValueError, KeyError: a value of another type than the default's; no such key.
+            ValueError, KeyError: a value has another type than the default, or a key does not exist.
         """
         super().merge_from_other_cfg(_fit(cfg_other, self, ""))
 
     def merge_from_list(self, cfg_list: Sequence) -> None:
         """
         Raises:
-            ValueError, AssertionError: a value of another type than the default's, or no such key; a key
-                without value.
+            ValueError, AssertionError: a value has another type than the default, a key does not exist or
+                has no value.
         """
         pairs = list(cfg_list)
         if options := [text for text in pairs if isinstance(text, str) and text.startswith("--")]:
@@ -57,7 +54,7 @@ class CfgNode(_CfgNode):
         if isinstance(default, dict):
             raise ValueError(_is_section(key, default, value))
         if isinstance(default, str) and isinstance(text, str) and type(value) in (int, float):
-            return repr(text)  # a folder may be called 2024; this is decoded once more
+            return repr(text)  # a folder can have the name 2024; yacs decodes the text again
         if isinstance(value, int | list | tuple):
             return _fit(value, default, key)
         _check_type(value, default, key)
@@ -73,14 +70,14 @@ class CfgNode(_CfgNode):
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
         """
         Raises:
-            ValueError: not YAML, or not keys and values; the file is its own base, maybe by others.
+            ValueError: the content is not YAML, or not keys and values; the file is its own base.
             OSError: the file, or a base, cannot be read.
         """
         with _reading(filename):
             try:
                 return super().load_yaml_with_base(filename, allow_unsafe)
             except yaml.YAMLError as error:
-                raise ValueError(_words_of(error, filename)) from error
+                raise ValueError(_describe(error, filename)) from error
 
 
 @contextmanager
@@ -89,11 +86,11 @@ def _reading(filename: str) -> Iterator[None]:
     path = filename if "://" in filename else str(Path(filename).resolve())
     if path in above:
         circle = " -> ".join([*above[above.index(path) :], path])
-        raise ValueError(f"A config file is its own _BASE_: {circle}. Take _BASE_ out of one of them.")
+        raise ValueError(f"A config file is its own _BASE_: {circle}. Remove _BASE_ from one of them.")
     if above and "://" not in filename and not PathManager.isfile(filename):
         raise FileNotFoundError(
-            f"{above[-1]}: there is no file {filename}, its _BASE_. A relative path counts from the folder "
-            "of the file that names it."
+            f"{above[-1]}: there is no file {filename}, its _BASE_. A relative path starts at the folder of "
+            "the file that names it."
         )
     token = _above.set((*above, path))
     try:
@@ -103,21 +100,20 @@ def _reading(filename: str) -> Iterator[None]:
 
 
 def _fit(value, default, key: str):
-    """Return a value as a fraction where the default is one; in sections too, but not in lists.
+    """Return a value, or the values of a section, as fractions if the defaults are fractions.
 
-    Detectron2 tells pixels from parts by the type in some lists, such as ``INPUT.CROP.SIZE``.
+    Lists stay: in ``INPUT.CROP.SIZE``, Detectron2 tells pixels from fractions by the type.
     """
     if isinstance(default, dict):
         if not isinstance(value, dict):
             raise ValueError(_is_section(key, default, value))
         below = f"{key}." if key else ""
-        value = {name: each for name, each in value.items() if f"{below}{name}" not in _WITHOUT_EFFECT}
         if unknown := [name for name in value if name not in default]:
             raise KeyError(_no_such_key(f"{below}{unknown[0]}", unknown[0], default))
-        # Of the default's type, for yacs compares those of sections too.
+        # The default's type, because yacs compares the types of sections too.
         return type(default)({k: _fit(v, default.get(k), f"{below}{k}") for k, v in value.items()})
     if isinstance(value, dict) and default is not None:
-        raise ValueError(f"{key} has keys below it, and is no section: its default is {default!r}.")
+        raise ValueError(f"{key} has keys below it, but is no section: its default is {default!r}.")
     value = _decoded(value, default)
     if isinstance(default, float) and type(value) is int:
         return float(value)
@@ -128,12 +124,12 @@ def _fit(value, default, key: str):
 def _check_type(value, default, key: str) -> None:
     """
     Raises:
-        ValueError: a value, decoded, has another type than the default; lists and tuples are one type.
+        ValueError: a decoded value has another type than the default; lists and tuples are one type.
     """
     kinds = [list if isinstance(each, tuple) else type(each) for each in (value, default)]
     if kinds[0] is kinds[1] or None in (value, default):
         return
-    # In both quotes, for a shell as for YAML.
+    # Both kinds of quotes, because a shell removes one of them.
     if kinds[1] is list:
         parts = str(value).strip("()[] ").split(",")
         needed = f'a list, such as "{tuple(CfgNode._decode_cfg_value(part.strip()) for part in parts)!r}"'
@@ -146,7 +142,7 @@ def _check_type(value, default, key: str) -> None:
 
 
 def _decoded(value, default):
-    """Return a value with the numbers that YAML has left strings: those in lists, such as 1e-4."""
+    """Return a value with numbers for what YAML leaves as strings in lists, such as 1e-4."""
     if isinstance(default, list | tuple) and default and isinstance(value, list | tuple):
         return type(value)(_decoded(item, default[0]) for item in value)
     return CfgNode._decode_cfg_value(value) if isinstance(default, int | float) else value
@@ -165,7 +161,7 @@ def _is_section(key: str, section: dict, value: object) -> str:
 def _check_content(root: yaml.Node | None, filename: str) -> None:
     """
     Raises:
-        ValueError: a config file's content is no mapping, or one with a key twice, or ``_BASE_`` is no path.
+        ValueError: the content of a config file is no mapping, has a key twice, or ``_BASE_`` is no path.
     """
     if not isinstance(root, yaml.MappingNode):
         kinds = {yaml.SequenceNode: "holds a list", yaml.ScalarNode: "holds one value"}
@@ -183,20 +179,20 @@ def _check_keys(node: yaml.MappingNode, filename: str) -> None:
     for key, value in node.value:
         line = key.start_mark.line + 1
         if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            raise ValueError(f"{filename}, line {line}: the key {key.value!r} is no word.")
-        if key.value in seen:  # YAML would forget what is below the first
+            raise ValueError(f"{filename}, line {line}: the key {key.value!r} is not a word.")
+        if key.value in seen:  # YAML would ignore the first
             raise ValueError(
-                f"{filename}, line {line}: {key.value} is there already, in line {seen[key.value]}. "
-                "Put what is below both into one."
+                f"{filename}, line {line}: {key.value} is in line {seen[key.value]} already. "
+                "Merge the two sections."
             )
         seen[key.value] = line
         if isinstance(value, yaml.MappingNode):
             _check_keys(value, filename)
 
 
-def _words_of(error: yaml.YAMLError, filename: str) -> str:
+def _describe(error: yaml.YAMLError, filename: str) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"{filename}, line {mark.line + 1}" if mark else filename
     parts = [getattr(error, name, None) for name in ("context", "problem")]
     problem = " ".join((", ".join(filter(None, parts)) or str(error)).split())
-    return f"{where}: {problem}. A config file is YAML, indented by spaces."
+    return f"{where}: {problem}. A config file is YAML, indented with spaces."

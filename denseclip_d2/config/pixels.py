@@ -1,22 +1,18 @@
-"""The pixels that a visual encoder takes, where a config leaves them to its architecture."""
+"""The pixel statistics of a visual encoder, if a config leaves them to its architecture."""
 
 import timm
 from detectron2.config import CfgNode
 from timm.models import PretrainedCfg
 
 from ..clip_models import pixels_of
-from .checks import TIMM
-
-TIMM_WEIGHTS = "timm://"
-"""How ``MODEL.DENSECLIP.VISUAL.WEIGHTS`` names timm's weights."""
+from ..visual.timm_backbone import TIMM, TIMM_WEIGHTS
 
 
 def set_pixels(cfg: CfgNode) -> None:
-    """Fill in ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``, where empty, as the visual encoder has them.
+    """Fill in ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``, if empty, with the values of the visual encoder.
 
-    That is ``MODEL.DENSECLIP.CLIP_MODEL``, or timm's model that ``VISUAL.BACKBONE`` names, as its
-    ``VISUAL.WEIGHTS`` were trained if they are timm's. Of a backbone of Detectron2's nothing is known: then
-    they stay empty.
+    The values are those of ``MODEL.DENSECLIP.CLIP_MODEL``, or of a timm model in ``VISUAL.BACKBONE`` and its
+    ``VISUAL.WEIGHTS``. For a backbone of Detectron2 they are unknown, and stay empty.
     """
     backbone, weights = cfg.MODEL.DENSECLIP.VISUAL.BACKBONE, cfg.MODEL.DENSECLIP.VISUAL.WEIGHTS
     mean: list[float] = []
@@ -30,8 +26,8 @@ def set_pixels(cfg: CfgNode) -> None:
 
 
 def _settings_of(path: str, prefix: str) -> PretrainedCfg | None:
-    """What timm lists for a model and its tag; None where it has none of this name, as will be said later."""
+    """Return what timm lists for a model and its tag; None for a name that a later check refuses."""
     try:
         return timm.get_pretrained_cfg(path.removeprefix(prefix)) if path.startswith(prefix) else None
-    except RuntimeError:  # how timm refuses a tag
+    except RuntimeError:  # timm raises it for an unknown tag
         return None

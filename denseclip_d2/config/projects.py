@@ -1,11 +1,12 @@
-"""Detectron2's own projects, whose config keys a config asks for by ``MODEL.DENSECLIP.PROJECTS``."""
+"""Projects of Detectron2, whose heads and config keys ``MODEL.DENSECLIP.PROJECTS`` asks for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
 from detectron2.config import get_cfg
 
+from ..meta_arch.systems import register_panoptic_deeplab
 from .defaults import add_denseclip_config
 from .node import CfgNode
 
@@ -14,25 +15,18 @@ PROJECTS = {
     "deeplab": "add_deeplab_config",
     "panoptic_deeplab": "add_panoptic_deeplab_config",
 }
-"""The packages in ``detectron2.projects``, and what adds their keys."""
+"""The packages in ``detectron2.projects``, with the functions that add their keys."""
 
 GET_PANOPTICAPI = "pip install git+https://github.com/cocodataset/panopticapi.git"
 
-_dependents: dict[str, Callable[[], object]] = {}
-
-
-def when_loaded(project: str, register: Callable[[], object]) -> None:
-    """Have what builds on a project of Detectron2's registered once a config asks for the project."""
-    _dependents[project] = register
-
 
 def default_config(projects: Iterable[str] = ()) -> CfgNode:
-    """Every key of Detectron2, of its projects that are named, and of this project, with its default.
+    """Return the default config of Detectron2, of some of its projects, and of this project.
 
-    A project's heads are registered with it.
+    The heads of the projects are registered.
 
     Raises:
-        ValueError: there is no such project, or it needs a package that is not installed.
+        ValueError: a project does not exist, or needs a package that is not installed.
     """
     cfg = get_cfg()
     for project in projects:
@@ -41,7 +35,7 @@ def default_config(projects: Iterable[str] = ()) -> CfgNode:
                 f"MODEL.DENSECLIP.PROJECTS has {project!r}; Detectron2's are {', '.join(PROJECTS)}."
             )
         getattr(_package_of(project), PROJECTS[project])(cfg)
-    add_denseclip_config(cfg)  # last, for some of its defaults are other ones
+    add_denseclip_config(cfg)  # last, because it changes some defaults
     return CfgNode(cfg)
 
 
@@ -52,19 +46,19 @@ def _package_of(project: str) -> ModuleType:
         if not (error.name or "").startswith("panopticapi"):
             raise
         raise ValueError(
-            f"MODEL.DENSECLIP.PROJECTS has {project!r}, which needs panopticapi, and that is not installed: "
-            f"{GET_PANOPTICAPI}"
+            f"MODEL.DENSECLIP.PROJECTS has {project!r}, which needs panopticapi. "
+            f"Install it: {GET_PANOPTICAPI}"
         ) from error
-    if project in _dependents:
-        _dependents.pop(project)()
+    if project == "panoptic_deeplab":
+        register_panoptic_deeplab()
     return package
 
 
 def projects_of(content: object) -> tuple[str, ...]:
-    """What ``MODEL.DENSECLIP.PROJECTS`` is in a config file's content.
+    """Return ``MODEL.DENSECLIP.PROJECTS`` in the content of a config file.
 
     Raises:
-        ValueError: it is no list of names.
+        ValueError: the value is not a list of names.
     """
     for key in ("MODEL", "DENSECLIP", "PROJECTS"):
         content = content.get(key) if isinstance(content, dict) else None

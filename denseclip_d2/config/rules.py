@@ -1,4 +1,4 @@
-"""What each config key may be: every key of this project, and those of Detectron2 that are set most."""
+"""The valid values of config keys: each key of this project, and often used keys of Detectron2."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ class Rule(NamedTuple):
     """What a value has to be.
 
     Attributes:
-        words: to be read after "it has to be".
-        accepts: whether a value is that.
+        words: the words after "it has to be".
+        accepts: whether a value is valid.
     """
 
     words: str
@@ -20,7 +20,7 @@ class Rule(NamedTuple):
 
 
 def whole(low: int, high: float = math.inf) -> Rule:
-    """A whole number between bounds, both allowed."""
+    """Accept whole numbers from ``low`` to ``high``."""
     words = f"a whole number of at least {low}" + (f" and at most {high}" if high < math.inf else "")
     return Rule(words, lambda value: type(value) is int and low <= value <= high)
 
@@ -28,7 +28,7 @@ def whole(low: int, high: float = math.inf) -> Rule:
 def number(
     low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Rule:
-    """A finite number between bounds, which ``above`` and ``below`` exclude."""
+    """Accept finite numbers from ``low`` to ``high``; ``above`` and ``below`` exclude the bounds."""
     bounds = [f"{'above' if above else 'of at least'} {low}"] if low > -math.inf else []
     bounds += [f"{'below' if below else 'at most'} {high}"] if high < math.inf else []
 
@@ -41,42 +41,40 @@ def number(
 
 
 def one_of(*choices: str) -> Rule:
-    """One of some strings."""
+    """Accept some strings."""
     return Rule("one of " + ", ".join(map(repr, choices)), lambda value: value in choices)
 
 
 def each(rule: Rule, length: int | None = None) -> Rule:
-    """A list or tuple, maybe of a given length, whose elements follow a rule."""
-    count = f"{length} values" if length else "a list"
-    return Rule(
-        f"{count}, each {rule.words}",
-        lambda value: (
-            isinstance(value, list | tuple)
-            and len(value) == (length or len(value))
-            and all(map(rule.accepts, value))
-        ),
-    )
+    """Accept lists and tuples, of a given length if there is one, whose elements follow a rule."""
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, list | tuple) or len(value) != (length or len(value)):
+            return False
+        return all(map(rule.accepts, value))
+
+    return Rule(f"{f'{length} values' if length else 'a list'}, each {rule.words}", accepts)
 
 
 def either(*rules: Rule) -> Rule:
-    """What follows one rule or another."""
+    """Accept what one of the rules accepts."""
     return Rule(" or ".join(r.words for r in rules), lambda value: any(r.accepts(value) for r in rules))
 
 
 def _is_device(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(torch.device(value))
-    except RuntimeError:  # how torch refuses a name
+    except RuntimeError:  # torch raises it for an unknown name
         return False
 
 
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("a string", lambda value: isinstance(value, str))
 TEMPLATE = Rule(
-    "a sentence with {} in the name's place",
+    "a sentence with {} in place of the name",
     lambda value: isinstance(value, str) and value.count("{}") == 1 and value.count("{") == 1,
 )
-DEVICE = Rule("a device of torch's, such as 'cuda' or 'cpu'", _is_device)
+DEVICE = Rule("a device of torch, such as 'cuda' or 'cpu'", _is_device)
 POSITIVE = number(0, above=True)
 PROBABILITY = number(0, 1)
 RATE = number(0, 1, below=True)  # of dropout
@@ -84,14 +82,10 @@ NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "nai
 NORM_OR_NONE = one_of("", *NORMS)
 
 _DENSECLIP = {
-    "CLIP_MODEL": TEXT,
     "CLASS_NAMES": each(TEXT),
-    "TEXT_WEIGHTS": TEXT,
     "LOSS_WEIGHT": number(0),
     "LOSS_TARGET": one_of("box", "mask"),
     "LOSS_KIND": one_of("binary", "softmax"),
-    "KERNELS": FLAG,
-    "FPN_P7_RELU": FLAG,
     "PROJECTS": each(TEXT),
     "VISUAL.NORM": one_of(*NORMS),
     "VISUAL.FREEZE_AT": whole(0, 5),
@@ -102,27 +96,17 @@ _DENSECLIP = {
     "VISUAL.DROP_PATH_RATE": RATE,
     "VISUAL.WINDOW_SIZE": whole(0),
     "VISUAL.GLOBAL_BLOCKS": each(whole(0)),
-    "VISUAL.DOUBLE_CLASS_EMBEDDING": FLAG,
-    "VISUAL.ACTIVATION_CHECKPOINTING": FLAG,
-    "VISUAL.BACKBONE": TEXT,
-    "VISUAL.WEIGHTS": TEXT,
     "VISUAL.EMBEDDING": one_of("attention_pool", "linear"),
     "PROMPT.MODE": one_of("post", "pre", "context", "template"),
     "PROMPT.NUM_CONTEXTS": whole(0),
-    "PROMPT.CONTEXT_INIT": TEXT,
     "PROMPT.CONTEXT_STD": POSITIVE,
     "PROMPT.NAME_LENGTH": either(whole(0, 0), whole(3)),
     "PROMPT.TEMPLATE": TEMPLATE,
-    "PROMPT.FOLDED": FLAG,
-    "PROMPT.CUDA_GRAPH": FLAG,
     "CONTEXT_DECODER.WIDTH": whole(1),
     "CONTEXT_DECODER.HEADS": whole(1),
     "CONTEXT_DECODER.LAYERS": whole(1),
     "CONTEXT_DECODER.DROPOUT": RATE,
-    "SCORE_MAP.LEVEL": TEXT,
     "SCORE_MAP.TAU": POSITIVE,
-    "SCORE_MAP.CONCAT": FLAG,
-    "SCORE_MAP.CONCAT_LOGITS": FLAG,
 }
 
 _FCOS = {
@@ -139,15 +123,11 @@ _FCOS = {
     "NMS_THRESH_TEST": PROBABILITY,
 }
 
-OWN = {
+RULES = {
     **{f"MODEL.DENSECLIP.{key}": rule for key, rule in _DENSECLIP.items()},
     **{f"MODEL.FCOS.{key}": rule for key, rule in _FCOS.items()},
-    "MODEL.CHANNELS_LAST": FLAG,
-    "MODEL.COMPILE": FLAG,
     "MODEL.SEM_SEG_HEAD.DROPOUT": RATE,
-    "MODEL.ALLOW_PARTIAL_WEIGHTS": FLAG,
     "INPUT.SCALE_RANGE_TRAIN": each(POSITIVE, length=2),
-    "INPUT.COLOR_AUG_SSD": FLAG,
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": number(0, 1, above=True),
     "SOLVER.AMP.PRECISION": one_of("float16", "bfloat16"),
     "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
@@ -156,28 +136,19 @@ OWN = {
     "SOLVER.POLY_LR_POWER": number(0),
     "SOLVER.NO_WEIGHT_DECAY": each(TEXT),
     "SOLVER.KEEP_CHECKPOINTS": whole(0),
-    "SOLVER.KEEP_BEST": TEXT,
     "DATASETS.SEMANTIC_FOLDERS": each(TEXT),
     "DATASETS.OWN.TRAIN": each(TEXT),
     "DATASETS.OWN.VAL": each(TEXT),
-    "DATASETS.OWN.SEMANTIC": TEXT,
     "DATASETS.OWN.CLASS_NAMES": each(TEXT),
     "DATASETS.OWN.HELD_OUT": number(0, 1, below=True),
     "DATASETS.OWN.MIN_ITER": whole(1),
     "SOLVER.REFERENCE_IMAGES": whole(0),
     "DATALOADER.RANDOM_SUBSET_RATIO": number(0, 1, above=True),
-    "DATASETS.CHECK_IMAGES": FLAG,
-    "TEST.FAST": FLAG,
     "TEST.PRECISION": one_of("float32", "bfloat16", "float16"),
-    "TEST.REPORT": FLAG,
-    "TEST.SLIDING_WINDOW.ENABLED": FLAG,
     "TEST.SLIDING_WINDOW.SIZE": each(whole(1)),
     "TEST.SLIDING_WINDOW.STRIDE": each(whole(1)),
     "TEST.SLIDING_WINDOW.MAX_PIXELS": whole(1),
-}
-"""The rule of every key that :func:`add_denseclip_config` adds."""
-
-DETECTRON2 = {
+    # Of Detectron2, which does not check them.
     "DATALOADER.NUM_WORKERS": whole(0),
     "DATASETS.TEST": each(TEXT),
     "DATASETS.TRAIN": each(TEXT),
@@ -193,7 +164,6 @@ DETECTRON2 = {
     "MODEL.FPN.IN_FEATURES": each(TEXT),
     "MODEL.FPN.NORM": NORM_OR_NONE,
     "MODEL.FPN.OUT_CHANNELS": whole(1),
-    "MODEL.MASK_ON": FLAG,
     "MODEL.PIXEL_MEAN": each(number()),
     "MODEL.PIXEL_STD": each(POSITIVE),
     "MODEL.RETINANET.NMS_THRESH_TEST": PROBABILITY,
@@ -205,10 +175,7 @@ DETECTRON2 = {
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": PROBABILITY,
     "MODEL.SEM_SEG_HEAD.NORM": NORM_OR_NONE,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": whole(1),
-    "MODEL.WEIGHTS": TEXT,
-    "OUTPUT_DIR": TEXT,
     "SEED": whole(-1),
-    "SOLVER.AMP.ENABLED": FLAG,
     "SOLVER.BASE_LR": number(0),
     "SOLVER.CHECKPOINT_PERIOD": whole(1),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
@@ -226,4 +193,9 @@ DETECTRON2 = {
     "TEST.DETECTIONS_PER_IMAGE": whole(1),
     "TEST.EVAL_PERIOD": whole(0),
 }
-"""Rules of some of Detectron2's keys, which Detectron2 itself does not check."""
+"""Rules of keys. A key with a default of True, False or a string needs none: :func:`rule_of`."""
+
+
+def rule_of(key: str, default: object) -> Rule | None:
+    """Return the rule of a key, if any; a key without an entry in ``RULES`` has one by its default's type."""
+    return RULES.get(key) or {bool: FLAG, str: TEXT}.get(type(default))

@@ -9,24 +9,24 @@ from .checks import check_class_names, check_registered, explained_annotation_er
 from .tasks import is_semantic
 
 
-def get_class_names(cfg: CfgNode) -> Sequence[str]:
-    """The class names that the model gets, in the order of the class ids.
+def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the class names that the model reads, in the order of the class ids.
 
-    From ``MODEL.DENSECLIP.CLASS_NAMES``; where that is empty, from the metadata of the first training set, or
-    of the first test set where there is none to train on, and then as :func:`readable_names` makes them.
+    ``MODEL.DENSECLIP.CLASS_NAMES``, or if that is empty, the names in the metadata of the first training set
+    in the form of :func:`readable_names`. Without training sets, the first test set is asked.
 
     Raises:
         ValueError: neither has names, or the dataset is not registered.
     """
     if cfg.MODEL.DENSECLIP.CLASS_NAMES:
-        return cfg.MODEL.DENSECLIP.CLASS_NAMES
+        return tuple(cfg.MODEL.DENSECLIP.CLASS_NAMES)
     datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][:1]
     for name in datasets:
         check_registered(name)
         metadata = MetadataCatalog.get(name)
         if "thing_classes" not in metadata.as_dict() and metadata.get("json_file"):
             with explained_annotation_errors([name]):
-                DatasetCatalog.get(name)  # Detectron2 learns a COCO-format dataset's names by reading it.
+                DatasetCatalog.get(name)  # Detectron2 learns the names of a COCO-format dataset by reading it
         kinds = ("stuff_classes", "thing_classes") if is_semantic(cfg) else ("thing_classes", "stuff_classes")
         for names in filter(None, map(metadata.get, kinds)):
             check_class_names(name, names)
@@ -37,13 +37,13 @@ def get_class_names(cfg: CfgNode) -> Sequence[str]:
     )
 
 
-def readable_names(names: Sequence[str]) -> list[str]:
-    """Names of a dataset as a sentence would have them, for the text encoder reads them.
+def readable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a dataset as a sentence has them, because the text encoder reads them.
 
-    Of a list of synonyms, such as ADE20K's "road, route", the first; of LVIS's "bow_(weapon)" the words, "bow
-    weapon": what stands in parentheses tells one sense from another. A name that two classes would then
-    share stays as it is.
+    Of a list of synonyms, such as ADE20K's "road, route", the first is kept. LVIS's "bow_(weapon)" becomes
+    "bow weapon", because the word in parentheses tells the senses apart. A name stays as it is if two classes
+    would share its short form.
     """
     words = [" ".join(re.sub(r"[_()]", " ", name.split(",")[0]).split()) for name in names]
     counts = Counter(words)
-    return [short if counts[short] == 1 else name for short, name in zip(words, names, strict=True)]
+    return tuple(short if counts[short] == 1 else name for short, name in zip(words, names, strict=True))

@@ -1,4 +1,4 @@
-"""What kind of labels a config's system needs, told by the system itself."""
+"""The kind of annotations that the meta-architecture of a config needs."""
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -8,9 +8,9 @@ SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS", SemanticSegmentor: "SEM_SEG_HE
 
 
 def section_of(cfg: CfgNode) -> str:
-    """Where in ``cfg.MODEL`` the NUM_CLASSES of the system's classes is.
+    """Return the section of ``cfg.MODEL`` with the NUM_CLASSES of the system.
 
-    A system's own ``num_classes_key``, if it has one; else that of the kind of Detectron2's that it is.
+    The section is the system's ``num_classes_key``, if it has one, or that of its Detectron2 class.
     """
     system = _system(cfg)
     kinds = [section for kind, section in SECTIONS.items() if _is_a(system, kind)]
@@ -19,30 +19,30 @@ def section_of(cfg: CfgNode) -> str:
 
 
 def is_semantic(cfg: CfgNode) -> bool:
-    """Whether the model's classes are those of label maps, a dataset's ``stuff_classes``.
+    """Return whether the model's classes are those of label maps, a dataset's ``stuff_classes``.
 
-    Those of systems that find boxes, Panoptic FPN among them, are its ``thing_classes``.
+    The classes of systems that find boxes, such as Panoptic FPN, are the ``thing_classes``.
     """
     return section_of(cfg) == "SEM_SEG_HEAD"
 
 
 def labels_pixels(cfg: CfgNode) -> bool:
-    """Whether the model labels pixels, beside instances or alone."""
+    """Return whether the model labels pixels, with or without instances."""
     return is_semantic(cfg) or is_panoptic(cfg)
 
 
 def finds_masks(cfg: CfgNode) -> bool:
-    """Whether the model finds a mask for each object; RetinaNet and FCOS do not, with ``MASK_ON`` either."""
+    """Return whether the model finds masks; RetinaNet and FCOS find none even with ``MASK_ON``."""
     return cfg.MODEL.MASK_ON and section_of(cfg) == "ROI_HEADS"
 
 
 def is_panoptic(cfg: CfgNode) -> bool:
-    """Whether the model makes one picture of instances and labels, ``panoptic_seg``."""
+    """Return whether the model joins instances and labels in ``panoptic_seg``."""
     return _is_a(_system(cfg), PanopticFPN) or is_panoptic_deeplab(cfg)
 
 
 def is_panoptic_deeplab(cfg: CfgNode) -> bool:
-    """Whether the model is Detectron2's Panoptic-DeepLab, which is there only where a config asks for it."""
+    """Return whether the model is Detectron2's Panoptic-DeepLab, which not every process registers."""
     return "PANOPTIC_DEEPLAB" in cfg.MODEL and _is_a(_system(cfg), META_ARCH_REGISTRY.get("PanopticDeepLab"))
 
 

@@ -1,3 +1,4 @@
+import re
 from fnmatch import fnmatch
 from textwrap import indent
 from typing import Any
@@ -22,25 +23,42 @@ _NEUTRAL = (
 
 def summarize_run(
     cfg: CfgNode, recipe: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Any
-) -> str:
-    """Return tables that say what a run trains, to read before the run takes days.
+) -> dict[str, list]:
+    """Return what a run trains, as tables to read before the run takes days.
 
     Args:
         cfg: the config as trained, scaled to the number of processes.
         recipe: the config to name departures from, such as the config file without the command line.
         loader: the loader of the training images.
+
+    Returns: ``settings`` (rows of name and value), ``departures`` (lines), and ``parameter_groups`` (rows,
+        the first of which is the head).
     """
-    departures = departures_from(recipe, cfg) or ["none"]
+    return {
+        "settings": _settings(cfg, recipe, loader),
+        "departures": departures_from(recipe, cfg),
+        "parameter_groups": _groups(model, optimizer),
+    }
+
+
+def format_summary(summary: dict[str, list]) -> str:
+    """Return the tables of :func:`summarize_run` as text."""
     return "\n".join(
         [
             "This run:",
-            indent(tabulate(_facts(cfg, recipe, loader), tablefmt="plain"), "  "),
+            indent(tabulate(summary["settings"], tablefmt="plain"), "  "),
             "Departures from the config file:",
-            *(f"  {line}" for line in departures),
+            *(f"  {line}" for line in summary["departures"] or ["none"]),
             "Learning rates, weight decays and what they are for:",
-            indent(tabulate(_groups(model, optimizer), tablefmt="plain", headers="firstrow"), "  "),
+            indent(tabulate(summary["parameter_groups"], tablefmt="plain", headers="firstrow"), "  "),
         ]
     )
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """Return the rows of a plain table of names and values, such as Detectron2's of the environment."""
+    lines = [line.strip() for line in table.splitlines()]
+    return [re.split(r"\s{2,}", line, maxsplit=1) for line in lines if line.strip("- ")]
 
 
 def count_images(loader: Any) -> int:
@@ -50,7 +68,7 @@ def count_images(loader: Any) -> int:
     return len(loader)
 
 
-def _facts(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str]]:
+def _settings(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str]]:
     num_images = count_images(loader)
     unused = getattr(loader, "unused", {})
     solver, world_size = cfg.SOLVER, comm.get_world_size()

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
-from ..config import check_config
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
 from ..data.train_loader import TrainLoader
@@ -25,8 +24,9 @@ from ..language.prompting import precomputed_text
 from .hooks import BestCheckpointer, BestWeights, EvalHook, PeriodicCheckpointer, RunState
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_gradient_clipper, build_optimizer
+from .run_record import RunRecord
 from .scale import check_run, distributed
-from .summary import summarize_run
+from .summary import format_summary, summarize_run
 from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ class Trainer(DefaultTrainer):
             ValueError, FileNotFoundError: a dataset cannot be used, or this config cannot be trained here,
                 see :func:`.check_run`.
         """
-        check_config(cfg)
         check_run(cfg)
         check_test_sets(cfg)  # an error should not wait for the end of training
         # Not DefaultTrainer's constructor, which has no method to override for the trainer of one step.
@@ -68,7 +67,9 @@ class Trainer(DefaultTrainer):
         )  # fmt: skip
         self.register_hooks(self.build_hooks())
         check_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        logger.info(summarize_run(cfg, recipe or given, model, optimizer, loader))
+        summary = summarize_run(cfg, recipe or given, model, optimizer, loader)
+        logger.info(format_summary(summary))
+        self.register_hooks([RunRecord(cfg.OUTPUT_DIR, summary)] if comm.is_main_process() else [])
 
     def build_hooks(self) -> list[HookBase]:
         """Return Detectron2's hooks and this project's, in the order in which they run.

@@ -12,8 +12,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import nn
 
-from ..builder import build_model_with_weights
-from ..data import get_class_names
+from ..builder import build_model_with_weights, class_names_of
 from ..data.checks import load_datasets
 from ..data.pictures import as_bgr, ordered, read_picture
 from ..guidance import guidance_of
@@ -148,7 +147,7 @@ def _about(whole: WholeModel, cfg: CfgNode) -> dict[str, str]:
     cfg.MODEL.DENSECLIP.PROMPT.FOLDED = guided is not None
     source = PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])
     return {
-        **about(whole.model, cfg, get_class_names(cfg), source=source),
+        **about(whole.model, cfg, class_names_of(whole.model, cfg), source=source),
         "pixel_format": cfg.INPUT.FORMAT,
         "pixel_mean": json.dumps(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": json.dumps(cfg.MODEL.PIXEL_STD),

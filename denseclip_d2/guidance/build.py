@@ -6,7 +6,6 @@ from functools import partial, wraps
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 
-from ..data.class_names import get_class_names
 from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
@@ -30,10 +29,15 @@ def _register(build: Callable[..., Backbone]) -> Callable[..., Backbone]:
 
 
 def _guidance(cfg, visual: VisualEncoder) -> dict:
-    score_map = cfg.MODEL.DENSECLIP.SCORE_MAP
+    score_map, class_names = cfg.MODEL.DENSECLIP.SCORE_MAP, cfg.MODEL.DENSECLIP.CLASS_NAMES
+    if not class_names:
+        raise ValueError(
+            "MODEL.DENSECLIP.CLASS_NAMES is empty. Set it to the names of the classes, or to "
+            "`denseclip_d2.data.get_class_names(cfg)`, which takes them from DATASETS."
+        )
     return {
         "visual": visual,
-        "language": PromptedTextEncoder(cfg, get_class_names(cfg)),
+        "language": PromptedTextEncoder(cfg, class_names),
         "level": score_map.LEVEL,
         "tau": score_map.TAU,
         "concat": score_map.CONCAT,

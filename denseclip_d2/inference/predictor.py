@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import model_zoo
-from ..builder import build_model_with_weights, inference_precision, make_fast
-from ..config import load_config
+from ..builder import build_model_with_weights, class_names_of, inference_precision, make_fast
+from ..config import prepare_run
 from ..data.mapper import ResizeShortestEdge
 from ..data.pictures import as_bgr, ordered, read_picture
 from ..guidance import LanguageGuidedFeatures, guidance_of
@@ -53,7 +53,7 @@ class Predictor(DefaultPredictor):
     def from_files(cls, config_file: str, weights: str = "") -> "Predictor":
         """Load from a config file and weights, or from exported weights, whose header has a config."""
         opts = ["MODEL.WEIGHTS", str(weights)] if weights else []
-        return cls(load_config(str(config_file), opts))
+        return cls(prepare_run(str(config_file), opts).cfg)
 
     def __init__(self, cfg: CfgNode):
         """
@@ -178,6 +178,11 @@ class Predictor(DefaultPredictor):
     def guidance(self) -> LanguageGuidedFeatures | None:
         """The language-guided backbone; None if the model has no score map."""
         return guidance_of(self.model)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the model's classes, in the order of the class ids: :func:`class_names_of`."""
+        return class_names_of(self.model, self.cfg)
 
     @property
     def tau(self) -> float:

@@ -3,7 +3,6 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
-from ..config.projects import when_loaded
 from .fcos import CLIPFCOS
 from .pixel_text import PixelTextSupervision, language_guided
 from .retinanet import CLIPRetinaNet
@@ -46,6 +45,3 @@ def register_panoptic_deeplab() -> None:
     if "DenseCLIPPanopticDeepLab" not in META_ARCH_REGISTRY:
         meta_arch = META_ARCH_REGISTRY.get("PanopticDeepLab")
         META_ARCH_REGISTRY.register(language_guided(meta_arch, "SEM_SEG_HEAD"))
-
-
-when_loaded("panoptic_deeplab", register_panoptic_deeplab)

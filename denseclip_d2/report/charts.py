@@ -1,4 +1,4 @@
-"""Curves, as SVG that takes the page's color and font."""
+"""Curves as SVG, in the color and font of the page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ COLORS = (
     "#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d", "#1b9e9e", "#d67195", "#a5a12c",
     "#8c8c8c",
 )  # fmt: skip
-"""To be told apart on white and on black."""
+"""Colors that differ on white and on black."""
 MAX_POINTS = 300
-"""Of a curve; longer ones are averaged piece by piece, so that a page stays small."""
+"""The most points of a curve. Longer curves are averaged piece by piece, so that the page stays small."""
 
-_INK = "#012345"  # what becomes the color of the text around
+_INK = "#012345"  # replaced by the color of the text
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.2,
@@ -32,10 +32,10 @@ _STYLE: dict[Any, Any] = {
 class Chart(NamedTuple):
     """
     Attributes:
-        title: above it.
-        svg: without names, which are beside it, for the page to escape.
-        legend: names, and the colors of their curves.
-        broad: whether it takes the width of the page.
+        title: the heading.
+        svg: the chart, without the names of its curves, which the page has to escape.
+        legend: names and colors of the curves.
+        broad: whether the chart is as wide as the page.
     """
 
     title: str
@@ -56,17 +56,18 @@ def line_chart(
     marker: str = "",
     broad: bool = False,
 ) -> Chart:
-    """
+    """Draw curves.
+
     Args:
         curves: (N, 2) points by name.
-        smooth: draw a running mean, and the points themselves pale behind it.
-        log: a logarithmic scale, where all values are above 0 and far enough apart for one.
+        smooth: draw a running mean, with the points pale behind it.
+        log: use a logarithmic scale if all values are above 0 and their range needs one.
         unit: both axes go from 0 to 1.
-        marker: at each point, by matplotlib's name.
-        broad: it takes the width of the page, and not of half of it.
+        marker: of each point, by matplotlib's name.
+        broad: make the chart as wide as the page, not half as wide.
     """
     lines = [_thinned(np.asarray(points, dtype=float)) for points in curves.values()]
-    # What is between curves does not depend on what else the process has set up.
+    # The style and the ids must not depend on the rest of the process.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(10.8, 3.4) if broad else (4.4, 2.5), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
@@ -75,7 +76,7 @@ def line_chart(
                 axes.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
             axes.plot(x, _running_mean(y) if smooth else y, color=color, marker=marker, markersize=3.5)
         values = np.concatenate([y for _, y in lines])
-        if log and values.min() > 0 and values.max() > 10 * values.min():  # else no power of 10 may be there
+        if log and values.min() > 0 and values.max() > 10 * values.min():  # else the axis may have no tick
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -91,21 +92,21 @@ def _colors(count: int) -> Sequence[str]:
 
 
 def _thinned(points: np.ndarray) -> np.ndarray:
-    """(2, n) of (N, 2) points, n at most :data:`MAX_POINTS`."""
+    """Return (N, 2) points as (2, n), n at most :data:`MAX_POINTS`."""
     if len(points) > MAX_POINTS:
         points = np.array([part.mean(0) for part in np.array_split(points, MAX_POINTS)])
     return points.reshape(-1, 2).T
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Over a fifteenth of them; at the ends the outermost go on."""
+    """Return the mean over a fifteenth of the values; the outermost values are repeated at the ends."""
     half = len(values) // 30
     window = np.ones(2 * half + 1) / (2 * half + 1)
     return np.convolve(np.pad(values, half, mode="edge"), window, "valid")
 
 
 def _inline(svg: str) -> str:
-    """An SVG file as a part of a page: without what a file has at its head, and without names of its own."""
+    """Return an SVG file as part of a page, without the file's header and without ids."""
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r'(width|height)="[\d.]+pt"|xmlns(:\w+)?="[^"]*"|version="[\d.]+"', "", svg, count=5)

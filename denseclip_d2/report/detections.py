@@ -1,4 +1,4 @@
-"""How well the objects of a test set were found, from what its evaluation has left."""
+"""The quality of detections on a test set, from the files of its evaluation."""
 
 import json
 from collections import Counter, defaultdict
@@ -19,25 +19,25 @@ from ..evaluation.ground_truth import Content, area_of, box_of, category_ids, fi
 
 RESULTS = {"coco": "coco_instances_results.json", "lvis": "lvis_instances_results.json"}
 IOU = 0.5
-"""From which on a box is on an object, in confusions."""
+"""The lowest IoU of a box with its object, in confusions."""
 IOUS = np.linspace(0.5, 0.95, 10)
-"""Those that AP is the mean over; the first axis of precisions."""
+"""The IoUs that AP averages over; the first axis of precisions."""
 
 
 @dataclass(frozen=True)
 class Detections:
     """
     Attributes:
-        class_names: K of them, as the data set has them.
-        figures: AP and its like, as evaluators name them ("bbox/AP50"), 0 to 100.
-        precision: of "bbox", and "segm" where masks were found: (10, 101, K), at :data:`IOUS` and at recalls
-            of 0 to 1, NaN for classes without objects.
-        threshold: the score from which on detections count in what follows; where F1 is greatest.
-        confusions: (K + 1, K + 1) numbers of objects: by true class, and by that of the box on them; the last
-            of both is nothing: below are boxes on nothing, at the right objects without a box.
-        sizes: how many objects there are of COCO's kinds of sizes.
-        quality: by image id, the F1 of its objects, and how many of them and of boxes there are; images
-            without either are left out.
+        class_names: the K names of the dataset.
+        figures: AP and others by the evaluators' names ("bbox/AP50"), 0 to 100.
+        precision: of "bbox", and of "segm" for models with masks: (10, 101, K), at :data:`IOUS` and recalls
+            from 0 to 1, NaN for classes without objects.
+        threshold: the score with the greatest F1; the next attributes count detections above it.
+        confusions: (K + 1, K + 1) numbers of objects by true class and class of the box on them. The last
+            row has boxes without an object, the last column objects without a box.
+        sizes: numbers of objects by COCO's size classes.
+        quality: by image id, the F1 of its objects, and the number of objects and boxes; images without both
+            are left out.
     """
 
     class_names: Sequence[str]
@@ -50,36 +50,37 @@ class Detections:
 
     @property
     def f1(self) -> float:
-        """Of all objects together, 0 to 1; NaN where there are neither objects nor detections."""
+        """F1 of all objects, 0 to 1; NaN without objects and detections."""
         return _f1(self.confusions)
 
     @property
     def objects(self) -> np.ndarray:
-        """(K,) how many there are of each class."""
+        """(K,) numbers of objects of each class."""
         return self.confusions[:-1].sum(1)
 
     def average_precision(self, task: str, iou: float | None = None) -> np.ndarray:
-        """(K,) AP of each class, 0 to 100: at one of :data:`IOUS`, or their mean."""
+        """Return (K,) AP of each class, 0 to 100, at one of :data:`IOUS` or their mean."""
         precision = self.precision[task]
         at = precision if iou is None else precision[np.isclose(IOUS, iou)]
         return 100 * at.mean((0, 1))
 
 
 def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections:
-    """
+    """Compare the evaluator's file with the ground truth.
+
     Args:
         name: of a registered test set.
-        folder: what the evaluator has written for it.
-        tasks: "bbox", or "segm" as well.
+        folder: of the evaluator's files.
+        tasks: "bbox", or "bbox" and "segm".
 
     Raises:
-        FileNotFoundError: there are no results, or the ground truth is gone.
-        ValueError: a file cannot be read: it is being written, say.
+        FileNotFoundError: the results or the ground truth do not exist.
+        ValueError: a file cannot be read, for example while it is written.
     """
     metadata = MetadataCatalog.get(name)
     kind = "lvis" if metadata.get("evaluator_type") == "lvis" else "coco"
     results = finite(json.loads((folder / RESULTS[kind]).read_bytes()))
-    # Of data without a file of their own, the evaluator has written what it compared with.
+    # The evaluator writes the ground truth of data that have no file.
     own = folder / f"{name}_coco_format.json"
     content = json.loads((own if own.is_file() else Path(metadata.json_file)).read_bytes())
     ids = category_ids(content, metadata)
@@ -108,7 +109,8 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
         for annotation in objects[image["id"]]
         if not annotation.get("iscrowd")
     )
-    names = metadata.get("thing_classes") or _names(content, ids)
+    by_id = {category["id"]: category.get("name", "") for category in content["categories"]}
+    names = metadata.get("thing_classes") or [by_id[id_] for id_ in ids]
     return Detections(names, figures, precision, threshold, confusions, sizes, quality)
 
 
@@ -118,11 +120,11 @@ class _Boxes:
 
     Attributes:
         id: of the image.
-        true: (N,) classes of the objects, crowds left out.
-        found, scores: (D,) classes and scores of the detections, the highest score first; left out are those
-            on a crowd of their class, and those on nothing of a class that LVIS has not marked throughout.
+        true: (N,) classes of the objects without crowds.
+        found, scores: (D,) classes and scores of the detections by falling score, without those on a crowd of
+            their class, and those without an object whose class LVIS has not annotated in the image.
         iou: (D, N).
-        hits: (D,) which object of its class each is on, each object once; -1 for none.
+        hits: (D,) the object of the same class that each detection matches, each object once; -1 for none.
     """
 
     id: Hashable
@@ -133,7 +135,7 @@ class _Boxes:
     hits: np.ndarray
 
     def confusions(self, threshold: float, num_classes: int) -> np.ndarray:
-        """(K + 1, K + 1) of this image, as in :class:`Detections`."""
+        """Return (K + 1, K + 1) confusions of this image, as in :class:`Detections`."""
         count = int((self.scores >= threshold).sum())
         free = np.setdiff1d(np.arange(len(self.true)), self.hits[:count])
         table = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
@@ -145,11 +147,6 @@ class _Boxes:
             table[self.true[on] if on >= 0 else num_classes, self.found[d]] += 1
         np.add.at(table, (self.true[free], num_classes), 1)
         return table
-
-
-def _names(content: Content, ids: Sequence[Hashable]) -> list[str]:
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    return [names[id_] for id_ in ids]
 
 
 def _objects_by_image(content: Content, classes: Mapping[Hashable, int]) -> Mapping[Hashable, list[dict]]:
@@ -168,8 +165,8 @@ def _boxes_by_image(
 ) -> Iterator[_Boxes]:
     """
     Args:
-        objects: annotations by the ids of their images.
-        classes: numbers of the classes by the ids of the categories.
+        objects: annotations by image id.
+        classes: class numbers by category id.
     """
     by_image = defaultdict(list)
     for result in results:
@@ -185,9 +182,9 @@ def _boxes_by_image(
             boxes = [d["bbox"] for d in detections], [box_of(a, image) for a in truth]
             iou = run_lengths.iou(*(np.array(x, dtype=float) for x in boxes), crowd.astype(np.uint8).tolist())
         hits = _hits(iou[:, ~crowd], found, true[~crowd])
-        # As in COCO's matching, a crowd excuses false boxes of its own class alone.
+        # As in COCO's matching, a crowd excuses false boxes of its class alone.
         counts = iou.max(1, initial=0, where=crowd & (found[:, None] == true)) < IOU
-        if "neg_category_ids" in image:  # LVIS: what else is in the image is not known
+        if "neg_category_ids" in image:  # LVIS annotates these classes alone
             looked_for = {classes[c] for c in image["neg_category_ids"]} | set(true.tolist())
             looked_for -= {classes[c] for c in image.get("not_exhaustive_category_ids", ())}
             counts &= np.isin(found, [*looked_for])
@@ -198,7 +195,7 @@ def _boxes_by_image(
 
 
 def _hits(iou: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """(D,) the object, of those of its class and not yet taken, that each detection is most on; or -1."""
+    """Return (D,) the unmatched object of its class with the highest IoU for each detection; or -1."""
     hits = np.full(len(found), -1)
     left = np.where(found[:, None] == true, iou, 0.0)
     for d in range(len(found)):
@@ -214,7 +211,7 @@ def _f1(confusions: np.ndarray) -> float:
 
 
 def _best_threshold(images: Sequence[_Boxes]) -> float:
-    """The score from which on the detections of all images have the greatest F1; 0.5 if there are none."""
+    """Return the score threshold with the greatest F1 over all images; 0.5 without detections."""
     scores = np.concatenate([image.scores for image in images] or [np.empty(0)])
     if not len(scores):
         return 0.5

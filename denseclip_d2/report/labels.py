@@ -1,4 +1,4 @@
-"""How well the pixels of a test set were labeled, from what its evaluation has left."""
+"""The quality of label maps on a test set, from the files of its evaluation."""
 
 import json
 from collections import defaultdict
@@ -20,11 +20,10 @@ RESULTS = "sem_seg_predictions.json"
 class Labels:
     """
     Attributes:
-        class_names: K of them, as the data set has them.
-        confusions: (K, K) numbers of pixels: by true class, and by that of the model. Ignored ones are not
-            among them.
-        quality: by image file, the mean IoU over the classes that are in it, and how many these are; images
-            of one class alone are left out, unless there are no others.
+        class_names: the K names of the dataset.
+        confusions: (K, K) numbers of pixels by true class and predicted class, without ignored pixels.
+        quality: by image file, the mean IoU over the classes in the image, and their number. Images of a
+            single class are left out, unless there are no others.
     """
 
     class_names: Sequence[str]
@@ -33,18 +32,18 @@ class Labels:
 
     @property
     def iou(self) -> np.ndarray:
-        """(K,) IoU of each class, 0 to 100; NaN for those that are nowhere."""
+        """(K,) IoU of each class, 0 to 100; NaN for classes without pixels."""
         return 100 * _iou(self.confusions)
 
     @property
     def accuracy(self) -> np.ndarray:
-        """(K,) the part of each class's pixels that has its label, 0 to 100."""
+        """(K,) share of each class's pixels with the right label, 0 to 100."""
         with np.errstate(invalid="ignore"):
             return 100 * self.confusions.diagonal() / self.confusions.sum(1)
 
     @property
     def figures(self) -> dict[str, float]:
-        """As Detectron2's evaluator names and defines them."""
+        """The metrics of Detectron2's ``SemSegEvaluator``."""
         right, pixels = self.confusions.trace(), max(self.confusions.sum(), 1)
         return {
             "sem_seg/mIoU": float(np.nanmean(self.iou)),
@@ -54,14 +53,15 @@ class Labels:
 
 
 def read_labeled(name: str, folder: Path) -> Labels:
-    """
+    """Compare the evaluator's file with the ground truth.
+
     Args:
         name: of a registered test set.
-        folder: what the evaluator has written for it.
+        folder: of the evaluator's file.
 
     Raises:
-        FileNotFoundError: there are no results, or the ground truth is gone.
-        ValueError: a file cannot be read: it is being written, say.
+        FileNotFoundError: the results or the ground truth do not exist.
+        ValueError: a file cannot be read, for example while it is written.
     """
     metadata = MetadataCatalog.get(name)
     classes = metadata.get("stuff_dataset_id_to_contiguous_id", {})
@@ -91,13 +91,13 @@ def read_labeled(name: str, folder: Path) -> Labels:
 
 
 def _below_their_folder(files: Iterable[str]) -> dict[str, str]:
-    """Files by their paths below the folder they share, which may be called otherwise by now."""
+    """Return the files by their paths in their common folder, which may have been renamed."""
     root = commonpath([Path(file).parent for file in files])
     return {str(Path(file).relative_to(root)): file for file in files}
 
 
 def _iou(confusions: np.ndarray) -> np.ndarray:
-    """(K,) NaN for classes that no pixel is of."""
+    """Return (K,) IoU from 0 to 1; NaN for classes without pixels."""
     right, true, found = confusions.diagonal(), confusions.sum(1), confusions.sum(0)
     with np.errstate(invalid="ignore"):
         return np.where(true > 0, right / (true + found - right), np.nan)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside it."""
+"""The report of a run: one HTML file that needs no other file."""
 
 import datetime
 import logging
@@ -35,20 +35,20 @@ logger = logging.getLogger(__name__)
 
 FILE = "report.html"
 IMAGES = 4
-"""Of the best, and as many of the worst; of several test sets together, too."""
+"""How many of the best images are shown, and of the worst; several test sets share them."""
 MAX_PICTURES = 3_600_000
-"""Bytes of all pictures, so that the page stays below 5 MB."""
+"""The most bytes of all images, so that the page stays below 5 MB."""
 FEW = 20
-"""Classes that are listed at once; of more, the best and the worst, and all of them folded away."""
+"""The most classes that are listed at once. A longer list is folded, below its best and worst classes."""
 HEAT_STOPS = [to_hex(HEAT(i / 10)) for i in range(11)]
 MAIN = ("AP", "AP50", "mIoU", "PQ")
-"""Figures that are drawn over time."""
+"""The metrics that are drawn over time."""
 
 
 def report_training(cfg: CfgNode) -> None:
-    """Write the report of a training that has ended, by the main process, where ``TEST.REPORT`` asks for it.
+    """Write the report of an ended training, in the main process, if ``TEST.REPORT`` is set.
 
-    What goes wrong is a warning: the training is whole without.
+    An error becomes a warning, because the training is complete without a report.
     """
     if not (cfg.TEST.REPORT and comm.is_main_process()):
         return
@@ -56,37 +56,39 @@ def report_training(cfg: CfgNode) -> None:
         logger.info("The report of this run: %s", write_report(Path(cfg.OUTPUT_DIR)))
     except Exception as error:
         logger.warning(
-            "No %s could be written (%s: %s); the run is whole without. Once that is mended, write it by "
-            "`tools/report.py %s`, or leave it out by TEST.REPORT False.",
+            "%s could not be written (%s: %s); the run is complete without it. Repair the cause, then write "
+            "the report by `tools/report.py %s`, or set TEST.REPORT to False.",
             FILE, type(error).__name__, error, cfg.OUTPUT_DIR,
         )  # fmt: skip
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a run, whole or not at all.
+    """Write the report of a run atomically, and return the file.
 
     Args:
         folder: the run's OUTPUT_DIR.
         output: the file; None: ``report.html`` in the folder.
 
-    Returns: the file.
     Raises:
         FileNotFoundError, ValueError: see :func:`read_run`.
         OSError: the file cannot be written.
     """
     run = read_run(folder)
     output = output or folder / FILE
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
+    )  # fmt: skip
     parts, missing = _parts(run)
-    page = _template().render(
+    page = environment.get_template("page.html").render(
         run=run, parts=parts, missing=missing, charts=_training_charts(run),
         few=FEW, beside=BESIDE, heat=HEAT_STOPS,
         name=folder.resolve().name, folder=folder.resolve(), weights=Path(run.cfg.MODEL.WEIGHTS).name,
-        state=_state(run), date=_date(run), facts=_facts(run), figures=_figures(run),
-        recipe=[row[0] for row in run.logged_table("Departures from the config file:")],
-        departures=[*_departures(run.cfg)], environment=run.logged_table("Environment info:"),
+        state=_state(run), date=_date(run), facts=_facts(run), figures=_figures(run), start=run.start,
+        departures=[*_departures(run.cfg)],
         version=__version__, written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
     )  # fmt: skip
-    # A file name in another encoding than the file system's has what UTF-8 has not.
+    # UTF-8 lacks some characters of file names in another encoding than the file system's.
     with atomic_write(output, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(page)
     return output
@@ -100,21 +102,13 @@ def _state(run: Run) -> str:
 
 
 def _date(run: Run) -> str:
-    """When the run last wrote something down."""
+    """Return when the run last wrote metrics, or its config."""
     files = [path for path in (run.folder / "metrics.json", run.folder / "config.yaml") if path.is_file()]
     return f"{datetime.datetime.fromtimestamp(files[0].stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
-def _template():
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("page.html")
-
-
 def _parts(run: Run) -> tuple[list[Part], list[str]]:
-    """What was evaluated, and what of it cannot be shown."""
+    """Return the evaluated test sets, and a line for each that cannot be shown."""
     tasks = ("bbox", "segm") if finds_masks(run.cfg) else ("bbox",)
     read_objects = partial(read_detections, tasks=tasks)
     kinds = (
@@ -144,7 +138,7 @@ def _parts(run: Run) -> tuple[list[Part], list[str]]:
 
 
 def _predictor(run: Run) -> tuple[Predictor | None, str]:
-    """The model as last saved, or why there is none."""
+    """Return the model as last saved, or the reason why there is none."""
     if not run.cfg.MODEL.WEIGHTS:
         return None, "There is no checkpoint yet."
     try:
@@ -156,10 +150,11 @@ def _predictor(run: Run) -> tuple[Predictor | None, str]:
 def _add_images(
     part: Part, predictor: Predictor | None, fault: str, name: str, key: str, found, share: int
 ) -> None:
-    """
+    """Add the best and the worst images to a part, or the reason why there are none.
+
     Args:
-        key: what a record of the data set has of its image, by which ``found`` knows it.
-        share: how many parts share what pictures may take.
+        key: of a dataset's record, whose value identifies the image in ``found``.
+        share: how many parts share the bytes of all images.
     """
     part.no_images = fault
     if predictor is None:
@@ -181,27 +176,27 @@ def _add_images(
 
 
 def _disagreements(run: Run, name: str, figures: Mapping[str, float]) -> list[str]:
-    """What of a test set is not as metrics.json has it, which names the set where there are several."""
-    prefix = f"{name}/" if len(run.cfg.DATASETS.TEST) > 1 else ""
+    """Return a note if metrics.json has other values for a test set than its evaluation's files."""
+    prefix = f"{name}/" if len(run.cfg.DATASETS.TEST) > 1 else ""  # as Detectron2 logs several test sets
     logged = {key: run.figures.get(prefix + key, value) for key, value in figures.items()}
     differ = [
         f"{key} {number(logged[key], 2)} there, {number(value, 2)} here"
         for key, value in figures.items()
         if abs(logged[key] - value) > 0.05
     ]
-    note = f"inference/{name} is not of the last evaluation in metrics.json: {', '.join(differ)}."
+    note = f"inference/{name} is not from the last evaluation in metrics.json: {', '.join(differ)}."
     return [note] if differ else []
 
 
 def _training_charts(run: Run) -> list[Chart]:
-    """Losses, rates, time and figures of periodic evaluations, as far as there are any."""
+    """Return the curves of losses, periodic evaluations, learning rate and time, if any."""
     names = sorted(run.figures)
     losses = [name for name in names if "loss" in name]
     losses.sort(key=lambda name: name != "total_loss")
     main = [name for name in names if FIGURE.fullmatch(name) and name.split("/")[-1] in MAIN]
     wanted: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("Losses", losses, "", {"smooth": True, "log": True, "broad": True}),
-        ("Figures of the periodic evaluations", main, "%", {"marker": "o"}),
+        ("Metrics of the periodic evaluations", main, "%", {"marker": "o"}),
         ("Learning rate", ["lr"], "", {}),
         ("Time of an iteration", ["time", "data_time"], "seconds", {"smooth": True}),
     )
@@ -219,22 +214,25 @@ def _figures(run: Run) -> list[tuple[str, str]]:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """How the run went, as far as it has said so."""
-    facts = [(row[0], row[-1]) for row in run.logged_table("This run:")]
+    """Return names and values of what is known of the training."""
+    facts = [(name, value) for name, value in run.start.get("settings", [])]
     if times := [value for _, value in run.series("time")]:
-        seconds = statistics.median(times)
-        facts.append(("speed", f"{seconds:.3g} s an iteration (median)"))
-    parts = run.logged(r"Total training time: (.+?) \(")
-    if parts:
-        facts.append(("training time", ", then ".join(parts)))
-    if memory := run.logged(r"max_mem: (\d+)M"):
-        facts.append(("most GPU memory", f"{max(map(int, memory))} MB"))
-    facts += [("command", command) for command in run.logged(r"Command: (.+)")[-1:]]
+        facts.append(("speed", f"{statistics.median(times):.3g} s an iteration (median)"))
+    if parts := [start["seconds"] for start in run.starts if "seconds" in start]:
+        facts.append(("training time", ", then ".join(_duration(seconds) for seconds in parts)))
+    if memory := [value for _, value in run.series("max_gpu_memory_mb")]:
+        facts.append(("peak GPU memory", f"{max(memory):.0f} MB"))
+    if run.start:
+        facts.append(("command", run.start["command"]))
     return facts
 
 
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
 def _departures(cfg: CfgNode) -> Iterator[tuple[str, str, str]]:
-    """Keys, values and defaults, where these differ."""
+    """Yield key, value and default of each key with another value than its default."""
     defaults = dict(leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS)))
     for key, value in leaves(cfg):
         if value != defaults[key]:

@@ -1,4 +1,4 @@
-"""What the page says of a test set, made ready to be printed."""
+"""The part of the page about a test set, ready for the template."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from .pictures import MOST, Shown
 
 TASKS = {"bbox": "Box", "segm": "Mask"}
 IN_MATRIX = 30
-"""Classes, at most, whose confusions are drawn as a matrix."""
+"""The most classes whose confusions are drawn as a matrix."""
 CONFUSIONS = 15
-"""The most frequent ones that are listed."""
+"""How many of the most frequent confusions are listed."""
 OUTERMOST, BESIDE = 8, 4
-"""Of many classes, how many of the best and of the worst are shown, and how much of their rows."""
+"""Of many classes: how many of the best and of the worst are shown, and how many of their columns."""
 CURVES = 6
-"""Of classes, from the best to the worst."""
+"""How many classes have a curve, from the best to the worst."""
 
 
 class Cell(NamedTuple):
     """
     Attributes:
-        text: in a table.
-        bar: 0 to 100; None where there is none.
+        text: the text.
+        bar: the length of a bar behind the text, 0 to 100; None: no bar.
     """
 
     text: str
@@ -38,8 +38,8 @@ class Cell(NamedTuple):
 class Table(NamedTuple):
     """
     Attributes:
-        rows: as wide as the head.
-        words: how many columns, the first ones, are words and not numbers.
+        rows: each as long as the head.
+        words: how many of the first columns are words, not numbers.
     """
 
     head: Sequence[str]
@@ -52,7 +52,7 @@ class Matrix(NamedTuple):
 
     Attributes:
         across, down: names of the columns and rows; a row is a true class.
-        rows: of each cell how many there are, and which part, 0 to 1, of its row.
+        rows: the count of each cell, and its share of the row, 0 to 1.
     """
 
     across: Sequence[str]
@@ -65,14 +65,14 @@ class Part:
     """
     Attributes:
         title: such as "Objects of my_val".
-        cards: the figures that matter, each with its name and the lesser ones beside it.
-        ranked: what classes are ranked by.
-        classes: the best first, those that are nowhere last; ``ranked_classes`` of them have a figure.
-        best_classes, worst_classes: beginnings of the rows of some, the outermost first.
-        confused: what the confusions are of, in words.
-        quality: what images are ranked by, in words.
-        best, worst: images; empty, with ``no_images`` to say why, where there are none.
-        notes: what is to be known about all this.
+        cards: name, value and details of the main metrics.
+        ranked: the metric that ranks the classes.
+        classes: from the best to the worst, then those without a value; ``ranked_classes`` have one.
+        best_classes, worst_classes: the first columns of some rows, the extremes first.
+        confused: a sentence about the confusions.
+        quality: the metric that ranks the images.
+        best, worst: images; if empty, ``no_images`` says why.
+        notes: warnings about this part.
     """
 
     title: str
@@ -95,17 +95,17 @@ class Part:
 
     @property
     def scales(self) -> list[str]:
-        """What the colors of pictures stand for."""
+        """The meanings of the color scales."""
         return sorted({scale for image in self.best for *_, scale in image.panels if scale})
 
 
 def number(value: float, digits: int = 1) -> str:
-    """For people; a dash where there is none."""
+    """Return a number for people; a dash if it is not finite."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def part_of_objects(name: str, found: Detections) -> Part:
-    """What there is to say of the objects of a test set."""
+    """Describe the detections on a test set."""
     names, objects = found.class_names, found.objects
     by_class = {f"{TASKS[task]} AP": found.average_precision(task) for task in found.precision}
     by_class |= {f"{k}50": found.average_precision(t, 0.5) for t, k in zip(TASKS, by_class, strict=False)}
@@ -132,18 +132,18 @@ def part_of_objects(name: str, found: Detections) -> Part:
         cards=[*_cards(found.figures), ("F1", number(100 * found.f1), f"of {boxes}")],
         ranked="AP of their boxes",
         **_ranked(["class", "objects", *by_class, *counts], rows, first, objects),
-        confused=f"Of {boxes}, on an object if their IoU with it is {IOU} or more.",
+        confused=f"Of {boxes}. A box is on an object if their IoU is {IOU} or more.",
         confusions=_frequent(found.confusions[:-1, :-1], objects, names, "objects"),
-        quality=f"F1 of {boxes}, of which the {MOST} surest are drawn",
+        quality=f"F1 of {boxes}; the {MOST} with the highest scores are drawn",
         matrix=_matrix(found.confusions, [*names, "missed"], [*names, "nothing there"]),
         sizes=_sizes(found),
         charts=_precision_charts(found),
-        notes=[] if found.precision else ["The model found nothing at all, so that there is no AP."],
+        notes=[] if found.precision else ["The model found nothing at all, so there is no AP."],
     )
 
 
 def part_of_pixels(name: str, found: Labels) -> Part:
-    """What there is to say of the labels of a test set's pixels."""
+    """Describe the label maps of a test set."""
     names, figures, iou, accuracy = found.class_names, found.figures, found.iou, found.accuracy
     pixels = found.confusions.sum(1)
     other = found.confusions - np.diag(found.confusions.diagonal())
@@ -166,7 +166,7 @@ def part_of_pixels(name: str, found: Labels) -> Part:
         ],
         ranked="IoU",
         **_ranked(["class", "pixels", "IoU", "accuracy", "most taken for"], rows, iou, pixels),
-        confused="Of pixels, without those that are to be ignored.",
+        confused="Of pixels, without ignored ones.",
         confusions=_frequent(found.confusions, pixels, names, "pixels"),
         quality="mean IoU of the classes in it",
         matrix=_matrix(found.confusions, names, names),
@@ -227,14 +227,14 @@ def _precision_charts(found: Detections) -> list[Chart]:
 
 
 def _from_best(values: np.ndarray, weights: np.ndarray) -> list[int]:
-    """Numbers of the classes, those without a value last; of equals, those with more weight are first."""
-    return np.lexsort((-weights, -values)).tolist()  # which puts NaN at the end
+    """Return class numbers from the highest value, those without one last; more weight goes first."""
+    return np.lexsort((-weights, -values)).tolist()  # NaN goes to the end
 
 
 def _ranked(
     head: Sequence[str], rows: Sequence[Sequence[Cell]], values: np.ndarray, weights: np.ndarray
 ) -> dict[str, Any]:
-    """What a :class:`Part` has of its classes, of rows by their numbers."""
+    """Return the attributes of a :class:`Part` about its classes."""
     ranked = int(np.isfinite(values).sum())
     best = _from_best(values, weights)
     worst = [i for i in _from_best(-values, weights)[:ranked] if i not in best[:OUTERMOST]]
@@ -247,7 +247,7 @@ def _ranked(
 
 
 def _frequent(confusions: np.ndarray, totals: np.ndarray, names: Sequence[str], of: str) -> Table:
-    """The most frequent confusions of a class with another: (K, K), of totals (K,)."""
+    """Return the most frequent confusions between classes, of (K, K) counts and (K,) totals."""
     other = confusions - np.diag(confusions.diagonal())
     frequent = np.argsort(-other, axis=None, kind="stable")[:CONFUSIONS]
     rows = [

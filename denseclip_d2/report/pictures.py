@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from ..data import get_class_names
 from ..data.pictures import read_picture
 from ..data.semantic import read_labels
 from ..inference import Predictor
@@ -19,20 +18,19 @@ from ..visualization.drawing import class_color
 from ..visualization.panels import LEGEND, Panel, label_map, names_in
 
 SIZES = ((480, 85), (420, 80), (360, 75), (300, 70), (220, 60))
-"""Longer sides, in pixels, and JPEG qualities, tried one after the other until pictures are small enough."""
+"""Longer sides in pixels and JPEG qualities, tried in turn until all images are small enough."""
 MOST = 30
-"""Detections drawn in a picture, the surest: more cannot be told apart, and an untrained model's masks are in
-thousands of pieces."""
+"""The most detections drawn in an image, by score. More cannot be distinguished."""
 
 
 class Shown(NamedTuple):
     """An image on the page.
 
     Attributes:
-        name: of its file.
+        name: of the file.
         quality: 0 to 1.
-        panels: titles, pictures as ``data:`` URIs, and what their scales stand for, if they have one.
-        legend: of label maps, classes and their colors.
+        panels: title, ``data:`` URI, and the meaning of the color scale, empty without one.
+        legend: classes and colors of label maps.
     """
 
     name: str
@@ -41,24 +39,16 @@ class Shown(NamedTuple):
     legend: list[tuple[str, str]]
 
 
-class _Drawn(NamedTuple):
-    """An image before it is made small."""
-
-    name: str
-    quality: float
-    row: dict[str, Panel]
-    legend: list[tuple[str, str]]
-
-
 def best_and_worst(quality: Mapping[Any, tuple[float, int]], count: int) -> tuple[list, list]:
-    """So many of the best images, and as many of the worst, the outermost first; none is both.
+    """Return ``count`` of the best and of the worst images, the extremes first; no image is in both.
 
     Args:
-        quality: of each image, and how much there is in it: of images of one quality those with more come
-            first.
+        quality: of each image, and the number of its objects, which decides between equal qualities.
     """
-    best = sorted(quality, key=lambda image: (-quality[image][0], -quality[image][1], image))[:count]
-    worst = sorted(quality, key=lambda image: (quality[image][0], -quality[image][1], image))[:count]
+    best, worst = (
+        sorted(quality, key=lambda image: (sign * quality[image][0], -quality[image][1], image))[:count]
+        for sign in (-1, 1)
+    )
     half = (len(quality) + 1) // 2
     return best[:half], worst[: len(quality) - half]
 
@@ -71,27 +61,27 @@ def show(
     threshold: float,
     max_bytes: int,
 ) -> list[Shown]:
-    """What there is in images, what the model finds, and where it sees some of the names.
+    """Draw ground truth, predictions, and score maps of some names.
 
     Args:
-        records: of Detectron2's dicts.
+        records: Detectron2's dataset dicts.
         quality: of each.
         threshold: lowest score of the detections drawn.
-        max_bytes: of all pictures together, as they are on the page.
+        max_bytes: of all images together, as they are on the page.
 
     Raises:
-        FileNotFoundError, ValueError: an image is gone, or broken.
+        FileNotFoundError, ValueError: an image is missing or broken.
     """
-    drawn = [*_draw(predictor, records, quality, threshold)]
+    drawn = [*_draw(predictor, records, threshold)]
     for side, jpeg in SIZES:
         shown = [
             Shown(
-                image.name,
-                image.quality,
-                [(title, encoded(p.picture, side, jpeg), p.scale) for title, p in image.row.items()],
-                image.legend,
+                Path(record["file_name"]).name,
+                value,
+                [(title, encoded(panel.picture, side, jpeg), panel.scale) for title, panel in row.items()],
+                legend,
             )
-            for image in drawn
+            for record, value, (row, legend) in zip(records, quality, drawn, strict=True)
         ]
         if sum(len(uri) for image in shown for _, uri, _ in image.panels) <= max_bytes:
             break
@@ -99,37 +89,30 @@ def show(
 
 
 def _draw(
-    predictor: Predictor,
-    records: Sequence[dict],
-    quality: Sequence[float],
-    threshold: float,
-) -> Iterator[_Drawn]:
-    names = get_class_names(predictor.cfg)
+    predictor: Predictor, records: Sequence[dict], threshold: float
+) -> Iterator[tuple[dict[str, Panel], list[tuple[str, str]]]]:
+    """Yield the full-size panels and the legend of each image."""
+    names = predictor.class_names
     images = [read_picture(record["file_name"]) for record in records]
     asked = [names_in(record, names) if predictor.guidance else [] for record in records]
     outputs = predictor.stream(zip(images, asked, strict=True))
-    for record, image, of_image, found, value in zip(records, images, asked, outputs, quality, strict=True):
+    for record, image, of_image, found in zip(records, images, asked, outputs, strict=True):
         if "instances" in found:
-            found["instances"] = found["instances"][:MOST]  # Detectron2's are by falling score
+            found["instances"] = found["instances"][:MOST]  # Detectron2 sorts by score
         row = image_panels(
-            image[:, :, ::-1],
-            found,
-            names,
-            record=record,
-            names=of_image,
-            tau=predictor.tau,
-            threshold=threshold,
-        )
+            image[:, :, ::-1], found, names,
+            record=record, names=of_image, tau=predictor.tau, threshold=threshold,
+        )  # fmt: skip
         legend = []
-        if row.pop(LEGEND, None):  # the page has its own
+        if row.pop(LEGEND, None):  # the page draws its own
             maps = read_labels(record["sem_seg_file_name"]), label_map(found)
             present = np.union1d(*maps)
             legend = [(names[c], to_hex(class_color(c))) for c in present[present < len(names)].tolist()]
-        yield _Drawn(Path(record["file_name"]).name, value, row, legend)
+        yield row, legend
 
 
 def encoded(picture: np.ndarray, side: int, jpeg: int) -> str:
-    """A picture (H, W, 3) as a ``data:`` URI: its longer side, at most, and JPEG's quality."""
+    """Return an image (H, W, 3) as a ``data:`` URI of at most ``side`` pixels and JPEG quality ``jpeg``."""
     image = Image.fromarray(picture)
     image.thumbnail((side, side))
     file = BytesIO()

@@ -24,6 +24,11 @@ def clip_arguments(cfg, with_embeddings: bool) -> dict:
     tag = weights.rpartition("/")[2] if weights.startswith(f"{OPENCLIP}{architecture}/") else ""
     mean, std = pixels_of(architecture, tag)
     has = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
+    if len(has) != len([*mean, *std]):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN is {cfg.MODEL.PIXEL_MEAN} and PIXEL_STD is {cfg.MODEL.PIXEL_STD}: they need 3 "
+            f"values each. `denseclip_d2.config.set_pixels(cfg)` replaces [] with those of {architecture}."
+        )
     if cfg.INPUT.FORMAT != "RGB" or any(abs(a - b) > 0.01 for a, b in zip(has, [*mean, *std], strict=True)):
         logger.warning(
             f"{architecture} takes RGB of mean {mean} and standard deviation {std}; this config has "

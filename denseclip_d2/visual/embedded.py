@@ -5,10 +5,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
-from ..config import TIMM
 from .arguments import stage_arguments
 from .attention_pool import DenseAttentionPool
-from .timm_backbone import TimmBackbone, create_trunk
+from .timm_backbone import TIMM, TimmBackbone, create_trunk
 from .vit_pyramid import levels_read
 
 HEAD_WIDTH = 64  # of the attention pool, as in CLIP's own

@@ -12,6 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
 
+TIMM = "timm/"
+"""The prefix by which ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names a model of timm."""
+TIMM_WEIGHTS = "timm://"
+"""The prefix by which ``MODEL.DENSECLIP.VISUAL.WEIGHTS`` names weights of timm."""
+
 Trunk = Any
 """A timm model. torch's ``Module`` has no types for its attributes."""
 
@@ -187,6 +192,27 @@ class TimmBackbone(Backbone):
                 f"timm's {type(self.trunk).__name__} has no activation checkpointing. Set "
                 "activation_checkpointing to False."
             ) from error
+
+
+def check_timm_model(name: str) -> None:
+    """See that timm has a model, and the tag if there is one in the name.
+
+    Raises:
+        ValueError: it has not.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:4]
+        raise ValueError(
+            f"timm has no model {name!r}. Near it: {', '.join(near) or 'none'}; timm.list_models() has all."
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # how timm refuses a tag
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ValueError(
+            f"timm's {architecture!r} has no weights {name!r}. It has: {', '.join(tags) or 'none'}."
+        ) from error
 
 
 def create_trunk(name: str, **kwargs) -> Trunk:

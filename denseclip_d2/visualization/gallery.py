@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data import get_class_names
 from ..inference import Predictor
 from ..utils.atomic import atomic_write
 from .coco_file import coco_file, ids_of_dataset
@@ -92,7 +91,7 @@ def draw_sources(
     Raises:
         OSError: the folder cannot be written.
     """
-    class_names = get_class_names(predictor.cfg)
+    class_names = predictor.class_names
     ids = ids_of_dataset(dataset, len(class_names))
     faults: list[str] = []
     shots, images = tee(islice(_shots(predictor, sources, names, faults), count))
@@ -135,7 +134,7 @@ def _write(
 def _shots(
     predictor: Predictor, sources: Sequence[Source], names: Sequence[str], faults: list[str]
 ) -> Iterator[_Shot]:
-    class_names = get_class_names(predictor.cfg)
+    class_names = predictor.class_names
     for source in sources:
         record = source.record
         wanted = names or (names_in(record, class_names) if predictor.guidance else [])

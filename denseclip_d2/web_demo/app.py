@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..data import get_class_names
 from ..visualization.drawing import HEAT, class_color
 from .session import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
 
@@ -66,7 +65,7 @@ class Page:
         else:
             raise ValueError(BEGIN)
         predictor = self.models.get(model)
-        names = names_typed(text or "", get_class_names(predictor.cfg), self.limits)
+        names = names_typed(text or "", predictor.class_names, self.limits)
         look = look_at(predictor, image, names, file_name)
         heat_maps = [(heat, name) for name, heat in look.heat_maps.items()]
         # None empties the upload field for the next file.
@@ -84,7 +83,7 @@ class Page:
     def about(self, model: str) -> str:
         """Describe a model: which names have heat maps, and its class names."""
         predictor = self.models.get(model)
-        names = get_class_names(predictor.cfg)
+        names = predictor.class_names
         what = "This model has no text encoder. Only its class names have heat maps."
         if predictor.guidance is None:
             what = "This model is not language-guided, and has no heat maps."
@@ -95,7 +94,7 @@ class Page:
     def names_for(self, model: str, names: list[str]) -> list[str]:
         """Return the names if the model knows them, and otherwise some of its class names."""
         predictor = self.models.get(model)
-        classes = get_class_names(predictor.cfg)
+        classes = predictor.class_names
         readable = reads_any_words(predictor) or set(names) <= set(classes)
         return names if readable else list(classes[:3])
 

@@ -16,7 +16,6 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
 
-from ..data import get_class_names
 from ..data.pictures import ImageError, as_bgr
 from ..data.tasks import finds_masks, is_semantic
 from ..inference import Predictor
@@ -244,7 +243,7 @@ def look_at(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
         ValueError: names have the same tokens, or are too long for the text encoder.
     """
     cfg = predictor.cfg
-    class_names = get_class_names(cfg)
+    class_names = predictor.class_names
     known = class_names if predictor.guidance else []
     readable = [name for name in names if name in known or reads_any_words(predictor)]
     outputs = predictor(image, score_maps_of=readable)

@@ -77,8 +77,9 @@ def config_keys_page() -> str:
         ]
         page += ["|---|---|---|---|"]
         for name, default, comment in keys:
-            rule = _cell(rules.OWN[name].words)
-            page += [f"| `{name.rpartition('.')[2]}` | `{_cell(default)}` | {rule} | {_cell(comment)} |"]
+            rule = rules.rule_of(name, ast.literal_eval(default))
+            words = _cell(rule.words) if rule else ""
+            page += [f"| `{name.rpartition('.')[2]}` | `{_cell(default)}` | {words} | {_cell(comment)} |"]
         page += [""]
     return "\n".join(page)
 
