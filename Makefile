@@ -23,7 +23,7 @@ help:
 	@echo "  make demo               generate a dataset, train RetinaNet on it, evaluate, draw, report"
 	@echo "  make demo-masks         the same with Mask R-CNN"
 	@echo "  make demo-segmentation  the same with Semantic FPN"
-	@echo "  make web                a page at http://127.0.0.1:7860: drop a picture, type names, see what a model sees"
+	@echo "  make web                a page at http://127.0.0.1:7860: drop an image, type names, see what a model sees"
 	@echo "  make examples           export the zoo's models, and run the examples on them without torch"
 	@echo "  make docs               the pages and the API as a site in output/site"
 	@echo "  make test               lint, and run the tests"
@@ -74,14 +74,14 @@ DEMO = $(BIN)/python tools/demo.py --dataset $(DATASET) --count 12 --threshold 0
 demo demo-masks demo-segmentation: $(INSTALLED)
 	@echo "== Dataset: shapes, generated =="
 	$(BIN)/python datasets/prepare_shapes.py
-	@echo "== Pictures by the zoo's model =="
+	@echo "== Images by the zoo's model =="
 	$(DEMO) --zoo $(CONFIG) --output $(OUTPUT)/zoo
 	@echo "== Training and evaluation: $(CONFIG) =="
 	$(BIN)/python tools/train_net.py --config-file configs/$(CONFIG) --resume OUTPUT_DIR $(OUTPUT)
-	@echo "== Pictures by the model just trained =="
-	$(DEMO) --config-file configs/$(CONFIG) --output $(OUTPUT)/pictures MODEL.WEIGHTS $(OUTPUT)/model_final.pth
+	@echo "== Images by the model just trained =="
+	$(DEMO) --config-file configs/$(CONFIG) --output $(OUTPUT)/images MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 	@echo "== Look at =="
-	@for file in zoo/overview.png pictures/overview.png report.html; do \
+	@for file in zoo/overview.png images/overview.png report.html; do \
 	  if test -e $(OUTPUT)/$$file; then echo "$(CURDIR)/$(OUTPUT)/$$file"; fi; done
 
 web: $(INSTALLED)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs  # noqa: E402
 from denseclip_d2.shapes.dataset import add_derived, generate_shapes, shapes_info  # noqa: E402
-from denseclip_d2.shapes.vocabulary import WORLDS  # noqa: E402
+from denseclip_d2.shapes.vocabulary import VOCABULARIES  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -21,12 +21,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python datasets/prepare_shapes.py --root /data/shapes --num-train 5000",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--world", choices=WORLDS, default="shapes", help="18 classes, or 192, long-tailed")
+    parser.add_argument(
+        "--vocabulary", choices=VOCABULARIES, default="shapes", help="18 classes, or 192, long-tailed"
+    )
     parser.add_argument(
         "--root",
         type=Path,
         default=argparse.SUPPRESS,
-        help="directory to write (default: the world's name in $DETECTRON2_DATASETS, or in ./datasets)",
+        help="directory to write (default: the vocabulary's name in $DETECTRON2_DATASETS, or in ./datasets)",
     )
     parser.add_argument(
         "--captions", type=int, default=0, metavar="N",
@@ -37,7 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
     args = parser.parse_args(argv)
     datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    name = f"{args.world}_captions" if args.captions else args.world
+    name = f"{args.vocabulary}_captions" if args.captions else args.vocabulary
     args.root = getattr(args, "root", datasets / name)
     return args
 
@@ -52,18 +54,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Generate the dataset, or its missing folders. Exit with an error if ``root`` holds another one."""
     args = parse_args(argv)
     root = args.root.expanduser().resolve()
-    world = WORLDS[args.world]
+    vocabulary = VOCABULARIES[args.vocabulary]
     if args.captions:
         try:
-            write_pairs(ImageCaptionPairs(args.captions, seed=args.seed, world=world), root)
+            write_pairs(ImageCaptionPairs(args.captions, seed=args.seed, vocabulary=vocabulary), root)
         except (FileExistsError, ValueError) as error:
             sys.exit(f"error: {error}")
         print(f"Wrote {args.captions} images and their captions to {root}")
         return
-    parameters = {"num_train": args.num_train, "num_val": args.num_val, "seed": args.seed, "world": world}
+    parameters = {
+        "num_train": args.num_train,
+        "num_val": args.num_val,
+        "seed": args.seed,
+        "vocabulary": vocabulary,
+    }
     found = info_on_disk(root)
     if found == shapes_info(**parameters):
-        added = add_derived(root, world)  # earlier versions wrote fewer folders
+        added = add_derived(root, vocabulary)  # earlier versions wrote fewer folders
         print(f"{root} already holds this dataset: {'added label images' if added else 'nothing to do'}")
         return
     if found is not None:

@@ -44,9 +44,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     cfg = _completed(cfg)
     _check_size(cfg)
-    if lost := lost_sync_bn(cfg):
+    if lost := sync_bn_warning(cfg):
         logger.warning("%s.", lost)
-    model = modeling.build_model(with_fitting_norms(cfg))
+    model = modeling.build_model(resolve_sync_bn(cfg))
     if cfg.MODEL.COMPILE:
         _compile_visual_encoder(cfg, model)
     if cfg.MODEL.CHANNELS_LAST and can_be_channels_last(model, cfg.MODEL.DEVICE):
@@ -54,17 +54,17 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def build_model_with_weights(cfg: CfgNode, *, fresh_start: bool = False) -> nn.Module:
+def build_model_with_weights(cfg: CfgNode, *, for_training: bool = False) -> nn.Module:
     """Build a model, and load ``MODEL.WEIGHTS``.
 
     Args:
-        fresh_start: accept weights to start training from, such as those of a CLIP; False: need every tensor.
+        for_training: accept weights to start training from, such as a CLIP's; False: need every tensor.
 
     Raises:
         ValueError, FileNotFoundError: see :class:`DenseCLIPCheckpointer`.
     """
     model = build_model(cfg)
-    DenseCLIPCheckpointer.from_config(cfg, model, fresh_start=fresh_start).load(cfg.MODEL.WEIGHTS)
+    DenseCLIPCheckpointer.from_config(cfg, model, for_training=for_training).load(cfg.MODEL.WEIGHTS)
     return model
 
 
@@ -88,15 +88,15 @@ def class_names_of(model: nn.Module, cfg: CfgNode) -> tuple[str, ...]:
     return guided.language.class_names if guided else get_class_names(cfg)
 
 
-def make_fast(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Prepare a model with weights for inference, in place, as ``TEST.FAST`` says.
+def optimize_for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Prepare a model with weights for inference, in place, as ``TEST.OPTIMIZE_FOR_INFERENCE`` says.
 
     Run the model under :func:`inference_precision`.
 
     Returns: the model, in evaluation mode.
     """
     model.eval()
-    if cfg.TEST.FAST:
+    if cfg.TEST.OPTIMIZE_FOR_INFERENCE:
         fuse_norms(model)
         if can_be_channels_last(model, cfg.MODEL.DEVICE):
             model.to(memory_format=torch.channels_last)
@@ -118,12 +118,12 @@ def can_be_channels_last(model: nn.Module, device: str) -> bool:
     return torch.device(device).type != "cpu" or not any(isinstance(m, FastVit) for m in model.modules())
 
 
-def with_fitting_norms(cfg: CfgNode) -> CfgNode:
+def resolve_sync_bn(cfg: CfgNode) -> CfgNode:
     """Return a config whose norms can run here: BN in place of SyncBN, unless several GPUs train.
 
     The weights have the same names and shapes with both norms. In a single process, so have the outputs.
     """
-    if sync_bn_fits(cfg.MODEL.DEVICE):
+    if sync_bn_supported(cfg.MODEL.DEVICE):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
@@ -131,9 +131,9 @@ def with_fitting_norms(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def lost_sync_bn(cfg: CfgNode) -> str:
+def sync_bn_warning(cfg: CfgNode) -> str:
     """Return a warning if SyncBN is configured but unavailable for these processes, else an empty string."""
-    if comm.get_world_size() == 1 or with_fitting_norms(cfg) == cfg:
+    if comm.get_world_size() == 1 or resolve_sync_bn(cfg) == cfg:
         return ""
     return (
         "SyncBN becomes BN, because PyTorch has no SyncBN on CPUs. Each process normalizes by its own "
@@ -141,7 +141,7 @@ def lost_sync_bn(cfg: CfgNode) -> str:
     )
 
 
-def sync_bn_fits(device: str) -> bool:
+def sync_bn_supported(device: str) -> bool:
     """Return whether several processes train, each on a GPU. Elsewhere, SyncBN is BN or does not exist."""
     return comm.get_world_size() > 1 and torch.device(device).type != "cpu"
 
@@ -170,7 +170,7 @@ def _check_size(cfg: CfgNode) -> None:
     free = available_memory()
     if not larger or free is None or cfg.MODEL.DEVICE == "meta":
         return
-    state, copy = get_random_state(), with_fitting_norms(cfg).clone()
+    state, copy = get_random_state(), resolve_sync_bn(cfg).clone()
     copy.defrost()
     copy.MODEL.DEVICE = "meta"
     try:

@@ -29,13 +29,13 @@ if command -v cmake > /dev/null && command -v c++ > /dev/null; then
   found=$("$folder/venv/bin/python" -c "import openvino.utils as u; print(u.get_cmake_path())")
   cmake -S examples/cpp -B "$folder/cpp" -DOpenVINO_DIR="$found" > "$folder/cmake.txt"
   cmake --build "$folder/cpp" >> "$folder/cmake.txt"
-  "$folder/venv/bin/python" - "$folder/shapes/val/000000000001.png" "$folder/picture.ppm" <<'PYTHON'
+  "$folder/venv/bin/python" - "$folder/shapes/val/000000000001.png" "$folder/image.ppm" <<'PYTHON'
 import sys
 from PIL import Image
 Image.open(sys.argv[1]).convert("RGB").save(sys.argv[2])
 PYTHON
   echo "In C++:"
-  "$folder/cpp/detect" "$folder/mask_rcnn/model.onnx" "$folder/picture.ppm" 0.3
+  "$folder/cpp/detect" "$folder/mask_rcnn/model.onnx" "$folder/image.ppm" 0.3
 else
   echo "Skipped the C++ example: it needs cmake and a compiler."
 fi
@@ -52,7 +52,7 @@ cp examples/browser/* "$folder/mask_rcnn/model.onnx" "$folder/shapes/val/0000000
 trap "kill $!" EXIT
 sleep 2
 "$chromium" --headless --no-sandbox --disable-gpu --user-data-dir="$folder/chromium" --virtual-time-budget=60000 \
-  --dump-dom "http://127.0.0.1:8471/?picture=000000000001.png&threshold=0.3" 2> /dev/null > "$folder/browser/page.txt"
+  --dump-dom "http://127.0.0.1:8471/?image=000000000001.png&threshold=0.3" 2> /dev/null > "$folder/browser/page.txt"
 echo "In the browser:"
 sed -n '/id="found"/,/<\/pre>/p' "$folder/browser/page.txt"
 grep -q ' at [0-9]' "$folder/browser/page.txt"

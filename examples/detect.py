@@ -24,7 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="an exported model.onnx")
-    parser.add_argument("picture", metavar="image")
+    parser.add_argument("image", metavar="image")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
     parser.add_argument("--output", default="seen.png", help="image to write (%(default)s)")
     parser.add_argument(
@@ -34,14 +34,14 @@ def main() -> None:
 
     about, run = RUNTIMES[args.runtime](args.model)
     names = json.loads(about["class_names"])
-    picture = read(args.picture)
-    pixels = np.asarray(picture)
+    image = read(args.image)
+    pixels = np.asarray(image)
     if about["pixel_format"] == "BGR":
         pixels = pixels[:, :, ::-1]
     outputs = json.loads(about["outputs"])
     found = dict(zip(outputs, run(outputs, np.ascontiguousarray(pixels)[None]), strict=True))
 
-    drawn = np.array(picture)
+    drawn = np.array(image)
     if "labels" in found:
         labels = found["labels"][0]
         for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
@@ -83,7 +83,7 @@ def onnxruntime(model: str) -> tuple[dict[str, str], Run]:
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
-    return about, lambda names, pictures: session.run(names, {"pictures": pictures})
+    return about, lambda names, images: session.run(names, {"images": images})
 
 
 def openvino(model: str) -> tuple[dict[str, str], Run]:
@@ -93,8 +93,8 @@ def openvino(model: str) -> tuple[dict[str, str], Run]:
     read = openvino.Core().read_model(model)
     compiled = openvino.compile_model(read, "CPU")
 
-    def run(names: list[str], pictures: np.ndarray) -> list[np.ndarray]:
-        given = compiled({"pictures": pictures})
+    def run(names: list[str], images: np.ndarray) -> list[np.ndarray]:
+        given = compiled({"images": images})
         return [given[name] for name in names]
 
     return {key: value.value for key, value in read.get_rt_info()["framework"].items()}, run

@@ -80,7 +80,7 @@ def visual_of(model: open_clip.CLIP, family: str, **kwargs):
 def options(family: str, weights: str, output, **more) -> list[str]:
     opts = {
         "MODEL.DENSECLIP.CLIP_MODEL": f"tiny-{family}", "MODEL.WEIGHTS": weights,
-        "MODEL.DENSECLIP.VISUAL.DENSE": "attention", "MODEL.DENSECLIP.VISUAL.RES5_DILATION": 1,
+        "MODEL.DENSECLIP.VISUAL.DENSE_FEATURES": "attention", "MODEL.DENSECLIP.VISUAL.RES5_DILATION": 1,
         "MODEL.CHANNELS_LAST": False, "INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": 64,
         "DATASETS.TRAIN": "('train',)", "DATASETS.TEST": "('val',)", "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": output, **more,

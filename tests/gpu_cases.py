@@ -12,12 +12,12 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
-from denseclip_d2.benchmark.detectors import Contender, contending_configs
+from denseclip_d2.benchmark.detectors import Candidate, candidate_configs
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.data.pictures import as_bgr
+from denseclip_d2.data.image_io import to_bgr
 from denseclip_d2.engine import Trainer
-from denseclip_d2.engine.train_loop import PRECISIONS
+from denseclip_d2.engine.train_loop import AMP_PRECISIONS
 from denseclip_d2.shapes import dataset as shapes
 from denseclip_d2.shapes.scene import draw_scene
 
@@ -33,7 +33,7 @@ def full_precision(monkeypatch):
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_sees_on_a_gpu_what_it_sees_on_a_cpu(name):
     cfg = model_zoo.get_config(name, trained=True)
-    image = as_bgr(draw_scene(np.random.default_rng(3), 128, 160, max_objects=4)[1])
+    image = to_bgr(draw_scene(np.random.default_rng(3), 128, 160, max_objects=4)[1])
     seen = {}
     for device in ("cpu", "cuda"):
         cfg.defrost()
@@ -73,7 +73,7 @@ def test_a_graph_of_the_text_encoder_changes_no_number(precision):
     graphed, batch = model_and_batch()
     plain, _ = model_and_batch(**{"MODEL.DENSECLIP.PROMPT.CUDA_GRAPH": False})
     plain.load_state_dict(graphed.state_dict())
-    autocast = torch.autocast("cuda", PRECISIONS.get(precision), enabled=precision in PRECISIONS)
+    autocast = torch.autocast("cuda", AMP_PRECISIONS.get(precision), enabled=precision in AMP_PRECISIONS)
     for change in range(3):
         text, gradients = [], []
         for model in (graphed, plain):
@@ -96,7 +96,7 @@ def test_a_graph_of_the_text_encoder_changes_no_number(precision):
         sum(graphed(batch).values()).backward()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", AMP_PRECISIONS)
 def test_mixed_precision_trains(small_shapes, tmp_path, precision):
     _, train, _ = small_shapes
     opts = {
@@ -130,15 +130,15 @@ def waits():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_language_makes_the_host_wait_for_nothing(training):
-    configs = contending_configs(load_config(CONFIG, ["MODEL.WEIGHTS", ""]), 80)
+    configs = candidate_configs(load_config(CONFIG, ["MODEL.WEIGHTS", ""]), 80)
     numbers = {}
     for name in ("CLIP", "DenseCLIP"):
-        contender = Contender(configs[name], 2, (128, 160), 80, training=training)
+        candidate = Candidate(configs[name], 2, (128, 160), 80, training=training)
         for _ in range(2):
-            contender.step()
+            candidate.step()
         torch.cuda.synchronize()
         with waits() as count:
-            contender.step()
+            candidate.step()
         numbers[name] = len(count)
     assert numbers["CLIP"] > 0
     assert numbers["DenseCLIP"] <= numbers["CLIP"]

@@ -4,9 +4,9 @@ from torch.testing import assert_close
 
 from denseclip_d2.kernels import (
     label_map_cross_entropy,
-    label_map_cross_entropy_definition,
+    label_map_cross_entropy_reference,
     pixel_text_bce,
-    pixel_text_bce_definition,
+    pixel_text_bce_reference,
 )
 
 CASES = {  # (B, K, h, w), factor, boxes per image, largest side of a box in pixels of the enlarged map
@@ -53,7 +53,7 @@ def loss_and_gradient(function, scores, arguments):
 def assert_equals_the_definition(scores, arguments, grad_rtol=1e-4) -> Tensor:
     """Compare loss (1e-5) and gradient (1e-4) in float32. Return the number of terms of the loss."""
     total, count, grad = loss_and_gradient(pixel_text_bce, scores, arguments)
-    expected, expected_count, expected_grad = loss_and_gradient(pixel_text_bce_definition, scores, arguments)
+    expected, expected_count, expected_grad = loss_and_gradient(pixel_text_bce_reference, scores, arguments)
     assert total.dtype == torch.float32
     assert count == expected_count
     assert_close(total, expected, rtol=1e-5, atol=1e-5)
@@ -92,7 +92,7 @@ def sum_and_gradient(function, logits, labels):
 
 def assert_cross_entropy_equals_its_definition(logits, labels, grad_rtol=1.3e-6):
     total, grad = sum_and_gradient(label_map_cross_entropy, logits, labels)
-    expected, expected_grad = sum_and_gradient(label_map_cross_entropy_definition, logits, labels)
+    expected, expected_grad = sum_and_gradient(label_map_cross_entropy_reference, logits, labels)
     assert total.dtype == torch.float32
     assert_close(total, expected)
     assert grad.dtype == logits.dtype

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
@@ -28,7 +28,7 @@ def released_text_encoder(context_length: int = 13) -> CLIPTextEncoder:
 def released_language(record) -> PromptedTextEncoder:
     """Return contexts, text encoder and decoder of a ``*_head_path`` recording, with its token ids."""
     language = PromptedTextEncoder(
-        class_names=CLASS_NAMES, text_encoder=released_text_encoder(), name_length=5,
+        class_names=CLASS_NAMES, text_encoder=released_text_encoder(), max_name_tokens=5,
         decoder_width=32, decoder_heads=4, decoder_layers=2, decoder_dropout=0.0,
     )  # fmt: skip
     weights = {k: v for k, v in record.weights.items() if k.startswith(LANGUAGE)}
@@ -40,7 +40,7 @@ def released_language(record) -> PromptedTextEncoder:
 def read_prompts(language: PromptedTextEncoder, ids: Tensor) -> None:
     """Have a model read recorded token ids as its names."""
     language.prompts = ids
-    language.packs = language.text_encoder.pack(ids, language.num_contexts)
+    language.packs = language.text_encoder.pack(ids, language.n_ctx)
     if language.text_embeddings is not None:
         language.precompute_(keep_encoder=True)
 
@@ -98,14 +98,14 @@ def released_semantic_fpn(record, folder: Path) -> nn.Module:
 
 def _released_model(cfg: CfgNode, record, folder: Path) -> nn.Module:
     model = build_model(cfg)
-    DenseCLIPCheckpointer(model, fresh_start=False).load(released_checkpoint(record, folder))
+    DenseCLIPCheckpointer(model, for_training=False).load(released_checkpoint(record, folder))
     read_prompts(model.backbone.language, record.inputs["texts"])
     return model.eval()
 
 
 def _tiny_config(config_file: str) -> CfgNode:
     """Return a released config at the size of the ``*_full_tiny`` recordings."""
-    cfg = prepared(config_file, [])
+    cfg = prepared_cfg(config_file, [])
     cfg.MODEL.DENSECLIP.CLIP_MODEL = "reference-tiny"
     cfg.MODEL.DENSECLIP.CLASS_NAMES = CLASS_NAMES
     cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = 192

@@ -1,6 +1,6 @@
 """Configs and datasets for tests of semantic segmentation data."""
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.data.checks import load_datasets
 
 # The recipe's augmentations at a quarter of its sizes
@@ -13,7 +13,7 @@ RECIPE = (
 
 def semantic_config(*opts, num_classes: int = 19):
     head = ("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", num_classes)
-    return prepared("configs/Base-DenseCLIP.yaml", [*head, *opts])
+    return prepared_cfg("configs/Base-DenseCLIP.yaml", [*head, *opts])
 
 
 def load(name: str) -> list[dict]:

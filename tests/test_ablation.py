@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from denseclip_d2.ablation import finished, read_ablation, run_all, write_table
+from denseclip_d2.ablation import finished, read_sweep, run_all, write_table
 from denseclip_d2.ablation.runs import all_runs
 from denseclip_d2.shapes.dataset import generate_shapes
 
@@ -59,7 +59,7 @@ rows:
 
 @pytest.fixture
 def ablation(tmp_path):
-    return read_ablation(write_rows(tmp_path / "rows.yaml", TWO_ROWS))
+    return read_sweep(write_rows(tmp_path / "rows.yaml", TWO_ROWS))
 
 
 def test_rows_have_their_own_values_over_those_of_all(ablation):
@@ -106,7 +106,7 @@ def test_the_table_has_means_spreads_and_what_is_missing(ablation, train, tmp_pa
 
 def test_results_of_other_options_are_not_taken_for_these(ablation, train, tmp_path):
     run_all(ablation, tmp_path / "out", train)
-    other = read_ablation(write_rows(tmp_path / "other.yaml", TWO_ROWS.replace("MAX_ITER: 2", "MAX_ITER: 4")))
+    other = read_sweep(write_rows(tmp_path / "other.yaml", TWO_ROWS.replace("MAX_ITER: 2", "MAX_ITER: 4")))
     with pytest.raises(ValueError, match=r"has a run of other options.*choose another --output"):
         run_all(other, tmp_path / "out", train)
 
@@ -134,7 +134,7 @@ def test_bad_rows_are_refused_by_name(before, after, message, tmp_path):
     assert before in TWO_ROWS
     path = write_rows(tmp_path / "rows.yaml", TWO_ROWS.replace(before, after))
     with pytest.raises(ValueError, match=message) as raised:
-        read_ablation(path)
+        read_sweep(path)
     assert str(path) in str(raised.value)
 
 
@@ -155,7 +155,7 @@ set:
 rows: [{name: DenseCLIP}]
 """,
     )
-    command = [sys.executable, ROOT / "tools/ablate.py", "--rows", rows, "--output", tmp_path / "out"]
+    command = [sys.executable, ROOT / "tools/ablate.py", "--sweep", rows, "--output", tmp_path / "out"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr + (tmp_path / "out/denseclip/seed0/output.txt").read_text()
     assert "| DenseCLIP | 1 |" in ended.stdout
@@ -171,4 +171,4 @@ rows: [{name: DenseCLIP}]
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_shipped_tables_can_be_read(path):
-    assert len(read_ablation(path).rows) > 1
+    assert len(read_sweep(path).rows) > 1

@@ -10,9 +10,9 @@ from detectron2.utils.analysis import FlopCountAnalysis as Detectron2FlopCountAn
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.analysis.cost import activation_analysis, analyze, flop_analysis
-from denseclip_d2.language.packing import pack_prompts
+from denseclip_d2.language.prefix_tree import build_prefix_tree
 from denseclip_d2.language.text_encoder import PACK_TOKENS
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
@@ -43,7 +43,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_and_flops_are_the_papers(name):
     parameters, flops = MODELS[name]
-    cfg = prepared(str(ROOT / "configs" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
+    cfg = prepared_cfg(str(ROOT / "configs" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
     counts = analyze(cfg, ["parameter", "flop"], (1024, 1024) if "ADE20K" in name else (800, 1280))
     assert counts["parameter"].total / 1e6 == pytest.approx(parameters, rel=1e-3)
     assert counts["flop"].total / 1e9 == pytest.approx(flops, rel=5e-3)
@@ -98,8 +98,8 @@ def test_multi_head_attention_counts_the_same_fused_and_not():
 
 def test_what_is_counted_is_what_inference_runs():
     """Detectron2's count of the whole model misses attention. Its formula is added."""
-    opts = [*NAMES, "MODEL.DENSECLIP.VISUAL.DENSE", "attention"]
-    cfg = prepared(str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml"), opts)
+    opts = [*NAMES, "MODEL.DENSECLIP.VISUAL.DENSE_FEATURES", "attention"]
+    cfg = prepared_cfg(str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml"), opts)
     height, width = 90, 150  # padded to 96 x 160
     count = analyze(cfg, ["flop"], (height, width))["flop"]
     reference = Detectron2FlopCountAnalysis(
@@ -107,7 +107,7 @@ def test_what_is_counted_is_what_inference_runs():
     ).unsupported_ops_warnings(False)
     reference.uncalled_modules_warnings(False)
     language = reference.by_module()["model.backbone.language.text_encoder"]
-    (pack,) = pack_prompts(build_model(cfg).backbone.language.prompts, 1, PACK_TOKENS["cpu"])
+    (pack,) = build_prefix_tree(build_model(cfg).backbone.language.prompts, 1, PACK_TOKENS["cpu"])
     text_attention = 2 * (2 * len(pack.ids) ** 2 * 64)  # two layers
     assert count.text_encoder == language + text_attention
     pixels, classes, width = 6 * 10 + 1, len(CLASS_NAMES), 24 * 32
@@ -124,7 +124,7 @@ def test_what_is_counted_is_what_inference_runs():
 
 def test_a_two_stage_detector_is_counted_on_1000_proposals_and_100_masks():
     """Independent of a random RPN's proposals. The layers of the heads are counted by their formulas."""
-    cfg = prepared(str(ROOT / "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"), NAMES)
+    cfg = prepared_cfg(str(ROOT / "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"), NAMES)
     modules = analyze(cfg, ["flop"], (64, 96))["flop"].by_module
     pyramid, hidden, classes = 64, 256, len(CLASS_NAMES)
     assert modules["roi_heads.box_head"] == 1000 * (pyramid * 7 * 7 * hidden + hidden * hidden)
@@ -138,7 +138,7 @@ def test_a_two_stage_detector_is_counted_on_1000_proposals_and_100_masks():
 
 def test_a_segmentor_is_counted_on_the_whole_image():
     """Like Detectron2's SemanticSegmentor without its last resizing. A formula counts the ViT's attention."""
-    cfg = prepared(
+    cfg = prepared_cfg(
         str(ROOT / "configs/ADE20K-SemanticSegmentation/clip_semantic_fpn_ViT-B-16_80k.yaml"),
         ["MODEL.DEVICE", "cpu", "MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu"],
     )
@@ -167,7 +167,7 @@ def test_the_tool_prints_and_writes_the_text_encoder_apart(tmp_path, monkeypatch
     run_tool(monkeypatch, "--config-file", config, "--depth", 1, "--json", tmp_path / "new/cost.json")
     report = json.loads((tmp_path / "new/cost.json").read_text())
     assert (report["config_file"], report["size"]) == (config, [64, 96])
-    model = build_model(prepared(config, NAMES))
+    model = build_model(prepared_cfg(config, NAMES))
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     text_encoder = sum(n for name, n in sizes.items() if ".text_encoder." in name)
     assert report["parameter"]["text_encoder"] == text_encoder > 0

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from architectures import CONFIG, FAMILIES, TRAINED, TWIN, clip_of, options, visual_of
 from test_engine import final_metrics
 
-from denseclip_d2.analysis.architectures import survey
+from denseclip_d2.analysis.architectures import check_architectures
 from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.clip_models import pixels_of
 from denseclip_d2.config import load_config
@@ -124,7 +124,7 @@ def test_the_twin_takes_the_weights_that_it_has_a_use_for(family, tmp_path):
     model = clip_of(family)
     torch.save(model.state_dict(), tmp_path / "clip.pt")
     twin = build_model_with_weights(
-        load_config(TWIN, options(family, str(tmp_path / "clip.pt"), tmp_path)), fresh_start=True
+        load_config(TWIN, options(family, str(tmp_path / "clip.pt"), tmp_path)), for_training=True
     )
     state, own = twin.backbone.bottom_up.state_dict(), model.visual.state_dict()
     loaded = [name for name in state if not name.startswith("fpn")]
@@ -137,7 +137,7 @@ def test_the_twin_takes_the_weights_that_it_has_a_use_for(family, tmp_path):
     )
     with pytest.raises(ValueError, match="does not hold this model. Missing"):
         build_model_with_weights(
-            load_config(TWIN, options(family, str(tmp_path / "part.pt"), tmp_path)), fresh_start=True
+            load_config(TWIN, options(family, str(tmp_path / "part.pt"), tmp_path)), for_training=True
         )
 
 
@@ -164,11 +164,11 @@ def test_pixels_follow_the_architecture_unless_the_config_says_otherwise(caplog)
 )
 def test_what_cannot_be_is_refused_by_name_with_the_reason(name, reason):
     with pytest.raises(ValueError, match=reason):
-        survey(load_config(CONFIG, []), name)
+        check_architectures(load_config(CONFIG, []), name)
 
 
 @pytest.mark.parametrize(
     "name", ["RN101", "ViT-H-14-CLIPA", "ViT-M-16-alt", "convnext_large_d", "ViT-B-16-SigLIP2"]
 )
 def test_architectures_of_full_size_are_built(name):
-    assert survey(load_config(CONFIG, []), name)
+    assert check_architectures(load_config(CONFIG, []), name)

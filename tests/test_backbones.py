@@ -20,7 +20,7 @@ from denseclip_d2.export.safetensors import export
 from denseclip_d2.guidance import LanguageGuidedFPN
 from denseclip_d2.inference import Predictor
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
-from denseclip_d2.visual import EmbeddedBackbone, TimmBackbone
+from denseclip_d2.visual import ProjectedBackbone, TimmBackbone
 from denseclip_d2.visual.timm_backbone import create_trunk
 
 CONFIG = "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"
@@ -38,13 +38,13 @@ KINDS = {
     "Detectron2's ResNet": RESNET,
     "timm's EfficientNet": TIMM,
     "timm's ViT": {"MODEL.DENSECLIP.VISUAL.BACKBONE": "timm/test_vit"},
-    "a linear embedding": {**TIMM, "MODEL.DENSECLIP.VISUAL.EMBEDDING": "linear"},
+    "a linear embedding": {**TIMM, "MODEL.DENSECLIP.VISUAL.PROJECTION": "linear"},
 }
 
 
 def options(keys: dict, **more) -> list[str]:
     opts = {
-        "MODEL.DENSECLIP.VISUAL.DENSE": "attention", "MODEL.DENSECLIP.VISUAL.RES5_DILATION": 1,
+        "MODEL.DENSECLIP.VISUAL.DENSE_FEATURES": "attention", "MODEL.DENSECLIP.VISUAL.RES5_DILATION": 1,
         "MODEL.CHANNELS_LAST": False, "DATALOADER.NUM_WORKERS": 0, **keys, **more,
     }  # fmt: skip
     return [str(x) for pair in opts.items() for x in pair]
@@ -92,7 +92,7 @@ def test_any_backbone_trains_evaluates_exports_and_loads(keys, semantic_shapes, 
 
 
 def built(config: str, keys: dict, **more):
-    return build_model_with_weights(load_config(config, options(keys, **more)), fresh_start=True)
+    return build_model_with_weights(load_config(config, options(keys, **more)), for_training=True)
 
 
 def test_a_resnet_of_detectron2_has_torchvisions_features(tmp_path):
@@ -206,15 +206,15 @@ def test_without_a_network_the_way_out_is_said(weights, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("denseclip_d2.checkpoint.backbone.timm.create_model", offline)
-    monkeypatch.setattr("denseclip_d2.checkpoint.backbone.PathManager.get_local_path", offline)
+    monkeypatch.setattr("denseclip_d2.checkpoint.imagenet_weights.timm.create_model", offline)
+    monkeypatch.setattr("denseclip_d2.checkpoint.imagenet_weights.PathManager.get_local_path", offline)
     with pytest.raises(
         FileNotFoundError, match="could not be downloaded .no route to host.. Copy the file here"
     ):
         twin = load_config(
             TWIN, options(RESNET, **{"MODEL.WEIGHTS": "", "MODEL.DENSECLIP.VISUAL.WEIGHTS": weights})
         )
-        build_model_with_weights(twin, fresh_start=True)
+        build_model_with_weights(twin, for_training=True)
 
 
 def test_the_backbone_learns_slowly_and_its_embedding_does_not():
@@ -229,7 +229,7 @@ def test_the_backbone_learns_slowly_and_its_embedding_does_not():
 @pytest.mark.parametrize("embedding", ["attention_pool", "linear"])
 def test_a_map_of_one_cell_has_the_images_embedding(embedding):
     backbone = TimmBackbone(create_trunk("test_resnet"), norm="BN")
-    visual = EmbeddedBackbone(backbone, embed_dim=32, embedding=embedding, dense="value").eval()
+    visual = ProjectedBackbone(backbone, embed_dim=32, embedding=embedding, dense="value").eval()
     if embedding == "attention_pool":  # only the position differs between tokens
         visual.embedding.positional_embedding.data.zero_()
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_a_backbone_that_no_config_can_name_is_guided_too():
     )
     encoder = CLIPTextEncoder(vocab_size=49408, width=32, heads=2, layers=1, output_dim=16)
     guided = LanguageGuidedFPN(
-        visual=EmbeddedBackbone(swin, embed_dim=16),
+        visual=ProjectedBackbone(swin, embed_dim=16),
         language=PromptedTextEncoder(class_names=["dog", "cat"], text_encoder=encoder),
         in_features=["p0", "p1", "p2", "p3"],
         out_channels=16,
@@ -298,7 +298,7 @@ def test_the_pixels_are_the_backbones():
             {**RESNET, "MODEL.RESNETS.OUT_FEATURES": "['res4']"},
             "build_resnet_backbone has no level res2, res3, res5. Choose levels from res4",
         ),
-        ({**TIMM, "MODEL.DENSECLIP.VISUAL.EMBEDDING": "mlp"}, "EMBEDDING is 'mlp'; it has to be one of"),
+        ({**TIMM, "MODEL.DENSECLIP.VISUAL.PROJECTION": "mlp"}, "EMBEDDING is 'mlp'; it has to be one of"),
     ],
 )
 def test_a_backbone_that_cannot_be_is_refused(keys, message):

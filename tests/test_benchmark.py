@@ -11,12 +11,12 @@ from detectron2.modeling.meta_arch import RetinaNet
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from denseclip_d2.benchmark.detectors import Contender, class_names, contending_configs, random_input
+from denseclip_d2.benchmark.detectors import Candidate, candidate_configs, class_names, random_input
 from denseclip_d2.benchmark.kernels import KERNELS
 from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
 from denseclip_d2.config import load_config
 from denseclip_d2.language.prompts import check_class_names
-from denseclip_d2.meta_arch import CLIPRetinaNet, DenseCLIPMaskRCNN, DenseCLIPRetinaNet
+from denseclip_d2.meta_arch import DenseCLIPMaskRCNN, DenseCLIPRetinaNet, RetinaNetGlobalNorm
 from denseclip_d2.visual.clip_resnet import CLIPResNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monk
     out = tmp_path / "new/report.json"
     run_tool(
         monkeypatch, "--config-file", MASK_RCNN, "--classes", 5, 7,
-        "--sizes", "64x96", "96x128", "--repeats", 1, "--batch", 2, "--json", out,
+        "--sizes", "64x96", "96x128", "--repeats", 1, "--batch-size", 2, "--json", out,
     )  # fmt: skip
     report = json.loads(out.read_text())
     rows = {(row["section"], row["case"], row["name"]): row for row in report["rows"]}
@@ -71,8 +71,8 @@ def test_detectors_grow_along_each_axis_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", threads.append)  # two are slow where a core is busy
     run_tool(
         monkeypatch, "--config-file", RETINANET, "--only", "inference", "--classes", 5, 9,
-        "--sizes", "64x96", "96x128", "--batch", 2, 3, "--threads", 1, 2, "--repeats", 1,
-        "--contenders", "CLIP", "DenseCLIP", "--json", out,
+        "--sizes", "64x96", "96x128", "--batch-size", 2, 3, "--threads", 1, 2, "--repeats", 1,
+        "--candidates", "CLIP", "DenseCLIP", "--json", out,
     )  # fmt: skip
     rows = json.loads(out.read_text())["rows"]
     cases = [
@@ -88,7 +88,7 @@ def test_detectors_grow_along_each_axis_alone(tmp_path, monkeypatch):
 def test_contenders_can_be_chosen(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     run_tool(
-        monkeypatch, "--config-file", RETINANET, "--only", "inference", "--contenders", "DenseCLIP", "CLIP",
+        monkeypatch, "--config-file", RETINANET, "--only", "inference", "--candidates", "DenseCLIP", "CLIP",
         "--classes", 5, "--sizes", "64x96", "--repeats", 1, "--json", out,
     )  # fmt: skip
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
@@ -102,7 +102,7 @@ def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     run_tool(
         monkeypatch, "--only", "compiled", "--config-file", RETINANET, "--classes", 5, "--sizes", "64x96",
-        "--repeats", 1, "--batch", 2, "--json", out,
+        "--repeats", 1, "--batch-size", 2, "--json", out,
     )  # fmt: skip
     rows = [(row["section"], row["name"]) for row in json.loads(out.read_text())["rows"]]
     directions = ("compiled, inference", "compiled, training")
@@ -128,7 +128,7 @@ def test_a_vit_is_measured_with_its_windows_and_without(tmp_path, monkeypatch):
     run_tool(
         monkeypatch, "--config-file", RETINANET, "--only", "visual", "--sizes", "64x96", "--repeats", 1,
         "--json", out, "MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu",
-        "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", 3, "MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", "(3,)",
+        "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", 3, "MODEL.DENSECLIP.VISUAL.GLOBAL_ATTN_INDEXES", "(3,)",
     )  # fmt: skip
     rows = json.loads(out.read_text())["rows"]
     assert [row["name"] for row in rows] == ["without windows", "windows of 3 x 3"] * 2
@@ -165,24 +165,24 @@ def test_there_are_real_names_for_as_many_classes(number):
 
 def test_contenders_are_one_detector_with_and_without_language():
     cfg = load_config(RETINANET, SMALL)
-    configs = contending_configs(cfg, 5)
-    models = {name: Contender(own, 1, (64, 96), 5, training=True).model for name, own in configs.items()}
-    kinds = {"CLIP": CLIPRetinaNet, "DenseCLIP": DenseCLIPRetinaNet, "Detectron2 R18": RetinaNet}
+    configs = candidate_configs(cfg, 5)
+    models = {name: Candidate(own, 1, (64, 96), 5, training=True).model for name, own in configs.items()}
+    kinds = {"CLIP": RetinaNetGlobalNorm, "DenseCLIP": DenseCLIPRetinaNet, "Detectron2 R18": RetinaNet}
     assert {name: type(model) for name, model in models.items()} == kinds
     shapes = [{n: p.shape for n, p in models[name].head.named_parameters()} for name in kinds]
     assert shapes[0] == shapes[1] == shapes[2]
     with pytest.raises(ValueError, match="DenseCLIPRetinaNet"):
-        contending_configs(configs["CLIP"], 5)
+        candidate_configs(configs["CLIP"], 5)
 
 
 def test_detectors_have_as_many_detections_whatever_their_weights():
     """So postprocessing costs all detectors the same."""
     for config, kind in ((RETINANET, DenseCLIPRetinaNet), (MASK_RCNN, DenseCLIPMaskRCNN)):
         cfg = load_config(config, [*SMALL, "TEST.DETECTIONS_PER_IMAGE", 7])
-        for own in contending_configs(cfg, 5).values():
-            contender = Contender(own, 1, (64, 96), 5, training=False)
+        for own in candidate_configs(cfg, 5).values():
+            candidate = Candidate(own, 1, (64, 96), 5, training=False)
             with torch.no_grad():
-                assert len(contender.model(contender.batch)[0]["instances"]) == 7, kind
+                assert len(candidate.model(candidate.batch)[0]["instances"]) == 7, kind
 
 
 def test_objects_are_inside_the_image_and_of_the_classes():
@@ -221,14 +221,14 @@ def test_peak_memory_is_of_what_is_there_at_once():
 
 
 def test_a_step_of_training_moves_the_weights_and_holds_the_optimizers_state():
-    cfg = contending_configs(load_config(RETINANET, SMALL), 5)["DenseCLIP"]
-    contender = Contender(cfg, 2, (64, 96), 5, training=True)
-    weight = contender.model.backbone.language.contexts
-    before, held = weight.detach().clone(), contender.held_bytes()
-    contender.step()
-    trained = sum(p.nbytes for p in contender.model.parameters() if p.requires_grad)
+    cfg = candidate_configs(load_config(RETINANET, SMALL), 5)["DenseCLIP"]
+    candidate = Candidate(cfg, 2, (64, 96), 5, training=True)
+    weight = candidate.model.backbone.language.contexts
+    before, held = weight.detach().clone(), candidate.held_bytes()
+    candidate.step()
+    trained = sum(p.nbytes for p in candidate.model.parameters() if p.requires_grad)
     assert not torch.equal(weight, before) and weight.grad is None
-    assert contender.held_bytes() == pytest.approx(held + 2 * trained, rel=1e-3)  # AdamW's two moments
+    assert candidate.held_bytes() == pytest.approx(held + 2 * trained, rel=1e-3)  # AdamW's two moments
 
 
 @pytest.mark.skipif(not find_spec("onnxruntime") or not find_spec("onnx"), reason="onnx is not installed")

@@ -76,7 +76,7 @@ def test_browse_dataset_writes_statistics_and_images(kind, small_shapes, tmp_pat
         MetadataCatalog.remove(name)
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert written["images"] == 8 and sum(written["objects"].values()) > 0
-    assert Image.open(tmp_path / "out" / "pictures.png").width > 900  # ground truth and two training inputs
+    assert Image.open(tmp_path / "out" / "images.png").width > 900  # ground truth and two training inputs
     assert f"{name}: 8 images, " in capsys.readouterr().out
 
 

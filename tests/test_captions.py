@@ -21,7 +21,7 @@ def test_pairs_depend_on_the_seed_and_not_on_their_number():
 
 
 def test_captions_name_only_objects_of_the_image():
-    pairs = ImageCaptionPairs(60, seed=0, side=96, world=SHAPES)
+    pairs = ImageCaptionPairs(60, seed=0, side=96, vocabulary=SHAPES)
     captions = [title for _, title in pairs]
     named = [[word for word in SHAPES.outlines if word in title] for title in captions]
     assert max(map(len, named)) > 1
@@ -83,7 +83,7 @@ def test_captions_vary_in_wording_order_and_number():
 
 
 def test_the_table_fits_open_clips_trainer(tmp_path):
-    pairs = ImageCaptionPairs(4, seed=1, world=SHAPES_192)
+    pairs = ImageCaptionPairs(4, seed=1, vocabulary=SHAPES_192)
     write_pairs(pairs, tmp_path / "pairs")
     with (tmp_path / "pairs" / "captions.tsv").open(newline="") as file:
         rows = [*csv.DictReader(file, delimiter="\t")]

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, resolve_openclip_path
 from denseclip_d2.visual.attention_pool import resize_positional_embedding
 
@@ -15,7 +15,7 @@ CLIP = "RN-shapes-quickgelu"
 
 
 def tiny_model(*opts) -> nn.Module:
-    return build_model(prepared(CONFIG, list(opts)))
+    return build_model(prepared_cfg(CONFIG, list(opts)))
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,12 @@ PREFIXES = ("_orig_mod.", "module._orig_mod.", "model.", "clip_model.", "model.c
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_without_which_all_fits_is_removed_and_the_log_says_so(clip, tmp_path, caplog, prefix):
     detector = tiny_model().state_dict()
-    for weights, fresh_start in ((clip.state_dict(), True), (detector, False)):
+    for weights, for_training in ((clip.state_dict(), True), (detector, False)):
         torch.save({"epoch": 1, "state_dict": prefixed(prefix, weights)}, tmp_path / "x.pth")
         model = tiny_model()
         with caplog.at_level("INFO"):
-            DenseCLIPCheckpointer(model, fresh_start=fresh_start).load(str(tmp_path / "x.pth"))
-        if fresh_start:
+            DenseCLIPCheckpointer(model, for_training=for_training).load(str(tmp_path / "x.pth"))
+        if for_training:
             assert_holds(model, clip, atol=0, rtol=0)
         else:
             assert all(torch.equal(x, detector[name]) for name, x in model.state_dict().items())
@@ -155,7 +155,8 @@ def test_positions_are_resized_to_the_configured_grid(clip, tmp_path):
 def test_plain_clip_takes_the_visual_encoder_alone(clip, tmp_path):
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     model = tiny_model(
-        "MODEL.META_ARCHITECTURE", "CLIPRetinaNet", "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"
+        "MODEL.META_ARCHITECTURE", "RetinaNetGlobalNorm",
+        "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"
     )  # fmt: skip
     DenseCLIPCheckpointer(model).load(str(tmp_path / "clip.pt"))
     assert_close(model.backbone.bottom_up.layer3[0].conv2.weight, clip.visual.layer3[0].conv2.weight)
@@ -174,9 +175,9 @@ def test_clip_alone_is_no_trained_model(clip, tmp_path):
     """CLIP weights are enough to start training, but not to evaluate."""
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     with pytest.raises(ValueError, match="backbone.language.contexts.*Name those of a trained model"):
-        DenseCLIPCheckpointer(tiny_model(), fresh_start=False).load(str(tmp_path / "clip.pt"))
+        DenseCLIPCheckpointer(tiny_model(), for_training=False).load(str(tmp_path / "clip.pt"))
     for allow_partial in (False, True):
-        checkpointer = DenseCLIPCheckpointer(tiny_model(), fresh_start=False, allow_partial=allow_partial)
+        checkpointer = DenseCLIPCheckpointer(tiny_model(), for_training=False, allow_partial=allow_partial)
         with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
             checkpointer.load("")
 
@@ -257,7 +258,7 @@ def test_a_vit_takes_clips_weights_all_but_its_pyramid(tmp_path, plain):
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     opts = ["MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu", "MODEL.DENSECLIP.VISUAL.RESOLUTION", "192"]
     if plain:
-        opts += ["MODEL.META_ARCHITECTURE", "CLIPRetinaNet"]
+        opts += ["MODEL.META_ARCHITECTURE", "RetinaNetGlobalNorm"]
         opts += ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
     model = tiny_model(*opts)
     DenseCLIPCheckpointer(model).load(str(tmp_path / "clip.pt"))
@@ -269,17 +270,17 @@ def test_a_vit_takes_clips_weights_all_but_its_pyramid(tmp_path, plain):
     expected = resize_positional_embedding(clip.visual.positional_embedding, visual.grid_size)
     assert_close(visual.positional_embedding, expected)
     with pytest.raises(ValueError, match="Missing"):
-        DenseCLIPCheckpointer(model, fresh_start=False).load(str(tmp_path / "clip.pt"))
+        DenseCLIPCheckpointer(model, for_training=False).load(str(tmp_path / "clip.pt"))
 
 
 def test_contexts_begin_from_words_as_the_loaded_clip_embeds_them(clip, tmp_path):
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    words = ("MODEL.DENSECLIP.PROMPT.CONTEXT_INIT", "a photo of a", "MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS", 4)
+    words = ("MODEL.DENSECLIP.PROMPT.CONTEXT_INIT", "a photo of a", "MODEL.DENSECLIP.PROMPT.N_CTX", 4)
     model = tiny_model(*words)
     DenseCLIPCheckpointer(model).load(str(tmp_path / "clip.pt"))
     tokens = open_clip.tokenize("a photo of a")[0, 1:5]
     assert_close(model.backbone.language.contexts[0], clip.token_embedding.weight[tokens])
     nn.init.ones_(model.backbone.language.contexts)
     torch.save({"model": model.state_dict()}, tmp_path / "trained.pth")
-    DenseCLIPCheckpointer(again := tiny_model(*words), fresh_start=False).load(str(tmp_path / "trained.pth"))
+    DenseCLIPCheckpointer(again := tiny_model(*words), for_training=False).load(str(tmp_path / "trained.pth"))
     assert (again.backbone.language.contexts == 1).all()

@@ -71,7 +71,7 @@ def test_help_gives_torchrun_a_module_where_there_is_no_script(monkeypatch, caps
             "error: --num-gpus 99, but this machine",
         ),
         (("train-lazy", "--config-file", CONFIG), "error: --config-file F.py is needed"),
-        (("ablate", "--rows", "r", "--output", "o", "--jobs", "0"), "--jobs: '0' is not a number from 1 on"),
+        (("ablate", "--sweep", "r", "--output", "o", "--jobs", "0"), "--jobs: '0' is not a number from 1 on"),
     ],
 )
 def test_options_that_do_not_fit_end_with_the_usage(argv, error, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from denseclip_d2.data.coco_masks import encode, mask_area, normalize_mask
 from denseclip_d2.data.coco_reader import normalize
 from denseclip_d2.data.coco_source import CocoSource
 from denseclip_d2.data.image_finder import ImageFinder
-from denseclip_d2.data.unused import check_learnable
+from denseclip_d2.data.unused_annotations import check_learnable
 
 WIDTH, HEIGHT = 40, 30
 SQUARE = [4, 4, 14, 4, 14, 14, 4, 14]

@@ -19,7 +19,7 @@ from denseclip_d2.config.projects import PROJECTS, default_config
 from denseclip_d2.config.rules import RULES, rule_of
 from denseclip_d2.data import get_class_names
 from denseclip_d2.data.checks import load_datasets
-from denseclip_d2.engine.errors import line_of
+from denseclip_d2.engine.errors import format_error
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
@@ -33,29 +33,29 @@ BAD = [
     ("MODEL.DENSECLIP.LOSS_WEIGHT", -1.0, " is -1.0; it has to be a number of at least 0."),
     ("MODEL.DENSECLIP.LOSS_WEIGHT", float("nan"), " is nan; it has to be a number of at least 0."),
     ("MODEL.DENSECLIP.LOSS_TARGET", "boxes", " is 'boxes'; it has to be one of 'box', 'mask'."),
-    ("MODEL.DENSECLIP.KERNELS", None, " is None; it needs a value, such as its default, True."),
+    ("MODEL.DENSECLIP.FUSED_OPS", None, " is None; it needs a value, such as its default, True."),
     ("MODEL.DENSECLIP.FPN_P7_RELU", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.VISUAL.NORM", "", " is ''; it has to be one of 'BN', 'SyncBN'"),
     ("MODEL.DENSECLIP.VISUAL.NORM", "BatchNorm", " is 'BatchNorm'; it has to be one of 'BN', 'SyncBN'"),
     ("MODEL.DENSECLIP.VISUAL.FREEZE_AT", 6, " is 6; it has to be a whole number of at least 0 and at most 5."),
     ("MODEL.DENSECLIP.VISUAL.FREEZE_AT", -1, " is -1; it has to be a whole number"),
-    ("MODEL.DENSECLIP.VISUAL.POSITION", "cut", " is 'cut'; it has to be one of 'interpolate', 'crop'."),
+    ("MODEL.DENSECLIP.VISUAL.POS_EMBED", "cut", " is 'cut'; it has to be one of 'interpolate', 'crop'."),
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", -1, " is -1; it has to be a whole number of at least 0."),
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", None, " is None; it needs a value"),
-    ("MODEL.DENSECLIP.VISUAL.DENSE", "query", " is 'query'; it has to be one of 'attention', 'value'."),
+    ("MODEL.DENSECLIP.VISUAL.DENSE_FEATURES", "query", " is 'query'; it has to be one of 'attention', 'value'."),
     ("MODEL.DENSECLIP.VISUAL.RES5_DILATION", 4, " is 4; it has to be a whole number of at least 1 and at most 2."),
     ("MODEL.DENSECLIP.PROMPT.CONTEXT_STD", 0.0, " is 0.0; it has to be a number above 0."),
     ("MODEL.DENSECLIP.VISUAL.DROP_PATH_RATE", 1.0, " is 1.0; it has to be a number of at least 0 and below 1."),
     ("MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", -1, " is -1; it has to be a whole number of at least 0."),
-    ("MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", (-1,), " is (-1,); it has to be a list, each a whole number of at least 0."),
+    ("MODEL.DENSECLIP.VISUAL.GLOBAL_ATTN_INDEXES", (-1,), " is (-1,); it has to be a list, each a whole number of at least 0."),
     ("MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.PROMPT.MODE", "after", " is 'after'; it has to be one of 'post', 'pre'"),
-    ("MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS", None, " is None; it needs a value, such as its default, 8."),
-    ("MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS", -1, " is -1; it has to be a whole number of at least 0."),
-    ("MODEL.DENSECLIP.PROMPT.NAME_LENGTH", 2, " is 2; it has to be a whole number"),
+    ("MODEL.DENSECLIP.PROMPT.N_CTX", None, " is None; it needs a value, such as its default, 8."),
+    ("MODEL.DENSECLIP.PROMPT.N_CTX", -1, " is -1; it has to be a whole number of at least 0."),
+    ("MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS", 2, " is 2; it has to be a whole number"),
     ("MODEL.DENSECLIP.PROMPT.TEMPLATE", "a photo", " is 'a photo'; it has to be a sentence with {}"),
-    ("MODEL.DENSECLIP.PROMPT.FOLDED", None, " is None; it needs a value"),
+    ("MODEL.DENSECLIP.PROMPT.PRECOMPUTED", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", -1, " is -1; it has to be a whole number of at least 1."),
     ("MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", 66, " is 66, which its 4 HEADS cannot share equally"),
     ("MODEL.DENSECLIP.CONTEXT_DECODER.HEADS", None, " is None; it needs a value, such as its default, 4."),
@@ -75,7 +75,7 @@ BAD = [
     ("SOLVER.CONTEXT_MULTIPLIER", -1.0, " is -1.0; it has to be a number of at least 0."),
     ("SOLVER.VISUAL_MULTIPLIER", float("inf"), " is inf; it has to be a number of at least 0."),
     ("SOLVER.NO_WEIGHT_DECAY", (None,), " is (None,); it has to be a list, each a string."),
-    ("SOLVER.KEEP_CHECKPOINTS", -2, " is -2; it has to be a whole number of at least 0."),
+    ("SOLVER.MAX_TO_KEEP", -2, " is -2; it has to be a whole number of at least 0."),
     ("DATASETS.SEMANTIC_FOLDERS", (3,), " is (3,); it has to be a list, each a string."),
     ("TEST.SLIDING_WINDOW.SIZE", (0, 64), " is (0, 64); it has to be a list, each a whole number of at least 1."),
     ("TEST.SLIDING_WINDOW.MAX_PIXELS", 0, " is 0; it has to be a whole number of at least 1."),
@@ -273,7 +273,7 @@ def test_words_for_contexts_need_a_mode_that_learns_contexts():
 
 
 def test_loading_a_config_touches_no_dataset(tmp_path, catalogs):
-    missing = {"DATASETS.SEMANTIC_FOLDERS": (str(tmp_path),), "DATASETS.OWN.TRAIN": (str(tmp_path), "x")}
+    missing = {"DATASETS.SEMANTIC_FOLDERS": (str(tmp_path),), "DATASETS.CUSTOM.TRAIN": (str(tmp_path), "x")}
     cfg = load_config(CONFIG, [x for pair in missing.items() for x in pair])
     assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.SOLVER.MAX_ITER) == ((), 1000)
     assert not DatasetCatalog.list() and not MetadataCatalog.list()
@@ -385,7 +385,7 @@ def test_a_category_that_has_no_word_for_a_name_is_named_with_its_file(tmp_path,
 def test_a_value_of_another_type_than_the_default_is_told_in_a_line(key, text, error):
     with pytest.raises(ValueError) as raised:
         load_config(CONFIG, [key, text])
-    assert line_of(raised.value) == f"{key} is {error}"
+    assert format_error(raised.value) == f"{key} is {error}"
 
 
 def test_the_advice_for_a_value_of_another_type_leads_on_from_a_file(tmp_path):

@@ -706,7 +706,7 @@ def parsed(*args: str):
     return train_net.build_parser().parse_args(["--config-file", "F", *args])
 
 
-TRAIN, VAL = "DATASETS.OWN.TRAIN", "DATASETS.OWN.VAL"
+TRAIN, VAL = "DATASETS.CUSTOM.TRAIN", "DATASETS.CUSTOM.VAL"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_engine import ROOT
 
-from denseclip_d2.doctor import Finding, datasets, machine, software, weights
+from denseclip_d2.doctor import CheckResult, datasets, machine, software, weights
 from denseclip_d2.model_zoo.zoo import ZooEntry
 
 GIB = 2**30
@@ -85,46 +85,46 @@ def test_without_the_package_the_way_to_it_is_said(tmp_path):
 
 def test_datasets_that_are_asked_for_have_to_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    folder, found = datasets.look_at_datasets(["lvis_v1_val"])
+    folder, found = datasets.check_datasets(["lvis_v1_val"])
     assert folder.state == found.state == "wrong"
     assert "no annotation file" in found.text and "DETECTRON2_DATASETS tells where" in found.text
     monkeypatch.delenv("DETECTRON2_DATASETS")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "_is_here", lambda name: False)
-    folder, absent = datasets.look_at_datasets(None)
+    folder, absent = datasets.check_datasets(None)
     assert folder.state == absent.state == "note"
     assert "not here: shapes_train, " in absent.text and "cityscapes_fine_sem_seg_val" in absent.text
 
 
 def test_packages_are_compared_with_those_known_to_work(tmp_path, monkeypatch):
     pins = tmp_path / "requirements.txt"
-    assert software.look_at_packages(pins).state == "note"
+    assert software.check_packages(pins).state == "note"
     torchs = importlib.metadata.version("torch").partition("+")[0]
     pins.write_text(f"# why\ntorch=={torchs}\n# Checks.\nnone-such==1\n")
-    assert software.look_at_packages(pins) == Finding(
+    assert software.check_packages(pins) == CheckResult(
         "packages", "ok", "the 1 tested versions of requirements.txt"
     )
     pins.write_text(f"torch=={torchs}\niopath==0.0.1\n")
-    found = software.look_at_packages(pins)
+    found = software.check_packages(pins)
     assert found.state == "note" and found.text.endswith("tested is 0.0.1")
     pins.write_text("none-such==1\niopath==0.0.1\n")
-    found = software.look_at_packages(pins)
+    found = software.check_packages(pins)
     assert found.state == "wrong" and found.text.startswith("not installed: none-such\niopath is ")
     monkeypatch.setattr(software, "PYTHONS", ((2, 7),))
-    assert software.look_at_python().state == "wrong"
+    assert software.check_python().state == "wrong"
 
 
 def test_gpus_are_tried(monkeypatch):
-    def told(**cuda) -> list[Finding]:
+    def told(**cuda) -> list[CheckResult]:
         for name, value in cuda.items():
             monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
-        return list(machine.look_at_gpus())
+        return list(machine.check_gpus())
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.version, "cuda", "99.0")
     (found,) = told(is_available=False)
-    assert found.state == "wrong" and "This torch is for CUDA 99.0" in found.way_out
+    assert found.state == "wrong" and "This torch is for CUDA 99.0" in found.fix
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [f.state for f in told(is_available=False)] == ["ok"]
     ones = torch.ones
@@ -160,35 +160,35 @@ def test_memory_is_a_containers_where_that_is_less(tmp_path):
 def test_the_disk_has_to_hold_checkpoints(tmp_path, monkeypatch, free, state):
     usage = namedtuple("Usage", "free")(int(free * GIB))
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage)
-    assert machine.look_at_disk(tmp_path / "not/there/yet").state == state
+    assert machine.check_disk(tmp_path / "not/there/yet").state == state
     assert not (tmp_path / "not").exists()
     (tmp_path / "file").touch()
-    assert machine.look_at_disk(tmp_path / "file/x").text.endswith("cannot be written")
-    (shared,) = [found for found in machine.look_at_memory() if found.about == "shared memory"]
+    assert machine.check_disk(tmp_path / "file/x").text.endswith("cannot be written")
+    (shared,) = [found for found in machine.check_memory() if found.about == "shared memory"]
     assert shared.state == ("note" if free < 1 else "ok")
 
 
 def test_a_hub_that_cannot_be_reached_is_noted(monkeypatch, hub):
     monkeypatch.setattr(weights.constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
-    assert weights.look_at_network().state == "ok"
+    assert weights.check_network().state == "ok"
     monkeypatch.setattr(weights.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "cannot be reached: " in weights.look_at_network().text
+    assert "cannot be reached: " in weights.check_network().text
     monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", True)
-    assert "nothing is downloaded" in weights.look_at_network().text
+    assert "nothing is downloaded" in weights.check_network().text
 
 
 def test_weights_that_are_cut_do_not_count(monkeypatch, tmp_path):
     (tmp_path / "zoo.safetensors").write_bytes(b"cut")
     entry = ZooEntry(str(tmp_path / "zoo.safetensors"), "0" * 64)
     monkeypatch.setattr(weights, "zoo_index", lambda: {"zoo": entry})
-    found = weights.look_at_zoo()
-    assert found.state == "wrong" and "zoo.safetensors" in found.text and "git checkout" in found.way_out
+    found = weights.check_zoo()
+    assert found.state == "wrong" and "zoo.safetensors" in found.text and "git checkout" in found.fix
     monkeypatch.setenv("HOME", str(tmp_path))
     clip = tmp_path / ".cache/clip/RN50.pt"
     clip.parent.mkdir(parents=True)
     clip.write_bytes(b"weights")
     entry = {"url": f"http://host/{weights.sha256(str(clip))}/RN50.pt", "hf_hub": "none/such/"}
     monkeypatch.setattr(weights, "get_pretrained_cfg", lambda *name: entry)
-    assert weights.look_at_clip().state == "ok"
+    assert weights.check_clip_weights().state == "ok"
     clip.write_bytes(b"weig")
-    assert weights.look_at_clip().state == "note"
+    assert weights.check_clip_weights().state == "note"

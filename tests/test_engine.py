@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.checkpoint.released import our_name
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import check_classes
@@ -135,7 +135,7 @@ def test_learning_rates_and_decays_are_the_released_ones(released_recipe, kind, 
         for name, group in released_recipe(recipe).items()
         if not name.startswith("text_encoder.")
     }
-    cfg = prepared(f"configs/{config}.yaml", [])
+    cfg = prepared_cfg(f"configs/{config}.yaml", [])
     model = build_model(cfg)
     names = {parameter: name for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(cfg, model)
@@ -218,7 +218,7 @@ def config_keys(path: Path) -> set[tuple[str, str]]:
 def test_every_config_key_has_a_reader():
     """A key without a reader has no effect."""
     package = ROOT / "denseclip_d2"
-    sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP", "SLIDING_WINDOW", "OWN"}
+    sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP", "SLIDING_WINDOW", "CUSTOM"}
     keys = {
         (parent, key) for parent, key in config_keys(package / "config/defaults.py") if key not in sections
     }
@@ -226,7 +226,12 @@ def test_every_config_key_has_a_reader():
     readers = [path for path in package.rglob("*.py") if path.parent.name != "config"]
     # Detectron2 reads the first key. The others load configs.
     elsewhere = {("DATALOADER", "RANDOM_SUBSET_RATIO")}
-    elsewhere |= {("OWN", "VAL"), ("OWN", "HELD_OUT"), ("OWN", "MIN_ITER"), ("OWN", "CLASS_NAMES")}
+    elsewhere |= {
+        ("CUSTOM", "VAL"),
+        ("CUSTOM", "VAL_FRACTION"),
+        ("CUSTOM", "MIN_ITER"),
+        ("CUSTOM", "CLASS_NAMES"),
+    }
     assert keys - set().union(*map(config_keys, readers)) == elsewhere
 
 
@@ -250,7 +255,7 @@ def test_command_line_evaluates_what_it_trained(tmp_path):
     generate_shapes(tmp_path / "shapes", num_train=8, num_val=4)
     opts = (
         "OUTPUT_DIR", tmp_path / "output", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
-        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.FAST", False,
+        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.OPTIMIZE_FOR_INFERENCE", False,
     )  # fmt: skip
     trained = run_tool("train_net.py", *opts, "SOLVER.MAX_ITER", 1, datasets=tmp_path)
     assert trained.returncode == 0, trained.stderr[-3000:]
@@ -261,12 +266,12 @@ def test_command_line_evaluates_what_it_trained(tmp_path):
     evaluated = run_tool("train_net.py", "--eval-only", *opts, "MODEL.WEIGHTS", weights, datasets=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert first == json.loads(results.read_text())
-    pictures = run_tool(
+    images = run_tool(
         "demo.py", "--dataset", "shapes_val", "--count", 2,
-        "--output", tmp_path / "pictures", "MODEL.WEIGHTS", weights, datasets=tmp_path,
+        "--output", tmp_path / "images", "MODEL.WEIGHTS", weights, datasets=tmp_path,
     )  # fmt: skip
-    assert pictures.returncode == 0, pictures.stderr[-3000:]
-    drawn = sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
+    assert images.returncode == 0, images.stderr[-3000:]
+    drawn = sorted(path.name for path in (tmp_path / "images").glob("*.png"))
     assert drawn == ["000000000001.png", "000000000002.png", "overview.png"]
 
 

@@ -22,7 +22,7 @@ from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import check_registered
 from denseclip_d2.engine import run
-from denseclip_d2.engine.errors import errors_in_a_line, line_of
+from denseclip_d2.engine.errors import format_error, one_line_errors
 from denseclip_d2.utils.text import read_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +101,7 @@ def in_a_process(function) -> Exception:
 @pytest.mark.parametrize("seen", [raised_by, in_a_process])
 @pytest.mark.parametrize(("function", "words"), KNOWN, ids=lambda x: getattr(x, "__name__", ""))
 def test_what_a_person_can_mend_has_a_line(function, words, seen):
-    line = line_of(seen(function))
+    line = format_error(seen(function))
     assert re.search(words, line), line
     assert "Traceback" not in line and "\n" not in line
 
@@ -109,18 +109,18 @@ def test_what_a_person_can_mend_has_a_line(function, words, seen):
 @pytest.mark.parametrize("seen", [raised_by, in_a_process])
 @pytest.mark.parametrize("function", BUGS)
 def test_what_may_be_a_bug_has_none(function, seen):
-    assert line_of(seen(function)) == ""
+    assert format_error(seen(function)) == ""
 
 
 def test_a_loaders_worker_and_one_of_several_processes():
-    assert line_of(in_a_worker(bug)) == ""
-    assert line_of(in_a_process(lambda: load(refused))).startswith("DATASETS names 'nowhere'")
+    assert format_error(in_a_worker(bug)) == ""
+    assert format_error(in_a_process(lambda: load(refused))).startswith("DATASETS names 'nowhere'")
 
 
 def test_a_program_ends_in_the_line_or_in_the_traceback():
-    with pytest.raises(SystemExit, match="^error: DATASETS names 'nowhere'"), errors_in_a_line():
+    with pytest.raises(SystemExit, match="^error: DATASETS names 'nowhere'"), one_line_errors():
         refused()
-    with pytest.raises(ValueError, match="null"), errors_in_a_line():
+    with pytest.raises(ValueError, match="null"), one_line_errors():
         bug()
 
 
@@ -155,7 +155,7 @@ def train_net(monkeypatch, *args) -> None:
 def test_a_fault_of_the_data_in_mid_training_ends_in_its_line(rooms, tmp_path, monkeypatch, capfd):
     """A worker of the loader raises the error. The traceback is in the log."""
     options = {
-        "DATASETS.CHECK_IMAGES": False, "DATASETS.OWN.HELD_OUT": 0, "DATALOADER.NUM_WORKERS": 1,
+        "DATASETS.CHECK_IMAGES": False, "DATASETS.CUSTOM.VAL_FRACTION": 0, "DATALOADER.NUM_WORKERS": 1,
         "SOLVER.MAX_ITER": 4, "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": tmp_path / "out",
     }  # fmt: skip
     with pytest.raises(SystemExit, match="^error: .*3.png has labels out of range: 3. With 3 classes"):
@@ -172,7 +172,7 @@ def test_a_locale_that_is_not_utf_8(rooms, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(f'# Übung\n_BASE_: "{ROOT / SEMANTIC}"\nSEED: 1\n', encoding="utf-16")
     options = {
-        "DATASETS.OWN.HELD_OUT": 0.4, "DATALOADER.NUM_WORKERS": 0, "TEST.REPORT": False,
+        "DATASETS.CUSTOM.VAL_FRACTION": 0.4, "DATALOADER.NUM_WORKERS": 0, "TEST.REPORT": False,
         "SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": tmp_path / "out",
     }  # fmt: skip
     command = ["tools/train_net.py", "--config-file", config, "--train-semantic", rooms]

@@ -217,7 +217,7 @@ def test_evaluation_gives_every_class_and_predictions_in_cocos_format(options, s
         **{
             "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
             "TEST.AUG.MIN_SIZES": "(64, 96)",
-            "TEST.FAST": False,
+            "TEST.OPTIMIZE_FOR_INFERENCE": False,
             **opts,
         }
     )

@@ -42,8 +42,8 @@ def convert(folder, source, *args, output="model.safetensors", config=CONFIG) ->
 def test_the_header_alone_gives_the_same_detections(tmp_path, small_shapes, trained, fold):
     image = next(small_shapes[0].glob("val/*.png"))
     cfg = load_config(CONFIG, [*OPTS, "MODEL.WEIGHTS", trained])
-    expected = Predictor(cfg)(image, score_maps_of=["red solid circle"])
-    convert(tmp_path, trained, *(["--fold-text"] if fold else []), *OPTS)
+    expected = Predictor(cfg)(image, score_map_names=["red solid circle"])
+    convert(tmp_path, trained, *(["--precompute-text"] if fold else []), *OPTS)
     code = (
         "import sys, torch, denseclip_d2\n"
         "output = denseclip_d2.Predictor.from_files(sys.argv[1])(sys.argv[2], ['red solid circle'])\n"
@@ -63,7 +63,7 @@ def test_the_header_alone_gives_the_same_detections(tmp_path, small_shapes, trai
 
 
 def test_the_header_describes_the_file(tmp_path, trained):
-    convert(tmp_path, trained, "--fold-text", *OPTS)
+    convert(tmp_path, trained, "--precompute-text", *OPTS)
     header = read_header(str(tmp_path / "model.safetensors"))
     assert json.loads(header["class_names"])[0] == "red solid circle"
     assert header["tau"] == "0.1"
@@ -78,8 +78,8 @@ def test_the_header_describes_the_file(tmp_path, trained):
 
 
 def test_half_precision_halves_the_file(tmp_path, trained):
-    convert(tmp_path, trained, "--fold-text", output="whole.safetensors")
-    convert(tmp_path, trained, "--fold-text", "--half", output="half.safetensors")
+    convert(tmp_path, trained, "--precompute-text", output="whole.safetensors")
+    convert(tmp_path, trained, "--precompute-text", "--half", output="half.safetensors")
     whole, half = ((tmp_path / f"{x}.safetensors").stat().st_size for x in ("whole", "half"))
     assert 0.4 < half / whole < 0.6
     predictor = Predictor.from_files(tmp_path / "half.safetensors")
@@ -120,14 +120,14 @@ def test_exported_weights_under_other_settings_are_refused(tmp_path, trained):
     names = [f"thing {i}" for i in range(18)]
     for key, other in (
         ("MODEL.DENSECLIP.SCORE_MAP.TAU", "0.07"), ("MODEL.DENSECLIP.SCORE_MAP.CONCAT_LOGITS", "False"),
-        ("MODEL.DENSECLIP.FPN_P7_RELU", "False"), ("MODEL.DENSECLIP.VISUAL.POSITION", "crop"),
+        ("MODEL.DENSECLIP.FPN_P7_RELU", "False"), ("MODEL.DENSECLIP.VISUAL.POS_EMBED", "crop"),
         ("MODEL.DENSECLIP.CONTEXT_DECODER.HEADS", "8"), ("MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"exported with {key} .* instead of"):
             DenseCLIPCheckpointer(tiny_model(*OPTS, key, other)).load(path)
     named = tiny_model(*OPTS, "MODEL.DENSECLIP.CLASS_NAMES", str(names))
     with pytest.raises(ValueError, match="class names: 'red solid circle' instead of 'thing 0'"):
-        DenseCLIPCheckpointer(named, fresh_start=False).load(path)
+        DenseCLIPCheckpointer(named, for_training=False).load(path)
     DenseCLIPCheckpointer(tiny_model(), allow_partial=True).load(path)
 
 
@@ -172,8 +172,8 @@ def test_what_is_the_machines_stays_with_the_machine(tmp_path, trained):
 
 def test_the_zoos_weights_can_be_converted_again(tmp_path):
     name = "Shapes/denseclip_retinanet_tiny.yaml"
-    folded = ("MODEL.DENSECLIP.PROMPT.FOLDED", "True")
-    convert(tmp_path, f"denseclip://{name}", *folded, config=f"configs/{name}")
+    precomputed = ("MODEL.DENSECLIP.PROMPT.PRECOMPUTED", "True")
+    convert(tmp_path, f"denseclip://{name}", *precomputed, config=f"configs/{name}")
     assert read_header(str(tmp_path / "model.safetensors"))["source_sha256"] == zoo_index()[name].sha256
 
 
@@ -190,10 +190,10 @@ def test_weights_too_large_for_half_precision_are_named(tmp_path):
 
 
 def test_text_cannot_be_folded_where_there_is_none(tmp_path, trained):
-    plain = ["MODEL.META_ARCHITECTURE", "CLIPRetinaNet"]
+    plain = ["MODEL.META_ARCHITECTURE", "RetinaNetGlobalNorm"]
     plain += ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
-    with pytest.raises(ValueError, match="--fold-text: this model is without language"):
-        convert(tmp_path, trained, "--fold-text", *plain)
+    with pytest.raises(ValueError, match="--precompute-text: this model is without language"):
+        convert(tmp_path, trained, "--precompute-text", *plain)
 
 
 def test_an_exported_file_stands_for_a_config_on_the_command_line(tmp_path):

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.cli import export_model as tool
@@ -23,14 +23,14 @@ from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
 from denseclip_d2.export.decode_retinanet import decode
-from denseclip_d2.export.exporting import _shapes
+from denseclip_d2.export.export_model import _shapes
 from denseclip_d2.export.precision import PREDICTORS, store_float16
-from denseclip_d2.export.refusals import exportable
-from denseclip_d2.export.resizing import fitted_size, resize
+from denseclip_d2.export.resize import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves, telling_sizes
-from denseclip_d2.export.verification import Verdict, _compared, verify
-from denseclip_d2.export.whole import RetinaNetHeads, WholeDenseDetector, paste
+from denseclip_d2.export.support import check_exportable
+from denseclip_d2.export.traceable import RetinaNetHeads, TraceableDenseDetector, paste
+from denseclip_d2.export.verification import VerificationResult, _compared, verify
 from denseclip_d2.shapes.vocabulary import SHAPES
 
 needs_onnx = pytest.mark.skipif(
@@ -67,13 +67,13 @@ def test_onnx_runtime_finds_what_the_predictor_finds(exported, system):
     file, verdict = exported(system, "onnx", score_map=True)
     assert len(set(verdict.sizes)) == 4
     # From the image file to predictions. The exported file resizes pixels like Pillow.
-    picture = _shapes(7)
-    expected = Predictor(zoo_config(system))(picture)
+    image = _shapes(7)
+    expected = Predictor(zoo_config(system))(image)
     with onnx_runtime(file) as run:
-        given = run(np.ascontiguousarray(picture[None, :, :, ::-1]))
+        given = run(np.ascontiguousarray(image[None, :, :, ::-1]))
     assert given.pop("score_map").shape[:2] == (1, len(SHAPES.class_names) + (system == "semantic_fpn"))
     if system == "semantic_fpn":
-        assert verdict.undecided <= 1e-3
+        assert verdict.pixel_mismatch <= 1e-3
         assert (given["labels"][0] == expected["sem_seg"].argmax(0).numpy()).mean() > 0.999
         return
     assert verdict.detections > 10
@@ -98,7 +98,7 @@ def test_files_of_fewer_bits_are_smaller_and_agree(exported, tmp_path, precision
     whole, _ = exported("retinanet", "onnx", score_map=True)
     file = tmp_path / "model.onnx"
     verdict = export_model(zoo_config("retinanet"), file, "onnx", precision=precision, images=images)
-    assert verdict.pictures == 7 and verdict.detections > 50
+    assert verdict.images == 7 and verdict.detections > 50
     assert 0.9 < verdict.parts["boxes"] <= 1
     assert file.stat().st_size < size * whole.stat().st_size
     with onnx_runtime(file) as run:  # reshaping once failed at a level without candidates
@@ -190,14 +190,14 @@ def test_torchscript_runs_where_this_package_is_not(exported):
     assert "batch_norm" not in str(torch.jit.load(file).inlined_graph)
 
 
-def test_torch_export_takes_prepared_pictures(exported):
-    file, verdict = exported("semantic_fpn", "torch_export", prepared=True)
+def test_torch_export_takes_prepared_images(exported):
+    file, verdict = exported("semantic_fpn", "torch_export", preprocessed=True)
     assert len(set(verdict.sizes)) == 4
     about = {"outputs": "", "class_names": ""}
     model = torch.export.load(file, extra_files=about).module()
     assert json.loads(about["outputs"]) == ["labels"]
-    pictures = torch.randn(3, 3, 64, 96)  # number and size differ from the traced ones
-    labels = model(pictures)["labels"]
+    images = torch.randn(3, 3, 64, 96)  # number and size differ from the traced ones
+    labels = model(images)["labels"]
     assert labels.shape == (3, 64, 96)
     assert labels.max() < len(json.loads(about["class_names"]))
     assert not [name for name in model.state_dict() if "text_encoder" in name]
@@ -207,7 +207,7 @@ def assert_detections(given, expected):
     """Compare the result of ``decode`` with Detectron2's outputs for the same images."""
     found = [x["instances"] for x in expected]
     assert all(len(x) > 0 for x in found)
-    assert given["pictures"].tolist() == [i for i, x in enumerate(found) for _ in range(len(x))]
+    assert given["images"].tolist() == [i for i, x in enumerate(found) for _ in range(len(x))]
     found = Instances.cat([Instances((1, 1), **x.get_fields()) for x in found])
     torch.testing.assert_close(given["boxes"], found.pred_boxes.tensor, rtol=0, atol=0.01)
     torch.testing.assert_close(given["scores"], found.scores, rtol=0, atol=1e-4)
@@ -215,16 +215,16 @@ def assert_detections(given, expected):
 
 
 def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
-    file, verdict = exported("retinanet", "torch_export", prepared=True, score_map=True)
+    file, verdict = exported("retinanet", "torch_export", preprocessed=True, score_map=True)
     assert len(set(verdict.sizes)) == 4
     assert verdict.detections > 10
     model = build_model_with_weights(zoo_config("retinanet")).eval()
     images = [torch.from_numpy(x[:90, :150, ::-1].copy()).movedim(2, 0).float() for x in map(_shapes, (7, 8))]
     with torch.no_grad():
         expected = model([{"image": image} for image in images])
-        pictures = model.preprocess_image([{"image": image} for image in images]).tensor
-    assert pictures.shape == (2, 3, 96, 160)  # padded
-    torch.save(pictures, tmp_path / "pictures.pt")
+        images = model.preprocess_image([{"image": image} for image in images]).tensor
+    assert images.shape == (2, 3, 96, 160)  # padded
+    torch.save(images, tmp_path / "images.pt")
     code = (
         "import sys, torch\n"
         "sys.modules.update(denseclip_d2=None, detectron2=None)\n"  # neither can be imported
@@ -234,7 +234,7 @@ def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
         "about = {'decoding': ''}\n"
         "model = torch.export.load(file, extra_files=about).module(check_guards=False)\n"
         "with torch.no_grad():\n"
-        "    outputs = model(torch.load(folder + '/pictures.pt'))\n"
+        "    outputs = model(torch.load(folder + '/images.pt'))\n"
         "torch.save(decode(outputs, about, (90, 150)), folder + '/found.pt')\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, file, tmp_path], check=True)
@@ -243,23 +243,23 @@ def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
     assert_detections(given, expected)
 
 
-@pytest.mark.parametrize("system", ["RetinaNet", "CLIPRetinaNet"])
+@pytest.mark.parametrize("system", ["RetinaNet", "RetinaNetGlobalNorm"])
 def test_boxes_are_clipped_when_the_system_clips_them(system):
     """Before or after non-maximum suppression. Untrained heads predict many boxes outside the image."""
     opts = ["MODEL.META_ARCHITECTURE", system, "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
     opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000"]
     torch.manual_seed(0)
-    model = build_model(prepared("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
+    model = build_model(prepared_cfg("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
     model.test_score_thresh, model.test_topk_candidates, model.test_nms_thresh = 0.0, 300, 0.3
     for layer in (model.head.cls_score, model.head.bbox_pred):
         nn.init.normal_(layer.weight, std=0.1)
-    whole = RetinaNetHeads(model, shortest=0, longest=0, prepared=True)
-    pictures = torch.randn(2, 3, 64, 96)
+    whole = RetinaNetHeads(model, shortest=0, longest=0, preprocessed=True)
+    images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
-        model.pixel_mean.fill_(torch.nan)  # pictures are normalized already
-        given = decode(whole(pictures), whole.about(), (64, 96))
+        model.pixel_mean.fill_(torch.nan)  # images are normalized already
+        given = decode(whole(images), whole.about(), (64, 96))
         model.pixel_mean.zero_(), model.pixel_std.fill_(1)
-        expected = model([{"image": x} for x in pictures])
+        expected = model([{"image": x} for x in images])
     assert_detections(given, expected)
     other = {
         "decoding": json.dumps(
@@ -267,7 +267,7 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
         )
     }
     with torch.no_grad():
-        assert len(decode(whole(pictures), other, (64, 96))["scores"]) != len(given["scores"])
+        assert len(decode(whole(images), other, (64, 96))["scores"]) != len(given["scores"])
 
 
 @pytest.mark.parametrize(
@@ -281,21 +281,21 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     ],
 )
 def test_what_torch_export_does_not_follow_is_refused(config, reason):
-    cfg = prepared(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
+    cfg = prepared_cfg(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
     with pytest.raises(ValueError, match=f"cannot be exported by --format torch_export: {reason}"):
-        exportable(cfg, "torch_export")
+        check_exportable(cfg, "torch_export")
 
 
-def test_torch_export_needs_prepared_pictures(tmp_path):
-    with pytest.raises(ValueError, match="torch_export needs --prepared, for it can"):
+def test_torch_export_needs_prepared_images(tmp_path):
+    with pytest.raises(ValueError, match="torch_export needs --preprocessed, for it can"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.pt2", "torch_export")
 
 
 def test_masks_may_stay_squares(exported):
-    file, verdict = exported("mask_rcnn", "torchscript", pasted=False)
+    file, verdict = exported("mask_rcnn", "torchscript", paste_masks=False)
     assert verdict.detections > 10
-    picture = torch.from_numpy(_shapes(7)[None, :, :, ::-1].copy())
-    boxes, _, masks, _ = torch.jit.load(file)(picture)
+    image = torch.from_numpy(_shapes(7)[None, :, :, ::-1].copy())
+    boxes, _, masks, _ = torch.jit.load(file)(image)
     assert masks.shape == (len(boxes), 28, 28)
     assert 0.5 < masks.amax() <= 1
 
@@ -322,11 +322,11 @@ class Blind(nn.Module):
         return [{"instances": Instances((8, 8), pred_boxes=Boxes([]), scores=nothing, pred_classes=nothing)}]
 
 
-def test_a_file_is_not_verified_by_pictures_of_nothing():
-    whole = WholeDenseDetector(Blind(), shortest=0, longest=0)
+def test_a_file_is_not_verified_by_images_of_nothing():
+    whole = TraceableDenseDetector(Blind(), shortest=0, longest=0)
     nothing = {"boxes": np.zeros((0, 4), np.float32), **dict.fromkeys(("scores", "classes"), np.zeros(0))}
     with pytest.raises(ValueError, match="Nothing is detected .* Give --images"):
-        verify(lambda pictures: nothing, whole, [np.zeros((8, 8, 3), np.uint8)])
+        verify(lambda images: nothing, whole, [np.zeros((8, 8, 3), np.uint8)])
 
 
 @needs_onnx
@@ -359,25 +359,25 @@ def test_detections_agree_by_their_scores():
             found.scores, found.pred_classes = torch.tensor([0.95, 0.05]), torch.tensor([1, 2])
             return [{"instances": found}]
 
-    whole = WholeDenseDetector(Sure(), shortest=0, longest=0)
+    whole = TraceableDenseDetector(Sure(), shortest=0, longest=0)
     given = {"boxes": boxes, "scores": np.array([0.95, 0.05], np.float32), "classes": np.array([1, 3])}
-    picture = np.zeros((48, 48, 3), np.uint8)
-    assert agreement(lambda _: given, whole, [picture], "int8").parts["boxes"] == pytest.approx(0.95)
+    image = np.zeros((48, 48, 3), np.uint8)
+    assert agreement(lambda _: given, whole, [image], "int8").parts["boxes"] == pytest.approx(0.95)
     with pytest.raises(ValueError, match="95.0% of the boxes agree"):
-        agreement(lambda _: given, whole, [picture], "float16")
+        agreement(lambda _: given, whole, [image], "float16")
 
 
 @contextmanager
 def moving_labels(path):
     with onnx_runtime(path) as run:
-        yield lambda pictures: {**(found := run(pictures)), "labels": np.roll(found["labels"], 3, axis=1)}
+        yield lambda images: {**(found := run(images)), "labels": np.roll(found["labels"], 3, axis=1)}
 
 
 @needs_onnx
 def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
     """The runtime changes the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))
-    with pytest.raises(ValueError, match="for a picture of 256 x 341: .*% of the pixels"):
+    with pytest.raises(ValueError, match="for an image of 256 x 341: .*% of the pixels"):
         export_model(zoo_config("semantic_fpn"), tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
@@ -408,26 +408,26 @@ def test_what_a_file_may_not_change(other):
     model = found(BOXES, [0.9, 0.4], [1, 2])
     for pair in ((model, other), (other, model)):
         with pytest.raises(ValueError, match="have no match"):
-            _compared(Verdict(), *pair)
+            _compared(VerificationResult(), *pair)
 
 
 def test_what_a_file_may_change():
     model = found(BOXES, [0.9, 0.4], [1, 2])
     other = found([BOXES[0], [5.0, 5.009, 9.0, 9.0]], [0.9, 0.40005], [1, 2])
-    verdict = _compared(Verdict(), model, other)
+    verdict = _compared(VerificationResult(), model, other)
     assert (verdict.detections, round(verdict.pixels, 3)) == (2, 0.009)
     # The detection of lowest score may be cut off by the number of detections or by the lowest score.
-    assert _compared(Verdict(), model, found(BOXES[:1], [0.9], [1])).detections == 1
-    assert _compared(Verdict(), found([], [], []), found([], [], [])).detections == 0
+    assert _compared(VerificationResult(), model, found(BOXES[:1], [0.9], [1])).detections == 1
+    assert _compared(VerificationResult(), found([], [], []), found([], [], [])).detections == 0
 
 
 @pytest.mark.parametrize("size", [(96, 128), (120, 170), (300, 200), (128, 128), (50, 1000), (333, 500)])
-def test_pictures_are_resized_as_pillow_resizes_them(size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    expected = ResizeShortestEdge(128, 192).get_transform(picture).apply_image(picture)
+def test_images_are_resized_as_pillow_resizes_them(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = ResizeShortestEdge(128, 192).get_transform(image).apply_image(image)
     fitted = fitted_size(torch.tensor(size), 128, 192)
     assert tuple(fitted) == expected.shape[:2]
-    given = resize(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), fitted)[0].permute(1, 2, 0)
+    given = resize(torch.from_numpy(image).permute(2, 0, 1)[None].float(), fitted)[0].permute(1, 2, 0)
     off = (given - torch.from_numpy(expected.astype(np.float32))).abs()
     assert off.max() <= 1
     # Pillow's weights are integers over 2**22, so that some halves are not exactly halves.
@@ -470,16 +470,16 @@ def just_below(longest: int) -> torch.Tensor:
 
 
 class Sizes(nn.Module):
-    """The part of a ``WholeModel`` that computes resized sizes, from an image or from numbers."""
+    """The part of a ``TraceableModel`` that computes resized sizes, from an image or from numbers."""
 
-    prepared = any_batch = False
+    preprocessed = any_batch = False
 
     def __init__(self, limits: tuple[int, int]):
         super().__init__()
         self.limits = limits
 
-    def forward(self, pictures):
-        sides = pictures[0] if pictures.dim() == 3 else shapes_to_tensor([*pictures.shape[1:3]])
+    def forward(self, images):
+        sides = images[0] if images.dim() == 3 else shapes_to_tensor([*images.shape[1:3]])
         return {"classes": fitted_size(sides, *self.limits)}
 
 
@@ -499,7 +499,7 @@ def test_runtimes_compute_detectron2s_sizes(limits, runtime, tmp_path):
 
 @needs_onnx
 @pytest.mark.parametrize("runtime", [onnx_runtime, pytest.param(openvino_runtime, marks=needs_openvino)])
-def test_runtimes_measure_pictures(runtime, tmp_path):
+def test_runtimes_measure_images(runtime, tmp_path):
     file = tmp_path / "sizes.onnx"
     file.write_bytes(FORMATS["onnx"].content(Sizes((800, 1333)), torch.zeros(1, 30, 40, 1).byte(), {}))
     with runtime(file) as run:
@@ -543,12 +543,12 @@ def test_a_file_that_rounds_a_half_otherwise_is_an_error(tmp_path, monkeypatch):
 
     def content(*args):
         with monkeypatch.context() as patch:
-            patch.setattr("denseclip_d2.export.resizing.rounded_down", lambda *_: np.empty((0, 2), np.int64))
+            patch.setattr("denseclip_d2.export.resize.rounded_down", lambda *_: np.empty((0, 2), np.int64))
             return format.content(*args)
 
     monkeypatch.setitem(FORMATS, "onnx", replace(format, content=content))
     size = " x ".join(map(str, telling_sizes(128, 192)[1]))
-    with pytest.raises(ValueError, match=f"differs from the model for a picture of {size}"):
+    with pytest.raises(ValueError, match=f"differs from the model for an image of {size}"):
         export_model(zoo_config("retinanet"), tmp_path / "model.onnx", "onnx")
 
 
@@ -576,9 +576,9 @@ WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True"]
     ],
 )
 def test_what_cannot_be_exported_says_so(config, opts, reason):
-    cfg = prepared(f"configs/Shapes/denseclip_{config}_tiny.yaml", opts)
+    cfg = prepared_cfg(f"configs/Shapes/denseclip_{config}_tiny.yaml", opts)
     with pytest.raises(ValueError, match=f"cannot be exported: .*{reason}"):
-        exportable(cfg, "onnx")
+        check_exportable(cfg, "onnx")
 
 
 def test_the_tool_says_what_is_wrong_before_work(tmp_path):
@@ -590,8 +590,8 @@ def test_the_tool_says_what_is_wrong_before_work(tmp_path):
             tool.main(parse_args([*config, "--format", format]))
         assert (tmp_path / name).read_text() == "of an earlier export"
     args = ["--config-file", "no.yaml", "--format", "torchscript", "--output", str(tmp_path)]
-    with pytest.raises(ValueError, match="leave out --prepared"):
-        tool.main(parse_args([*args, "--prepared", "--evaluate"]))
+    with pytest.raises(ValueError, match="leave out --preprocessed"):
+        tool.main(parse_args([*args, "--preprocessed", "--evaluate"]))
     with pytest.raises(ValueError, match="no.yaml"):
         tool.main(parse_args([*args, "--overwrite"]))
 

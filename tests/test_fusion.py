@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import fuse_norms
 from denseclip_d2.clip_models import get_clip_architecture
-from denseclip_d2.data.pictures import as_bgr
+from denseclip_d2.data.image_io import to_bgr
 from denseclip_d2.shapes.scene import draw_scene
 from denseclip_d2.visual import CLIPResNet
 
@@ -82,7 +82,7 @@ def outputs_of(name: str, image: np.ndarray, **keys) -> tuple[Predictor, dict]:
 def image() -> np.ndarray:
     """Return an image of four objects, BGR."""
     rng = np.random.default_rng(3)
-    return as_bgr(draw_scene(rng, 128, 160, max_objects=4)[1])
+    return to_bgr(draw_scene(rng, 128, 160, max_objects=4)[1])
 
 
 @pytest.mark.parametrize("name", ZOO)

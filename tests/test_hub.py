@@ -17,7 +17,7 @@ from test_export import convert
 
 from denseclip_d2.config import load_config
 from denseclip_d2.model_zoo import card, hub
-from denseclip_d2.model_zoo.card import find_figures, model_card
+from denseclip_d2.model_zoo.card import find_metrics, model_card
 
 ZOO = ROOT / "denseclip_d2/model_zoo/weights/denseclip_retinanet_tiny.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -140,9 +140,9 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
     (run / "metrics.json").write_text(METRICS)
     # The zoo's weights replace the last weights of a training.
     (run / "model_final.pth").write_bytes(ZOO.read_bytes())
-    folded = ("MODEL.DENSECLIP.PROMPT.FOLDED", "True")
+    precomputed = ("MODEL.DENSECLIP.PROMPT.PRECOMPUTED", "True")
     (tmp_path / "page").mkdir()
-    options = ("--model-card", "--licence", "mit", "--half", *folded)
+    options = ("--model-card", "--license", "mit", "--half", *precomputed)
     convert(tmp_path / "page", run / "model_final.pth", *options, output="circles.safetensors")
     text = (tmp_path / "page/README.md").read_text()
     _, data, body = text.split("---\n", 2)
@@ -167,16 +167,16 @@ def test_a_card_has_what_a_hubs_page_needs(tmp_path):
 def test_figures_are_those_of_the_weights(tmp_path):
     """The last metrics of a training do not belong to an earlier checkpoint."""
     (tmp_path / "metrics.json").write_text(METRICS)
-    assert find_figures(None, str(tmp_path / "model_0000009.pth")) == {}
-    assert find_figures(None, "denseclip://Shapes/denseclip_retinanet_tiny.yaml") == {}
-    figures = find_figures(None, str(tmp_path / "model_final.pth"))
-    assert figures == find_figures(str(tmp_path / "metrics.json"), "x.pth")
+    assert find_metrics(None, str(tmp_path / "model_0000009.pth")) == {}
+    assert find_metrics(None, "denseclip://Shapes/denseclip_retinanet_tiny.yaml") == {}
+    figures = find_metrics(None, str(tmp_path / "model_final.pth"))
+    assert figures == find_metrics(str(tmp_path / "metrics.json"), "x.pth")
     assert figures == {"bbox/AP": 20.12, "bbox/AP50": 30.0}
     (tmp_path / "metrics.json").write_text("no JSON")
     with pytest.raises(ValueError, match="is not a metrics.json of a training"):
-        find_figures(None, str(tmp_path / "model_final.pth"))
+        find_metrics(None, str(tmp_path / "model_final.pth"))
     with pytest.raises(FileNotFoundError, match="--metrics .*nowhere.json does not exist"):
-        find_figures(str(tmp_path / "nowhere.json"), "x.pth")
+        find_metrics(str(tmp_path / "nowhere.json"), "x.pth")
 
 
 def test_a_model_that_was_not_evaluated_says_so():

@@ -22,8 +22,8 @@ from denseclip_d2 import Predictor
 from denseclip_d2.config import load_config
 from denseclip_d2.data.caption_table import CaptionTable
 from denseclip_d2.data.image_checks import check_image_files
+from denseclip_d2.data.image_io import ImageError, image_size, read_image, to_bgr
 from denseclip_d2.data.mapper import DatasetMapper, build_mapper
-from denseclip_d2.data.pictures import ImageError, as_bgr, image_size, read_image, read_picture
 from denseclip_d2.data.semantic import load_semantic_folder, read_labels
 from denseclip_d2.shapes.dataset import generate_shapes, register_shapes
 from denseclip_d2.utils.random_state import seeded_random
@@ -158,7 +158,7 @@ def test_pixels_whose_white_is_unknown_are_refused_everywhere(tmp_path, name):
     record = {"file_name": str(path), "width": 9, "height": 6}
     mapper = DatasetMapper(load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", []), is_train=False)
     for read in (
-        lambda: read_picture(path),
+        lambda: read_image(path),
         lambda: mapper(record),
         lambda: check_image_files(["x"], [record]),
         lambda: CaptionTable(tmp_path / "captions.tsv")[0],
@@ -168,7 +168,7 @@ def test_pixels_whose_white_is_unknown_are_refused_everywhere(tmp_path, name):
     with pytest.raises(ValueError, match=f"^{name}: the image has .*Save such images with 8 or 16 bits"):
         read_upload(str(path), Limits())
     with Image.open(path) as image, pytest.raises(ImageError, match="^the image has"):
-        as_bgr(image)
+        to_bgr(image)
 
 
 @pytest.mark.parametrize("ext", ["jpg", "png", "webp", "avif", "tiff"])
@@ -278,16 +278,16 @@ def test_more_pixels_than_pillows_limit_are_told_with_the_way_to_raise_it(tmp_pa
     Image.fromarray(COLORS).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     said = f"(?s){path} has more than 4e-05 megapixels.*variable DENSECLIP_D2_MAX_MEGAPIXELS to a higher"
-    for read in (lambda: read_picture(path), lambda: check_image_files(["x"], [record])):
+    for read in (lambda: read_image(path), lambda: check_image_files(["x"], [record])):
         with pytest.raises(ImageError, match=said) as caught:
             read()
         assert "broken" not in str(caught.value)
     monkeypatch.setenv("DENSECLIP_D2_MAX_MEGAPIXELS", "many")
     with pytest.raises(ImageError, match="MAX_MEGAPIXELS is 'many'. Set it to a number"):
-        read_picture(path)
+        read_image(path)
     monkeypatch.setenv("DENSECLIP_D2_MAX_MEGAPIXELS", "0.0001")
     check_image_files(["x"], [record])
-    assert_array_equal(read_picture(path), COLORS[..., ::-1])
+    assert_array_equal(read_image(path), COLORS[..., ::-1])
 
 
 def test_an_image_beside_its_heic_has_its_label(tmp_path, caplog):

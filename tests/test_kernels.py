@@ -27,11 +27,11 @@ from denseclip_d2.kernels import (
     bce,
     label_map,
     label_map_cross_entropy,
-    label_map_cross_entropy_definition,
+    label_map_cross_entropy_reference,
     pixel_text_bce,
-    pixel_text_bce_definition,
+    pixel_text_bce_reference,
     pixel_text_scores,
-    pixel_text_scores_definition,
+    pixel_text_scores_reference,
 )
 from denseclip_d2.kernels.available import HAS_TRITON
 from denseclip_d2.kernels.bce import pixel_text_bce_op
@@ -64,7 +64,7 @@ def test_the_loss_of_half_precision_scores_is_computed_in_float32(dtype):
     scores, arguments = random_case("random", dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
         total, count = pixel_text_bce(scores, *arguments)
-    expected, _ = pixel_text_bce_definition(scores.float(), *arguments)
+    expected, _ = pixel_text_bce_reference(scores.float(), *arguments)
     assert total.dtype == torch.float32
     assert_close(total, expected, rtol=1e-5, atol=1e-5)
     # The gradient is rounded once, to the precision of the scores.
@@ -154,7 +154,7 @@ def test_the_scores_equal_their_definition(name, layout):
     dense = dense.contiguous(memory_format=layout)
     assert_close(
         scores_and_gradients(pixel_text_scores, dense, text),
-        scores_and_gradients(pixel_text_scores_definition, dense, text),
+        scores_and_gradients(pixel_text_scores_reference, dense, text),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -175,7 +175,7 @@ def test_the_scores_keep_no_normalized_copy_of_the_pixels():
         return sum(x.numel() for place, x in kept.items() if place != dense.data_ptr())
 
     assert saved(pixel_text_scores) < dense.numel() / 4
-    assert saved(pixel_text_scores_definition) >= dense.numel()
+    assert saved(pixel_text_scores_reference) >= dense.numel()
 
 
 def test_embeddings_of_zeros_score_zero():
@@ -190,7 +190,7 @@ def test_under_autocast_the_scores_have_its_precision():
     with torch.autocast("cpu", torch.bfloat16):
         scores, logits = pixel_text_scores(dense.bfloat16(), text, TAU)
     assert scores.dtype == logits.dtype == torch.bfloat16
-    assert_close(scores.float(), pixel_text_scores_definition(dense, text, TAU)[0], rtol=0, atol=1e-2)
+    assert_close(scores.float(), pixel_text_scores_reference(dense, text, TAU)[0], rtol=0, atol=1e-2)
 
 
 def test_the_score_map_compiles_whole():
@@ -281,7 +281,7 @@ def test_the_cross_entropy_of_half_precision_logits_is_computed_in_float32():
     logits, labels = label_map_case("four times", torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         total, grad = sum_and_gradient(label_map_cross_entropy, logits, labels)
-    expected, expected_grad = sum_and_gradient(label_map_cross_entropy_definition, logits.float(), labels)
+    expected, expected_grad = sum_and_gradient(label_map_cross_entropy_reference, logits.float(), labels)
     assert_close((total, grad), (expected, expected_grad.bfloat16()))
 
 
@@ -294,7 +294,7 @@ def test_a_label_map_without_labels_costs_nothing():
 def test_nothing_of_the_enlarged_logits_size_is_allocated(monkeypatch):
     monkeypatch.setattr(label_map, "CHUNK", 1 << 14)
     logits, labels = torch.randn(2, 30, 16, 16), torch.randint(0, 30, (2, 128, 128))
-    for function in (label_map_cross_entropy, label_map_cross_entropy_definition):
+    for function in (label_map_cross_entropy, label_map_cross_entropy_reference):
         with LargestAllocation() as largest:
             sum_and_gradient(function, logits, labels)
         assert (largest.numbers < 30 * labels.numel() / 4) == (function is label_map_cross_entropy)

@@ -13,7 +13,7 @@ from label_tools.scene import CLASSES, HEIGHT, IMAGES, OBJECTS, WIDTH
 from pycocotools import mask as mask_util
 from test_engine import final_metrics, run_tool
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Trainer
 
@@ -21,7 +21,7 @@ CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
 FOLDER = Path(__file__).parent / "label_tools"
 USED = ("wheelbarrow", "garden gnome", "cat")  # the classes with objects
-WHOLE = {"barrow": [(4, 6, 20, 16)], "gnome": [(34, 10, 12, 24)], "cat": [(10, 8, 30, 30)]}
+TRACEABLE = {"barrow": [(4, 6, 20, 16)], "gnome": [(34, 10, 12, 24)], "cat": [(10, 8, 30, 30)]}
 PARTS = {"barrows": [(44, 4, 16, 16), (44, 28, 16, 16)]}
 HOLE_KEPT, HOLE_FILLED, FILLED_BY_CONTOUR = 880, 1024, 961  # a contour runs through the centers of pixels
 
@@ -62,7 +62,7 @@ FILES = (
     File(
         "imantics/coco.json",
         classes=USED,
-        boxes={**WHOLE, "ring": [(8, 6, 31, 31)], "barrows": [(44, 4, 15, 39)]},
+        boxes={**TRACEABLE, "ring": [(8, 6, 31, 31)], "barrows": [(44, 4, 15, 39)]},
         crowds=(),
         ring=FILLED_BY_CONTOUR,
     ),
@@ -78,7 +78,7 @@ FILES = (
     ),
     File("labelme2coco/dataset.json", classes=USED, boxes=PARTS, crowds=(), ring=HOLE_FILLED),
     File("pycocowriter/built.json", ring=HOLE_KEPT),
-    File("pycocowriter/from_table.json", classes=USED, boxes=WHOLE, crowds=(), images=IMAGES[:3]),
+    File("pycocowriter/from_table.json", classes=USED, boxes=TRACEABLE, crowds=(), images=IMAGES[:3]),
     File("pylabel/garden.json", classes=USED),
     File("sahi/coco.json", crowds=(), ring=HOLE_FILLED),
     File("supervision/coco.json", crowds=("ring", "barrows"), ring=HOLE_KEPT),
@@ -108,8 +108,8 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.path)
 
 def read(source: tuple[str, ...], tmp_path: Path) -> tuple[tuple[str, ...], list[dict]]:
     """Return class names and records, as training and evaluation load them."""
-    keys = ["DATASETS.OWN.TRAIN", source, "DATASETS.OWN.HELD_OUT", 0.0]
-    cfg = prepared(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
+    keys = ["DATASETS.CUSTOM.TRAIN", source, "DATASETS.CUSTOM.VAL_FRACTION", 0.0]
+    cfg = prepared_cfg(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     records = load_datasets(names, filter_empty=False, check_images=True)
     return tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes), records
@@ -165,8 +165,8 @@ def test_a_hole_is_there_where_the_tool_wrote_it(file, tmp_path, catalogs):
 @each_file
 def test_perfect_detections_have_an_ap_of_100(file, tmp_path, catalogs):
     """Independent of ids, areas and flags in the file, the evaluator matches each object."""
-    keys = ["DATASETS.OWN.TRAIN", file.source, "DATASETS.OWN.VAL", file.source]
-    cfg = prepared(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
+    keys = ["DATASETS.CUSTOM.TRAIN", file.source, "DATASETS.CUSTOM.VAL", file.source]
+    cfg = prepared_cfg(CONFIG, [*keys, "OUTPUT_DIR", str(tmp_path / "output")])
     name = cfg.DATASETS.TEST[0]
     evaluator = Trainer.build_evaluator(cfg, name)
     evaluator.reset()

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.engine import Trainer
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.context_decoder import ContextDecoder
@@ -42,7 +42,7 @@ def test_tokens_equal_the_original(reference, names):
             if "<|" in name:
                 continue
             if ids[0] < 0:
-                with pytest.raises(ValueError, match="NAME_LENGTH"):
+                with pytest.raises(ValueError, match="MAX_NAME_TOKENS"):
                     tokenize_names([name], length)
             else:
                 assert tokenize_names([name], length)[0].tolist() == ids.tolist(), name
@@ -136,7 +136,7 @@ def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, b
 
 def test_post_model_prompting_starts_as_a_whisper():
     """gamma starts at 1e-4: at first the image hardly changes the text. Contexts have unit variance."""
-    model = prompted("post", num_contexts=16).eval()
+    model = prompted("post", n_ctx=16).eval()
     visual = torch.rand(2, 32), torch.rand(2, 32, 3, 4)
     text = model.text_encoder(model.prompts, model.contexts)
     refined = model(*visual)
@@ -146,7 +146,7 @@ def test_post_model_prompting_starts_as_a_whisper():
 
 
 def test_template_speaks_the_whole_sentence():
-    model = prompted("template", template="a photo of a {}.", name_length=5)
+    model = prompted("template", template="a photo of a {}.", max_name_tokens=5)
     assert model.prompts.tolist() == tokenize_names([f"a photo of a {n}." for n in NAMES]).tolist()
 
 
@@ -160,7 +160,7 @@ def test_names_that_read_the_same_are_refused(mode, kwargs):
 
 def test_names_and_contexts_must_fit_the_positions():
     with pytest.raises(ValueError, match="24 positions"):
-        prompted(num_contexts=22)
+        prompted(n_ctx=22)
 
 
 def test_an_unknown_mode_is_refused():
@@ -174,8 +174,8 @@ def test_every_text_encoder_parameter_is_frozen():
     assert not [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
 
 
-def folded(mode: str = "post", **kwargs) -> PromptedTextEncoder:
-    """Build the model of ``PROMPT.FOLDED``: like :func:`prompted` without a text encoder."""
+def precomputed(mode: str = "post", **kwargs) -> PromptedTextEncoder:
+    """Build the model of ``PROMPT.PRECOMPUTED``: like :func:`prompted` without a text encoder."""
     kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
     return PromptedTextEncoder(text_encoder=None, embed_dim=32, mode=mode, **kwargs)
 
@@ -189,7 +189,7 @@ def test_precomputed_text_gives_the_same_numbers_without_the_text_encoder(mode):
     weights = model.state_dict()
     assert not [name for name in weights if name.startswith(("text_encoder", "contexts"))]
     assert weights["text_embeddings"].shape == (3, 32)
-    loaded = folded(mode).eval()
+    loaded = precomputed(mode).eval()
     loaded.load_state_dict(weights, strict=True)
     assert torch.equal(loaded(*visual), before)
     assert torch.equal(loaded.precompute_()(*visual), before)  # nothing is left to compute
@@ -198,30 +198,34 @@ def test_precomputed_text_gives_the_same_numbers_without_the_text_encoder(mode):
 def test_text_that_depends_on_the_image_cannot_be_precomputed():
     with pytest.raises(ValueError, match="'pre'.*cannot be precomputed"):
         prompted("pre").precompute_()
-    with pytest.raises(ValueError, match="'pre'.*FOLDED to False"):
-        folded("pre")
+    with pytest.raises(ValueError, match="'pre'.*PRECOMPUTED to False"):
+        precomputed("pre")
 
 
 @pytest.mark.parametrize("mode", ["post", "context", "template"])
 def test_folded_text_cannot_be_trained(mode):
-    with pytest.raises(ValueError, match="FOLDED to False"):
+    with pytest.raises(ValueError, match="PRECOMPUTED to False"):
         prompted(mode).precompute_()(torch.rand(1, 32), torch.rand(1, 32, 3, 4))
 
 
 def test_the_trainer_refuses_folded_text_before_anything_is_read():
-    cfg = prepared(str(SHAPES), ["MODEL.DENSECLIP.PROMPT.FOLDED", True, "DATASETS.TRAIN", ("not there",)])
-    with pytest.raises(ValueError, match="FOLDED to False"):
+    cfg = prepared_cfg(
+        str(SHAPES), ["MODEL.DENSECLIP.PROMPT.PRECOMPUTED", True, "DATASETS.TRAIN", ("not there",)]
+    )
+    with pytest.raises(ValueError, match="PRECOMPUTED to False"):
         Trainer(cfg)
 
 
 def test_a_detector_is_built_folded_from_its_config_and_loads_an_exported_one():
     opts = ["MODEL.DENSECLIP.CLASS_NAMES", CLASS_NAMES, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
-    model = build_model(prepared(str(SHAPES), opts)).eval()
+    model = build_model(prepared_cfg(str(SHAPES), opts)).eval()
     image = [{"image": torch.randint(0, 256, (3, 64, 96))}]
     with torch.no_grad():
         before = model(image)[0]["instances"]
     model.backbone.language.precompute_()
-    loaded = build_model(prepared(str(SHAPES), [*opts, "MODEL.DENSECLIP.PROMPT.FOLDED", True])).eval()
+    loaded = build_model(
+        prepared_cfg(str(SHAPES), [*opts, "MODEL.DENSECLIP.PROMPT.PRECOMPUTED", True])
+    ).eval()
     loaded.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
         after = loaded(image)[0]["instances"]
@@ -230,36 +234,36 @@ def test_a_detector_is_built_folded_from_its_config_and_loads_an_exported_one():
 
 
 def test_a_folded_detector_still_checks_its_class_names():
-    names = ["MODEL.DENSECLIP.CLASS_NAMES", ("dog", "Dog "), "MODEL.DENSECLIP.PROMPT.FOLDED", True]
+    names = ["MODEL.DENSECLIP.CLASS_NAMES", ("dog", "Dog "), "MODEL.DENSECLIP.PROMPT.PRECOMPUTED", True]
     with pytest.raises(ValueError, match="more than once"):
-        build_model(prepared(str(SHAPES), names))
+        build_model(prepared_cfg(str(SHAPES), names))
 
 
 def test_contexts_begin_from_words():
     """Like CoOp: contexts start from the embeddings of tokens, so that the prompt is the sentence."""
-    model = prompted("context", num_contexts=4, context_init="a photo of a")
+    model = prompted("context", n_ctx=4, context_init="a photo of a")
     sentence = tokenize_names([f"a photo of a {name}" for name in NAMES])
     assert_close(model(torch.rand(1, 32), torch.rand(1, 32, 2, 2))[0], model.text_encoder(sentence)[0])
     nn.init.normal_(model.text_encoder.token_embedding.weight)
-    model.begin_contexts()
+    model.init_contexts()
     assert_close(model.contexts[0, 0], model.text_encoder.token_embedding.weight[sentence[0, 1]])
 
 
 def test_the_spread_of_contexts_can_be_that_of_tokens():
-    assert 0.014 < prompted("post", num_contexts=16, context_std=0.02).contexts.std() < 0.02
+    assert 0.014 < prompted("post", n_ctx=16, context_std=0.02).contexts.std() < 0.02
 
 
 @pytest.mark.parametrize(
     "mode, words, message",
     [
-        ("post", "a photo of a red", "has 5 tokens, but num_contexts is 4. Set num_contexts to 5"),
+        ("post", "a photo of a red", "has 5 tokens, but n_ctx is 4. Set n_ctx to 5"),
         ("pre", "a photo of a", "mode 'pre' learns no contexts"),
         ("template", "a photo of a", "mode 'template' learns no contexts"),
     ],
 )
 def test_words_that_contexts_cannot_begin_from_are_refused(mode, words, message):
     with pytest.raises(ValueError, match=message):
-        prompted(mode, num_contexts=4, context_init=words)
+        prompted(mode, n_ctx=4, context_init=words)
 
 
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])
@@ -278,4 +282,4 @@ def test_any_names_are_embedded_as_the_models_own_would_be(mode):
 
 def test_folded_text_has_no_other_names():
     with pytest.raises(ValueError, match="no text encoder"):
-        folded().eval().embed(["a dog"], torch.rand(1, 32), torch.rand(1, 32, 2, 2))
+        precomputed().eval().embed(["a dog"], torch.rand(1, 32), torch.rand(1, 32, 2, 2))

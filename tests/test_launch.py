@@ -14,12 +14,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from configs import prepared
-from denseclip_d2.builder import with_fitting_norms
+from configs import prepared_cfg
+from denseclip_d2.builder import resolve_sync_bn
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer, run
-from denseclip_d2.engine.summary import departures_from
+from denseclip_d2.engine.summary import overrides_of
 from denseclip_d2.engine.train_loop import TrainLoop
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/Shapes/denseclip_retinanet_tiny.yaml")
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_whatever_trains(tmp_path):
 
 def test_sync_bn_is_bn_on_one_device_under_the_same_names():
     """In the visual encoder, the pyramid and the head."""
-    cfg = prepared(CONFIG, [])
+    cfg = prepared_cfg(CONFIG, [])
     fitted, synced = Trainer.build_model(cfg), build_model(cfg)
     parts = [m for n, m in synced.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     assert len(parts) > 30
@@ -109,19 +109,19 @@ def test_sync_bn_stays_on_several_gpus(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     cfg = load_config(CONFIG, [])
     cfg.MODEL.DEVICE = "cuda"
-    assert with_fitting_norms(cfg) == cfg
+    assert resolve_sync_bn(cfg) == cfg
     cfg.MODEL.DEVICE = "cpu"
-    fitted = with_fitting_norms(cfg)
+    fitted = resolve_sync_bn(cfg)
     norms = (fitted.MODEL.DENSECLIP.VISUAL.NORM, fitted.MODEL.FPN.NORM, fitted.MODEL.RETINANET.NORM)
     assert norms == ("BN", "BN", "BN")
-    assert "statistics of the first process" in departures_from(cfg, cfg)[-1]
+    assert "statistics of the first process" in overrides_of(cfg, cfg)[-1]
 
 
 def test_departures_name_what_changes_the_result_and_nothing_else():
     recipe = load_config(CONFIG, [])
-    assert departures_from(recipe, load_config(CONFIG, ["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", "5"])) == []
+    assert overrides_of(recipe, load_config(CONFIG, ["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", "5"])) == []
     changed = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.AMP.ENABLED", "True"])
-    assert sorted(departures_from(recipe, changed)) == [
+    assert sorted(overrides_of(recipe, changed)) == [
         "SOLVER.AMP.ENABLED: True instead of False",
         "SOLVER.IMS_PER_BATCH: 2 instead of 4",
         "learning rate for each image of the batch: 2 times the recipe's",

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.engine.lazy import build_lazy_model, load_lazy_config, train_lazily
+from denseclip_d2.engine.lazy import build_lazy_model, load_lazy_config, train_lazy_config
 from denseclip_d2.engine.optimizer import build_optimizer
 from denseclip_d2.shapes.dataset import generate_shapes
 
@@ -101,7 +101,7 @@ def test_float16_on_a_cpu_is_refused():
     cfg = load_lazy_config(f"{TWINS[0]}.py", ["train.amp.enabled=true", "train.device=cpu"])
     cfg.model = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
     with pytest.raises(ValueError, match="float16 trains on GPUs only. Set train.amp.precision=bfloat16"):
-        train_lazily(cfg)
+        train_lazy_config(cfg)
 
 
 def test_values_over_a_lazy_config_are_yaml_and_their_keys_known():

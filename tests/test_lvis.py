@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
-from denseclip_d2.data import checks, get_class_names, readable_names
+from denseclip_d2.data import checks, clean_class_names, get_class_names
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Trainer
 from denseclip_d2.language.prompts import check_class_names, tokenize_names
@@ -40,7 +40,7 @@ MODEL:
   ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
   ROI_BOX_HEAD: {{FC_DIM: 16, NUM_FC: 1}}
   ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1, POOLER_RESOLUTION: 4}}
-SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2, STEPS: [], WARMUP_ITERS: 0, KEEP_BEST: "bbox/AP"}}
+SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2, STEPS: [], WARMUP_ITERS: 0, BEST_METRIC: "bbox/AP"}}
 DATALOADER: {{NUM_WORKERS: 0}}
 TEST: {{DETECTIONS_PER_IMAGE: 20, EVAL_PERIOD: 1}}
 """
@@ -108,14 +108,14 @@ def test_the_1203_names_are_words_and_each_is_one_classs_alone():
     check_class_names(names)
     assert not any(set(name) & set("_(),") for name in names)
     assert {"aerosol can", "bow weapon", "bow decorative ribbons", "fish", "flip-flop sandal"} <= set(names)
-    ids = tokenize_names(names, cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH)
+    ids = tokenize_names(names, cfg.MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS)
     assert ids.shape == (1203, 9)
     assert len(ids.unique(dim=0)) == 1203
 
 
 def test_names_that_would_read_the_same_stay_as_they_are():
-    assert readable_names(["a_b", "a b", "c_(d)", "c, d"]) == ("a_b", "a b", "c d", "c")
-    assert readable_names(["class_07", "dining table"]) == ("class 07", "dining table")
+    assert clean_class_names(["a_b", "a b", "c_(d)", "c, d"]) == ("a_b", "a b", "c d", "c")
+    assert clean_class_names(["class_07", "dining table"]) == ("class 07", "dining table")
 
 
 # Configs
@@ -165,7 +165,7 @@ def test_a_detector_trains_by_the_federated_loss_and_is_evaluated_as_lvis_does(c
     assert (Path(config.OUTPUT_DIR) / "model_best.pth").exists()
 
     again = Trainer.build_model(config)
-    DenseCLIPCheckpointer(again, fresh_start=False).load(f"{config.OUTPUT_DIR}/model_final.pth")
+    DenseCLIPCheckpointer(again, for_training=False).load(f"{config.OUTPUT_DIR}/model_final.pth")
     results = Trainer.test(config, again)
     assert results["bbox"]["AP"] == pytest.approx(metrics["bbox/AP"])
 
@@ -246,7 +246,7 @@ def test_without_the_package_the_error_comes_first_and_says_how_to_get_it(config
     match = r"'.*_lvis_v1_val' needs the package lvis.*pip install --no-deps lvis"
     with pytest.raises(ImportError, match=match):
         Trainer(config)
-    config.DATASETS.TEST, config.SOLVER.KEEP_BEST = (), ""
+    config.DATASETS.TEST, config.SOLVER.BEST_METRIC = (), ""
     with pytest.raises(ImportError, match="_lvis_v1_train' needs the package lvis"):
         Trainer(config)
 

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from released import released_retinanet
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.guidance import region_targets
 from denseclip_d2.meta_arch import DenseCLIPRetinaNet
 
@@ -80,7 +80,7 @@ def test_boxes_equal_the_original(released):
 
 
 def shapes_model(config: str = RETINANET, **keys):
-    return build_model(prepared(config, [str(x) for pair in keys.items() for x in pair]))
+    return build_model(prepared_cfg(config, [str(x) for pair in keys.items() for x in pair]))
 
 
 def random_input(height: int, width: int, boxes, classes) -> dict:
@@ -142,7 +142,9 @@ def test_the_pixel_text_loss_has_its_weight():
 
 def test_arguments_beside_a_config_replace_its_values():
     """As everywhere in Detectron2."""
-    cfg = prepared(RETINANET, ["MODEL.DENSECLIP.LOSS_WEIGHT", "0.5", "MODEL.DENSECLIP.LOSS_KIND", "softmax"])
+    cfg = prepared_cfg(
+        RETINANET, ["MODEL.DENSECLIP.LOSS_WEIGHT", "0.5", "MODEL.DENSECLIP.LOSS_TYPE", "softmax"]
+    )
     model = DenseCLIPRetinaNet(cfg, pixel_text_weight=2.0)
     assert (model.pixel_text_weight, model.pixel_text_kind) == (2.0, "softmax")
 
@@ -213,8 +215,8 @@ def test_class_names_that_do_not_fit_are_refused(names, message):
 
 
 def test_a_name_longer_than_the_prompt_is_refused():
-    with pytest.raises(ValueError, match="NAME_LENGTH = 4"):
-        shapes_model(**{"MODEL.DENSECLIP.PROMPT.NAME_LENGTH": 4})
+    with pytest.raises(ValueError, match="MAX_NAME_TOKENS = 4"):
+        shapes_model(**{"MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS": 4})
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_a_name_longer_than_the_prompt_is_refused():
 )
 def test_parameters_are_as_many_as_published(config, millions):
     """Without the text encoder (METHOD: table of published results)."""
-    model = build_model(prepared(f"configs/{config}.yaml", []))
+    model = build_model(prepared_cfg(f"configs/{config}.yaml", []))
     count = sum(p.numel() for name, p in model.named_parameters() if "text_encoder" not in name)
     assert count / 1e6 == pytest.approx(millions, rel=1e-3)
 
@@ -246,7 +248,7 @@ def test_the_softmax_loss_is_a_key():
     losses = {}
     for kind in ("binary", "softmax"):
         torch.manual_seed(0)
-        model = shapes_model(**{"MODEL.DENSECLIP.LOSS_KIND": kind})
+        model = shapes_model(**{"MODEL.DENSECLIP.LOSS_TYPE": kind})
         with EventStorage():
             losses[kind] = model(inputs * 2)
     assert losses["binary"]["loss_cls"] == losses["softmax"]["loss_cls"]
@@ -259,7 +261,7 @@ def test_kernels_can_be_switched_off():
     losses, operators = {}, {}
     for kernels in (True, False):
         torch.manual_seed(0)
-        model = shapes_model(**{"MODEL.DENSECLIP.KERNELS": kernels})
+        model = shapes_model(**{"MODEL.DENSECLIP.FUSED_OPS": kernels})
         with EventStorage(), torch.profiler.profile() as profile:
             losses[kernels] = model(inputs * 2)
         operators[kernels] = {x.key for x in profile.key_averages() if x.key.startswith("denseclip_d2::")}

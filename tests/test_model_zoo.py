@@ -5,7 +5,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.config import load_config
 from denseclip_d2.data.checks import load_datasets
@@ -20,7 +20,7 @@ NAME = "Shapes/denseclip_retinanet_tiny.yaml"
 def test_every_entry_has_its_config_and_its_weights(name):
     model = model_zoo.get(name, trained=True)  # all tensors, or an error
     assert model.training
-    assert model.backbone.language.folded == zoo_index()[name].folded
+    assert model.backbone.language.precomputed == zoo_index()[name].precomputed
 
 
 def test_configs_come_by_their_names():
@@ -70,7 +70,7 @@ def test_files_pil_images_and_arrays_give_the_same(small_shapes):
     path = next(small_shapes[0].glob("val/*.png"))
     image = Image.open(path)
     bgr = np.asarray(image.convert("RGB"))[:, :, ::-1]
-    outputs = [predictor(x, score_maps_of=["red solid circle"]) for x in (str(path), path, image, bgr)]
+    outputs = [predictor(x, score_map_names=["red solid circle"]) for x in (str(path), path, image, bgr)]
     assert outputs[0]["score_maps"].shape == (1, *bgr.shape[:2])
     for other in outputs[1:]:
         assert torch.equal(other["instances"].scores, outputs[0]["instances"].scores)
@@ -79,7 +79,7 @@ def test_files_pil_images_and_arrays_give_the_same(small_shapes):
         with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, BGR, not \("):
             predictor(array)
     with pytest.raises(ValueError, match=r"a list of names, such as \['red solid circle'\]"):
-        predictor(bgr, score_maps_of="red solid circle")
+        predictor(bgr, score_map_names="red solid circle")
 
 
 def test_a_photo_taken_upright_is_seen_upright(tmp_path):
@@ -109,20 +109,20 @@ def test_zoo_weights_are_small_enough_for_the_repository():
 
 @pytest.mark.parametrize("config", ["denseclip_retinanet_tiny", "denseclip_semantic_fpn_tiny"])
 def test_score_maps_of_any_words_leave_those_of_classes_alone(config, tmp_path):
-    cfg = prepared(f"configs/Shapes/{config}.yaml", ["TEST.SLIDING_WINDOW.ENABLED", "semantic" in config])
+    cfg = prepared_cfg(f"configs/Shapes/{config}.yaml", ["TEST.SLIDING_WINDOW.ENABLED", "semantic" in config])
     cfg.MODEL.DENSECLIP.CLASS_NAMES = SEMANTIC_CLASS_NAMES[: 19 if "semantic" in config else 18]
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     predictor = Predictor(cfg)
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     names = ["a purple star", "red solid circle", "a purple star", "the nose of a dog"]
-    maps = predictor(image, score_maps_of=names)["score_maps"]
+    maps = predictor(image, score_map_names=names)["score_maps"]
     assert maps.shape == (4, 90, 120)
     assert torch.equal(maps[0], maps[2])
-    assert torch.equal(maps[1], predictor(image, score_maps_of=names[1:2])["score_maps"][0])
+    assert torch.equal(maps[1], predictor(image, score_map_names=names[1:2])["score_maps"][0])
     assert not torch.allclose(maps[0], maps[3])
 
 
 def test_folded_weights_say_that_they_know_no_other_words():
     with pytest.raises(ValueError, match="'a dog' is not a class.*these have precomputed text embeddings"):
-        Predictor.from_zoo(NAME)(np.zeros((64, 64, 3), np.uint8), score_maps_of=["a dog"])
+        Predictor.from_zoo(NAME)(np.zeros((64, 64, 3), np.uint8), score_map_names=["a dog"])

@@ -24,7 +24,13 @@ from denseclip_d2.shapes.captions import ImageCaptionPairs, write_pairs
 ROOT = Path(__file__).parents[1]
 SHIPPED = "denseclip://Shapes/clip_tiny"
 TINY = Recipe(
-    model="RN-shapes-quickgelu", steps=4, batch_size=4, alike=2, warmup=1, period=2, num_evaluated=2
+    model="RN-shapes-quickgelu",
+    steps=4,
+    batch_size=4,
+    group_size=2,
+    warmup=1,
+    period=2,
+    num_evaluated=2,
 )
 
 
@@ -91,13 +97,13 @@ def test_training_learns_its_pairs(table, tmp_path):
 
 
 def test_neighbors_stay_together_and_every_epoch_has_another_order():
-    recipe = replace(TINY, steps=20, batch_size=8, alike=4)
+    recipe = replace(TINY, steps=20, batch_size=8, group_size=4)
     batches = [[pair for _, pair in batch] for batch in _order(recipe, 42, 0)]
     for epoch in (batches[:5], batches[5:10]):
         assert sorted(sum(epoch, [])) == list(range(40))
     assert batches[:5] != batches[5:10]
     assert all(batch[i] + 3 == batch[i + 3] and batch[i] % 4 == 0 for batch in batches for i in (0, 4))
-    single = [pair for _, pair in next(_order(replace(recipe, alike=1), 42, 0))]
+    single = [pair for _, pair in next(_order(replace(recipe, group_size=1), 42, 0))]
     assert any(a + 1 != b for a, b in pairwise(single[:4]))
     assert [*_order(recipe, 42, 7)] == [*_order(recipe, 42, 0)][7:]  # as at the start of a resumed run
 
@@ -134,7 +140,7 @@ def test_open_clip_and_a_detector_take_what_is_written(table, tmp_path, monkeypa
         str(ROOT / "configs/Shapes/denseclip_semantic_fpn_tiny.yaml"),
         ["MODEL.WEIGHTS", str(path), "MODEL.DEVICE", "cpu", "MODEL.DENSECLIP.CLIP_MODEL", TINY.model],
     )
-    visual = build_model_with_weights(cfg, fresh_start=True).backbone.visual
+    visual = build_model_with_weights(cfg, for_training=True).backbone.visual
     state = visual.state_dict()
     for name, tensor in clip.visual.state_dict().items():
         assert torch.equal(state[name], tensor), name
@@ -166,7 +172,7 @@ def test_models_begin_from_the_shipped_clip():
     clip = open_clip.create_model("RN-shapes-quickgelu", pretrained=PathManager.get_local_path(SHIPPED))
     cfg = load_config(str(ROOT / "configs/Shapes/denseclip_retinanet_tiny.yaml"), ["MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.WEIGHTS == SHIPPED
-    state = build_model_with_weights(cfg, fresh_start=True).backbone.visual.state_dict()
+    state = build_model_with_weights(cfg, for_training=True).backbone.visual.state_dict()
     for name, tensor in clip.visual.state_dict().items():
         assert torch.equal(state[name], tensor), name
 
@@ -201,16 +207,26 @@ def test_a_bad_table_is_refused_by_name(content, message, tmp_path):
         (["--model", "coca_ViT-B-32"], "is a CoCa"),
         (["--pairs", "nowhere.tsv"], "no such table"),
         (["--steps", "0"], "steps = 0"),
-        (["--alike", "3"], "batch_size = 4 is no multiple of alike = 3"),
+        (["--hard-negative-group-size", "3"], "batch_size = 4 is no multiple of alike = 3"),
         (["--images", "0"], "0 images to evaluate on"),
         (["--learning-rate", "nan"], "learning_rate = nan"),
-        (["--muon", "-1"], "muon = -1.0"),
-        (["--apart", "nan"], "apart = nan"),
+        (["--muon-lr", "-1"], "muon = -1.0"),
+        (["--text-uniformity-weight", "nan"], "apart = nan"),
         (["--batch-size", "64"], "8 pairs are fewer than a batch of 64"),
     ],
 )
 def test_a_bad_command_ends_before_the_first_step(options, message, table, tmp_path, monkeypatch):
     pairs = ["--pairs", table.rows[0][0].parents[1] / "captions.tsv"]
     with pytest.raises(SystemExit, match=message):
-        run_tool(monkeypatch, "--output", tmp_path / "out", *pairs, "--batch-size", 4, "--alike", 2, *options)
+        run_tool(
+            monkeypatch,
+            "--output",
+            tmp_path / "out",
+            *pairs,
+            "--batch-size",
+            4,
+            "--hard-negative-group-size",
+            2,
+            *options,
+        )
     assert not [*(tmp_path / "out").glob("*")]

@@ -24,9 +24,9 @@ from denseclip_d2.data.coco_annotation import Changes, normalize_annotation
 from denseclip_d2.data.coco_masks import mask_area, mask_box, normalize_mask
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.data.yolo import read_labels
-from denseclip_d2.export.resizing import fitted_size
+from denseclip_d2.export.resize import fitted_size
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves
-from denseclip_d2.language.packing import pack_prompts
+from denseclip_d2.language.prefix_tree import build_prefix_tree
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
@@ -150,10 +150,10 @@ def token_ids(names: list[list[int]]) -> torch.Tensor:
 
 
 @given(names, st.integers(0, 3), st.integers(1, 60))
-def test_packed_prompts_share_each_prefix_once_and_see_their_own_alone(names, num_contexts, max_tokens):
-    contexts = [-1 - i for i in range(num_contexts)]
+def test_packed_prompts_share_each_prefix_once_and_see_their_own_alone(names, n_ctx, max_tokens):
+    contexts = [-1 - i for i in range(n_ctx)]
     expected = [[START, *contexts, *name, END] for name in names]
-    packs = pack_prompts(token_ids(names), num_contexts, max_tokens)
+    packs = build_prefix_tree(token_ids(names), n_ctx, max_tokens)
     found = []
     for pack in packs:
         first = len(found)
@@ -171,10 +171,10 @@ def test_packed_prompts_share_each_prefix_once_and_see_their_own_alone(names, nu
 
 @settings(max_examples=10)
 @given(names, st.integers(0, 3))
-def test_packed_prompts_have_the_embeddings_of_prompts_alone(names, num_contexts):
+def test_packed_prompts_have_the_embeddings_of_prompts_alone(names, n_ctx):
     torch.manual_seed(0)
     encoder = CLIPTextEncoder(context_length=12, vocab_size=100, width=16, heads=2, layers=2, output_dim=8)
-    contexts = torch.randn(2, num_contexts, 16) if num_contexts else None
+    contexts = torch.randn(2, n_ctx, 16) if n_ctx else None
     ids = token_ids(names)
     torch.testing.assert_close(
         encoder(ids, contexts), encoder.encode_unpacked(ids, contexts), atol=1e-5, rtol=1e-4
@@ -217,7 +217,7 @@ scalars = (
     | st.floats(-1, 2)
 )
 values = scalars | st.lists(scalars, max_size=3) | st.lists(scalars, max_size=3).map(tuple)
-RULES = {rule.words: rule for rule in (rules.OWN | rules.DETECTRON2).values() if rule != rules.DEVICE}
+RULES = {rule.words: rule for rule in rules.RULES.values() if rule != rules.DEVICE}
 
 
 @settings(max_examples=300)

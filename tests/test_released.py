@@ -14,11 +14,11 @@ from released import (
 from torch import nn
 from torch.testing import assert_close
 
-from configs import prepared
-from denseclip_d2.builder import build_model_with_weights, make_fast
+from configs import prepared_cfg
+from denseclip_d2.builder import build_model_with_weights, optimize_for_inference
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer, released
 from denseclip_d2.checkpoint.clip import resize_positions
-from denseclip_d2.checkpoint.report import LoadReport
+from denseclip_d2.checkpoint.load_report import LoadReport
 from denseclip_d2.data import get_class_names
 from denseclip_d2.export.safetensors import export
 from denseclip_d2.language.prompts import tokenize_names
@@ -43,7 +43,7 @@ CONFIGS = {
 
 def full_size_model(name: str, *opts) -> nn.Module:
     """Return the model of a config with shapes and without values."""
-    return build_model(prepared(f"configs/{name}.yaml", [*opts, "MODEL.DEVICE", "meta"]))
+    return build_model(prepared_cfg(f"configs/{name}.yaml", [*opts, "MODEL.DEVICE", "meta"]))
 
 
 def key_list(name: str) -> dict[str, torch.Tensor]:
@@ -88,8 +88,8 @@ def test_a_released_checkpoint_exported_gives_the_recorded_boxes(reference, tmp_
     model, exported = released_retinanet(record, tmp_path), str(tmp_path / "model.safetensors")
     source = str(tmp_path / "released.pth")
     export(model, released_config(), model.backbone.language.class_names, source=source, output=exported)
-    cfg = prepared(exported, [])
-    again = make_fast(cfg, build_model_with_weights(cfg))
+    cfg = prepared_cfg(exported, [])
+    again = optimize_for_inference(cfg, build_model_with_weights(cfg))
     read_prompts(again.backbone.language, record.inputs["texts"])
     assert_boxes_are_the_recorded(again, record)
 
@@ -118,7 +118,7 @@ def test_with_detectron2s_p7_the_pyramid_is_another(reference, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("key", "value", "needed"),
     [
-        ("VISUAL.POSITION", "interpolate", "VISUAL.POSITION crop"),
+        ("VISUAL.POS_EMBED", "interpolate", "VISUAL.POS_EMBED crop"),
         ("SCORE_MAP.CONCAT_LOGITS", False, "SCORE_MAP.CONCAT_LOGITS True"),
         ("SCORE_MAP.TAU", 0.1, "SCORE_MAP.TAU 0.07"),
         ("CONTEXT_DECODER.HEADS", 8, "CONTEXT_DECODER.HEADS 4"),
@@ -132,16 +132,16 @@ def test_settings_that_no_shape_shows_are_asked_for(reference, tmp_path, key, va
 def test_a_model_of_another_kind_is_refused_by_name(reference, tmp_path):
     path = released_checkpoint(reference("det_full_tiny"), tmp_path)
     for config in ("denseclip_mask_rcnn_tiny", "denseclip_retinanet_tiny"):
-        model = build_model(prepared(f"configs/Shapes/{config}.yaml", []))
+        model = build_model(prepared_cfg(f"configs/Shapes/{config}.yaml", []))
         expected = (
             "released RetinaNet on DenseCLIP.*model is DenseCLIPMaskRCNN" if "mask" in config else "FPN_P7"
         )
         with pytest.raises(ValueError, match=expected):
             DenseCLIPCheckpointer(model).load(path)
-    plain = ("CLIPRetinaNet", "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone")
+    plain = ("RetinaNetGlobalNorm", "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone")
     opts = ["MODEL.META_ARCHITECTURE", *plain, "MODEL.DENSECLIP.FPN_P7_RELU", "False"]
-    model = build_model(prepared("configs/Shapes/denseclip_retinanet_tiny.yaml", opts))
-    with pytest.raises(ValueError, match="RetinaNet on DenseCLIP.*CLIPRetinaNet on FPN"):
+    model = build_model(prepared_cfg("configs/Shapes/denseclip_retinanet_tiny.yaml", opts))
+    with pytest.raises(ValueError, match="RetinaNet on DenseCLIP.*RetinaNetGlobalNorm on FPN"):
         DenseCLIPCheckpointer(model).load(path)
 
 
@@ -150,9 +150,9 @@ def test_prompts_longer_than_the_released_positions_are_refused(reference, tmp_p
     register_reference_architecture(tmp_path)
     weights = key_list("retinanet_denseclip_r50_fpn_1x_coco")
     model = full_size_model(
-        "COCO-Detection/denseclip_retinanet_RN50_FPN_1x", "MODEL.DENSECLIP.PROMPT.NAME_LENGTH", "7"
+        "COCO-Detection/denseclip_retinanet_RN50_FPN_1x", "MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS", "7"
     )
-    with pytest.raises(ValueError, match=r"13 positions.*take 15.*NAME_LENGTH to 5"):
+    with pytest.raises(ValueError, match=r"13 positions.*take 15.*MAX_NAME_TOKENS to 5"):
         released.convert_released(weights, model, "released.pth")
 
 
@@ -161,7 +161,7 @@ def test_the_released_vits_second_class_embedding_is_kept(doubled):
     """It is in its position if the config does not add it again. Both reproduce the authors' outputs."""
     opts = ["MODEL.DENSECLIP.CLIP_MODEL", "ViT-tiny-quickgelu", "MODEL.DENSECLIP.VISUAL.NORM", "BN"]
     opts += ["MODEL.DENSECLIP.VISUAL.DOUBLE_CLASS_EMBEDDING", str(doubled)]
-    model = build_model(prepared("configs/Shapes/clip_semantic_fpn_tiny.yaml", opts)).eval()
+    model = build_model(prepared_cfg("configs/Shapes/clip_semantic_fpn_tiny.yaml", opts)).eval()
     visual = model.backbone.bottom_up
     weights = {f"backbone.bottom_up.{k}": v.clone() for k, v in visual.state_dict().items()}
     with torch.no_grad():
@@ -176,6 +176,6 @@ def test_the_released_vits_second_class_embedding_is_kept(doubled):
 def test_the_released_segmentors_prompts_are_theirs(reference):
     """MMSegmentation's names of ADE20K's classes. Ten differ from Detectron2's."""
     record = reference("tokenizer")
-    cfg = prepared("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
-    ids = tokenize_names(get_class_names(cfg), cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH)
+    cfg = prepared_cfg("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
+    ids = tokenize_names(get_class_names(cfg), cfg.MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS)
     assert torch.equal(ids, record.outputs["ade_5"].long())

@@ -13,7 +13,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 from test_coco_eval import by_pycocotools, scene
 from test_engine import final_metrics
 from torch.testing import assert_close
@@ -24,11 +24,11 @@ from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.run_record import read_starts, record_evaluation
 from denseclip_d2.report import page, report_training, write_report
 from denseclip_d2.report.charts import MAX_POINTS, line_chart
-from denseclip_d2.report.detections import Detections, read_detections
+from denseclip_d2.report.detections import DetectionResults, read_detections
+from denseclip_d2.report.images import SIZES, best_and_worst, encoded
 from denseclip_d2.report.labels import read_labeled
-from denseclip_d2.report.parts import number, part_of_objects
-from denseclip_d2.report.pictures import SIZES, best_and_worst, encoded
 from denseclip_d2.report.run import read_records, read_run
+from denseclip_d2.report.sections import box_section, number
 from denseclip_d2.shapes.dataset import CLASS_NAMES, SEMANTIC_CLASS_NAMES, generate_shapes
 
 KINDS = ("denseclip_retinanet", "denseclip_mask_rcnn", "denseclip_semantic_fpn", "clip_semantic_fpn")
@@ -149,7 +149,7 @@ def test_the_figures_are_those_of_the_evaluation(run):
             for n, value in zip(found.class_names, found.average_precision(task), strict=True)
         }
     assert len(by_class) >= 18
-    for key, value in {**found.figures, **by_class}.items():
+    for key, value in {**found.metrics, **by_class}.items():
         assert_close(float(value), metrics[key], atol=1e-9, rtol=1e-9, equal_nan=True, msg=key)
 
 
@@ -193,7 +193,7 @@ def test_the_report_shows_what_the_start_has_recorded(run):
         assert value in seen, value
     total = sum(int(row[3].replace(",", "")) for row in start["parameter_groups"][1:])
     assert total > 10_000 and all(cell in seen for row in start["parameter_groups"] for cell in map(str, row))
-    assert start["departures"] == [] and start["seconds"] > 0
+    assert start["overrides"] == [] and start["seconds"] > 0
     assert "training time" in seen and "unknown: this folder has no run.json" not in seen
 
 
@@ -207,7 +207,7 @@ def test_a_resumed_run_adds_its_start_and_a_new_one_begins_anew(detector, data):
         trainer.train()
         starts = read_starts(detector)
         assert len(starts) == count
-        assert starts[-1]["departures"] == ["SOLVER.MAX_ITER: 3 instead of 2"]
+        assert starts[-1]["overrides"] == ["SOLVER.MAX_ITER: 3 instead of 2"]
         assert starts[0] == before[0] or not resume
         seen = Page(write_report(detector)).text
         assert "SOLVER.MAX_ITER: 3 instead of 2" in seen
@@ -345,7 +345,7 @@ def boxes(tmp_path, catalogs):
     register_coco_instances("pets", {}, str(tmp_path / "truth.json"), str(tmp_path))
     MetadataCatalog.get("pets").thing_classes = ["cat", "dog"]
 
-    def evaluate(*found: tuple[int, int, list[int], float]) -> Detections:
+    def evaluate(*found: tuple[int, int, list[int], float]) -> DetectionResults:
         results = [
             {"image_id": image, "category_id": 7 + c, "bbox": box, "score": score}
             for image, c, box, score in found
@@ -433,7 +433,7 @@ def test_a_file_with_words_for_ids_and_little_else_is_reported(boxes, tmp_path):
     assert found.confusions.tolist() == [[1, 0, 1], [0, 1, 2], [0, 0, 0]]
     assert found.sizes == {"small": 4, "medium": 1}
     assert found.quality == {"image 1": (2 / 5, 4), "image 2": (1.0, 1)}
-    assert found.figures["bbox/AP50"] > 0 == found.figures["segm/AP50"]
+    assert found.metrics["bbox/AP50"] > 0 == found.metrics["segm/AP50"]
 
 
 def test_detections_of_other_data_are_told(boxes, tmp_path):
@@ -445,13 +445,13 @@ def test_a_model_that_finds_nothing_has_a_page_all_the_same(boxes):
     found = boxes()
     assert (found.threshold, found.f1) == (0.5, 0.0)
     assert found.confusions.tolist() == [[0, 0, 2], [0, 0, 2], [0, 0, 0]]
-    part = part_of_objects("pets", found)
+    part = box_section("pets", found)
     assert "found nothing at all" in part.notes[0]
     assert [row[0].text for row in part.classes.rows] == ["cat", "dog"]
 
 
 def test_classes_and_confusions_are_ranked(boxes):
-    part = part_of_objects("pets", boxes(*RIGHT, (1, 1, [12, 52, 20, 20], 0.85)))
+    part = box_section("pets", boxes(*RIGHT, (1, 1, [12, 52, 20, 20], 0.85)))
     assert [row[0].text for row in part.classes.rows] == ["cat", "dog"]
     ((is_, taken_for, count, share),) = part.confusions.rows
     assert (is_.text, taken_for.text, count.text, share.text) == ("cat", "dog", "1", "50%")
@@ -478,12 +478,12 @@ def test_pixels_are_counted_without_those_to_ignore_wherever_the_data_are_by_now
     (tmp_path / "sem_seg_predictions.json").write_text(json.dumps(segments))
     found = read_labeled("tiny", tmp_path)
     assert found.confusions.tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 1]]
-    assert found.figures == {"sem_seg/mIoU": 100.0, "sem_seg/mACC": 100.0, "sem_seg/pACC": 100.0}
+    assert found.metrics == {"sem_seg/mIoU": 100.0, "sem_seg/mACC": 100.0, "sem_seg/pACC": 100.0}
     assert found.quality == {str(tmp_path / "images/a.png"): (1.0, 3)}
 
 
 def encode_counts(counts: list[int], shape: tuple[int, int]) -> dict:
-    encoded = run_lengths.frPyObjects({"counts": counts, "size": list(shape)}, *shape)
+    encoded = mask_util.frPyObjects({"counts": counts, "size": list(shape)}, *shape)
     return {**encoded, "counts": encoded["counts"].decode()}
 
 
@@ -499,11 +499,11 @@ def test_the_page_stays_small(detector, monkeypatch, boxes):
     """LVIS's 1203 classes and a day of iterations. Noise makes the largest JPEGs."""
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
     panels = 2 * page.IMAGES * (2 + 3)
-    assert panels * len(encoded(noise, *SIZES[-1])) < page.MAX_PICTURES
+    assert panels * len(encoded(noise, *SIZES[-1])) < page.MAX_IMAGES
     rng, count = np.random.default_rng(0), 1203
-    many = Detections(
+    many = DetectionResults(
         class_names=[f"class number {i} of many" for i in range(count)],
-        figures=boxes(*RIGHT).figures,
+        metrics=boxes(*RIGHT).metrics,
         precision={"bbox": rng.random((10, 101, count))},
         threshold=0.5,
         confusions=rng.integers(0, 9, (count + 1, count + 1)),
@@ -511,11 +511,11 @@ def test_the_page_stays_small(detector, monkeypatch, boxes):
         quality={},
     )
     shutil.rmtree(detector / "inference")
-    monkeypatch.setattr(page, "_parts", lambda run: ([part_of_objects("many", many)], []))
+    monkeypatch.setattr(page, "_parts", lambda run: ([box_section("many", many)], []))
     losses = {f"loss_{name}": 1.5 for name in range(9)}
     lines = (json.dumps({"iteration": i, **losses}) for i in range(5000))
     (detector / "metrics.json").write_text("\n".join(lines))
-    assert write_report(detector).stat().st_size < MAX_BYTES - page.MAX_PICTURES
+    assert write_report(detector).stat().st_size < MAX_BYTES - page.MAX_IMAGES
 
 
 def test_a_long_curve_keeps_its_course():

@@ -11,7 +11,7 @@ from released import released_semantic_fpn
 from test_engine import final_metrics, run_tool
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.data import register_semantic_folder
 from denseclip_d2.engine import Trainer
 from denseclip_d2.engine.lr_scheduler import build_lr_scheduler
@@ -25,7 +25,7 @@ WINDOWS = {"TEST.SLIDING_WINDOW.ENABLED": True, "TEST.SLIDING_WINDOW.SIZE": "(64
 
 
 def tiny_model(config: str = DENSECLIP, **keys):
-    return build_model(prepared(config, [str(x) for pair in keys.items() for x in pair]))
+    return build_model(prepared_cfg(config, [str(x) for pair in keys.items() for x in pair]))
 
 
 def decisive(model):
@@ -128,7 +128,7 @@ def test_kernels_of_both_losses_can_be_switched_off():
     losses, operators = {}, {}
     for kernels in (True, False):
         torch.manual_seed(0)
-        model = tiny_model(**{"MODEL.DENSECLIP.KERNELS": kernels}).train()
+        model = tiny_model(**{"MODEL.DENSECLIP.FUSED_OPS": kernels}).train()
         with torch.profiler.profile() as profile:
             losses[kernels] = model(inputs)
         operators[kernels] = {
@@ -195,7 +195,7 @@ def test_an_image_no_larger_than_the_window_is_seen_whole():
 def test_score_maps_are_of_the_whole_image(tmp_path):
     """Even if windows produce the labels, a predictor's score map is that of the whole image."""
     keys = {**WINDOWS, "MODEL.WEIGHTS": tmp_path / "model.pth", "INPUT.MIN_SIZE_TEST": 128}
-    cfg = prepared(DENSECLIP, [str(x) for pair in keys.items() for x in pair])
+    cfg = prepared_cfg(DENSECLIP, [str(x) for pair in keys.items() for x in pair])
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     pixels = random_image(128, 160).permute(1, 2, 0).numpy()
     by_windows = Predictor(cfg)(pixels, SEMANTIC_CLASS_NAMES[:2])
@@ -223,14 +223,14 @@ def test_keys_that_do_not_fit_are_refused(keys, message):
         tiny_model(**{**WINDOWS, **keys})
 
 
-@pytest.mark.parametrize("keys, way_out", [({}, "ENABLED True"), (WINDOWS, "Lower .*MAX_PIXELS")])
-def test_too_little_memory_is_told_with_the_keys_that_help(monkeypatch, keys, way_out):
+@pytest.mark.parametrize("keys, fix", [({}, "ENABLED True"), (WINDOWS, "Lower .*MAX_PIXELS")])
+def test_too_little_memory_is_told_with_the_keys_that_help(monkeypatch, keys, fix):
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model = tiny_model(**keys).eval()
     monkeypatch.setattr(model.sem_seg_head, "forward", no_memory)
-    with pytest.raises(MemoryError, match=f"TEST.SLIDING_WINDOW.*{way_out}|{way_out}"):
+    with pytest.raises(MemoryError, match=f"TEST.SLIDING_WINDOW.*{fix}|{fix}"):
         segment(model, {"image": random_image(64, 64)})
     with pytest.raises(torch.OutOfMemoryError):  # windows do not apply in training
         model.train()([labeled(64, 64)] * 2)
@@ -239,7 +239,7 @@ def test_too_little_memory_is_told_with_the_keys_that_help(monkeypatch, keys, wa
 @pytest.mark.parametrize("keys", [{}, WINDOWS], ids=["whole", "windows"])
 def test_augmentation_averages_probabilities_over_sizes_and_mirrors(keys):
     keys = {**keys, "TEST.AUG.MIN_SIZES": "(64, 96)", "TEST.AUG.MAX_SIZE": 400, "TEST.AUG.FLIP": True}
-    cfg = prepared(DENSECLIP, [str(x) for pair in keys.items() for x in pair])
+    cfg = prepared_cfg(DENSECLIP, [str(x) for pair in keys.items() for x in pair])
     model = decisive(build_model(cfg))
     image = {"image": random_image(80, 100), "height": 120, "width": 150}
     expected = []
@@ -255,7 +255,7 @@ def test_augmentation_averages_probabilities_over_sizes_and_mirrors(keys):
 
 def test_rates_follow_the_released_schedule():
     """All groups reach the same end rate: (rate - end) * (1 - i / 80000)^0.9 + end, after the warm-up."""
-    cfg = prepared("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
+    cfg = prepared_cfg("configs/ADE20K-SemanticSegmentation/denseclip_semantic_fpn_RN50_80k.yaml", [])
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-4, 1e-5)]
     optimizer = torch.optim.AdamW(groups)
     scheduler = build_lr_scheduler(cfg, optimizer)
@@ -291,7 +291,7 @@ def options(small_shapes, tmp_path):
 
 @pytest.mark.parametrize("config", [DENSECLIP, CLIP], ids=["DenseCLIP", "CLIP"])
 def test_training_ends_with_miou_of_windows_and_of_augmentation(options, config):
-    cfg = prepared(config, options)
+    cfg = prepared_cfg(config, options)
     Trainer(cfg).train()
     metrics = final_metrics(Path(cfg.OUTPUT_DIR))
     for name in ("total_loss", "sem_seg/mIoU", "sem_seg_TTA/mIoU"):
@@ -303,15 +303,15 @@ def test_training_ends_with_miou_of_windows_and_of_augmentation(options, config)
     assert (trainer.start_iter, trainer.scheduler.last_epoch) == (2, 2)
 
 
-def test_pictures_show_labels_with_a_legend_and_score_maps(small_shapes, tmp_path):
+def test_images_show_labels_with_a_legend_and_score_maps(small_shapes, tmp_path):
     root, *_ = small_shapes
-    cfg = prepared(DENSECLIP, [])
+    cfg = prepared_cfg(DENSECLIP, [])
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     source = ("--dataset", "shapes_sem_seg_val"), ("--input", root / "val/000000000001.png")
     for i, arguments in enumerate(source):
         done = run_tool(
-            "demo.py", *arguments, "--output", tmp_path / f"pictures{i}",
+            "demo.py", *arguments, "--output", tmp_path / f"images{i}",
             "MODEL.WEIGHTS", tmp_path / "model.pth", datasets=root.parent, config=DENSECLIP,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        assert (tmp_path / f"pictures{i}/000000000001.png").exists()
+        assert (tmp_path / f"images{i}/000000000001.png").exists()

@@ -308,7 +308,7 @@ def test_textures_have_two_colors_and_differ(texture):
 
 def test_shapes_192_has_the_same_files_and_its_own_classes(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    prepare(["--world", "shapes192", "--num-train", "40", "--num-val", "2"])
+    prepare(["--vocabulary", "shapes192", "--num-train", "40", "--num-val", "2"])
     root = tmp_path / "shapes192"
     coco = COCO(str(root / "annotations" / "instances_train.json"))
     assert [category["name"] for category in coco.cats.values()] == list(SHAPES_192.class_names)
@@ -320,7 +320,7 @@ def test_shapes_192_has_the_same_files_and_its_own_classes(prepare, tmp_path, mo
         assert set(np.unique(labels)) <= {192, *(c - 1 for c in seen)}
     name = "shapes192_sem_seg_val"
     assert MetadataCatalog.get(name).stuff_classes == list(SHAPES_192.semantic_class_names)
-    assert "--world shapes192" in MetadataCatalog.get(name).how_to_get
+    assert "--vocabulary shapes192" in MetadataCatalog.get(name).how_to_get
 
 
 def test_unseen_classes_have_no_annotation_and_are_ignored_in_labels(prepare, tmp_path, monkeypatch, capsys):
@@ -330,7 +330,7 @@ def test_unseen_classes_have_no_annotation_and_are_ignored_in_labels(prepare, tm
     for words in (SHAPES_192.colors, SHAPES_192.textures, SHAPES_192.outlines):
         assert all(any(word in name.split() for name in SHAPES_192.seen_class_names) for word in words)
     assert SHAPES.held_out == ()
-    arguments = ["--world", "shapes192", "--num-train", "40", "--num-val", "2"]
+    arguments = ["--vocabulary", "shapes192", "--num-train", "40", "--num-val", "2"]
     prepare(arguments)
     root = tmp_path / "shapes192"
     whole, seen = (

@@ -263,7 +263,7 @@ def best(cfg) -> tuple[float, int]:
 
 def test_the_best_score_survives_a_resume(config):
     """The score of an evaluation during training or of the last one. Only better scores replace it."""
-    config.TEST.EVAL_PERIOD, config.SOLVER.KEEP_BEST, config.SOLVER.MAX_ITER = 2, "bbox/AP", 4
+    config.TEST.EVAL_PERIOD, config.SOLVER.BEST_METRIC, config.SOLVER.MAX_ITER = 2, "bbox/AP", 4
     run(config, test=scores(10, 30))
     assert best(config) == (30, 4)
     kept = Path(config.OUTPUT_DIR, "model_best.pth").read_bytes()
@@ -284,7 +284,7 @@ def test_only_the_newest_checkpoints_of_the_run_are_kept(config):
     output.mkdir()
     others = ["model_9999999.pth", "model_final.pth"]
     (output / others[0]).touch()
-    config.SOLVER.CHECKPOINT_PERIOD, config.SOLVER.KEEP_CHECKPOINTS, config.SOLVER.MAX_ITER = 1, 2, 4
+    config.SOLVER.CHECKPOINT_PERIOD, config.SOLVER.MAX_TO_KEEP, config.SOLVER.MAX_ITER = 1, 2, 4
 
     def kept() -> set[str]:
         return {path.name for path in output.glob("*.pth")}
@@ -309,12 +309,12 @@ def test_a_failing_evaluation_loses_no_iteration(config):
     "opts, message",
     [
         (
-            ("SOLVER.KEEP_CHECKPOINTS", -1),
-            "KEEP_CHECKPOINTS is -1; it has to be a whole number of at least 0",
+            ("SOLVER.MAX_TO_KEEP", -1),
+            "MAX_TO_KEEP is -1; it has to be a whole number of at least 0",
         ),
         (
-            ("SOLVER.KEEP_BEST", "bbox/AP", "DATASETS.TEST", "()"),
-            "KEEP_BEST is 'bbox/AP', but DATASETS.TEST is",
+            ("SOLVER.BEST_METRIC", "bbox/AP", "DATASETS.TEST", "()"),
+            "BEST_METRIC is 'bbox/AP', but DATASETS.TEST is",
         ),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(small_shapes, tmp_p
     context.set_forkserver_preload(["denseclip_d2.engine"])
 
     def start(output: Path, hang_at_save: int = 0):
-        opts = ("SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.KEEP_CHECKPOINTS", 2)
+        opts = ("SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.MAX_TO_KEEP", 2)
         cfg = make_config(small_shapes, output, *opts)
         child = context.Process(target=train_in_child, args=(cfg, *small_shapes, hang_at_save))
         child.start()

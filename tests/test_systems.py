@@ -18,13 +18,13 @@ from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
-from denseclip_d2.data.tasks import section_of
+from denseclip_d2.data.tasks import num_classes_section
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import has_panopticapi
 from denseclip_d2.inference import Predictor, with_tta
 from denseclip_d2.meta_arch import language_guided
 from denseclip_d2.meta_arch.pixel_text import captured_features
-from denseclip_d2.meta_arch.semantic_fpn import CLIPSemanticFPN
+from denseclip_d2.meta_arch.semantic_fpn import SlidingWindowSegmentor
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES, generate_shapes, register_shapes
 
 CONFIGS = sorted(Path("configs/Shapes/systems").glob("*.yaml"))
@@ -120,7 +120,7 @@ def test_panoptic_fpn_is_evaluated_on_objects_and_labels_and_joins_both(options)
         with_tta(cfg, trainer.model)
 
 
-def test_panoptic_deeplab_is_evaluated_on_labels_and_makes_one_picture(options):
+def test_panoptic_deeplab_is_evaluated_on_labels_and_makes_one_image(options):
     cfg = load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [*options, "SOLVER.MAX_ITER", "1"])
     trainer = Trainer(cfg)
     trainer.train()
@@ -165,9 +165,9 @@ def test_panoptic_deeplab_without_panopticapi_says_how_to_get_it(monkeypatch):
 
 def test_panoptic_deeplab_without_language_has_the_same_labels(panopticapi):
     cfg = load_config("configs/Shapes/systems/panoptic_deeplab.yaml", [])
-    assert section_of(cfg) == "SEM_SEG_HEAD"
+    assert num_classes_section(cfg) == "SEM_SEG_HEAD"
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "PanopticDeepLab", "build_clip_backbone"
-    assert section_of(cfg) == "SEM_SEG_HEAD"
+    assert num_classes_section(cfg) == "SEM_SEG_HEAD"
     names = [name for name, _ in build_model(cfg).named_parameters()]
     assert not [name for name in names if "language" in name]
 
@@ -195,7 +195,7 @@ def test_the_panoptic_quality_of_the_truth_is_whole(options, name):
 
 
 def test_a_system_of_ones_own_is_guided_by_one_line():
-    class HalvedSegmentor(CLIPSemanticFPN):
+    class HalvedSegmentor(SlidingWindowSegmentor):
         """A system that is unknown to this project."""
 
         def forward(self, batched_inputs):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.language import text_encoder as module
-from denseclip_d2.language.packing import pack_prompts
+from denseclip_d2.language.prefix_tree import build_prefix_tree
 from denseclip_d2.language.prompting import precomputed_text
 from denseclip_d2.language.prompts import tokenize_names
 
@@ -21,15 +21,13 @@ def random_contexts(batch: int, number: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 256])
-@pytest.mark.parametrize("batch, num_contexts", [(1, 8), (3, 5), (1, 1)])
+@pytest.mark.parametrize("batch, n_ctx", [(1, 8), (3, 5), (1, 1)])
 @pytest.mark.parametrize("names", [UNEQUAL, ["dog"], ["red dog", "red cat"]])
-def test_packed_prompts_give_the_definition_and_its_gradient(
-    monkeypatch, names, batch, num_contexts, max_tokens
-):
+def test_packed_prompts_give_the_definition_and_its_gradient(monkeypatch, names, batch, n_ctx, max_tokens):
     monkeypatch.setattr(module, "PACK_TOKENS", {"cpu": max_tokens, "cuda": 0})
     monkeypatch.setattr(module, "STORED_PACKS", 2)
     encoder, ids = small_text_encoder(), tokenize_names(names, 12)
-    contexts = random_contexts(batch, num_contexts)
+    contexts = random_contexts(batch, n_ctx)
     upstream = torch.randn(batch, len(names), 32)
     expected, embeddings = encoder.encode_unpacked(ids, contexts), encoder(ids, contexts)
     assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
@@ -47,18 +45,18 @@ def test_packed_sentences_without_contexts_give_the_definition(names):
 
 def test_packing_keeps_each_beginning_once():
     ids = tokenize_names(UNEQUAL, 12)
-    (pack,) = pack_prompts(ids, 8, 256)
+    (pack,) = build_prefix_tree(ids, 8, 256)
     # 9 of start and contexts; 2, 3, 2 ("traffic" is shared), 9 and 2 of names and their ends.
     assert len(pack.ids) == 9 + 2 + 3 + 2 + 9 + 2
     assert pack.positions[pack.ends].tolist() == [8 + end for end in ids.argmax(1).tolist()]
     assert (pack.mask == 0).sum(1).tolist() == (pack.positions + 1).tolist()
-    (sentences,) = pack_prompts(tokenize_names(["a photo of a dog.", "a photo of a cat."]), 0, 256)
+    (sentences,) = build_prefix_tree(tokenize_names(["a photo of a dog.", "a photo of a cat."]), 0, 256)
     assert len(sentences.ids) == 5 + 2 * 3
 
 
 def test_packs_are_bounded_and_hold_every_prompt_in_order():
     ids = tokenize_names(UNEQUAL, 12)
-    packs = pack_prompts(ids, 8, 16)
+    packs = build_prefix_tree(ids, 8, 16)
     assert max(len(pack.ids) for pack in packs) == 9 + 9  # the longest prompt alone
     assert all(len(pack.ids) <= 16 for pack in packs if len(pack.ends) > 1)
     assert sum(len(pack.ends) for pack in packs) == len(UNEQUAL) and 1 < len(packs) < len(UNEQUAL)

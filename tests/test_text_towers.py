@@ -37,7 +37,7 @@ def test_contexts_that_are_words_are_read_as_words(family):
     encoder = CLIPTextEncoder.from_architecture(architecture)
     names = ["red square", "dog"]
     learned = PromptedTextEncoder(
-        class_names=names, text_encoder=encoder, mode="context", num_contexts=1, context_init="a"
+        class_names=names, text_encoder=encoder, mode="context", n_ctx=1, context_init="a"
     )
     fixed = PromptedTextEncoder(class_names=names, text_encoder=encoder, mode="template", template="a {}")
     nothing = torch.zeros(1, 64), torch.zeros(1, 64, 1, 1)

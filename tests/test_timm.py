@@ -45,7 +45,7 @@ def test_activations_can_be_computed_again():
 
 
 def test_what_crashes_torch_stays_contiguous():
-    keys = {"CLIP_MODEL": "tiny-MobileCLIP", "VISUAL.DENSE": "attention"}
+    keys = {"CLIP_MODEL": "tiny-MobileCLIP", "VISUAL.DENSE_FEATURES": "attention"}
     opts = [x for key, value in keys.items() for x in (f"MODEL.DENSECLIP.{key}", value)]
     cfg = load_config(CONFIG, [*opts, "MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.CHANNELS_LAST

@@ -28,13 +28,13 @@ def test_labels_stay_in_the_image_and_do_not_overlap(image):
     boxes[:3] = boxes[0]
     labels = [f"{name} 90%" for name in CLASS_NAMES[:7]] + ["a name " * 30]
     visualizer.overlay_instances(boxes=boxes, labels=labels)
-    picture = visualizer.output.ax.bbox
+    image = visualizer.output.ax.bbox
     placed = [visualizer._extent(label) for label in visualizer.output.ax.texts]
     sides = np.array([box.extents for box in placed])
     assert len(placed) == 8
     for i, box in enumerate(placed):
-        assert picture.x0 - 1 <= box.x0 and box.x1 <= picture.x1 + 1
-        assert picture.y0 - 1 <= box.y0 and box.y1 <= picture.y1 + 1
+        assert image.x0 - 1 <= box.x0 and box.x1 <= image.x1 + 1
+        assert image.y0 - 1 <= box.y0 and box.y1 <= image.y1 + 1
         assert drawing._overlaps(sides[i : i + 1], sides[:i]) < 1
 
 

@@ -9,7 +9,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.checkpoint.released import our_name
 from denseclip_d2.engine.optimizer import build_optimizer
 from denseclip_d2.visual import CLIPResNet, CLIPViT, build_clip_vit_backbone, build_visual_encoder
@@ -87,7 +87,7 @@ def test_embeddings_at_clips_resolution_are_open_clips(patch, size, quick_gelu, 
 @pytest.mark.parametrize("name, width", [("ViT-B-16", 768), ("ViT-B-32", 768), ("ViT-L-14", 1024)])
 def test_encoder_is_built_by_name(name, width):
     """At strides 4 to 32 for any patch size. Parameters have shapes and no memory."""
-    cfg = prepared("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
+    cfg = prepared_cfg("configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml", [])
     cfg.MODEL.FPN.IN_FEATURES = []
     cfg.MODEL.DENSECLIP.CLIP_MODEL = f"{name}-quickgelu"
     cfg.MODEL.DENSECLIP.VISUAL.NORM = "BN"
@@ -221,13 +221,13 @@ def test_norm_of_the_pyramid_is_the_one_asked_for(norm, kind, patch, places):
 
 @pytest.mark.parametrize("name, kind", [("ViT-tiny-quickgelu", CLIPViT), ("RN-shapes-quickgelu", CLIPResNet)])
 def test_the_architecture_chooses_the_encoder(name, kind):
-    cfg = prepared(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", name])
+    cfg = prepared_cfg(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", name])
     assert type(build_visual_encoder(cfg)) is kind
 
 
 @pytest.mark.parametrize("name", ["RN50-quickgelu", "convnext_base", "ViT-B-16-SigLIP"])
 def test_another_architecture_is_refused(name):
-    cfg = prepared(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", name])
+    cfg = prepared_cfg(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", name])
     with pytest.raises(ValueError, match="not a ViT as CLIP has it"):
         build_clip_vit_backbone(cfg, None)
 
@@ -246,7 +246,7 @@ def test_a_level_that_it_does_not_have_is_refused():
     ],
 )
 def test_the_score_map_joins_the_level_of_its_stride(model, dilation, level):
-    cfg = prepared(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", model])
+    cfg = prepared_cfg(RETINANET, ["MODEL.DENSECLIP.CLIP_MODEL", model])
     cfg.MODEL.DENSECLIP.VISUAL.RES5_DILATION = dilation
     cfg.DATASETS.TRAIN = ()
     cfg.MODEL.DENSECLIP.CLASS_NAMES = [f"class {i}" for i in range(18)]
@@ -261,9 +261,9 @@ def test_the_score_map_joins_the_level_of_its_stride(model, dilation, level):
 def test_a_score_map_without_a_level_of_its_stride_is_refused():
     keys = [*VIT, "MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res5']"]
     with pytest.raises(ValueError, match="stride 16, as none of the features .*'res5'. has"):
-        build_model(prepared(MASK_RCNN, keys))
+        build_model(prepared_cfg(MASK_RCNN, keys))
     with pytest.raises(ValueError, match="level is 'res5'; the score map has stride 16, as res4 has"):
-        build_model(prepared(MASK_RCNN, [*VIT, "MODEL.DENSECLIP.SCORE_MAP.LEVEL", "res5"]))
+        build_model(prepared_cfg(MASK_RCNN, [*VIT, "MODEL.DENSECLIP.SCORE_MAP.LEVEL", "res5"]))
 
 
 def training_input(height: int, width: int) -> dict:
@@ -278,7 +278,7 @@ def training_input(height: int, width: int) -> dict:
     [
         (RETINANET, None),
         (MASK_RCNN, None),
-        (RETINANET, ("CLIPRetinaNet", "build_clip_retinanet_fpn_backbone")),
+        (RETINANET, ("RetinaNetGlobalNorm", "build_clip_retinanet_fpn_backbone")),
         (MASK_RCNN, ("GeneralizedRCNN", "build_clip_fpn_backbone")),
     ],
     ids=["DenseCLIP RetinaNet", "DenseCLIP Mask R-CNN", "CLIP RetinaNet", "CLIP Mask R-CNN"],
@@ -286,7 +286,7 @@ def training_input(height: int, width: int) -> dict:
 def test_detectors_train_and_test_on_a_vit(config, plain):
     """Every trainable parameter has a gradient, which DDP requires. ViT and contexts have their own rates."""
     multipliers = ["SOLVER.VISUAL_MULTIPLIER", "0.1", "SOLVER.CONTEXT_MULTIPLIER", "0.3"]
-    cfg = prepared(config, [*VIT, *multipliers])
+    cfg = prepared_cfg(config, [*VIT, *multipliers])
     if plain:
         cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = plain
     model = build_model(cfg)
@@ -322,7 +322,7 @@ def test_the_published_segmentor_has_the_released_parameters_and_recipe(released
         for name, group in released_recipe(f"{recipe}_640x640_80k").items()
         if not name.startswith("text_encoder.")
     }
-    cfg = prepared(f"configs/ADE20K-SemanticSegmentation/{kind}_semantic_fpn_ViT-B-16_80k.yaml", [])
+    cfg = prepared_cfg(f"configs/ADE20K-SemanticSegmentation/{kind}_semantic_fpn_ViT-B-16_80k.yaml", [])
     model = build_model(cfg)
     names = {p: name for name, p in model.named_parameters() if "text_encoder" not in name}
     assert sum(p.numel() for p in names) == parameters

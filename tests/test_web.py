@@ -22,13 +22,20 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2 import model_zoo
 from denseclip_d2.data import get_class_names
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization.drawing import draw_detections, draw_label_map
-from denseclip_d2.web_demo import session as look
-from denseclip_d2.web_demo.session import Detections, LabelMap, Limits, Models, names_typed, read_upload
+from denseclip_d2.web_demo import session
+from denseclip_d2.web_demo.session import (
+    DetectionPrediction,
+    Limits,
+    Models,
+    SegmentationPrediction,
+    names_typed,
+    read_upload,
+)
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
 TOOL = "web_demo.py"
@@ -65,42 +72,42 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def serve_page(tmp_path_factory):
     """Serve a zoo model and a model with a text encoder. Yield the address and the watched zoo model."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
-    cfg = prepared("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
+    cfg = prepared_cfg("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
     weights = tmp_path_factory.mktemp("random") / "model.pth"
     torch.save({"model": build_model(cfg).state_dict()}, weights)
     cfg.MODEL.WEIGHTS = str(weights)
     configs = {RETINANET: model_zoo.get_config(RETINANET, trained=True), ANY_WORDS: cfg}
     page = web.Page(Models(configs), Limits(queue=19))
-    with web.served(page, port=0) as address:
+    with web.serve_page(page, port=0) as address:
         yield address, Watched(page.models.get(RETINANET).model)
 
 
 @pytest.fixture(scope="module")
-def client(served):
+def client(serve_page):
     from gradio_client import Client
 
     # No timeout, because the machine may be busy.
     options = {"timeout": None}
-    client = Client(served[0], verbose=False, download_files=False, httpx_kwargs=options)
+    client = Client(serve_page[0], verbose=False, download_files=False, httpx_kwargs=options)
     yield client
     client.close()
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[str]:
-    return [path for path, _ in look.write_examples(tmp_path_factory.mktemp("pictures"), 20)]
+def images(tmp_path_factory) -> list[str]:
+    return [path for path, _ in session.write_examples(tmp_path_factory.mktemp("images"), 20)]
 
 
 def sent(client, path: str, names: str = NAMES, model: str = RETINANET):
     """Submit an image to the page."""
     from gradio_client import handle_file
 
-    return client.submit(handle_file(path), model, names, 0.4, api_name="/look")
+    return client.submit(handle_file(path), model, names, 0.4, api_name="/predict")
 
 
 def coco_of(outputs) -> dict:
@@ -113,24 +120,22 @@ def captions(outputs) -> list[str]:
     return [x["caption"] for x in outputs[4]]
 
 
-def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(served, client, pictures):
-    _, model = served
+def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(serve_page, client, images):
+    _, model = serve_page
     before, model.most = model.runs, 0
     model.free.clear()
     try:
-        jobs = [sent(client, pictures[0])]
+        jobs = [sent(client, images[0])]
         while not model.now:
             time.sleep(0.01)
-        jobs += [sent(client, path) for path in [*pictures[1:], *pictures[:3]]]
+        jobs += [sent(client, path) for path in [*images[1:], *images[:3]]]
         while sum(job.done() for job in jobs) < 3:  # one runs, 19 wait
             time.sleep(0.01)
         refused = [job for job in jobs if job.done()]
     finally:
         model.free.set()
     seen = [coco_of(job.result())["images"][0]["file_name"] for job in jobs if job not in refused]
-    sent_names = [
-        Path(path).name for job, path in zip(jobs, pictures * 2, strict=False) if job not in refused
-    ]
+    sent_names = [Path(path).name for job, path in zip(jobs, images * 2, strict=False) if job not in refused]
     assert seen == sent_names and len(seen) == 20
     assert (model.runs - before, model.most) == (20, 1)
     for job in refused:
@@ -138,49 +143,49 @@ def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(served, cli
             job.result()
 
 
-def test_the_slider_redraws_without_the_model(served, client, pictures):
-    _, model = served
-    first = sent(client, pictures[0]).result()
+def test_the_slider_redraws_without_the_model(serve_page, client, images):
+    _, model = serve_page
+    first = sent(client, images[0]).result()
     before = model.runs
-    found, picture, _ = client.predict(0.99, api_name="/draw")
+    found, image, _ = client.predict(0.99, api_name="/draw")
     assert "No prediction reaches this score." in found and "No prediction" not in first[0]
     again = client.predict(0.4, api_name="/draw")
     assert again[0] == first[0]
-    assert Path(picture["path"]).read_bytes() != Path(again[1]["path"]).read_bytes()
+    assert Path(image["path"]).read_bytes() != Path(again[1]["path"]).read_bytes()
     assert model.runs == before
-    with_names = client.predict(None, RETINANET, "green solid circle", 0.4, api_name="/look")
+    with_names = client.predict(None, RETINANET, "green solid circle", 0.4, api_name="/predict")
     assert model.runs == before + 1  # the same image without a new upload
     assert captions(with_names) == ["green solid circle"]
 
 
-def test_any_words_have_heat_maps_if_the_model_has_a_text_encoder(client, pictures):
+def test_any_words_have_heat_maps_if_the_model_has_a_text_encoder(client, images):
     words = "Hexagon, something green, <b>, red solid circle"
-    outputs = sent(client, pictures[0], words, ANY_WORDS).result()
+    outputs = sent(client, images[0], words, ANY_WORDS).result()
     assert captions(outputs) == ["Hexagon", "something green", "<b>", "red solid circle"]
-    folded = sent(client, pictures[0], words).result()
-    assert captions(folded) == ["red solid circle"]
-    assert "This model does not know: Hexagon, something green, &lt;b&gt;." in folded[0]
+    precomputed = sent(client, images[0], words).result()
+    assert captions(precomputed) == ["red solid circle"]
+    assert "This model does not know: Hexagon, something green, &lt;b&gt;." in precomputed[0]
 
 
-def test_refusals_have_a_message_and_the_page_still_works(served, client, pictures, tmp_path):
+def test_refusals_have_a_message_and_the_page_still_works(serve_page, client, images, tmp_path):
     import httpx
 
     broken, many = tmp_path / "broken.png", ",".join("abcdefghi")
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     for path, names, words in (
         (broken, NAMES, "broken.png is broken, or not an image of these formats"),
-        (pictures[0], many, "9 names. The limit is 8."),
+        (images[0], many, "9 names. The limit is 8."),
     ):
         assert words in sent(client, str(path), names).result()[0]
     large = {"files": ("large.png", bytes(50_000_000))}
-    answer = httpx.post(f"{served[0]}gradio_api/upload", files=large, timeout=None)
+    answer = httpx.post(f"{serve_page[0]}gradio_api/upload", files=large, timeout=None)
     assert answer.status_code == 413 and "maximum allowed size" in answer.text
-    assert coco_of(sent(client, pictures[0]).result())["annotations"]
+    assert coco_of(sent(client, images[0]).result())["annotations"]
 
 
-def test_only_the_given_address_is_served(served):
+def test_only_the_given_address_is_served(serve_page):
     """Connect to an address of this machine that the page does not listen on."""
-    port = urlparse(served[0]).port
+    port = urlparse(serve_page[0]).port
     socket.create_connection(("127.0.0.1", port)).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port))
@@ -208,8 +213,8 @@ def draw_page(browser, path: str) -> None:
     ImageOps.posterize(shot, 6).save(path, optimize=True)
 
 
-def test_upload_names_and_slider_in_a_browser(served, browser, pictures, tmp_path):
-    address, model = served
+def test_upload_names_and_slider_in_a_browser(serve_page, browser, images, tmp_path):
+    address, model = serve_page
     asked = []
     browser.on("request", lambda request: asked.append(request.url))
     browser.goto(address)
@@ -221,7 +226,7 @@ def test_upload_names_and_slider_in_a_browser(served, browser, pictures, tmp_pat
         draw_page(browser, os.environ["SCREENSHOT"])
 
     begun = image.get_attribute("src")
-    browser.set_input_files("#picture input[type=file]", pictures[1])
+    browser.set_input_files("#image input[type=file]", images[1])
     browser.wait_for_function("src => document.querySelector('#result img').src != src", arg=begun)
     uploaded, boxes = image.get_attribute("src"), found.inner_text()
 
@@ -238,15 +243,15 @@ def test_upload_names_and_slider_in_a_browser(served, browser, pictures, tmp_pat
 
     with browser.expect_download() as download:
         browser.get_by_text("Predictions (COCO JSON)").click()
-    assert COCO(download.value.path()).imgs[1]["file_name"] == Path(pictures[1]).name
+    assert COCO(download.value.path()).imgs[1]["file_name"] == Path(images[1]).name
 
     (tmp_path / "large.png").write_bytes(bytes(50_000_000))
-    browser.set_input_files("#picture input[type=file]", tmp_path / "large.png")
+    browser.set_input_files("#image input[type=file]", tmp_path / "large.png")
     browser.get_by_text("exceed the maximum allowed size").first.wait_for()
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    browser.set_input_files("#picture input[type=file]", tmp_path / "broken.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    browser.set_input_files("#image input[type=file]", tmp_path / "broken.png")
     found.get_by_text("broken.png is broken, or not an image").wait_for()
-    browser.set_input_files("#picture input[type=file]", pictures[2])
+    browser.set_input_files("#image input[type=file]", images[2])
     found.get_by_text("No prediction reaches this score.").wait_for()  # the page still works
 
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
@@ -264,7 +269,7 @@ def test_uploads_are_read_upright(tmp_path):
     image.convert("L").save(tmp_path / "gray.png")
     Image.fromarray(np.full((40, 60), 40_000, np.uint16)).save(tmp_path / "deep.png")
     image.save(tmp_path / "photo.jpg")
-    image.save(tmp_path / "picture.webp", lossless=True)
+    image.save(tmp_path / "image.webp", lossless=True)
     shapes = {path.name: read_upload(str(path), Limits()).shape for path in tmp_path.iterdir()}
     assert shapes.pop("turned.png") == (60, 40, 3)
     assert set(shapes.values()) == {(40, 60, 3)}
@@ -276,16 +281,16 @@ def test_uploads_are_read_upright(tmp_path):
 
 def test_large_files_and_other_files_are_not_decoded(tmp_path, monkeypatch):
     Image.new("L", (3000, 2000)).save(tmp_path / "wide.png")
-    Image.new("RGB", (50, 50)).save(tmp_path / "picture.eps")
+    Image.new("RGB", (50, 50)).save(tmp_path / "image.eps")
     (tmp_path / "empty.png").touch()
     (tmp_path / "half.png").write_bytes((tmp_path / "wide.png").read_bytes()[:300])
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(50_000_000)
-    monkeypatch.setattr(look, "as_bgr", lambda image: image.load())
+    monkeypatch.setattr(session, "to_bgr", lambda image: image.load())
     for name, words in (
         ("wide.png", r"too many pixels \(3000 x 2000 pixels\)\. The limit is 5 megapixels"),
         ("large.png", r"large.png has 50 MB\. The limit is 20 MB"),
-        ("picture.eps", "not an image of these formats"),  # Pillow would run another program
+        ("image.eps", "not an image of these formats"),  # Pillow would run another program
         ("empty.png", "not an image of these formats"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -302,7 +307,7 @@ def test_names_are_separated_by_commas():
     assert names_typed(typed, CLASS_NAMES, Limits()) == ["red solid circle", "A DOG"]
     assert names_typed("", CLASS_NAMES, Limits()) == []
     with pytest.raises(ValueError, match="longer than 5 characters"):
-        names_typed("horse, elephant", CLASS_NAMES, Limits(name_length=5))
+        names_typed("horse, elephant", CLASS_NAMES, Limits(max_name_tokens=5))
     with pytest.raises(ValueError, match="limit of queue is 0; it must be at least 1"):
         Limits(queue=0)
 
@@ -314,7 +319,7 @@ def test_masks_are_encoded_and_drawn_unchanged():
     boxes = Boxes(torch.tensor([[5.0, 5, 25, 20], [40, 30, 61, 50]]))
     fields = {"scores": torch.tensor([0.9, 0.3]), "pred_classes": torch.tensor([0, 4]), "pred_masks": masks}
     instances = Instances((50, 61), pred_boxes=boxes, **fields)
-    seen = Detections(instances)
+    seen = DetectionPrediction(instances)
     assert sum(len(x["segmentation"]["counts"]) for x in seen.annotations) < masks.nbytes / 7
     for threshold, amounts in ((0.2, {0: "1", 4: "1"}), (0.5, {0: "1"}), (0.95, {})):
         expected = draw_detections(image, instances, CLASS_NAMES, threshold)
@@ -326,7 +331,7 @@ def test_pixels_below_the_threshold_have_no_label():
     logits = torch.zeros(3, 100, 40)
     logits[1, :50], logits[2, 50:] = 10.0, 1.0  # probabilities of 1.0 and 0.58
     image = np.full((100, 40, 3), 128, np.uint8)
-    seen = LabelMap(logits)
+    seen = SegmentationPrediction(logits)
     assert seen.amounts(0.5) == {2: "50%", 1: "50%"} and seen.amounts(0.6) == {1: "50%"}
     labels = np.full((100, 40), 1)
     labels[50:] = 3  # no class
@@ -340,7 +345,7 @@ def test_models_load_on_demand_and_few_stay(web, monkeypatch):
         loaded.append(cfg)
         return SimpleNamespace(cfg=cfg, guidance=None, class_names=get_class_names(cfg))
 
-    monkeypatch.setattr(look, "Predictor", load)
+    monkeypatch.setattr(session, "Predictor", load)
     configs = {name: model_zoo.get_config(name, trained=True) for name in model_zoo.trained_configs()}
     models = Models(configs)
     mask_rcnn, retinanet, semantic_fpn = configs
@@ -354,13 +359,13 @@ def test_models_load_on_demand_and_few_stay(web, monkeypatch):
     assert "not language-guided" in page.about(retinanet) and "18 classes" in page.about(retinanet)
 
 
-def test_files_are_removed_with_their_predictions(web, pictures):
+def test_files_are_removed_with_their_predictions(web, images):
     page = web.Page(Models({RETINANET: model_zoo.get_config(RETINANET, trained=True)}), Limits())
-    thin = str(Path(pictures[0]).with_name("thin.png"))
+    thin = str(Path(images[0]).with_name("thin.png"))
     for size in ((1, 1), (900, 2)):
         Image.new("RGB", size).save(thin)
-        outputs = page.look(thin, None, RETINANET, NAMES, 0.4)
-    outputs = page.look(pictures[0], outputs[5], RETINANET, NAMES, 0.4)
+        outputs = page.predict(thin, None, RETINANET, NAMES, 0.4)
+    outputs = page.predict(images[0], outputs[5], RETINANET, NAMES, 0.4)
     files = [Path(outputs[2]), Path(outputs[3])]
     assert all(file.is_file() for file in files)
     assert Image.open(files[0]).width == 3 * 480  # predictions and a heat map of each name
@@ -386,14 +391,14 @@ def test_the_tool_serves_its_model_and_the_zoo(web, monkeypatch, capsys):
     told = {}
 
     @contextmanager
-    def served(page, **where):
+    def serve_page(page, **where):
         told.update(where, page=page)
         yield "http://here/"
 
     def interrupt(event):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(web, "served", served)
+    monkeypatch.setattr(web, "serve_page", serve_page)
     monkeypatch.setattr(threading.Event, "wait", interrupt)
     own = "configs/Shapes/clip_semantic_fpn_tiny.yaml"
     run_tool_here(

@@ -12,16 +12,16 @@ from test_vit import LEVELS, VIT, tiny_vit
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from configs import prepared
+from configs import prepared_cfg
 from denseclip_d2.analysis.cost import flop_analysis
-from denseclip_d2.builder import with_fitting_norms
+from denseclip_d2.builder import resolve_sync_bn
 from denseclip_d2.clip_models.layers import multi_head_attention
 from denseclip_d2.engine import Trainer
 from denseclip_d2.visual import build_visual_encoder
 from denseclip_d2.visual.vit_block import VisualBlock
 
 WIDTH, HEADS = 32, 4
-WINDOWS = {"window_size": 3, "global_blocks": (1, 3)}
+WINDOWS = {"window_size": 3, "global_attn_indexes": (1, 3)}
 DETECTORS = [
     f"{folder}/{kind}_{system}_ViT-B-16_FPN_1x"
     for folder, system in (("COCO-Detection", "retinanet"), ("COCO-InstanceSegmentation", "mask_rcnn"))
@@ -76,7 +76,9 @@ def test_weights_load_unchanged_and_one_window_has_open_clips_embeddings(window,
     clip = VisionTransformer(
         64, 16, WIDTH, 4, HEADS, 4.0, output_dim=24, output_tokens=True, act_layer=QuickGELU
     ).eval()
-    model = tiny_vit(window_size=window, global_blocks=(0,), head_width=WIDTH // HEADS, dense=dense).eval()
+    model = tiny_vit(
+        window_size=window, global_attn_indexes=(0,), head_width=WIDTH // HEADS, dense=dense
+    ).eval()
     incompatible = model.load_state_dict(clip.state_dict(), strict=False)
     assert not incompatible.unexpected_keys
     assert all(name.startswith("fpn") for name in incompatible.missing_keys)
@@ -122,7 +124,7 @@ def test_frozen_blocks_keep_their_windows():
     model = tiny_vit(**WINDOWS, freeze_at=3, drop_path_rate=0.1)
     sum(f.square().mean() for f in model(torch.randn(2, 3, 64, 64)).values()).backward()
     for i, block in enumerate(model.transformer.resblocks):
-        assert block.window_size == (0 if i in WINDOWS["global_blocks"] else 3)
+        assert block.window_size == (0 if i in WINDOWS["global_attn_indexes"] else 3)
         assert all((p.grad is None) == (i < 2) for p in block.parameters())
 
 
@@ -137,18 +139,24 @@ def test_frozen_blocks_keep_their_windows():
     ],
 )
 def test_the_last_block_of_every_quarter_attends_globally_unless_others_are_chosen(layers, chosen, expected):
-    model = tiny_vit(layers=layers, window_size=3, global_blocks=chosen)
+    model = tiny_vit(layers=layers, window_size=3, global_attn_indexes=chosen)
     assert [i for i, block in enumerate(model.transformer.resblocks) if not block.window_size] == expected
 
 
 def test_without_a_window_every_block_attends_globally():
-    assert not any(block.window_size for block in tiny_vit(global_blocks=(1,)).transformer.resblocks)
+    assert not any(block.window_size for block in tiny_vit(global_attn_indexes=(1,)).transformer.resblocks)
 
 
 def test_a_block_that_is_not_there_is_refused():
-    opts = [*VIT, "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", 3, "MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS", (1, 4, 9)]
-    cfg = prepared("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
-    with pytest.raises(ValueError, match=r"global_blocks has 4, 9; the blocks of the ViT are 0 to 3\."):
+    opts = [
+        *VIT,
+        "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE",
+        3,
+        "MODEL.DENSECLIP.VISUAL.GLOBAL_ATTN_INDEXES",
+        (1, 4, 9),
+    ]
+    cfg = prepared_cfg("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)
+    with pytest.raises(ValueError, match=r"global_attn_indexes has 4, 9; the blocks of the ViT are 0 to 3\."):
         build_visual_encoder(cfg)
 
 
@@ -156,7 +164,7 @@ def test_flops_are_those_of_the_windows():
     """4 x 6 cells in four windows of 3 x 3: query, key and value of all 36 positions, and attention."""
     image, flops = (torch.rand(1, 3, 64, 96),), {}
     for window in (0, 3):
-        model = tiny_vit(window_size=window, global_blocks=(1, 3)).eval()
+        model = tiny_vit(window_size=window, global_attn_indexes=(1, 3)).eval()
         analysis = flop_analysis(model, image).unsupported_ops_warnings(False)
         flops[window] = analysis.uncalled_modules_warnings(False).total()
     tokens, windows, places = 1 + 4 * 6, 2 * 2, 1 + 3 * 3
@@ -168,7 +176,7 @@ def test_flops_are_those_of_the_windows():
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_detectors_on_vit_b_are_built(name):
     """Parameters have no memory."""
-    cfg = with_fitting_norms(prepared(f"configs/{name}.yaml", []))
+    cfg = resolve_sync_bn(prepared_cfg(f"configs/{name}.yaml", []))
     guided = "denseclip" in name
     if guided:
         cfg.DATASETS.TRAIN = ()
@@ -191,12 +199,13 @@ def test_detectors_train_on_windows(system, small_shapes, tmp_path):
     _, train, val = small_shapes
     opts = {
         "MODEL.WEIGHTS": "", "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE": 3,
-        "MODEL.DENSECLIP.VISUAL.GLOBAL_BLOCKS": (1,), "DATASETS.TRAIN": (train,), "DATASETS.TEST": (val,),
+        "MODEL.DENSECLIP.VISUAL.GLOBAL_ATTN_INDEXES": (1,),
+        "DATASETS.TRAIN": (train,), "DATASETS.TEST": (val,),
         "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
         "OUTPUT_DIR": tmp_path / "output",
     }  # fmt: skip
     opts = [str(x) for pair in opts.items() for x in pair]
-    trainer = Trainer(prepared(f"configs/Shapes/denseclip_{system}_tiny.yaml", [*VIT, *opts]))
+    trainer = Trainer(prepared_cfg(f"configs/Shapes/denseclip_{system}_tiny.yaml", [*VIT, *opts]))
     trainer.resume_or_load(resume=False)
     block = trainer.model.backbone.visual.transformer.resblocks[0]
     before = block.attn.in_proj_weight.detach().clone()

@@ -27,7 +27,7 @@ backbone = L(LanguageGuidedFPN)(
         text_encoder=L(CLIPTextEncoder.from_architecture)(
             architecture=L(get_clip_architecture)(name=architecture)
         ),
-        name_length=5,
+        max_name_tokens=5,
     ),
     in_features=["res2", "res3", "res4", "res5"],
     out_channels=256,

@@ -10,16 +10,16 @@ from typing import Any
 from tqdm import tqdm
 
 from ..utils.atomic import atomic_write
-from .rows import Ablation, Row
+from .sweep import Sweep, Variant
 
 RESULT, LOG = "result.json", "output.txt"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingJob:
     """A row with one of its seeds, in its own folder."""
 
-    row: Row
+    row: Variant
     seed: int
     folder: Path
 
@@ -47,35 +47,35 @@ class Run:
         return found["metrics"]
 
 
-def all_runs(ablation: Ablation, output: Path) -> list[Run]:
+def all_runs(ablation: Sweep, output: Path) -> list[TrainingJob]:
     """Return the runs seed by seed, so that an unfinished table has runs of every row."""
     most = max(len(row.seeds) for row in ablation.rows)
     return [
-        Run(row, row.seeds[i], output / row.folder / f"seed{row.seeds[i]}")
+        TrainingJob(row, row.seeds[i], output / row.folder / f"seed{row.seeds[i]}")
         for i in range(most)
         for row in ablation.rows
         if i < len(row.seeds)
     ]
 
 
-def finished(ablation: Ablation, output: Path) -> dict[Run, dict[str, Any]]:
+def finished(ablation: Sweep, output: Path) -> dict[TrainingJob, dict[str, Any]]:
     """Return the metrics of the finished runs.
 
     Raises:
-        ValueError: see :meth:`Run.result`.
+        ValueError: see :meth:`TrainingJob.result`.
     """
     results = {run: run.result() for run in all_runs(ablation, output)}
     return {run: result for run, result in results.items() if result is not None}
 
 
 def run_all(
-    ablation: Ablation,
+    ablation: Sweep,
     output: Path,
     train: Sequence[str],
     *,
     jobs: int = 1,
     after_each: Callable[[], None] = lambda: None,
-) -> list[Run]:
+) -> list[TrainingJob]:
     """Train the runs that are not finished, each in its own process. A killed run is resumed.
 
     Args:
@@ -85,7 +85,7 @@ def run_all(
 
     Returns: the failed runs, whose folders have an ``output.txt``.
     Raises:
-        ValueError: see :meth:`Run.result`.
+        ValueError: see :meth:`TrainingJob.result`.
     """
     done, failed = finished(ablation, output), []
     with ThreadPoolExecutor(jobs) as pool:
@@ -105,7 +105,7 @@ def run_all(
     return failed
 
 
-def _train(run: Run, train: Sequence[str], metrics: Sequence[str]) -> bool:
+def _train(run: TrainingJob, train: Sequence[str], metrics: Sequence[str]) -> bool:
     """Train a run and write its result. Return whether it has the metrics."""
     resumed = (run.folder / "metrics.json").exists()
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from ..utils.atomic import atomic_write
-from .rows import Ablation, Row
-from .runs import Run
+from .runs import TrainingJob
+from .sweep import Sweep, Variant
 
-Results = Mapping[Run, Mapping[str, Any]]
+Results = Mapping[TrainingJob, Mapping[str, Any]]
 
 
-def write_table(ablation: Ablation, results: Results, output: Path, note: str = "") -> None:
+def write_table(ablation: Sweep, results: Results, output: Path, note: str = "") -> None:
     """Write ``output/table.csv``, a line for each run, and ``table.md``, a line for each row.
 
     Means are over the finished runs, with the standard deviation of a sample. If a row is against another
@@ -33,7 +33,7 @@ def write_table(ablation: Ablation, results: Results, output: Path, note: str = 
         file.write(_markdown(ablation, results) + (f"\n{note}\n" if note else ""))
 
 
-def _markdown(ablation: Ablation, results: Results) -> str:
+def _markdown(ablation: Sweep, results: Results) -> str:
     columns = ["", "seeds", *ablation.metrics]
     lines = [f"**{ablation.title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in ablation.rows:
@@ -53,7 +53,7 @@ def _with_spread(values: Sequence[float], sign: str = "") -> str:
     return f"{mean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _difference(row: Row, metric: str, results: Results) -> str:
+def _difference(row: Variant, metric: str, results: Results) -> str:
     """Return the differences from the row that this one is against, in brackets; "" if there are none."""
     own, other = (
         {run.seed: result[metric] for run, result in results.items() if run.row.name == name}

@@ -16,7 +16,7 @@ SIDE = 64
 """Side of the image to try: two cells of stride 32."""
 
 
-def survey(cfg: CfgNode, name: str) -> str:
+def check_architectures(cfg: CfgNode, name: str) -> str:
     """Build a config's model with one of open_clip's architectures, and run its visual encoder.
 
     The model is on the meta device, which needs no memory.
@@ -30,15 +30,15 @@ def survey(cfg: CfgNode, name: str) -> str:
     cfg.MODEL.DENSECLIP.CLIP_MODEL, cfg.MODEL.DEVICE = name, "meta"
     # These keys belong to the config's own architecture.
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = []
-    cfg.MODEL.DENSECLIP.VISUAL.DENSE = "attention"
-    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = cfg.MODEL.DENSECLIP.PROMPT.NAME_LENGTH = 0
+    cfg.MODEL.DENSECLIP.VISUAL.DENSE_FEATURES = "attention"
+    cfg.MODEL.DENSECLIP.VISUAL.RESOLUTION = cfg.MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS = 0
     set_pixels(cfg)
     architecture, note = get_clip_architecture(name), ""
     with torch.device("meta"):
         try:
             model = build_model(cfg)
         except (ImportError, FileNotFoundError):  # there is no tokenizer
-            cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
+            cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = True
             model = build_model(cfg)
             CLIPTextEncoder.from_architecture(architecture)
             note = f", tokenizer {architecture.text.hf_tokenizer_name} not here"

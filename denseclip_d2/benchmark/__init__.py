@@ -1,5 +1,5 @@
-from .measure import Row, format_table
+from .measure import Measurement, format_table
 from .sections import SECTIONS
-from .settings import CONTENDERS, Settings
+from .settings import CANDIDATES, Settings
 
-__all__ = ["CONTENDERS", "SECTIONS", "Row", "Settings", "format_table"]
+__all__ = ["CANDIDATES", "SECTIONS", "Measurement", "Settings", "format_table"]

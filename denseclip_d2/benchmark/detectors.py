@@ -9,16 +9,16 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..builder import build_model, inference_precision, make_fast
+from ..builder import build_model, inference_precision, optimize_for_inference
 from ..engine.optimizer import build_gradient_clipper, build_optimizer
-from ..engine.train_loop import PRECISIONS
+from ..engine.train_loop import AMP_PRECISIONS
 
 OBJECTS = 8
 """Objects in an image; COCO's images have 7.3 on average."""
 
 # By meta-architecture: the one for plain CLIP, then Detectron2's own with its backbone.
 _TWINS = {
-    "DenseCLIPRetinaNet": ("CLIPRetinaNet", "RetinaNet", "build_retinanet_resnet_fpn_backbone"),
+    "DenseCLIPRetinaNet": ("RetinaNetGlobalNorm", "RetinaNet", "build_retinanet_resnet_fpn_backbone"),
     "DenseCLIPMaskRCNN": ("GeneralizedRCNN", "GeneralizedRCNN", "build_resnet_fpn_backbone"),
 }
 
@@ -38,7 +38,7 @@ def class_names(number: int) -> tuple[str, ...]:
     return tuple(category["synonyms"][0].replace("_", " ") for category in LVIS_CATEGORIES[:number])
 
 
-def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
+def candidate_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
     """Return the configs of plain CLIP's, DenseCLIP's and Detectron2's detector for a number of classes.
 
     Raises:
@@ -56,30 +56,30 @@ def contending_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:
         f"Detectron2 R{cfg.MODEL.RESNETS.DEPTH}": (detectron2, backbone),
     }
     configs = {}
-    for contender, (meta_architecture, backbone) in architectures.items():
-        configs[contender] = own = cfg.clone()
+    for candidate, (meta_architecture, backbone) in architectures.items():
+        configs[candidate] = own = cfg.clone()
         own.defrost()
-        own.TEST.FAST &= contender in ("CLIP", "DenseCLIP")  # Detectron2 has no such key
+        own.TEST.OPTIMIZE_FOR_INFERENCE &= candidate in ("CLIP", "DenseCLIP")  # Detectron2 has no such key
         own.MODEL.META_ARCHITECTURE, own.MODEL.BACKBONE.NAME = meta_architecture, backbone
         own.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES
         own.MODEL.DENSECLIP.CLASS_NAMES = class_names(num_classes)
-        own.MODEL.DENSECLIP.PROMPT.NAME_LENGTH = 0
+        own.MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS = 0
         own.MODEL.RETINANET.NUM_CLASSES = own.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
         # Every level passes its full number of candidates on, whatever the random scores.
         own.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     return configs
 
 
-class Contender:
+class Candidate:
     """A detector with its optimizer and a batch."""
 
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
         self.cfg = cfg
         model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
-        self.model = model if training else make_fast(cfg, model)
+        self.model = model if training else optimize_for_inference(cfg, model)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
         self.clip = build_gradient_clipper(cfg)
-        self.amp = cfg.SOLVER.AMP.ENABLED, PRECISIONS[cfg.SOLVER.AMP.PRECISION]
+        self.amp = cfg.SOLVER.AMP.ENABLED, AMP_PRECISIONS[cfg.SOLVER.AMP.PRECISION]
         self.batch = [random_input(size, i, num_classes) for i in range(batch)]
         _detect_class_0_everywhere(self.model)
 

@@ -7,11 +7,11 @@ import torch
 
 from ..kernels import (
     label_map_cross_entropy,
-    label_map_cross_entropy_definition,
+    label_map_cross_entropy_reference,
     pixel_text_bce,
-    pixel_text_bce_definition,
+    pixel_text_bce_reference,
     pixel_text_scores,
-    pixel_text_scores_definition,
+    pixel_text_scores_reference,
 )
 
 # Stride of the score map, and of a segmentor's logits; pixels of the loss per cell; boxes in an image.
@@ -68,9 +68,9 @@ def _label_map_inputs(
 
 
 KERNELS = {
-    "pixel-text scores": Kernel(pixel_text_scores, pixel_text_scores_definition, _scores_inputs),
-    "pixel-text BCE": Kernel(pixel_text_bce, pixel_text_bce_definition, _bce_inputs),
+    "pixel-text scores": Kernel(pixel_text_scores, pixel_text_scores_reference, _scores_inputs),
+    "pixel-text BCE": Kernel(pixel_text_bce, pixel_text_bce_reference, _bce_inputs),
     "label map cross-entropy": Kernel(
-        label_map_cross_entropy, label_map_cross_entropy_definition, _label_map_inputs
+        label_map_cross_entropy, label_map_cross_entropy_reference, _label_map_inputs
     ),
 }

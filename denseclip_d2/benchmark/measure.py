@@ -13,16 +13,16 @@ Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Row:
-    """Time and memory of one contender, compared with the first of its table.
+class Measurement:
+    """Time and memory of one candidate, compared with the first of its table.
 
     Attributes:
-        section, case, name: the table, what the contender ran on, the contender.
+        section, case, name: the table, what the candidate ran on, the candidate.
         milliseconds: median over the rounds.
-        ratio: median over the rounds of its time divided by the first contender's time in the same round.
+        ratio: median over the rounds of its time divided by the first candidate's time in the same round.
         ratio_range: least and greatest of these ratios.
         megabytes: peak memory (10^6 bytes), None if it was not measured.
-        memory_ratio: peak memory divided by the first contender's.
+        memory_ratio: peak memory divided by the first candidate's.
         images_per_second: None if there are no images.
     """
 
@@ -40,48 +40,49 @@ class Row:
 def compare(
     section: str,
     case: str,
-    contenders: Mapping[str, Step],
+    candidates: Mapping[str, Step],
     repeats: int,
     device: torch.device,
     *,
     held: Mapping[str, Callable[[], int]] | None = None,
     images: int = 0,
-) -> list[Row]:
-    """Measure contenders against the first of them.
+) -> list[Measurement]:
+    """Measure candidates against the first of them.
 
     Args:
-        contenders: steps by name.
-        repeats: number of timed rounds; each round runs every contender once.
-        held: returns the bytes that belong to a contender between its steps. If it is given, peak memory is
+        candidates: steps by name.
+        repeats: number of timed rounds; each round runs every candidate once.
+        held: returns the bytes that belong to a candidate between its steps. If it is given, peak memory is
             measured: these bytes and the maximum that a step allocates on top.
         images: number of images in a step.
     """
-    seconds = interleaved(contenders, repeats, device)
-    memory = {name: own() + peak_memory(contenders[name], device) for name, own in (held or {}).items()}
-    first = next(iter(contenders))
+    seconds = interleaved(candidates, repeats, device)
+    memory = {name: own() + peak_memory(candidates[name], device) for name, own in (held or {}).items()}
+    first = next(iter(candidates))
     rows = []
     for name, times in seconds.items():
         ratios = [own / other for own, other in zip(times, seconds[first], strict=True)]
-        row = Row(section, case, name, 1e3 * median(times), median(ratios), (min(ratios), max(ratios)),
+        row = Measurement(section, case, name,
+                          1e3 * median(times), median(ratios), (min(ratios), max(ratios)),
                   memory[name] / 1e6 if memory else None, memory[name] / memory[first] if memory else None,
                   images / median(times) if images else None)  # fmt: skip
         rows.append(row)
     return rows
 
 
-def interleaved(contenders: Mapping[str, Step], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Return the seconds of each contender in each round, after one round that is not counted.
+def interleaved(candidates: Mapping[str, Step], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Return the seconds of each candidate in each round, after one round that is not counted.
 
-    Every other round has the reversed order, so that a slow period of the machine affects all contenders.
+    Every other round has the reversed order, so that a slow period of the machine affects all candidates.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for step in contenders.values():
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for step in candidates.values():
         step()
     for i in range(repeats):
-        for name in list(contenders)[:: -1 if i % 2 else 1]:
+        for name in list(candidates)[:: -1 if i % 2 else 1]:
             _synchronize(device)
             start = perf_counter()
-            contenders[name]()
+            candidates[name]()
             _synchronize(device)
             seconds[name].append(perf_counter() - start)
     return seconds
@@ -115,7 +116,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Measurement]) -> str:
     """Return rows as a Markdown table, without the columns that are empty."""
     headers = ["", "case", "ms", "ratio", "least to greatest", "MB", "ratio", "images/s"]
     table = [

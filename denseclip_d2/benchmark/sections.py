@@ -11,32 +11,32 @@ from detectron2.data import build_detection_train_loader
 from detectron2.utils.env import seed_all_rng
 from torch import Tensor, nn
 
-from ..builder import with_fitting_norms
+from ..builder import resolve_sync_bn
 from ..engine import Trainer
-from ..engine.train_loop import PRECISIONS
+from ..engine.train_loop import AMP_PRECISIONS
 from ..visual import build_visual_encoder
-from .detectors import Contender, contending_configs
-from .exported import exported
+from .detectors import Candidate, candidate_configs
+from .exported_files import exported
 from .kernels import KERNELS
-from .measure import Row, compare
+from .measure import Measurement, compare
 from .settings import Settings, with_values
 
 Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
 """A function without arguments, and the tensors whose gradients its backward pass computes."""
 
 
-def visual(settings: Settings) -> Iterator[list[Row]]:
+def visual(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare the visual encoder without windows with the config's windowed attention."""
     amp, held = settings.cfg.SOLVER.AMP, 0
     encoders: dict[str, nn.Module] = {}
     for window in dict.fromkeys((0, settings.cfg.MODEL.DENSECLIP.VISUAL.WINDOW_SIZE)):
-        cfg = with_values(with_fitting_norms(settings.cfg), "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", window)
+        cfg = with_values(resolve_sync_bn(settings.cfg), "MODEL.DENSECLIP.VISUAL.WINDOW_SIZE", window)
         encoder = build_visual_encoder(cfg).to(settings.device)
         encoders[f"windows of {window} x {window}" if window else "without windows"] = encoder
         held = sum(parameter.nbytes for parameter in encoder.parameters())
 
     def encode(encoder: nn.Module, images: Tensor) -> Sequence[Tensor]:
-        with torch.autocast(settings.device.type, PRECISIONS[amp.PRECISION], amp.ENABLED):
+        with torch.autocast(settings.device.type, AMP_PRECISIONS[amp.PRECISION], amp.ENABLED):
             return [*encoder(images).values()]
 
     for size in settings.sizes:
@@ -49,9 +49,9 @@ def visual(settings: Settings) -> Iterator[list[Row]]:
         yield from _both_passes("visual encoder", case, functions, settings, held=held, images=settings.batch)
 
 
-def kernels(settings: Settings) -> Iterator[list[Row]]:
+def kernels(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare kernels with their definitions."""
-    for number, size in dict.fromkeys((case.classes, case.size) for case in settings.growth()):
+    for number, size in dict.fromkeys((case.classes, case.size) for case in settings.sweep()):
         for name, kernel in KERNELS.items():
             inputs = kernel.make_inputs(settings.batch, number, size, settings.device)
             learned = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
@@ -65,7 +65,7 @@ def kernels(settings: Settings) -> Iterator[list[Row]]:
 def _both_passes(
     section: str, case: str, functions: Mapping[str, Function], settings: Settings, *, held: int = 0,
     images: int = 0,
-) -> Iterator[list[Row]]:  # fmt: skip
+) -> Iterator[list[Measurement]]:  # fmt: skip
     """Compare functions in the forward pass alone, and in the forward and the backward pass."""
 
     def forward(function: Callable, learned: Sequence[Tensor]) -> None:
@@ -86,27 +86,27 @@ def _both_passes(
 Configs = dict[str, CfgNode]
 
 
-def inference(settings: Settings) -> Iterator[list[Row]]:
+def inference(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare detectors in inference, from images to boxes and masks."""
     return _detectors("inference", settings, partial(_chosen, settings))
 
 
-def training(settings: Settings) -> Iterator[list[Row]]:
+def training(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare detectors in a training step, optimizer included."""
     return _detectors("training", settings, partial(_chosen, settings), training=True)
 
 
-def options(settings: Settings) -> Iterator[list[Row]]:
+def options(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare DenseCLIP's inference as trained, by default and in bfloat16."""
     changes = {
-        "as trained": ("TEST.FAST", False),
-        "by default": ("TEST.FAST", True),
-        "and in bfloat16": ("TEST.FAST", True, "TEST.PRECISION", "bfloat16"),
+        "as trained": ("TEST.OPTIMIZE_FOR_INFERENCE", False),
+        "by default": ("TEST.OPTIMIZE_FOR_INFERENCE", True),
+        "and in bfloat16": ("TEST.OPTIMIZE_FOR_INFERENCE", True, "TEST.PRECISION", "bfloat16"),
     }
     return _detectors("options", settings, partial(_variants, changes))
 
 
-def compiled(settings: Settings) -> Iterator[list[Row]]:
+def compiled(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare DenseCLIP's inference and training step with and without ``MODEL.COMPILE``."""
     changes = {"eager": ("MODEL.COMPILE", False), "compiled": ("MODEL.COMPILE", True)}
     for direction in ("inference", "training"):
@@ -115,7 +115,7 @@ def compiled(settings: Settings) -> Iterator[list[Row]]:
 
 
 def _chosen(settings: Settings, configs: Configs) -> Configs:
-    return {name: cfg for name, cfg in configs.items() if name.split()[0] in settings.contenders}
+    return {name: cfg for name, cfg in configs.items() if name.split()[0] in settings.candidates}
 
 
 def _variants(changes: Mapping[str, Sequence[object]], configs: Configs) -> Configs:
@@ -124,25 +124,25 @@ def _variants(changes: Mapping[str, Sequence[object]], configs: Configs) -> Conf
 
 def _detectors(
     section: str, settings: Settings, choose: Callable[[Configs], Configs], *, training: bool = False
-) -> Iterator[list[Row]]:
-    """Compare detectors; ``choose`` makes their configs from those of :func:`contending_configs`."""
-    for case in settings.growth():
-        configs = choose(contending_configs(settings.cfg, case.classes))
+) -> Iterator[list[Measurement]]:
+    """Compare detectors; ``choose`` makes their configs from those of :func:`candidate_configs`."""
+    for case in settings.sweep():
+        configs = choose(candidate_configs(settings.cfg, case.classes))
         with _threads(case.threads):
-            contenders = {
-                name: Contender(cfg, case.batch, case.size, case.classes, training=training)
+            candidates = {
+                name: Candidate(cfg, case.batch, case.size, case.classes, training=training)
                 for name, cfg in configs.items()
             }
             rows = compare(
                 section,
                 settings.describe(case),
-                {name: contender.step for name, contender in contenders.items()},
+                {name: candidate.step for name, candidate in candidates.items()},
                 settings.repeats,
                 settings.device,
-                held={name: contender.held_bytes for name, contender in contenders.items()},
+                held={name: candidate.held_bytes for name, candidate in candidates.items()},
                 images=case.batch,
             )
-        del contenders
+        del candidates
         gc.collect()
         yield rows
 
@@ -157,7 +157,7 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def loader(settings: Settings) -> Iterator[list[Row]]:
+def loader(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare the training loader with Detectron2's, on ``DATASETS.TRAIN``: its start, and a batch."""
     cfg = with_values(settings.cfg, "DATALOADER.NUM_WORKERS", 0)
     unchecked = with_values(cfg, "DATASETS.CHECK_IMAGES", False)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-CONTENDERS = ("CLIP", "DenseCLIP", "Detectron2")
+CANDIDATES = ("CLIP", "DenseCLIP", "Detectron2")
 
 
 class Case(NamedTuple):
@@ -32,7 +32,7 @@ class Settings:
         classes, sizes, batches, threads: values of each axis of :class:`Case`. Each axis is varied on its
             own; the other axes stay at their first value.
         repeats: number of timed rounds.
-        contenders: detectors, some of :data:`CONTENDERS`.
+        candidates: detectors, some of :data:`CANDIDATES`.
     """
 
     cfg: CfgNode
@@ -41,7 +41,7 @@ class Settings:
     batches: list[int]
     threads: list[int]
     repeats: int
-    contenders: Sequence[str] = CONTENDERS
+    candidates: Sequence[str] = CANDIDATES
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +51,7 @@ class Settings:
     def batch(self) -> int:
         return self.batches[0]
 
-    def growth(self) -> Iterator[Case]:
+    def sweep(self) -> Iterator[Case]:
         """Yield the first value of all axes, then the other values of each axis."""
         first = Case(self.classes[0], self.sizes[0], self.batches[0], self.threads[0])
         yield first

@@ -10,8 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..guidance import guidance_of
-from .backbone import KEY as BACKBONE_KEY
-from .backbone import names_of_backbone, read_backbone
+from .atomic_path_manager import AtomicPathManager
 from .clip import (
     check_gelu,
     is_clip,
@@ -20,13 +19,14 @@ from .clip import (
     rename_clip,
     resize_positions,
 )
+from .finetune import load_for_new_classes, with_text_encoder
+from .imagenet_weights import KEY as BACKBONE_KEY
+from .imagenet_weights import names_of_backbone, read_backbone
+from .load_report import LoadReport, first
 from .openclip import PREFIX, parse_openclip_path
-from .other_classes import begin_from_other_classes, with_text_encoder
 from .readers import is_torchscript, read_weights
 from .released import convert_released, is_released
-from .report import LoadReport, first
 from .safetensors_header import check_header
-from .whole_files import WholeFiles
 
 # Tensors that may be missing or left over.
 _NEGLIGIBLE = ("num_batches_tracked", "pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
@@ -50,7 +50,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     ``.safetensors``. No code in a file is run.
     """
 
-    path_manager: WholeFiles
+    path_manager: AtomicPathManager
     _parsed_url_during_load: ParseResult | None
 
     def __init__(
@@ -58,7 +58,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
-        fresh_start: bool = True,
+        for_training: bool = True,
         allow_partial: bool = False,
         text_weights: str = "",
         backbone_weights: str = "",
@@ -66,15 +66,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
     ):
         """
         Args:
-            fresh_start: begin training: weights of a CLIP, of a model of other classes, or none are enough;
+            for_training: begin training: weights of a CLIP, of a model of other classes, or none are enough;
                 False: every tensor must come from the file.
             allow_partial: load what fits, and raise only if nothing fits.
             text_weights: a CLIP whose text encoder training begins from, if the loaded weights have none.
             backbone_weights: what a backbone that is no CLIP's begins from, see :func:`read_backbone`.
         """
         super().__init__(model, save_dir, **kwargs)
-        self.path_manager = WholeFiles(self.path_manager)
-        self.fresh_start = fresh_start
+        self.path_manager = AtomicPathManager(self.path_manager)
+        self.for_training = for_training
         self.allow_partial = allow_partial
         self.text_weights, self.backbone_weights = text_weights, backbone_weights
 
@@ -112,7 +112,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """Resume or load as Detectron2 does; the checkpoint of a resumed run must hold every tensor."""
-        self.fresh_start &= not (resume and self.has_checkpoint())
+        self.for_training &= not (resume and self.has_checkpoint())
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, *args, **kwargs) -> dict:
@@ -129,7 +129,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         self._check_path(path)
         try:
             self._fetch(path)
-            if not path and self.fresh_start and (weights := self._read_backbone()):
+            if not path and self.for_training and (weights := self._read_backbone()):
                 self._take(weights, {}, names_of_backbone(self.model), BACKBONE_KEY)
                 return {}
             return super().load(path, *args, **kwargs)
@@ -137,7 +137,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # Detectron2 leaves the value after an error
 
     def _check_path(self, path: str) -> None:
-        if not path and not self.fresh_start:
+        if not path and not self.for_training:
             raise ValueError("MODEL.WEIGHTS is empty. Set it to the weights of a trained model.")
         if path and path.startswith(PREFIX):
             check_gelu(self.model, path, parse_openclip_path(path)[2].get("quick_gelu", False))
@@ -178,7 +178,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         source = f"MODEL.WEIGHTS = {filename!r}"
         if unwrapped := checkpoint.pop("unwrapped"):
             source += f", read {unwrapped},"
-        from_clip, start = is_clip(checkpoint["model"]), self.fresh_start and not self.allow_partial
+        from_clip, start = is_clip(checkpoint["model"]), self.for_training and not self.allow_partial
         weights, reshaped = self._renamed(checkpoint, filename)
         if not self.allow_partial:
             check_header(filename, self.model, start=start)
@@ -186,19 +186,19 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         needed = list(state)
         if start and not from_clip:
             weights, contexts = with_text_encoder(weights, self.model, filename, self.text_weights)
-            weights, merged, new = begin_from_other_classes(weights, self.model, filename)
+            weights, merged, new = load_for_new_classes(weights, self.model, filename)
             reshaped.update(merged)
             needed = [name for name in needed if name not in {*contexts, *new}]
-        if from_clip and self.fresh_start:
+        if from_clip and self.for_training:
             needed = names_in_clip(self.model)
             if backbone := self._read_backbone():
                 source += f" with {BACKBONE_KEY}"
                 weights = {**weights, **backbone}
                 needed += names_of_backbone(self.model)
-        cure = _TRAIN_FIRST if from_clip and not self.fresh_start else _CURE
+        cure = _TRAIN_FIRST if from_clip and not self.for_training else _CURE
         incompatible = self._take(weights, reshaped, needed, source, cure)
         if (guided := guidance_of(self.model)) and "backbone.language.contexts" not in weights:
-            guided.language.begin_contexts()
+            guided.language.init_contexts()
         return incompatible
 
     def _renamed(self, checkpoint: dict, filename: str) -> tuple[dict[str, Tensor], dict[str, str]]:

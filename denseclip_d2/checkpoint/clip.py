@@ -6,7 +6,7 @@ from types import UnionType
 from torch import Tensor, nn
 
 from ..language.text_encoder import CLIPTextEncoder
-from ..visual import EmbeddedBackbone, VisualEncoder
+from ..visual import ProjectedBackbone, VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
 from ..visual.vit_pyramid import LEVELS
 
@@ -65,7 +65,7 @@ def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 def _prefix_of_clips_visual(model: nn.Module) -> str | None:
     """Return the prefix of a CLIP's visual encoder; None if the model has another backbone."""
-    other = isinstance(_visual_encoder(model), EmbeddedBackbone)
+    other = isinstance(_visual_encoder(model), ProjectedBackbone)
     return None if other else prefix_of(model, VisualEncoder)
 
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 
-class Unread:
+class UnreadObject:
     """Replace any class or function of a pickle: each call or instance is a new empty dictionary.
 
     Unpickling an ``OrderedDict`` only stores items and attributes, so nothing in the file is run.
@@ -33,5 +33,5 @@ _NAMES = (
     "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "mmengine.config.config.ConfigDict",
     "yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode",
 )  # fmt: skip
-METADATA: dict[str, Callable] = {**dict.fromkeys(_NAMES, Unread), "collections.deque": _unread_list}
+METADATA: dict[str, Callable] = {**dict.fromkeys(_NAMES, UnreadObject), "collections.deque": _unread_list}
 """Names in pickles, and what is called in their place. Weights need none of them."""

@@ -3,7 +3,7 @@ from detectron2.utils.file_io import PathManager
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
 from ..clip_models import OPENCLIP as PREFIX
-from .path_handler import ResolvedPaths
+from .path_handler import ResolvedPathHandler
 
 
 def parse_openclip_path(path: str) -> tuple[str, str, dict]:
@@ -42,4 +42,4 @@ def resolve_openclip_path(path: str) -> str:
         ) from error
 
 
-PathManager.register_handler(ResolvedPaths(PREFIX, resolve_openclip_path))
+PathManager.register_handler(ResolvedPathHandler(PREFIX, resolve_openclip_path))

@@ -4,7 +4,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 
-class ResolvedPaths(PathHandler):
+class ResolvedPathHandler(PathHandler):
     """Have Detectron2's ``PathManager`` read paths of a prefix, each of which stands for a local file."""
 
     def __init__(self, prefix: str, resolve: Callable[[str], str]):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ..utils.safetensors_file import is_safetensors
-from .arrays import NUMPY, PickledArray
+from .load_report import first
 from .metadata import METADATA
-from .report import first
+from .numpy_pickle import NUMPY, PickledArray
 from .wrappers import SAVE, Fits, NotWeightsError, unwrap
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save began before archives

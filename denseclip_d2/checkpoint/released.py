@@ -131,16 +131,16 @@ def _reorder_anchors(weights: dict[str, Tensor]) -> dict[str, str]:
 def _fill_text_positions(weights: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, str]:
     name = "backbone.language.text_encoder.positional_embedding"
     guided = guidance_of(model)
-    if name not in weights or guided is None or guided.language.folded:
+    if name not in weights or guided is None or guided.language.precomputed:
         return {}
-    encoder, prompts = guided.language.unfolded()
+    encoder, prompts = guided.language.encoder_and_prompts()
     contexts, kept = guided.language.contexts, len(weights[name])
     needed = prompts.shape[1] + (0 if contexts is None else contexts.shape[1])
     available = encoder.context_length
     if needed > kept:
         raise ValueError(
             f"{path!r} has {kept} positions for text, but the prompts need {needed}. "
-            f"Set MODEL.DENSECLIP.PROMPT.NAME_LENGTH to {prompts.shape[1] + kept - needed}."
+            f"Set MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS to {prompts.shape[1] + kept - needed}."
         )
     if kept >= available:
         return {}

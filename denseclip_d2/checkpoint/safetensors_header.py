@@ -8,7 +8,7 @@ from torch import nn
 from ..guidance import guidance_of
 from ..guidance.model_settings import ModelSettings, settings_of
 from ..utils.safetensors_file import read_header
-from .report import first
+from .load_report import first
 
 
 def names_in_header(path: str) -> list[str]:

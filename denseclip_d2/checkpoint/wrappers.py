@@ -9,8 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from .arrays import PickledArray
-from .report import first
+from .load_report import first
+from .numpy_pickle import PickledArray
 
 logger = logging.getLogger(__name__)
 

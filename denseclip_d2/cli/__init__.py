@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from ..engine.errors import errors_in_a_line
+from ..engine.errors import one_line_errors
 from ..utils.memory import keep_freed_memory
 from ..version import __version__
 from .parser import command_parser
@@ -25,7 +25,7 @@ COMMANDS = {
     "browse": "browse_dataset",
     "analyze": "analyze_model",
     "architectures": "list_architectures",
-    "evaluate-words": "evaluate_words",
+    "pointing-game": "pointing_game",
     "ablate": "ablate",
     "benchmark": "benchmark",
     "pretrain": "pretrain_clip",
@@ -53,7 +53,7 @@ def main(module: str = "") -> None:
     if getattr(args, "config_file", None):
         args.config_file = config_path(args.config_file)
     try:
-        with errors_in_a_line():
+        with one_line_errors():
             keep_freed_memory()
             status = code.main(args)
     except argparse.ArgumentError as error:  # options that do not fit together

@@ -1,9 +1,9 @@
 """Train rows of config overrides for several seeds each, and write the table of the results.
 
-tools/ablate.py --rows configs/ablations/shapes_prompting.yaml --output output/prompting
-tools/ablate.py --rows F --output D --jobs 2                     # two runs at once, each with half the cores
-tools/ablate.py --rows F --output D --num-gpus 8                 # each run on 8 GPUs
-tools/ablate.py --rows F --output D --table-only                 # of the runs that are finished
+tools/ablate.py --sweep configs/ablations/shapes_prompting.yaml --output output/prompting
+tools/ablate.py --sweep F --output D --jobs 2                     # two runs at once, each with half the cores
+tools/ablate.py --sweep F --output D --num-gpus 8                 # each run on 8 GPUs
+tools/ablate.py --sweep F --output D --table-only                 # of the runs that are finished
 
 After a kill, the same command continues. It writes DIR/table.csv and table.md after each run. Do not start it
 twice at once with the same DIR.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..ablation import finished, read_ablation, run_all, write_table
+from ..ablation import finished, read_sweep, run_all, write_table
 from ..engine.setup import check_writable
 from .parser import command_parser, positive
 
@@ -26,7 +26,7 @@ from .parser import command_parser, positive
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--rows", type=Path, required=True, metavar="FILE", help="YAML; see configs/ablations/")
+    add("--sweep", type=Path, required=True, metavar="FILE", help="YAML; see configs/ablations/")
     add("--output", type=Path, required=True, metavar="DIR", help="for the runs and the table")
     add("--jobs", type=positive, default=1, help="runs at once (%(default)s)")
     add("--num-gpus", type=positive, default=1, metavar="N", help="of each run (%(default)s)")
@@ -35,12 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    ablation = read_ablation(args.rows)
+    ablation = read_sweep(args.sweep)
     check_writable(str(args.output), "--output")
     cores = os.cpu_count() or 1
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} processor cores"
     note = (
-        f"`tools/ablate.py --rows {shlex.quote(str(args.rows))} --output {shlex.quote(str(args.output))}`, "
+        f"`tools/ablate.py --sweep {shlex.quote(str(args.sweep))} --output {shlex.quote(str(args.output))}`, "
         f"{datetime.date.today()}, {device}, torch {torch.__version__}. Mean ± standard deviation."
     )
 

@@ -4,7 +4,7 @@ tools/benchmark.py --json benchmark.json             # the default sections, on 
 tools/benchmark.py --only kernels --classes 80 150 1203
 tools/benchmark.py --only exported --config-file denseclip://Shapes/denseclip_retinanet_tiny.yaml
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
-tools/benchmark.py --only training --classes 80 150 1203 --batch 1 2 4 --threads 2 1
+tools/benchmark.py --only training --classes 80 150 1203 --batch-size 1 2 4 --threads 2 1
 
 Default sections:
   visual     the visual encoder without windowed attention, and with it if the config has it
@@ -17,9 +17,9 @@ Other sections:
   loader     the training loader and Detectron2's, on DATASETS.TRAIN: time until it is ready, and of a batch
   exported   exported files and their model, on DATASETS.TEST
 
-The contenders take turns, and each round compares them. The tables have medians over --repeats rounds.
+The candidates take turns, and each round compares them. The tables have medians over --repeats rounds.
 Weights, images and objects are random, except in "loader" and "exported". With several --classes, --sizes,
---batch and --threads, each axis is varied on its own; the other axes stay at their first value.
+--batch-size and --threads, each axis is varied on its own; the other axes stay at their first value.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from ..benchmark import CONTENDERS, SECTIONS, Settings, format_table
+from ..benchmark import CANDIDATES, SECTIONS, Settings, format_table
 from ..config import prepare_run
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
@@ -53,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     default = [name for name in SECTIONS if name not in ON_REQUEST]
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", default=default, help="sections, see above")
     add(
-        "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="DETECTOR",
-        help=f"some of {', '.join(CONTENDERS)} (default: all)",
+        "--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES, metavar="DETECTOR",
+        help=f"some of {', '.join(CANDIDATES)} (default: all)",
     )  # fmt: skip
     add("--classes", nargs="+", type=positive, default=[80], metavar="K", help="numbers of classes (80)")
     add("--sizes", nargs="+", type=size, default=[(800, 1216)], metavar="HxW", help="of images (800x1216)")
-    add("--batch", nargs="+", type=positive, default=[1], metavar="N", help="images in a batch (1)")
+    add("--batch-size", nargs="+", type=positive, default=[1], metavar="N", help="images in a batch (1)")
     threads = [torch.get_num_threads()]
     add(
         "--threads", nargs="+", type=positive, default=threads, metavar="N",
@@ -80,11 +80,11 @@ def main(args: argparse.Namespace) -> None:
     cfg = prepare_run(args.config_file, args.opts).cfg
     check_folder(args.json, "--json")
     settings = Settings(
-        cfg, args.classes, args.sizes, args.batch, args.threads, args.repeats, args.contenders
+        cfg, args.classes, args.sizes, args.batch_size, args.threads, args.repeats, args.candidates
     )
     about = {
         "config_file": args.config_file, "opts": args.opts, "device": device_name(settings.device),
-        "torch": torch.__version__, "date": date.today().isoformat(), "batch": args.batch,
+        "torch": torch.__version__, "date": date.today().isoformat(), "batch": args.batch_size,
         "threads": args.threads, "repeats": args.repeats,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in about.items() if value), flush=True)

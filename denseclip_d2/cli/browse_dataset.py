@@ -3,7 +3,7 @@
 tools/browse_dataset.py --config-file configs/Shapes/denseclip_retinanet_tiny.yaml --output output/browse
 tools/browse_dataset.py --config-file F --dataset my_val --count 20 --output DIR INPUT.MIN_SIZE_TRAIN "(640,)"
 
-DIR gets statistics.json and pictures.png. The command trains nothing and reads no weights.
+DIR gets statistics.json and images.png. The command trains nothing and reads no weights.
 """
 
 import argparse
@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> None:
     mapper = build_mapper(cfg)
     chosen = np.random.default_rng(max(cfg.SEED, 0)).permutation(len(records))[: args.count]
     rows = [training_panels(records[i], mapper, cfg.INPUT.FORMAT, class_names) for i in sorted(chosen)]
-    Image.fromarray(grid(rows)).save(Path(args.output, "pictures.png"))
-    print(f"Wrote statistics.json and pictures.png with {len(rows)} images to {args.output}")
+    Image.fromarray(grid(rows)).save(Path(args.output, "images.png"))
+    print(f"Wrote statistics.json and images.png with {len(rows)} images to {args.output}")
 
 
 def report(name: str, statistics: Statistics) -> str:

@@ -1,8 +1,8 @@
 """Convert any weights that this project reads to one self-describing .safetensors file.
 
 tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
-tools/convert_checkpoint.py --input model_final.pth --config-file F --fold-text --output small.safetensors
-tools/demo.py --config-file small.safetensors --input photo.jpg --output drawn      # its header is the config
+tools/convert_checkpoint.py --input model_final.pth --config-file F --precompute-text --output a.safetensors
+tools/demo.py --config-file a.safetensors     --input photo.jpg --output drawn      # its header is the config
 tools/convert_checkpoint.py --input D/model_final.pth --config-file F --output hub/a.safetensors --model-card
 
 The authors' DenseCLIP checkpoints go with the configs of their names, under configs/.
@@ -21,7 +21,7 @@ from ..config import prepare_run
 from ..engine.setup import check_writable
 from ..export.safetensors import check_output, export
 from ..guidance import guidance_of
-from ..model_zoo.card import check_card, find_figures, model_card, write_card
+from ..model_zoo.card import check_card, find_metrics, model_card, write_card
 from .parser import add_config, command_parser
 
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(parser, help="the config of the weights")
     parser.add_argument("--output", required=True, metavar="OUT", help="the .safetensors to write")
     parser.add_argument(
-        "--fold-text", action="store_true",
+        "--precompute-text", action="store_true",
         help="store precomputed text embeddings and omit the text encoder, for inference",
     )  # fmt: skip
     parser.add_argument("--half", action="store_true", help="write float16, at half the size")
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model-card", action="store_true",
         help="also write README.md beside OUT, the page of the model on a hub",
     )  # fmt: skip
-    parser.add_argument("--licence", default="apache-2.0", help="the card's license identifier (%(default)s)")
+    parser.add_argument("--license", default="apache-2.0", help="the card's license identifier (%(default)s)")
     parser.add_argument(
         "--metrics", metavar="FILE",
         help="metrics.json of a training, for the card (default: the one beside a model_final.pth)",
@@ -57,26 +57,26 @@ def main(args: argparse.Namespace) -> None:
     check_writable(str(folder), "the folder of --output")
     if args.model_card:
         check_card(folder)
-    figures = find_figures(args.metrics, args.input)
+    metrics = find_metrics(args.metrics, args.input)
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.input]
     cfg = prepare_run(args.config_file, opts).cfg
     print(f"Building the model of {args.config_file} ...", flush=True)
     model = build_model(cfg).eval()
     guided = guidance_of(model)
-    if args.fold_text and guided is None:
-        raise ValueError("--fold-text: this model is without language, and has no text embeddings.")
-    checkpointer = DenseCLIPCheckpointer(model, fresh_start=False, allow_partial=args.allow_partial)
+    if args.precompute_text and guided is None:
+        raise ValueError("--precompute-text: this model is without language, and has no text embeddings.")
+    checkpointer = DenseCLIPCheckpointer(model, for_training=False, allow_partial=args.allow_partial)
     checkpointer.load(args.input)
-    if args.fold_text and guided:
+    if args.precompute_text and guided:
         guided.language.precompute_()
-        cfg.MODEL.DENSECLIP.PROMPT.FOLDED = True
+        cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = True
     source = PathManager.get_local_path(args.input.partition("?")[0])
     class_names = class_names_of(model, cfg)
     export(model, cfg, class_names, source=source, output=args.output, half=args.half)
     size = Path(args.output).stat().st_size
     if args.model_card:
         card = model_card(
-            cfg, class_names, figures, file=Path(args.output).name, license=args.licence,
+            cfg, class_names, metrics, file=Path(args.output).name, license=args.license,
             with_masks=bool(getattr(getattr(model, "roi_heads", None), "mask_on", False)), half=args.half,
         )  # fmt: skip
         write_card(folder, card)

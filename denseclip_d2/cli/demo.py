@@ -39,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, help="number of images and frames (--dataset: 12; else all)")
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run in DIR")
-    parser.add_argument("--batch", type=int, help="batch size (8 on a GPU; halved if memory is too small)")
+    parser.add_argument(
+        "--batch-size", type=int, help="batch size (8 on a GPU; halved if memory is too small)"
+    )
     parser.add_argument(
         "--score-map", nargs="+", default=[], metavar="NAME",
         help="classes, or any words, to draw score maps of (--dataset: up to three classes of the image)",
@@ -57,7 +59,7 @@ def find(args: argparse.Namespace) -> list[Source]:
 
 def main(args: argparse.Namespace) -> int:
     setup_logger()
-    for name in ("count", "batch"):
+    for name in ("count", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; it has to be at least 1.")
     # The zoo's weights have a config, as all exported weights.
@@ -66,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     with output_folder(args.output, "--output"):
         check_outputs(sources, args.output, overwrite=args.overwrite)
         predictor = Predictor(cfg)
-        predictor.at_once = args.batch or predictor.at_once
+        predictor.batch_size = args.batch_size or predictor.batch_size
         seen, faults = draw_sources(
             predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,
             dataset=args.dataset or "",

@@ -27,9 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     found = []
-    for finding in examine(REQUIREMENTS, Path(args.output), args.datasets):
-        print(finding, flush=True)
-        found.append(finding.state)
+    for result in examine(REQUIREMENTS, Path(args.output), args.datasets):
+        print(result, flush=True)
+        found.append(result.state)
     wrong, note, ok = (found.count(state) for state in ("wrong", "note", "ok"))
     print(f"\n{wrong} wrong, {note} to note, {ok} ok")
     return 1 if "wrong" in found else 0

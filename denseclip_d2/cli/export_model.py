@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import prepare_run
 from ..engine.setup import check_writable
-from ..export import FORMATS, PRECISIONS, evaluate_file, export_model, files_of
+from ..export import EXPORT_PRECISIONS, FORMATS, evaluate_file, export_model, files_of
 from .parser import add_config, command_parser
 
 
@@ -27,18 +27,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(parser, help="a config, or exported weights")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument(
-        "--precision", choices=list(PRECISIONS), default="float32",
+        "--precision", choices=list(EXPORT_PRECISIONS), default="float32",
         help="precision of the weights in ONNX files, and of arithmetic for int8 (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of an earlier export")
     parser.add_argument("--score-map", action="store_true", help="output the score map too")
     parser.add_argument(
-        "--prepared", action="store_true", help="take images that are already resized and normalized"
+        "--preprocessed", action="store_true", help="take images that are already resized and normalized"
     )
     parser.add_argument(
-        "--mask-squares", action="store_true", help="output masks of a fixed size, to paste into boxes"
-    )
+        "--no-paste-masks", dest="paste_masks", action="store_false",
+        help="output masks of a fixed size, to paste into boxes",
+    )  # fmt: skip
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="FILE",
         help="images with objects of the model's classes, to verify with and to calibrate int8 on (default: "
@@ -52,8 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     setup_logger()
-    if args.evaluate and args.prepared:
-        raise ValueError("--evaluate needs a file for images without preprocessing: leave out --prepared.")
+    if args.evaluate and args.preprocessed:
+        raise ValueError(
+            "--evaluate needs a file for images without preprocessing: leave out --preprocessed."
+        )
     check_writable(args.output, "--output")
     cfg = prepare_run(args.config_file, args.opts).cfg
     files = [Path(args.output) / name for name in files_of(cfg, args.format)]
@@ -62,8 +65,8 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"{file} exists. Give --overwrite to replace it, or choose another --output.")
     print(f"Exporting the model of {args.config_file} ...", flush=True)
     verdict = export_model(
-        cfg, files[0], args.format, prepared=args.prepared, score_map=args.score_map,
-        pasted=not args.mask_squares, images=args.images, precision=args.precision,
+        cfg, files[0], args.format, preprocessed=args.preprocessed, score_map=args.score_map,
+        paste_masks=args.paste_masks, images=args.images, precision=args.precision,
     )  # fmt: skip
     print(f"Verified {verdict}")
     print(f"Wrote {' and '.join(map(str, files))}: {files[0].stat().st_size / 2**20:.1f} MiB")

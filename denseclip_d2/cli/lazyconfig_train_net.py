@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import DenseCLIPCheckpointer
 from ..engine import run
 from ..engine.errors import keep_tracebacks_in_the_log
-from ..engine.lazy import build_lazy_model, evaluate_lazily, load_lazy_config, train_lazily
+from ..engine.lazy import build_lazy_model, evaluate_lazy_config, load_lazy_config, train_lazy_config
 from ..engine.setup import check_writable
 
 
@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> None:
     keep_tracebacks_in_the_log()
     if args.eval_only:
         model = build_lazy_model(cfg)
-        DenseCLIPCheckpointer(model, fresh_start=False).load(cfg.train.init_checkpoint)
-        evaluate_lazily(cfg, model)
+        DenseCLIPCheckpointer(model, for_training=False).load(cfg.train.init_checkpoint)
+        evaluate_lazy_config(cfg, model)
     else:
-        train_lazily(cfg, resume=args.resume)
+        train_lazy_config(cfg, resume=args.resume)

@@ -16,7 +16,7 @@ import open_clip
 import torch
 from tqdm import tqdm
 
-from ..analysis.architectures import survey
+from ..analysis.architectures import check_architectures
 from ..config import load_config
 from .parser import add_config, check_folder, command_parser, write_json
 
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     rows = []
     for name in tqdm(args.names, unit="architecture"):
         try:
-            built, note = True, survey(cfg, name)
+            built, note = True, check_architectures(cfg, name)
         except ValueError as error:
             built, note = False, str(error)
         rows.append({"name": name, "built": built, "note": note})

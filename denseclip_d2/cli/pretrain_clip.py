@@ -30,14 +30,24 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=Recipe.steps, help="default: %(default)s")
     add("--batch-size", type=int, default=Recipe.batch_size, help="default: %(default)s")
     add(
-        "--alike",
+        "--hard-negative-group-size",
         type=int,
-        default=Recipe.alike,
+        default=Recipe.group_size,
         help="neighbors kept together, hard negatives (%(default)s)",
     )
     add("--learning-rate", type=float, default=Recipe.learning_rate, help="default: %(default)s")
-    add("--muon", type=float, default=Recipe.muon, help="learning rate of Muon; 0: only AdamW (%(default)s)")
-    add("--apart", type=float, default=Recipe.apart, help="weight of the loss between texts (%(default)s)")
+    add(
+        "--muon-lr",
+        type=float,
+        default=Recipe.muon_lr,
+        help="learning rate of Muon; 0: only AdamW (%(default)s)",
+    )
+    add(
+        "--text-uniformity-weight",
+        type=float,
+        default=Recipe.uniformity_weight,
+        help="weight of the loss between texts (%(default)s)",
+    )
     add("--period", type=int, default=Recipe.period, help="steps between checkpoints (%(default)s)")
     add("--images", type=int, default=Recipe.num_evaluated, help="number to evaluate on (%(default)s)")
     add("--workers", type=int, default=1, help="processes that read images (%(default)s)")
@@ -91,9 +101,10 @@ def train(args: argparse.Namespace) -> None:
         ValueError, OSError: see :class:`Recipe`, :class:`CaptionTable` and :func:`pretrain`.
     """
     recipe = Recipe(
-        model=args.model, steps=args.steps, batch_size=args.batch_size, alike=args.alike,
-        learning_rate=args.learning_rate, muon=args.muon, apart=args.apart, seed=args.seed,
-        period=args.period, num_evaluated=args.images, precision=args.precision,
+        model=args.model, steps=args.steps, batch_size=args.batch_size,
+        group_size=args.hard_negative_group_size, uniformity_weight=args.text_uniformity_weight,
+        learning_rate=args.learning_rate, muon_lr=args.muon_lr, seed=args.seed, period=args.period,
+        num_evaluated=args.images, precision=args.precision,
     )  # fmt: skip
     check_writable(str(args.output), "--output")
     table = args.pairs or args.output / "pairs" / "captions.tsv"

@@ -3,8 +3,8 @@
 tools/report.py output/shapes_mask_rcnn                        # writes output/shapes_mask_rcnn/report.html
 tools/report.py output/shapes_mask_rcnn --output mine.html     # also of a run that still trains
 
-Training writes the report at its end (TEST.REPORT). Run this command in the folder where the training ran, so
-that relative paths of data are found. It changes nothing in the run.
+Training writes the report at its end (TEST.REPORT). Run this command in the folder where the training ran,
+so that relative paths of data are found. It changes nothing in the run.
 """
 
 import argparse

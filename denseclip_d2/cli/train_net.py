@@ -19,7 +19,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from ..builder import inference_precision, make_fast
+from ..builder import inference_precision, optimize_for_inference
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.dataset_folder import FORMS
 from ..engine import Trainer, run, setup
@@ -68,9 +68,9 @@ def _is_key(value: str) -> bool:
 def all_opts(args: argparse.Namespace) -> list:
     """Return the KEY VALUE pairs of the command line, with those of the options for own data."""
     keys = {
-        "DATASETS.OWN.TRAIN": args.train,
-        "DATASETS.OWN.VAL": args.val,
-        "DATASETS.OWN.SEMANTIC": args.train_semantic,
+        "DATASETS.CUSTOM.TRAIN": args.train,
+        "DATASETS.CUSTOM.VAL": args.val,
+        "DATASETS.CUSTOM.SEMANTIC": args.train_semantic,
     }
     own = [x for pair in keys.items() if pair[1] for x in pair]
     return [*own, *getattr(args, "pairs", ()), *args.opts]
@@ -104,10 +104,10 @@ def train(args: argparse.Namespace):
     check_test_sets(cfg)
     model = Trainer.build_model(cfg)
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
-    checkpointer = DenseCLIPCheckpointer.from_config(cfg, model, cfg.OUTPUT_DIR, fresh_start=False)
+    checkpointer = DenseCLIPCheckpointer.from_config(cfg, model, cfg.OUTPUT_DIR, for_training=False)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     with inference_precision(cfg):
-        results = Trainer.test(cfg, make_fast(cfg, model))
+        results = Trainer.test(cfg, optimize_for_inference(cfg, model))
         if augmented:
             results.update(Trainer.test_with_tta(cfg, augmented))
     if comm.is_main_process():

@@ -59,8 +59,8 @@ def serve(args: argparse.Namespace) -> None:
     for other in model_zoo.trained_configs():
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
     # Gradio is an extra, which --help does not need.
-    from ..web_demo.app import Page, served
+    from ..web_demo.app import Page, serve_page
 
-    with served(Page(Models(configs), limits), host=args.host, port=args.port) as address:
+    with serve_page(Page(Models(configs), limits), host=args.host, port=args.port) as address:
         print(f"The page is at {address} until Ctrl-C.", flush=True)
         Event().wait()

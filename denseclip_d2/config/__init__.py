@@ -3,7 +3,7 @@
 from .checks import check_config
 from .defaults import add_denseclip_config
 from .loading import PreparedRun, load_config, prepare_run
-from .pixels import set_pixels
+from .pixel_stats import set_pixels
 
 __all__ = [
     "PreparedRun",

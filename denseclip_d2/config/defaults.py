@@ -20,10 +20,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.LOSS_TARGET = "box"
     # The loss of objects: "binary", as released, for each class alone; "softmax", over all classes. Use
     # "softmax" for many classes: with 192 classes, nearly all of the binary loss comes from absent classes.
-    denseclip.LOSS_KIND = "binary"
+    denseclip.LOSS_TYPE = "binary"
     # Compute the score map and the losses by kernels: Triton's on GPUs, blocks that skip empty regions on
     # CPUs. False: by the plain definitions. The numbers are the same.
-    denseclip.KERNELS = True
+    denseclip.FUSED_OPS = True
     # P7 = conv(relu(P6)), as in Detectron2; False: conv(P6), as in the released RetinaNets.
     denseclip.FPN_P7_RELU = True
 
@@ -40,13 +40,13 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.VISUAL.FREEZE_AT = 0
     # How the positional embedding fits an (h, w) map: "interpolate" it, or "crop" its top left corner, as the
     # released detectors do.
-    denseclip.VISUAL.POSITION = "interpolate"
+    denseclip.VISUAL.POS_EMBED = "interpolate"
     # Side in pixels of the image whose position grid the weights have (released detectors: 1344). CLIP's grid
     # is resized to it at loading. 0 keeps CLIP's grid.
     denseclip.VISUAL.RESOLUTION = 0
     # The dense embedding of a cell: "attention", the answer to its query, as released; "value", its own value
     # without attention (MaskCLIP, ECCV 2022), which is local before training.
-    denseclip.VISUAL.DENSE = "attention"
+    denseclip.VISUAL.DENSE_FEATURES = "attention"
     # ResNets: 2 leaves out the pooling of res5 and dilates the convolutions after it, so the dense embedding
     # and the score map have stride 16. The pyramid gets res5 averaged over 2 x 2 cells.
     denseclip.VISUAL.RES5_DILATION = 1
@@ -57,7 +57,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # windows.
     denseclip.VISUAL.WINDOW_SIZE = 0
     # With windows: the blocks, counted from 0, that attend globally. Empty: the last of each quarter.
-    denseclip.VISUAL.GLOBAL_BLOCKS = ()
+    denseclip.VISUAL.GLOBAL_ATTN_INDEXES = ()
     # ViTs: add the class embedding twice. The released weights need it; CLIP's own must not have it.
     denseclip.VISUAL.DOUBLE_CLASS_EMBEDDING = False
     # A backbone that replaces the visual encoder of the CLIP: "timm/NAME", or a name in Detectron2's
@@ -67,7 +67,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # MODEL.WEIGHTS has the text encoder's.
     denseclip.VISUAL.WEIGHTS = ""
     # That embedding: "attention_pool", as CLIP's ResNets have (paper), or "linear".
-    denseclip.VISUAL.EMBEDDING = "attention_pool"
+    denseclip.VISUAL.PROJECTION = "attention_pool"
     # Recompute activations in the backward pass instead of storing them: less memory, more time.
     denseclip.VISUAL.ACTIVATION_CHECKPOINTING = False
 
@@ -76,18 +76,18 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # "context": learned contexts alone (CoOp); "template": a fixed sentence (paper, sec. 3.3).
     denseclip.PROMPT.MODE = "post"
     # Number of context vectors.
-    denseclip.PROMPT.NUM_CONTEXTS = 8
-    # Words that initialize the contexts, as in CoOp ("a photo of a"), with NUM_CONTEXTS tokens. Empty: a
+    denseclip.PROMPT.N_CTX = 8
+    # Words that initialize the contexts, as in CoOp ("a photo of a"), with N_CTX tokens. Empty: a
     # normal distribution of deviation CONTEXT_STD, truncated at twice that.
     denseclip.PROMPT.CONTEXT_INIT = ""
     # As released: 1. The token embeddings of OpenAI's CLIPs have 0.01 to 0.02.
     denseclip.PROMPT.CONTEXT_STD = 1.0
     # The most tokens of a name, with its start and end (released models: 5). 0 fits the longest name.
-    denseclip.PROMPT.NAME_LENGTH = 0
+    denseclip.PROMPT.MAX_NAME_TOKENS = 0
     # The sentence of mode "template", with {} in place of the name.
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
     # For inference: the weights hold precomputed text embeddings in place of text encoder and contexts.
-    denseclip.PROMPT.FOLDED = False
+    denseclip.PROMPT.PRECOMPUTED = False
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.
     denseclip.PROMPT.CUDA_GRAPH = True
 
@@ -134,7 +134,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Compile the visual encoder by torch.compile at its first run, for about a minute. GPUs compile once more
     # at the second image size, for all sizes. CPUs compile for each of the first eight sizes.
     cfg.MODEL.COMPILE = False
-    # Probability that a channel is dropped before the predictor of CLIPSemSegFPNHead.
+    # Probability that a channel is dropped before the predictor of SemSegFPNHeadWithDropout.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
     # Accept weights with missing tensors or tensors of another shape (as --allow-partial).
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
@@ -161,33 +161,33 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Parameters without weight decay, by shell patterns of their names. As released: the norms inside the
     # context decoder's layers.
     cfg.SOLVER.NO_WEIGHT_DECAY = ("*.context_decoder.decoder.*.norm?.*",)
-    # Number of training images that the schedule is for. Own data (DATASETS.OWN) scale MAX_ITER, STEPS,
+    # Number of training images that the schedule is for. Own data (DATASETS.CUSTOM) scale MAX_ITER, STEPS,
     # WARMUP_ITERS and TEST.EVAL_PERIOD to their number. 0: no scaling.
     cfg.SOLVER.REFERENCE_IMAGES = 0
     # How many of the newest periodic checkpoints to keep (model_final and model_best stay); 0 keeps all.
-    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+    cfg.SOLVER.MAX_TO_KEEP = 0
     # A metric, such as "bbox/AP", whose best weights are kept as model_best.pth; empty: none.
-    cfg.SOLVER.KEEP_BEST = ""
+    cfg.SOLVER.BEST_METRIC = ""
 
     # Folders to register for semantic segmentation. "my/data" has classes.txt (a name on each line),
     # images/train/* and labels/train/*.png, which become "data_train"; other splits alike.
     cfg.DATASETS.SEMANTIC_FOLDERS = ()
-    cfg.DATASETS.OWN = CfgNode()
+    cfg.DATASETS.CUSTOM = CfgNode()
     # Own data with boxes, which replace DATASETS.TRAIN and set class names, NUM_CLASSES and schedule: a COCO-
     # format file and its image folder, ("my/train.json", "my/images"), or a YOLO or Pascal VOC folder,
     # ("my_yolo/data.yaml",). As --train.
-    cfg.DATASETS.OWN.TRAIN = ()
+    cfg.DATASETS.CUSTOM.TRAIN = ()
     # The same to evaluate on. Empty: the folder's validation part, or else a part of the training images is
     # held out. As --val.
-    cfg.DATASETS.OWN.VAL = ()
+    cfg.DATASETS.CUSTOM.VAL = ()
     # Own data with label maps: a folder as in SEMANTIC_FOLDERS. As --train-semantic.
-    cfg.DATASETS.OWN.SEMANTIC = ""
+    cfg.DATASETS.CUSTOM.SEMANTIC = ""
     # The class names that were trained; set by the program to detect a change.
-    cfg.DATASETS.OWN.CLASS_NAMES = ()
+    cfg.DATASETS.CUSTOM.CLASS_NAMES = ()
     # The part that is held out, by SEED, if there is nothing to evaluate on; 0 holds out nothing.
-    cfg.DATASETS.OWN.HELD_OUT = 0.2
+    cfg.DATASETS.CUSTOM.VAL_FRACTION = 0.2
     # The fewest iterations for few images, unless the config's own schedule is shorter.
-    cfg.DATASETS.OWN.MIN_ITER = 500
+    cfg.DATASETS.CUSTOM.MIN_ITER = 500
     # Before training, check that every image exists, is complete and has its annotated size. JPEGs are not
     # decoded: damage inside of one ends the training when it is read.
     cfg.DATASETS.CHECK_IMAGES = True
@@ -198,7 +198,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     # Make `--eval-only`, `Predictor` and the demo faster, with the same outputs up to rounding: norms are
     # fused into convolutions, which are stored channels-last. False: the model as trained.
-    cfg.TEST.FAST = True
+    cfg.TEST.OPTIMIZE_FOR_INFERENCE = True
     # Their precision: "float32", or under autocast "bfloat16" or "float16", which change the outputs.
     cfg.TEST.PRECISION = "float32"
 

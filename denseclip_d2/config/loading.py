@@ -8,10 +8,10 @@ from detectron2.utils.file_io import PathManager
 from ..data.class_names import get_class_names
 from ..data.semantic import register_semantic_folders
 from .checks import check_config, check_device
+from .custom_dataset import keep_schedule, use_custom_dataset
 from .header import header_config, merge_header_config
 from .node import CfgNode
-from .own import keep_schedule, use_own_data
-from .pixels import set_pixels
+from .pixel_stats import set_pixels
 from .projects import default_config, projects_of
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ def load_config(config_file: str, opts: Sequence) -> CfgNode:
 def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> PreparedRun:
     """Load a config (:func:`load_config`) and complete it by what its datasets tell.
 
-    The datasets of ``DATASETS.SEMANTIC_FOLDERS`` and ``DATASETS.OWN`` are registered. Own data set the number
-    of classes and the schedule (:func:`use_own_data`). ``MODEL.DENSECLIP.CLASS_NAMES``, if empty, becomes the
-    class names of the datasets. It stays empty if they have none: the builder raises an error if the model
-    needs names.
+    The datasets of ``DATASETS.SEMANTIC_FOLDERS`` and ``DATASETS.CUSTOM`` are registered. A custom dataset
+    sets the number of classes and the schedule (:func:`use_custom_dataset`). An empty
+    ``MODEL.DENSECLIP.CLASS_NAMES`` becomes the class names of the datasets. It stays empty if they have none:
+    the builder raises an error if the model needs names.
 
     Args:
         resume: continue the run in ``OUTPUT_DIR`` with its schedule (:func:`keep_schedule`).
@@ -62,7 +62,7 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
     overrides = frozenset(opts[::2])
     set_pixels(reference)
     register_semantic_folders(cfg)
-    use_own_data(cfg, reference, overrides)
+    use_custom_dataset(cfg, reference, overrides)
     if resume:
         keep_schedule(cfg, overrides)
     _set_class_names(cfg, overrides)

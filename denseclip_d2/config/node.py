@@ -13,6 +13,7 @@ from detectron2.config import CfgNode as _CfgNode
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
+from ..utils.old_keys import update_content, update_pairs
 from ..utils.text import read_text
 
 # The files being read: each is a ``_BASE_`` of the one before.
@@ -30,7 +31,7 @@ class CfgNode(_CfgNode):
         Raises:
             ValueError, KeyError: a value has another type than the default, or a key does not exist.
         """
-        super().merge_from_other_cfg(_fit(cfg_other, self, ""))
+        super().merge_from_other_cfg(_fit(type(self)(update_content(cfg_other)), self, ""))
 
     def merge_from_list(self, cfg_list: Sequence) -> None:
         """
@@ -41,6 +42,8 @@ class CfgNode(_CfgNode):
         pairs = list(cfg_list)
         if options := [text for text in pairs if isinstance(text, str) and text.startswith("--")]:
             raise ValueError(f"{options[0]} stands among the config keys: options go before KEY VALUE pairs.")
+        if len(pairs) % 2 == 0:
+            pairs = update_pairs(pairs)
         pairs[1::2] = map(self._fit_to, pairs[::2], pairs[1::2])
         super().merge_from_list(pairs)
 

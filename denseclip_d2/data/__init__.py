@@ -1,9 +1,9 @@
 from detectron2.data import MetadataCatalog
 
-from .class_names import get_class_names, readable_names
+from .class_names import clean_class_names, get_class_names
 from .semantic import register_semantic_folder
 
-__all__ = ["get_class_names", "readable_names", "register_semantic_folder"]
+__all__ = ["get_class_names", "clean_class_names", "register_semantic_folder"]
 
 # Detectron2 registers it, for the labels that the script makes.
 for _split in ("train", "val"):

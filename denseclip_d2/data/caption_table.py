@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from ..utils.text import read_text
 from .coco_source import listed
-from .pictures import read_image
+from .image_io import read_image
 
 COLUMNS = ("filepath", "title")
 
@@ -41,7 +41,7 @@ class CaptionTable(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        """Return an image, RGB, and its caption. Raise as :func:`.pictures.read_image` does."""
+        """Return an image, RGB, and its caption. Raise as :func:`.images.read_image` does."""
         path, title = self.rows[index]
         return Image.fromarray(read_image(path, "RGB")), title
 

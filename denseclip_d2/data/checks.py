@@ -15,7 +15,7 @@ from ..utils.text import read_text
 from .coco_json import nameless_category
 from .image_checks import check_image_files, describe_dataset
 from .semantic import check_some_labels
-from .tasks import is_semantic, section_of
+from .tasks import is_semantic, num_classes_section
 
 
 def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: bool) -> list[dict]:
@@ -54,7 +54,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     Raises:
         ValueError: the number or the names of classes, or their order, or the ignored labels differ.
     """
-    section, kind = section_of(cfg), "stuff_classes" if is_semantic(cfg) else "thing_classes"
+    section, kind = num_classes_section(cfg), "stuff_classes" if is_semantic(cfg) else "thing_classes"
     num_classes, named = cfg.MODEL[section].NUM_CLASSES, len(cfg.MODEL.DENSECLIP.CLASS_NAMES)
     classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
@@ -67,7 +67,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         if len(own) != num_classes:
             raise ValueError(
                 f"{dataset!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "
-                f"{_way_to_as_many_classes(cfg, section, kind, len(own))}"
+                f"{_advice_on_class_count(cfg, section, kind, len(own))}"
             )
         if named not in (0, num_classes):
             raise ValueError(
@@ -83,7 +83,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         _check_ignored(names, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
 
-def _way_to_as_many_classes(cfg: CfgNode, section: str, kind: str, count: int) -> str:
+def _advice_on_class_count(cfg: CfgNode, section: str, kind: str, count: int) -> str:
     """Return what to set if a dataset has ``count`` classes and the model another number."""
     known = {name: MetadataCatalog.get(name).get(kind) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     counts = {name: len(classes) for name, classes in known.items() if classes}

@@ -13,7 +13,7 @@ def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Return the class names that the model reads, in the order of the class ids.
 
     ``MODEL.DENSECLIP.CLASS_NAMES``, or if that is empty, the names in the metadata of the first training set
-    in the form of :func:`readable_names`. Without training sets, the first test set is asked.
+    in the form of :func:`clean_class_names`. Without training sets, the first test set is asked.
 
     Raises:
         ValueError: neither has names, or the dataset is not registered.
@@ -30,14 +30,14 @@ def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
         kinds = ("stuff_classes", "thing_classes") if is_semantic(cfg) else ("thing_classes", "stuff_classes")
         for names in filter(None, map(metadata.get, kinds)):
             check_class_names(name, names)
-            return readable_names(names)
+            return clean_class_names(names)
     raise ValueError(
         f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets or 'DATASETS.TRAIN'} has no "
         "thing_classes or stuff_classes in its metadata. Set one of them."
     )
 
 
-def readable_names(names: Sequence[str]) -> tuple[str, ...]:
+def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of a dataset as a sentence has them, because the text encoder reads them.
 
     Of a list of synonyms, such as ADE20K's "road, route", the first is kept. LVIS's "bow_(weapon)" becomes

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..utils.text import read_text
-from .pictures import image_size
+from .image_io import image_size
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from .coco_dataset import CocoDataset
 from .coco_json import CONVERT, read_json, without_garbage_collection
 from .coco_reader import normalize
 from .coco_source import CocoSource, find_files, listed
-from .pictures import image_size
+from .image_io import image_size
 from .voc import is_voc, read_voc
 from .yolo import SUFFIXES as YOLO_SUFFIXES
 from .yolo import read_yolo, yolo_file
@@ -18,7 +18,7 @@ FORMS = "a COCO file and the folder of its images, a YOLO data.yaml, or a YOLO o
 
 @lru_cache(maxsize=2)
 def read_own(values: tuple[str, ...], split: str, stamp: Hashable) -> CocoDataset:
-    """Read and normalize a split of what ``DATASETS.OWN.TRAIN`` or ``VAL`` names. Do not change the result.
+    """Read and normalize a split of ``DATASETS.CUSTOM.TRAIN`` or ``VAL``. Do not change the result.
 
     Args:
         split: "train" or "val". If a folder has no "val", its "test" is read, or else its "train".

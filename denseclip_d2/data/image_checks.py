@@ -12,8 +12,8 @@ from detectron2.data import MetadataCatalog
 from PIL import ImageFile
 from tqdm import tqdm
 
-from . import pictures
-from .pictures import ImageError, open_image
+from . import image_io
+from .image_io import ImageError, open_image
 from .semantic import check_label_mode, check_label_size
 
 logger = logging.getLogger(__name__)
@@ -123,16 +123,16 @@ def _header(path: str, *, labels: bool = False) -> _Header:
     try:
         with open_image(path) as image:
             if not labels:
-                pictures.check_pixels(image, path)
+                image_io.check_pixels(image, path)
             if image.format in ("JPEG", "PNG"):
                 if image.format == "JPEG" and not _ends_well(image):
                     image.load()
-                stored = pending = pictures.header_orientation(image)
+                stored = pending = image_io.header_orientation(image)
             else:
-                stored = pictures.exif_orientation(image)
+                stored = image_io.exif_orientation(image)
                 with _DECODING:
-                    pending = pictures.orientation_of(image)
-            header = _Header(pictures.upright_size(image, pending), image.mode, stored)
+                    pending = image_io.orientation_of(image)
+            header = _Header(image_io.upright_size(image, pending), image.mode, stored)
         if image.format == "PNG":
             _verify(path)
         return header

@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from .coco_masks import encode
-from .pictures import read_image
+from .image_io import read_image
 from .semantic import check_label_size, check_labels, read_labels
 from .tasks import is_panoptic_deeplab, is_semantic
 from .transforms import PadToSize, RandomScaleShortestEdge, ResizeShortestEdge

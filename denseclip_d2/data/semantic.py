@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from .coco_source import find_files, listed, read_lines
-from .pictures import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
+from .image_io import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 
 logger = logging.getLogger(__name__)
 

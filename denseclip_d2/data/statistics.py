@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .coco_source import listed
 from .semantic import read_labels
-from .unused import unused_reason
+from .unused_annotations import unused_reason
 
 AREAS = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 """COCO's kinds of object sizes, and the area in pixels that each is below."""
@@ -26,7 +26,7 @@ LONG_NAME = 3
 
 
 @dataclass(frozen=True)
-class Oddity:
+class Issue:
     """Something to look at before training.
 
     Attributes:
@@ -56,7 +56,7 @@ class Statistics:
     objects: dict[str, int]
     in_images: dict[str, int]
     sizes: dict[str, int]
-    odd: tuple[Oddity, ...]
+    odd: tuple[Issue, ...]
 
 
 def statistics_of(
@@ -107,7 +107,7 @@ def statistics_of(
         objects={name: objects[i] for i, name in enumerate(class_names)},
         in_images={name: in_images[i] for i, name in enumerate(class_names)},
         sizes=sizes,
-        odd=tuple(Oddity(what, tuple(where)) for what, where in odd.items() if where),
+        odd=tuple(Issue(what, tuple(where)) for what, where in odd.items() if where),
     )
 
 

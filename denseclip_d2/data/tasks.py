@@ -7,7 +7,7 @@ from detectron2.modeling.meta_arch import FCOS, PanopticFPN, RetinaNet, Semantic
 SECTIONS = {RetinaNet: "RETINANET", FCOS: "FCOS", SemanticSegmentor: "SEM_SEG_HEAD"}
 
 
-def section_of(cfg: CfgNode) -> str:
+def num_classes_section(cfg: CfgNode) -> str:
     """Return the section of ``cfg.MODEL`` with the NUM_CLASSES of the system.
 
     The section is the system's ``num_classes_key``, if it has one, or that of its Detectron2 class.
@@ -23,17 +23,17 @@ def is_semantic(cfg: CfgNode) -> bool:
 
     The classes of systems that find boxes, such as Panoptic FPN, are the ``thing_classes``.
     """
-    return section_of(cfg) == "SEM_SEG_HEAD"
+    return num_classes_section(cfg) == "SEM_SEG_HEAD"
 
 
-def labels_pixels(cfg: CfgNode) -> bool:
+def has_sem_seg_head(cfg: CfgNode) -> bool:
     """Return whether the model labels pixels, with or without instances."""
     return is_semantic(cfg) or is_panoptic(cfg)
 
 
-def finds_masks(cfg: CfgNode) -> bool:
+def predicts_masks(cfg: CfgNode) -> bool:
     """Return whether the model finds masks; RetinaNet and FCOS find none even with ``MASK_ON``."""
-    return cfg.MODEL.MASK_ON and section_of(cfg) == "ROI_HEADS"
+    return cfg.MODEL.MASK_ON and num_classes_section(cfg) == "ROI_HEADS"
 
 
 def is_panoptic(cfg: CfgNode) -> bool:

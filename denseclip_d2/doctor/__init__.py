@@ -1,6 +1,6 @@
 """Checks of an installation, each with what to do. They download and change nothing."""
 
+from .check_result import CheckResult
 from .examine import examine
-from .finding import Finding
 
-__all__ = ["Finding", "examine"]
+__all__ = ["CheckResult", "examine"]

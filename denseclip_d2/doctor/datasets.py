@@ -5,7 +5,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from ..data.checks import load_datasets
-from .finding import Finding, judge
+from .check_result import CheckResult, judge
 
 DATASETS = tuple(
     f"{name}_{split}"
@@ -17,7 +17,7 @@ DATASETS = tuple(
 )  # fmt: skip
 
 
-def look_at_datasets(names: Sequence[str] | None) -> Iterator[Finding]:
+def check_datasets(names: Sequence[str] | None) -> Iterator[CheckResult]:
     """Check annotations and all images of datasets, as training does.
 
     Args:
@@ -32,9 +32,9 @@ def look_at_datasets(names: Sequence[str] | None) -> Iterator[Finding]:
     )  # fmt: skip
     absent = [] if names else [name for name in DATASETS if not _is_here(name)]
     for name in names or [name for name in DATASETS if name not in absent]:
-        yield _look_at(name)
+        yield _check_one(name)
     if absent:
-        yield Finding(
+        yield CheckResult(
             "datasets", "note", f"not here: {', '.join(absent)}",
             "datasets/README.md says where to put them. `python datasets/prepare_shapes.py` makes shapes.",
         )  # fmt: skip
@@ -47,9 +47,9 @@ def _is_here(name: str) -> bool:
     return Path(next(filter(None, labels))).exists()
 
 
-def _look_at(name: str) -> Finding:
+def _check_one(name: str) -> CheckResult:
     try:
         records = load_datasets([name], filter_empty=False, check_images=True)
     except (ValueError, OSError, ImportError) as error:
-        return Finding(name, "wrong", str(error))
-    return Finding(name, "ok", f"{len(records)} images, all whole")
+        return CheckResult(name, "wrong", str(error))
+    return CheckResult(name, "ok", f"{len(records)} images, all whole")

@@ -1,14 +1,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .datasets import look_at_datasets
-from .finding import Finding
-from .machine import look_at_disk, look_at_gpus, look_at_memory
-from .software import look_at_detectron2, look_at_packages, look_at_python
-from .weights import look_at_clip, look_at_network, look_at_zoo
+from .check_result import CheckResult
+from .datasets import check_datasets
+from .machine import check_disk, check_gpus, check_memory
+from .software import check_detectron2, check_packages, check_python
+from .weights import check_clip_weights, check_network, check_zoo
 
 
-def examine(requirements: Path, output: Path, datasets: Sequence[str] | None = None) -> Iterator[Finding]:
+def examine(requirements: Path, output: Path, datasets: Sequence[str] | None = None) -> Iterator[CheckResult]:
     """Check everything that this project needs of a machine.
 
     Args:
@@ -16,13 +16,13 @@ def examine(requirements: Path, output: Path, datasets: Sequence[str] | None = N
         output: folder for checkpoints; it need not exist.
         datasets: names of registered datasets. None checks those of datasets/README.md.
     """
-    yield look_at_python()
-    yield look_at_packages(requirements)
-    yield look_at_detectron2()
-    yield from look_at_gpus()
-    yield from look_at_memory()
-    yield look_at_disk(output)
-    yield look_at_zoo()
-    yield look_at_clip()
-    yield look_at_network()
-    yield from look_at_datasets(datasets)
+    yield check_python()
+    yield check_packages(requirements)
+    yield check_detectron2()
+    yield from check_gpus()
+    yield from check_memory()
+    yield check_disk(output)
+    yield check_zoo()
+    yield check_clip_weights()
+    yield check_network()
+    yield from check_datasets(datasets)

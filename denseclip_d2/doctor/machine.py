@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..utils.memory import available_memory
-from .finding import Finding, judge
+from .check_result import CheckResult, judge
 
 GIB = 2**30
 NEEDED_MEMORY, NEEDED_SHARED, NEEDED_GPU = 2 * GIB, GIB, 4 * GIB
@@ -15,7 +15,7 @@ NEEDED_DISK, USUAL_DISK = GIB, 20 * GIB
 """One checkpoint of a COCO model, and all 20 checkpoints of a training."""
 
 
-def look_at_gpus() -> Iterator[Finding]:
+def check_gpus() -> Iterator[CheckResult]:
     if not torch.cuda.is_available():
         unused = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")
         yield judge(
@@ -32,7 +32,7 @@ def look_at_gpus() -> Iterator[Finding]:
             free, total = torch.cuda.mem_get_info(i)
             torch.ones(8, 8, device=f"cuda:{i}").matmul(torch.ones(8, 8, device=f"cuda:{i}")).sum().item()
         except RuntimeError as error:
-            yield Finding(
+            yield CheckResult(
                 about, "wrong", f"{name} cannot compute: {str(error).splitlines()[0]}",
                 "Install a torch for this GPU and driver, or set CUDA_VISIBLE_DEVICES or MODEL.DEVICE cpu.",
             )  # fmt: skip
@@ -43,7 +43,7 @@ def look_at_gpus() -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def look_at_memory() -> Iterator[Finding]:
+def check_memory() -> Iterator[CheckResult]:
     """Check memory and shared memory, each where Linux tells of it."""
     if (available := available_memory()) is not None:
         yield judge(
@@ -60,15 +60,15 @@ def look_at_memory() -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def look_at_disk(output: Path) -> Finding:
+def check_disk(output: Path) -> CheckResult:
     """Check the disk for checkpoints."""
     absolute = output.expanduser().absolute()
     there = next(path for path in (absolute, *absolute.parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        return Finding("disk", "wrong", f"{output} cannot be written", "Choose another OUTPUT_DIR.")
+        return CheckResult("disk", "wrong", f"{output} cannot be written", "Choose another OUTPUT_DIR.")
     free = shutil.disk_usage(there).free
     return judge(
         "disk", free >= USUAL_DISK, f"{free / GIB:.1f} GiB free for checkpoints in {output}",
         "wrong" if free < NEEDED_DISK else "note",
-        "A COCO model writes 20 checkpoints of 1 GB. Set SOLVER.KEEP_CHECKPOINTS 3, or another OUTPUT_DIR.",
+        "A COCO model writes 20 checkpoints of 1 GB. Set SOLVER.MAX_TO_KEEP 3, or another OUTPUT_DIR.",
     )  # fmt: skip

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import detectron2
 
-from .finding import Finding, judge
+from .check_result import CheckResult, judge
 
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 # Packages with the same modules.
 _INSTEAD = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless")}
 
 
-def look_at_python() -> Finding:
+def check_python() -> CheckResult:
     return judge(
         "Python", sys.version_info[:2] in PYTHONS, f"{platform.python_version()}, {sys.executable}", "wrong",
         "Install Python 3.11 to 3.13, and run `make install PYTHON=python3.12`.",
     )  # fmt: skip
 
 
-def look_at_packages(requirements: Path) -> Finding:
+def check_packages(requirements: Path) -> CheckResult:
     """Compare the installed versions with a requirements file."""
     if not (pinned := known_versions(requirements)):
-        return Finding("packages", "note", f"cannot be compared: {requirements} does not exist")
+        return CheckResult("packages", "note", f"cannot be compared: {requirements} does not exist")
     installed = {name: _installed(name) for name in pinned}
     missing = [name for name, version in installed.items() if version is None]
     lines = [f"not installed: {', '.join(missing)}"] if missing else []
@@ -33,10 +33,10 @@ def look_at_packages(requirements: Path) -> Finding:
         if version not in (None, pinned[name])
     ]
     text = "\n".join(lines) or f"the {len(pinned)} tested versions of {requirements.name}"
-    way_out = f"Run `make install`, or `pip install -r {requirements}`."
+    fix = f"Run `make install`, or `pip install -r {requirements}`."
     if not missing:
-        way_out = f"If something fails: {way_out}"
-    return judge("packages", not lines, text, "wrong" if missing else "note", way_out)
+        fix = f"If something fails: {fix}"
+    return judge("packages", not lines, text, "wrong" if missing else "note", fix)
 
 
 def known_versions(requirements: Path) -> dict[str, str]:
@@ -47,7 +47,7 @@ def known_versions(requirements: Path) -> dict[str, str]:
     return dict(re.findall(r"([\w.-]+)==([\w.]+)", text))
 
 
-def look_at_detectron2() -> Finding:
+def check_detectron2() -> CheckResult:
     text, reason = f"{detectron2.__version__}, {Path(detectron2.__file__).parent}", ""
     try:
         from detectron2 import _C  # noqa: F401

@@ -8,22 +8,22 @@ from open_clip.pretrained import _get_safe_alternatives, get_pretrained_cfg
 
 from ..model_zoo.zoo import zoo_index
 from ..utils.safetensors_file import sha256
-from .finding import Finding, judge
+from .check_result import CheckResult, judge
 
 CLIPS = (("RN50-quickgelu", "openai"), ("RN101-quickgelu", "openai"), ("ViT-B-16-quickgelu", "openai"))
 """Pretrained weights of the paper's configs."""
 _TIMEOUT = 5  # seconds
 
 
-def look_at_zoo() -> Finding:
+def check_zoo() -> CheckResult:
     """Check the weights in the package."""
-    broken = [entry.file for entry in zoo_index().values() if not entry.is_whole()]
+    broken = [entry.file for entry in zoo_index().values() if not entry.is_intact()]
     text = f"missing or changed: {', '.join(broken)}" if broken else "all weights are whole"
-    way_out = "Restore them: `git checkout denseclip_d2/model_zoo/weights`, or install the package again."
-    return judge("model zoo", not broken, text, "wrong", way_out)
+    fix = "Restore them: `git checkout denseclip_d2/model_zoo/weights`, or install the package again."
+    return judge("model zoo", not broken, text, "wrong", fix)
 
 
-def look_at_clip() -> Finding:
+def check_clip_weights() -> CheckResult:
     """Check which CLIPs of the configs are whole in open_clip's caches."""
     missing = []
     for architecture, tag in CLIPS:
@@ -37,7 +37,7 @@ def look_at_clip() -> Finding:
     )  # fmt: skip
 
 
-def look_at_network() -> Finding:
+def check_network() -> CheckResult:
     """Check whether the hub of CLIP's weights and of hf:// paths answers."""
     url, fault = constants.ENDPOINT, ""
     if constants.HF_HUB_OFFLINE:
@@ -49,8 +49,8 @@ def look_at_network() -> Finding:
             pass  # an error is an answer
         except (OSError, ValueError) as error:
             fault = f"{url} cannot be reached: {error}"
-    way_out = "Without it, weights must be in the caches or given by their paths. A proxy: HTTPS_PROXY."
-    return judge("hub", not fault, fault or f"{url} can be reached", "note", way_out)
+    fix = "Without it, weights must be in the caches or given by their paths. A proxy: HTTPS_PROXY."
+    return judge("hub", not fault, fault or f"{url} can be reached", "note", fix)
 
 
 def _in_hub_cache(entry: dict) -> bool:

@@ -31,7 +31,7 @@ _END = re.compile(
 )
 
 
-def line_of(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return the words of an error about data, a config or a machine; "" if the error may be a bug.
 
     Errors that this package raises and errors of files and memory have words. Of an error in another process,
@@ -64,21 +64,21 @@ def _class_of(name: str) -> type[BaseException]:
 
 
 @contextmanager
-def errors_in_a_line() -> Iterator[None]:
-    """End the program with ``error: ...`` and exit status 1 at an error with words of :func:`line_of`."""
+def one_line_errors() -> Iterator[None]:
+    """End the program with ``error: ...`` and exit status 1 at an error that :func:`format_error` knows."""
     # A name may have letters that the encoding of the terminal lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except Exception as error:
-        if line := line_of(error):
+        if line := format_error(error):
             sys.exit(f"error: {line}")
         raise
 
 
 def keep_tracebacks_in_the_log(loggers: Iterable[str] = ("detectron2", "fvcore", "denseclip_d2")) -> None:
-    """Write the tracebacks of errors with words of :func:`line_of` to log.txt, and not to the console.
+    """Write the tracebacks of errors with words of :func:`format_error` to log.txt, and not to the console.
 
     The file becomes UTF-8, whatever the locale.
 
@@ -94,4 +94,4 @@ def keep_tracebacks_in_the_log(loggers: Iterable[str] = ("detectron2", "fvcore",
 
 
 def _is_no_known_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and record.exc_info[1] and line_of(record.exc_info[1]))
+    return not (record.exc_info and record.exc_info[1] and format_error(record.exc_info[1]))

@@ -13,7 +13,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .errors import line_of
+from .errors import format_error
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run(main: Main, args: argparse.Namespace) -> None:
             # Without `record`, torchrun's last lines would not name the error.
             record(_run_under_torchrun)(main, args)
         except Exception as error:
-            _tell_torchrun(line_of(error))
+            _tell_torchrun(format_error(error))
             raise
         return
     _check_machines(args)
@@ -92,7 +92,7 @@ def _run_and_leave(main: Main, args: argparse.Namespace) -> None:
     try:
         main(args)
     except Exception as error:
-        if line_of(error):
+        if format_error(error):
             # For log.txt. Other processes learn the line of the error alone.
             logger.debug("Ended by an error:", exc_info=error)
         raise

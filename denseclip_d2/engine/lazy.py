@@ -13,11 +13,11 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..builder import replace_sync_bn, sync_bn_fits
+from ..builder import replace_sync_bn, sync_bn_supported
 from ..checkpoint import DenseCLIPCheckpointer
 from ..language.prompting import precomputed_text
 from .optimizer import clip_gradients
-from .scale import distributed
+from .run_checks import distributed
 from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
     if cfg.train.device == "cuda" and not torch.cuda.is_available():
         logger.warning("No GPU: train.device is set to 'cpu'.")
         cfg.train.device = "cpu"
-    if not sync_bn_fits(cfg.train.device):
+    if not sync_bn_supported(cfg.train.device):
         replace_sync_bn(cfg.model)
     return instantiate(cfg.model).to(cfg.train.device)
 
 
-def evaluate_lazily(cfg: DictConfig, model: nn.Module) -> dict:
+def evaluate_lazy_config(cfg: DictConfig, model: nn.Module) -> dict:
     """Run ``cfg.dataloader.evaluator`` on ``cfg.dataloader.test``; return {} without an evaluator."""
     if "evaluator" not in cfg.dataloader:
         return {}
@@ -66,7 +66,7 @@ def evaluate_lazily(cfg: DictConfig, model: nn.Module) -> dict:
     return results
 
 
-def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
+def train_lazy_config(cfg: DictConfig, *, resume: bool = False) -> None:
     """Train ``cfg.model`` as ``cfg.train`` says, from ``cfg.train.init_checkpoint``.
 
     Beside Detectron2's keys, ``cfg.train`` can have ``amp.precision`` ("float16" or "bfloat16") and
@@ -104,7 +104,7 @@ def train_lazily(cfg: DictConfig, *, resume: bool = False) -> None:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if main else None,
-            hooks.EvalHook(train.eval_period, lambda: evaluate_lazily(cfg, model)),
+            hooks.EvalHook(train.eval_period, lambda: evaluate_lazy_config(cfg, model)),
             hooks.PeriodicWriter(default_writers(*written), train.log_period) if main else None,
         ]
     )

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from torch import nn
 
-from ..visual import EmbeddedBackbone, VisualEncoder
+from ..visual import ProjectedBackbone, VisualEncoder
 
 GradientClipper = Callable[[torch.optim.Optimizer], None]
 """A function that clips, in place, the gradients of an optimizer's parameters."""
@@ -89,7 +89,7 @@ def parameter_groups(
     """
     # A backbone without a CLIP is pretrained. Its embedding layer is new and learns like other new layers.
     visual = tuple(
-        f"{name}.backbone." if isinstance(module, EmbeddedBackbone) else f"{name}."
+        f"{name}.backbone." if isinstance(module, ProjectedBackbone) else f"{name}."
         for name, module in model.named_modules()
         if isinstance(module, VisualEncoder)
     )

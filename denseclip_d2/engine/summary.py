@@ -9,9 +9,9 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from ..builder import lost_sync_bn, with_fitting_norms
+from ..builder import resolve_sync_bn, sync_bn_warning
 from ..config.checks import leaves
-from ..data.unused import in_words
+from ..data.unused_annotations import in_words
 
 # Keys that change the result of a training by rounding at most.
 _NEUTRAL = (
@@ -28,15 +28,15 @@ def summarize_run(
 
     Args:
         cfg: the config as trained, scaled to the number of processes.
-        recipe: the config to name departures from, such as the config file without the command line.
+        recipe: the config to name overrides from, such as the config file without the command line.
         loader: the loader of the training images.
 
-    Returns: ``settings`` (rows of name and value), ``departures`` (lines), and ``parameter_groups`` (rows,
+    Returns: ``settings`` (rows of name and value), ``overrides`` (lines), and ``parameter_groups`` (rows,
         the first of which is the head).
     """
     return {
         "settings": _settings(cfg, recipe, loader),
-        "departures": departures_from(recipe, cfg),
+        "overrides": overrides_of(recipe, cfg),
         "parameter_groups": _groups(model, optimizer),
     }
 
@@ -48,7 +48,7 @@ def format_summary(summary: dict[str, list]) -> str:
             "This run:",
             indent(tabulate(summary["settings"], tablefmt="plain"), "  "),
             "Departures from the config file:",
-            *(f"  {line}" for line in summary["departures"] or ["none"]),
+            *(f"  {line}" for line in summary["overrides"] or ["none"]),
             "Learning rates, weight decays and what they are for:",
             indent(tabulate(summary["parameter_groups"], tablefmt="plain", headers="firstrow"), "  "),
         ]
@@ -77,7 +77,7 @@ def _settings(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str
         old = recipe.SOLVER
         scaled = f" (scaled from {old.BASE_LR:g} for {old.REFERENCE_WORLD_SIZE} processes)"
     epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / max(num_images, 1)
-    norm = with_fitting_norms(cfg).MODEL.DENSECLIP.VISUAL.NORM
+    norm = resolve_sync_bn(cfg).MODEL.DENSECLIP.VISUAL.NORM
     return [
         ("processes", f"{world_size} ({comm.get_local_size()} a machine), on {cfg.MODEL.DEVICE}"),
         ("batch", f"{solver.IMS_PER_BATCH} images, {solver.IMS_PER_BATCH // world_size} a process"),
@@ -92,7 +92,7 @@ def _settings(cfg: CfgNode, recipe: CfgNode, loader: Any) -> list[tuple[str, str
 
 def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
     """Return the schedule of own data, which depends on their number of images; else nothing."""
-    if not (cfg.DATASETS.OWN.TRAIN or cfg.DATASETS.OWN.SEMANTIC):
+    if not (cfg.DATASETS.CUSTOM.TRAIN or cfg.DATASETS.CUSTOM.SEMANTIC):
         return []
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
     steps = ", ".join(map(str, solver.STEPS)) or "never"
@@ -103,7 +103,7 @@ def _schedule(cfg: CfgNode) -> list[tuple[str, str]]:
     ]
 
 
-def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
+def overrides_of(recipe: CfgNode, cfg: CfgNode) -> list[str]:
     """Return a line for each difference of ``cfg`` from ``recipe`` that changes what is learned."""
     old = dict(leaves(recipe))
     lines = [
@@ -115,7 +115,7 @@ def departures_from(recipe: CfgNode, cfg: CfgNode) -> list[str]:
     ratio = rates[0] / rates[1] if rates[1] else 1.0
     if abs(ratio - 1) > 1e-6:
         lines.append(f"learning rate for each image of the batch: {ratio:.3g} times the recipe's")
-    if loss := lost_sync_bn(cfg):
+    if loss := sync_bn_warning(cfg):
         lines.append(loss)
     return lines
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..checkpoint import DenseCLIPCheckpointer
 from .optimizer import GradientClipper
 
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+AMP_PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class TrainLoop(SimpleTrainer):
@@ -30,7 +30,7 @@ class TrainLoop(SimpleTrainer):
             model, data_loader, optimizer: as for ``SimpleTrainer``.
             device: the device of the model.
             checkpointer: names the last good checkpoint in the error of a loss that is not finite.
-            precision: "float32", or a key of ``PRECISIONS``, in which the forward pass then runs.
+            precision: "float32", or a key of ``AMP_PRECISIONS``, in which the forward pass then runs.
             clip: clips the gradients before each step of the optimizer.
         """
         super().__init__(model, data_loader, optimizer)
@@ -38,7 +38,7 @@ class TrainLoop(SimpleTrainer):
         self.checkpointer = checkpointer
         self.clip = clip
         self.autocast = torch.autocast(
-            device_type, PRECISIONS.get(precision), enabled=precision in PRECISIONS
+            device_type, AMP_PRECISIONS.get(precision), enabled=precision in AMP_PRECISIONS
         )
         # bfloat16 has the range of float32. Its gradients need no scaling.
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=precision == "float16")

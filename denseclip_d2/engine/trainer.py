@@ -17,15 +17,15 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.mapper import build_mapper
 from ..data.train_loader import TrainLoader
-from ..data.unused import check_learnable
+from ..data.unused_annotations import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
 from ..inference.tta import with_tta
 from ..language.prompting import precomputed_text
 from .hooks import BestCheckpointer, BestWeights, EvalHook, PeriodicCheckpointer, RunState
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_gradient_clipper, build_optimizer
+from .run_checks import check_run, distributed
 from .run_record import RunRecord
-from .scale import check_run, distributed
 from .summary import format_summary, summarize_run
 from .train_loop import TrainLoop
 
@@ -38,7 +38,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, recipe: CfgNode | None = None):
         """
         Args:
-            recipe: the config to log departures from, such as the config file alone; None: ``cfg``.
+            recipe: the config to log overrides from, such as the config file alone; None: ``cfg``.
 
         Raises:
             ValueError, FileNotFoundError: a dataset cannot be used, or this config cannot be trained here,
@@ -85,12 +85,12 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             augmented = with_tta(cfg, self.model)  # an error should not wait for the end of training
             found.append(EvalHook(0, lambda: self._test_with_tta(augmented)))
-        if cfg.SOLVER.KEEP_BEST and main:
+        if cfg.SOLVER.BEST_METRIC and main:
             best = BestWeights(self.model, cfg.OUTPUT_DIR)
-            found.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.KEEP_BEST))
+            found.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, cfg.SOLVER.BEST_METRIC))
         found.append(RunState(cfg.SEED))
         if main:
-            keep = cfg.SOLVER.KEEP_CHECKPOINTS or None
+            keep = cfg.SOLVER.MAX_TO_KEEP or None
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             found.append(PeriodicCheckpointer(self.checkpointer, period, max_to_keep=keep))
             found.append(hooks.PeriodicWriter(self.build_writers(), period=20))

@@ -1,5 +1,5 @@
 from .coco import COCOEvaluator
 from .lvis import LVISEvaluator
-from .pointing import evaluate_words
+from .pointing import evaluate_pointing
 
-__all__ = ["COCOEvaluator", "LVISEvaluator", "evaluate_words"]
+__all__ = ["COCOEvaluator", "LVISEvaluator", "evaluate_pointing"]

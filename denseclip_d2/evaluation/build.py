@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from ..config.projects import GET_PANOPTICAPI
 from ..data.checks import check_classes, load_datasets
 from ..data.semantic import read_labels
-from ..data.tasks import finds_masks, is_panoptic, is_semantic, labels_pixels
+from ..data.tasks import has_sem_seg_head, is_panoptic, is_semantic, predicts_masks
 from .coco import COCOEvaluator
 from .lvis import LVISEvaluator
 
@@ -56,10 +56,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     evaluator_type = metadata.evaluator_type
     if evaluator_type in _INSTANCES and not is_semantic(cfg):
         # Detectron2 would read the tasks off the predictions, and there may be none.
-        tasks = ("bbox", "segm") if finds_masks(cfg) else ("bbox",)
+        tasks = ("bbox", "segm") if predicts_masks(cfg) else ("bbox",)
         evaluators.append(_INSTANCES[evaluator_type](dataset_name, tasks=tasks, output_dir=output_folder))
     has_label_maps = evaluator_type != "coco_panoptic_seg" or metadata.get("sem_seg_root")
-    if evaluator_type in _LABEL_MAPS and has_label_maps and labels_pixels(cfg):
+    if evaluator_type in _LABEL_MAPS and has_label_maps and has_sem_seg_head(cfg):
         evaluators.append(
             SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=_read_labels)
         )

@@ -13,7 +13,7 @@ from .ground_truth import Content, category_ids, finite, with_category_ids
 
 
 class COCOEvaluator(_COCOEvaluator):
-    """Detectron2's evaluator of COCO's boxes and masks, with the figures of :func:`.coco_eval.evaluate_coco`.
+    """Detectron2's evaluator of COCO's boxes and masks, with the metrics of :func:`.coco_eval.evaluate_coco`.
 
     Ids may be of any kind. The results have the ids of the ground truth. Detections with NaN are left out.
     """
@@ -54,7 +54,7 @@ class COCOEvaluator(_COCOEvaluator):
                     content, results, task, ids, image_ids=img_ids, max_detections=limit
                 )
                 curves = {"precision": evaluation.precision[..., None, None]}
-                evaluated = SimpleNamespace(stats=[*evaluation.figures.values()], eval=curves)
+                evaluated = SimpleNamespace(stats=[*evaluation.metrics.values()], eval=curves)
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(evaluated, task, class_names=names)
 

@@ -1,6 +1,6 @@
-"""Compute the figures of COCO and LVIS by hotcoco if it is installed, else by pycocotools and lvis.
+"""Compute the metrics of COCO and LVIS by hotcoco if it is installed, else by pycocotools and lvis.
 
-The figures and curves are the same to the last bit; docs/lab_book.md has the times.
+The metrics and curves are the same to the last bit; docs/lab_book.md has the times.
 """
 
 from collections import defaultdict
@@ -16,20 +16,20 @@ from pycocotools.cocoeval import COCOeval
 
 from .ground_truth import Content, Results, renumbered
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-LVIS_FIGURES = (*FIGURES, "APr", "APc", "APf")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+LVIS_METRICS = (*METRICS, "APr", "APc", "APf")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """
     Attributes:
-        figures: 0 to 1, by the names in :data:`FIGURES` or :data:`LVIS_FIGURES`; -1 if not defined.
+        metrics: 0 to 1, by the names in :data:`METRICS` or :data:`LVIS_METRICS`; -1 if not defined.
         precision: (10, 101, K) at IoUs of 0.5 to 0.95 and recalls of 0 to 1, for objects of all sizes; -1 for
             classes without objects.
     """
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     precision: np.ndarray
 
 
@@ -67,8 +67,8 @@ def evaluate_coco(
         evaluation = COCOevalMaxDets(ground_truth, detections, task)
     evaluation.params.maxDets = [1, 10, max_detections]
     _run(evaluation)
-    figures = dict(zip(FIGURES, map(float, evaluation.stats), strict=False))
-    return Evaluation(figures, evaluation.eval["precision"][..., 0, -1])
+    metrics = dict(zip(METRICS, map(float, evaluation.stats), strict=False))
+    return Evaluation(metrics, evaluation.eval["precision"][..., 0, -1])
 
 
 def evaluate_lvis(
@@ -103,8 +103,8 @@ def evaluate_lvis(
     else:
         evaluation = _lvis(truth, found, task, max_detections)
         precision = evaluation.eval["precision"][..., 0]
-    figures = evaluation.get_results()
-    return Evaluation({name: float(figures[name]) for name in LVIS_FIGURES}, precision)
+    metrics = evaluation.get_results()
+    return Evaluation({name: float(metrics[name]) for name in LVIS_METRICS}, precision)
 
 
 def _hotcoco() -> ModuleType | None:

@@ -13,7 +13,7 @@ from ..data.coco_masks import encode
 from ..inference.predictor import Predictor
 
 
-def evaluate_words(
+def evaluate_pointing(
     predictor: Predictor, records: Iterable[dict], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Compare the score map of each object's name with the object's pixels.
@@ -22,7 +22,7 @@ def evaluate_words(
         records: Detectron2's dicts with annotations. The box stands for a missing segmentation.
         names: the names of the records' categories.
 
-    Returns: figures for ``labeled`` names, which are classes of the model, and for ``unlabeled`` names.
+    Returns: metrics for ``labeled`` names, which are classes of the model, and for ``unlabeled`` names.
         ``pairs`` counts pairs of an image and a name in it. ``pointing`` is the part of the pairs in which
         the maximum of the map is on an object of that name, and ``pointing_chance`` the same for a random
         pixel. ``auc`` is the probability that a pixel of the objects has a higher score than another
@@ -38,7 +38,7 @@ def evaluate_words(
         if not masks:
             continue
         asked = [names[category] for category in masks]
-        score_maps = predictor(record["file_name"], score_maps_of=asked)["score_maps"].cpu()
+        score_maps = predictor(record["file_name"], score_map_names=asked)["score_maps"].cpu()
         for name, mask, scores in zip(asked, masks.values(), score_maps, strict=True):
             if not mask.all() and mask.any():
                 found["labeled" if name in classes else "unlabeled"].append(_measure(scores, mask))

@@ -1,6 +1,6 @@
 from .evaluation import evaluate_file
-from .exporting import export_model, files_of
+from .export_model import export_model, files_of
 from .formats import FORMATS
-from .precision import PRECISIONS
+from .precision import EXPORT_PRECISIONS
 
-__all__ = ["FORMATS", "PRECISIONS", "evaluate_file", "export_model", "files_of"]
+__all__ = ["FORMATS", "EXPORT_PRECISIONS", "evaluate_file", "export_model", "files_of"]

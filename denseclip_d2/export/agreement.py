@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from .runtimes import Run
+from .traceable import TraceableModel
 from .verification import both
-from .whole import WholeModel
 
 OVERLAP = 0.5
 """The least intersection over union of matching boxes of one class, and of their masks."""
@@ -24,22 +24,22 @@ class Agreement:
     """The result of a comparison.
 
     Attributes:
-        pictures, detections: number of pictures, and of the model's detections in them.
+        images, detections: number of images, and of the model's detections in them.
         parts: agreement from 0 to 1, by output. ``boxes``: the share with a match; ``masks``: the share of
             matching boxes; both weighted by scores. ``labels``: the share of pixels. ``score_map``: 1 less
             the mean difference of cosines.
     """
 
-    pictures: int
+    images: int
     detections: int
     parts: dict[str, float]
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {part:.2%}" for name, part in self.parts.items())
-        return f"with {self.pictures} pictures, {self.detections} detections; agreement: {parts}"
+        return f"with {self.images} images, {self.detections} detections; agreement: {parts}"
 
 
-def agreement(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray], precision: str) -> Agreement:
+def agreement(run: Run, whole: TraceableModel, images: Sequence[np.ndarray], precision: str) -> Agreement:
     """Compare the outputs of a file with those of the model; arguments as for ``verify``.
 
     Raises:
@@ -48,7 +48,7 @@ def agreement(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray], preci
     agreeing: defaultdict[str, float] = defaultdict(float)
     counted: defaultdict[str, float] = defaultdict(float)
     number = detections = 0
-    for _, expected, given in both(run, whole, pictures):
+    for _, expected, given in both(run, whole, images):
         number += 1
         detections += len(expected.get("boxes", ()))
         for name, (part, all_of_it) in _agreeing(expected, given).items():

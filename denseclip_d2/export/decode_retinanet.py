@@ -6,7 +6,7 @@
     about = {"decoding": ""}  # load() fills the value
     model = torch.export.load("model.pt2", extra_files=about).module(check_guards=False)
     with torch.no_grad():
-        found = decode(model(pictures), about, pictures.shape[2:])
+        found = decode(model(images), about, images.shape[2:])
 
 As in Detectron2: the best candidates of every level, non-maximum suppression by class, the best of the rest.
 """
@@ -25,27 +25,27 @@ HEADS = ("logits", "deltas", "anchors", "levels")
 def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequence[int]) -> dict[str, Tensor]:
     """
     Args:
-        outputs: for N pictures and R anchors ``logits`` (N, R, K), ``deltas`` (N, R, 4), ``anchors`` (R, 4)
+        outputs: for N images and R anchors ``logits`` (N, R, K), ``deltas`` (N, R, 4), ``anchors`` (R, 4)
             x1, y1, x2, y2 in pixels, and ``levels`` (R,) int64, ascending: the level of each anchor.
         about: the file's metadata, with ``decoding`` (JSON).
-        size: height and width of the pictures, without padding at their lower and right sides.
+        size: height and width of the images, without padding at their lower and right sides.
     Returns: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,) and ``classes`` (n,) int64, sorted by
-        score within each picture; ``pictures`` (n,) int64, the index of the picture of each; and the other
+        score within each image; ``images`` (n,) int64, the index of the image of each; and the other
         ``outputs``.
     """
     by = json.loads(about["decoding"])
     logits, deltas, anchors, levels = (outputs[name] for name in HEADS)
-    found = [_of_picture(*own, anchors, levels, size, by) for own in zip(logits, deltas, strict=True)]
+    found = [_of_image(*own, anchors, levels, size, by) for own in zip(logits, deltas, strict=True)]
     boxes, scores, classes = (torch.cat(x) for x in zip(*found, strict=True))
-    pictures = torch.cat([torch.full_like(own, i) for i, (_, _, own) in enumerate(found)])
+    images = torch.cat([torch.full_like(own, i) for i, (_, _, own) in enumerate(found)])
     rest = {name: x for name, x in outputs.items() if name not in HEADS}
-    return {"boxes": boxes, "scores": scores, "classes": classes, "pictures": pictures, **rest}
+    return {"boxes": boxes, "scores": scores, "classes": classes, "images": images, **rest}
 
 
-def _of_picture(
+def _of_image(
     logits: Tensor, deltas: Tensor, anchors: Tensor, levels: Tensor, size: Sequence[int], by: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes, scores and classes of one picture."""
+    """Return boxes, scores and classes of one image."""
     lengths = levels.bincount().tolist()
     levelled = zip(logits.split(lengths), deltas.split(lengths), anchors.split(lengths), strict=True)
     candidates = [_candidates(*level, by) for level in levelled]

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 
-from ..data.pictures import ordered, read_picture
+from ..data.image_io import convert_bgr, read_image
 from ..evaluation.build import build_evaluator
 from .formats import FORMATS
 from .runtimes import Outputs, Run
@@ -18,7 +18,7 @@ def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
     """Evaluate an exported file on ``DATASETS.TEST`` with its runtime and Detectron2's evaluators.
 
     Args:
-        file: not for prepared pictures, and not of Panoptic FPN, whose outputs are not merged.
+        file: not for preprocessed images, and not of Panoptic FPN, whose outputs are not merged.
         format: of ``FORMATS``.
     Returns: the evaluators' results, by dataset.
     """
@@ -31,14 +31,14 @@ def evaluate_run(cfg: CfgNode, run: Run, name: str) -> dict:
     evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR, "inference", name)))
     evaluator.reset()
     for record in DatasetCatalog.get(name):
-        pictures = picture_as_input(record["file_name"], cfg)
-        evaluator.process([record], [_as_detectron2(cfg, run(pictures), pictures.shape[1:3])])
+        images = image_as_input(record["file_name"], cfg)
+        evaluator.process([record], [_as_detectron2(cfg, run(images), images.shape[1:3])])
     return evaluator.evaluate()
 
 
-def picture_as_input(file: str, cfg: CfgNode) -> np.ndarray:
-    """Read a picture as (1, H, W, 3) uint8, channels as the model takes them."""
-    return np.ascontiguousarray(ordered(read_picture(file), cfg.INPUT.FORMAT))[None]
+def image_as_input(file: str, cfg: CfgNode) -> np.ndarray:
+    """Read an image as (1, H, W, 3) uint8, channels as the model takes them."""
+    return np.ascontiguousarray(convert_bgr(read_image(file), cfg.INPUT.FORMAT))[None]
 
 
 def _as_detectron2(cfg: CfgNode, given: Outputs, size: tuple[int, ...]) -> dict:

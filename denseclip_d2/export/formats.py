@@ -16,11 +16,11 @@ import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
-from .runtimes import INPUT, Run, fresh_process, onnx_runtime, openvino_runtime
-from .whole import ASKING_NOTHING, AXES, WHOLE, WholeModel
+from .runtimes import INPUT, Run, onnx_runtime, openvino_runtime, runtime_subprocess
+from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
 
 OPSET = 17  # Detectron2's ROIAlign needs 16
-MOST = 1024  # of pictures and of strides along a side; torch.export needs bounds to index memory
+MOST = 1024  # of images and of strides along a side; torch.export needs bounds to index memory
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Format:
         content: makes the file's content from a model, an example input and metadata. It adds the metadata
             ``outputs`` (JSON), the names of the outputs in their order.
         runtime: runs the file.
-        asks_nothing: whether a model must have no data-dependent control flow. Pictures are then prepared,
+        static_graph: whether a model must have no data-dependent control flow. Images are then preprocessed,
             and their sides are multiples of the backbone's stride.
         any_precision: whether ``PRECISIONS`` other than float32 are possible.
     """
 
     file: str
     packages: tuple[str, ...]
-    content: Callable[[WholeModel, Tensor, dict[str, str]], bytes]
+    content: Callable[[TraceableModel, Tensor, dict[str, str]], bytes]
     runtime: Callable[[Path], AbstractContextManager[Run]]
-    asks_nothing: bool = False
+    static_graph: bool = False
     any_precision: bool = False
 
     @property
-    def systems(self) -> Mapping[type[nn.Module], type[WholeModel]]:
+    def systems(self) -> Mapping[type[nn.Module], type[TraceableModel]]:
         """The wrappers of Detectron2's systems."""
-        return ASKING_NOTHING if self.asks_nothing else WHOLE
+        return STATIC_GRAPH if self.static_graph else TRACEABLE
 
     def check_packages(self) -> None:
         """
@@ -59,12 +59,12 @@ class Format:
             raise ValueError(f"{self.file} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def _onnx(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
+def _onnx(whole: TraceableModel, example: Tensor, about: dict[str, str]) -> bytes:
     import onnx  # an extra
 
     adapter, names = _traceable(whole, example)
-    row = 2 if whole.prepared else 1
-    sides = {0: "pictures"} if whole.any_batch else {}
+    row = 2 if whole.preprocessed else 1
+    sides = {0: "images"} if whole.any_batch else {}
     sides |= {row: "height", row + 1: "width"}
     content = io.BytesIO()
     with _quiet():
@@ -79,7 +79,7 @@ def _onnx(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
     return model.SerializeToString()
 
 
-def _torchscript(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
+def _torchscript(whole: TraceableModel, example: Tensor, about: dict[str, str]) -> bytes:
     adapter, names = _traceable(whole, example)
     content = io.BytesIO()
     with _quiet():
@@ -88,11 +88,11 @@ def _torchscript(whole: WholeModel, example: Tensor, about: dict[str, str]) -> b
     return content.getvalue()
 
 
-def _torch_export(whole: WholeModel, example: Tensor, about: dict[str, str]) -> bytes:
+def _torch_export(whole: TraceableModel, example: Tensor, about: dict[str, str]) -> bytes:
     _, names = _traceable(whole, example)
     stride = whole.model.backbone.size_divisibility
-    pictures, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("pictures", "rows", "columns"))
-    sizes = {0: pictures, 2: stride * rows, 3: stride * columns}
+    images, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("images", "rows", "columns"))
+    sizes = {0: images, 2: stride * rows, 3: stride * columns}
     # Sizes of 1, of a batch or of a level's sides, would become constants.
     side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
     traced = example.new_zeros(2, 3, 2 * side, 3 * side)
@@ -108,14 +108,14 @@ FORMATS = {
     "openvino": Format(  # which reads ONNX files
         "model.onnx", ("onnx", "onnxruntime", "openvino"), _onnx, openvino_runtime, any_precision=True
     ),
-    "torchscript": Format("model.ts", (), _torchscript, partial(fresh_process, "torchscript")),
+    "torchscript": Format("model.ts", (), _torchscript, partial(runtime_subprocess, "torchscript")),
     "torch_export": Format(
-        "model.pt2", (), _torch_export, partial(fresh_process, "torch_export"), asks_nothing=True
+        "model.pt2", (), _torch_export, partial(runtime_subprocess, "torch_export"), static_graph=True
     ),
 }
 
 
-def _traceable(whole: WholeModel, example: Tensor) -> tuple[TracingAdapter, list[str]]:
+def _traceable(whole: TraceableModel, example: Tensor) -> tuple[TracingAdapter, list[str]]:
     """Return a model that returns a tuple, and the names of its outputs."""
     adapter = TracingAdapter(whole, (example,)).eval()
     adapter(example)

@@ -15,7 +15,7 @@ PREDICTORS = ("anchor_deltas", "bbox_pred", "cls_score", "ctrness", "objectness_
 """Detectron2's names of the layers that predict. They stay float32, for 256 steps are too few."""
 
 
-def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
+def store_float16(content: bytes, images: Iterable[np.ndarray]) -> bytes:
     """Store weights as float16. Runtimes convert them to float32 when they load the file.
 
     Raises:
@@ -42,11 +42,11 @@ def store_float16(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
     return model.SerializeToString()
 
 
-def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
+def quantize_int8(content: bytes, images: Iterable[np.ndarray]) -> bytes:
     """Compute all layers but the predictors in 8 bits, by ONNX Runtime's static quantization.
 
     Args:
-        pictures: as the file takes them. The 256 steps span the range of each layer's outputs for them.
+        images: as the file takes them. The 256 steps span the range of each layer's outputs for them.
     """
     import onnx  # extras
     from onnxruntime.quantization import QuantType, quantize_static
@@ -60,7 +60,7 @@ def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             quantize_static(
-                model, file, _Reader(pictures), nodes_to_quantize=layers, op_types_to_quantize=[*WEIGHTED],
+                model, file, _Reader(images), nodes_to_quantize=layers, op_types_to_quantize=[*WEIGHTED],
                 per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
             quantized = onnx.load(file)
@@ -71,23 +71,23 @@ def quantize_int8(content: bytes, pictures: Iterable[np.ndarray]) -> bytes:
     return quantized.SerializeToString()
 
 
-PRECISIONS: dict[str, Callable[[bytes, Iterable[np.ndarray]], bytes]] = {
-    "float32": lambda content, pictures: content,
+EXPORT_PRECISIONS: dict[str, Callable[[bytes, Iterable[np.ndarray]], bytes]] = {
+    "float32": lambda content, images: content,
     "float16": store_float16,
     "int8": quantize_int8,
 }
-"""Functions of an ONNX file in float32 and of calibration pictures."""
+"""Functions of an ONNX file in float32 and of calibration images."""
 
 
 class _Reader:
     """A ``CalibrationDataReader`` for ONNX Runtime."""
 
-    def __init__(self, pictures: Iterable[np.ndarray]):
-        self.pictures = iter(pictures)
+    def __init__(self, images: Iterable[np.ndarray]):
+        self.images = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        picture = next(self.pictures, None)
-        return None if picture is None else {INPUT: picture}
+        image = next(self.images, None)
+        return None if image is None else {INPUT: image}
 
 
 def _weighted(model: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-INPUT = "pictures"
+INPUT = "images"
 SILENT = 4
 
 DETECTIONS = ("boxes", "scores", "classes", "masks")
@@ -18,7 +18,7 @@ DETECTIONS = ("boxes", "scores", "classes", "masks")
 
 Outputs = dict[str, np.ndarray]
 Run = Callable[[np.ndarray], Outputs]
-"""Returns a file's outputs by name for pictures as of ``WholeModel.forward``."""
+"""Returns a file's outputs by name for images as of ``TraceableModel.forward``."""
 
 
 @contextmanager
@@ -33,11 +33,11 @@ def onnx_runtime(path: Path) -> Iterator[Run]:
         raise ValueError(f"ONNX Runtime cannot read the file: {error}") from error
     names = json.loads(session.get_modelmeta().custom_metadata_map["outputs"])
 
-    def run(pictures: np.ndarray) -> Outputs:
+    def run(images: np.ndarray) -> Outputs:
         try:
-            return dict(zip(names, session.run(names, {INPUT: pictures}), strict=True))
+            return dict(zip(names, session.run(names, {INPUT: images}), strict=True))
         except Exception as error:
-            raise ValueError(f"ONNX Runtime failed for pictures of {pictures.shape}: {error}") from error
+            raise ValueError(f"ONNX Runtime failed for images of {images.shape}: {error}") from error
 
     yield run
 
@@ -49,10 +49,10 @@ def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
     Args:
         hinted: compute in float32; False: in OpenVINO's choice, which is bfloat16 on some CPUs.
     """
-    with fresh_process("openvino", path, *(["f32"] if hinted else [])) as answer:
+    with runtime_subprocess("openvino", path, *(["f32"] if hinted else [])) as answer:
 
-        def run(pictures: np.ndarray) -> Outputs:
-            found = answer(pictures)
+        def run(images: np.ndarray) -> Outputs:
+            found = answer(images)
             if "scores" in found:  # R-CNNs without detections return one of score 0
                 real = found["scores"] > 0
                 found |= {name: found[name][real] for name in DETECTIONS if name in found}
@@ -62,25 +62,25 @@ def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
 
 
 @contextmanager
-def fresh_process(kind: str, path: Path, *more: str) -> Iterator[Run]:
-    """Run a file in a new process by ``fresh_process.py``.
+def runtime_subprocess(kind: str, path: Path, *more: str) -> Iterator[Run]:
+    """Run a file in a new process by ``runtime_subprocess.py``.
 
     Args:
         kind, more: of ``KINDS``, and its arguments beside the file.
     """
-    script = Path(__file__).with_name("fresh_process.py")
+    script = Path(__file__).with_name("runtime_subprocess.py")
     # -P: imports must not find the modules beside the script.
     command = [sys.executable, "-P", "-W", "ignore", str(script), kind, str(path), *more]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
         stdin, stdout = process.stdin, process.stdout
 
-        def run(pictures: np.ndarray) -> Outputs:
+        def run(images: np.ndarray) -> Outputs:
             try:
-                pickle.dump(pictures, stdin)
+                pickle.dump(images, stdin)
                 stdin.flush()
                 return pickle.load(stdout)
             except (EOFError, BrokenPipeError):
-                raise ValueError(f"{kind} failed for pictures of {pictures.shape}; see above.") from None
+                raise ValueError(f"{kind} failed for images of {images.shape}; see above.") from None
 
         yield run

@@ -10,26 +10,26 @@ from torch import Tensor
 
 from ..meta_arch.preprocess import seen_by_backbone
 from .runtimes import DETECTIONS, Outputs, Run
-from .whole import WholeModel
+from .traceable import TraceableModel
 
 PIXELS = 0.01
 """The greatest difference of box sides."""
 SCORES = 1e-4
 """The greatest difference of scores, and of the cosines of score maps."""
-UNDECIDED = 1e-3
-"""The greatest part of a picture's pixels whose mask or label may differ."""
+MAX_PIXEL_MISMATCH = 1e-3
+"""The greatest part of an image's pixels whose mask or label may differ."""
 BATCHED = ("labels", "score_map")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerificationResult:
     """The result of a comparison.
 
     Attributes:
-        sizes: height and width of each picture.
-        detections: number of detections in all pictures.
+        sizes: height and width of each image.
+        detections: number of detections in all images.
         pixels, scores, cosines: greatest differences of boxes, scores and score maps.
-        undecided: greatest part of a picture's pixels whose mask or label differs.
+        pixel_mismatch: greatest part of an image's pixels whose mask or label differs.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -37,71 +37,71 @@ class Verdict:
     pixels: float = 0.0
     scores: float = 0.0
     cosines: float = 0.0
-    undecided: float = 0.0
+    pixel_mismatch: float = 0.0
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{height} x {width}" for height, width in self.sizes)
         return (
-            f"with pictures of {sizes}: {self.detections} detections, off by {self.pixels:.1g} pixels "
+            f"with images of {sizes}: {self.detections} detections, off by {self.pixels:.1g} pixels "
             f"and {self.scores:.1g} in the score at most, score maps by {self.cosines:.1g}; "
-            f"{self.undecided:.2%} of the pixels of masks and labels differ"
+            f"{self.pixel_mismatch:.2%} of the pixels of masks and labels differ"
         )
 
 
-def verify(run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]) -> Verdict:
+def verify(run: Run, whole: TraceableModel, images: Sequence[np.ndarray]) -> VerificationResult:
     """Compare the outputs of a file with those of the model in Detectron2.
 
-    If a file takes batches, each picture is in a batch with its mirror image.
+    If a file takes batches, each image is in a batch with its mirror image.
 
     Args:
         run: the file.
         whole: the model.
-        pictures: (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``.
+        images: (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``.
 
     Raises:
         ValueError: they differ, or nothing is detected.
     """
-    verdict = Verdict()
-    for size, expected, given in both(run, whole, pictures):
+    verdict = VerificationResult()
+    for size, expected, given in both(run, whole, images):
         try:
             verdict = _compared(verdict, expected, given)
         except ValueError as error:
             raise ValueError(
-                f"The file differs from the model for a picture of {size[0]} x {size[1]}: {error}"
+                f"The file differs from the model for an image of {size[0]} x {size[1]}: {error}"
             ) from error
         verdict = replace(verdict, sizes=tuple(dict.fromkeys([*verdict.sizes, size])))
     return verdict
 
 
 def both(
-    run: Run, whole: WholeModel, pictures: Sequence[np.ndarray]
+    run: Run, whole: TraceableModel, images: Sequence[np.ndarray]
 ) -> Iterator[tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]]]:
-    """Return, for each picture, its size and the outputs of the model and of the file, with masks pasted.
+    """Return, for each image, its size and the outputs of the model and of the file, with masks pasted.
 
     Args, Raises: see :func:`verify`; differences are not compared.
     """
     detections = []
-    for picture in pictures:
-        batch = [picture, picture[:, ::-1].copy()] if whole.any_batch else [picture]
-        given = run(torch.cat([whole.prepare(x) for x in batch]).numpy())
+    for image in images:
+        batch = [image, image[:, ::-1].copy()] if whole.any_batch else [image]
+        given = run(torch.cat([whole.preprocess(x) for x in batch]).numpy())
         for i, x in enumerate(batch):
             expected = _eager(whole, x)
             if "boxes" in expected:
                 detections.append(len(expected["boxes"]))
-            yield picture.shape[:2], expected, _pasted(_of_one(given, i), expected)
+            yield image.shape[:2], expected, _pasted(_of_one(given, i), expected)
     if detections and not any(detections):
         raise ValueError(
-            "Nothing is detected in the pictures that verify the file. Give --images with objects of the "
+            "Nothing is detected in the images that verify the file. Give --images with objects of the "
             "model's classes; for an untrained model, set the score threshold to 0."
         )
 
 
 @torch.no_grad()
-def _eager(whole: WholeModel, picture: np.ndarray) -> dict[str, Tensor]:
-    """Return the outputs for one picture with Detectron2's own pre- and postprocessing."""
-    image = whole.resized(torch.from_numpy(picture)[None])[0]
-    height, width = image.shape[1:] if whole.prepared else picture.shape[:2]
-    inputs = [{"image": image, "height": height, "width": width}]
+def _eager(whole: TraceableModel, image: np.ndarray) -> dict[str, Tensor]:
+    """Return the outputs for one image with Detectron2's own pre- and postprocessing."""
+    resized = whole.resized(torch.from_numpy(image)[None])[0]
+    height, width = resized.shape[1:] if whole.preprocessed else resized.shape[:2]
+    inputs = [{"image": resized, "height": height, "width": width}]
     (output,) = whole.model(inputs)
     expected = {}
     if "instances" in output:
@@ -117,10 +117,10 @@ def _eager(whole: WholeModel, picture: np.ndarray) -> dict[str, Tensor]:
 
 
 def _of_one(given: Outputs, number: int) -> dict[str, Tensor]:
-    """Return a file's outputs for one picture of a batch."""
+    """Return a file's outputs for one image of a batch."""
     found = {name: torch.from_numpy(x[number] if name in BATCHED else x) for name, x in given.items()}
-    if "pictures" in found:
-        own = found.pop("pictures") == number
+    if "images" in found:
+        own = found.pop("images") == number
         found |= {name: found[name][own] for name in DETECTIONS if name in found}
     return found
 
@@ -133,8 +133,10 @@ def _pasted(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
     return given
 
 
-def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Tensor]) -> Verdict:
-    """Return the verdict with one more picture.
+def _compared(
+    verdict: VerificationResult, expected: dict[str, Tensor], given: dict[str, Tensor]
+) -> VerificationResult:
+    """Return the verdict with one more image.
 
     Raises:
         ValueError: they differ.
@@ -142,7 +144,7 @@ def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Te
     if sorted(expected) != sorted(given):
         raise ValueError(f"its outputs are {', '.join(sorted(given))}, not {', '.join(sorted(expected))}.")
     pixels = scores = cosines = 0.0
-    undecided = []
+    pixel_mismatch = []
     if "boxes" in expected:
         pairs = _pairs(expected, given)
         expected, given = (
@@ -151,9 +153,11 @@ def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Te
         )
         pixels, scores = (_greatest_difference(expected[x], given[x]) for x in ("boxes", "scores"))
         if "masks" in expected:
-            undecided.append(_undecided(expected["masks"], given["masks"], expected["masks"].sum().item()))
+            pixel_mismatch.append(
+                _undecided(expected["masks"], given["masks"], expected["masks"].sum().item())
+            )
     if "labels" in expected:
-        undecided.append(_undecided(expected["labels"], given["labels"], expected["labels"].numel()))
+        pixel_mismatch.append(_undecided(expected["labels"], given["labels"], expected["labels"].numel()))
     if "score_map" in expected:
         cosines = _greatest_difference(expected["score_map"], given["score_map"])
         if not cosines <= SCORES:
@@ -164,7 +168,7 @@ def _compared(verdict: Verdict, expected: dict[str, Tensor], given: dict[str, Te
         pixels=max(verdict.pixels, pixels),
         scores=max(verdict.scores, scores),
         cosines=max(verdict.cosines, cosines),
-        undecided=max(verdict.undecided, *undecided, 0.0),
+        pixel_mismatch=max(verdict.pixel_mismatch, *pixel_mismatch, 0.0),
     )
 
 
@@ -206,6 +210,8 @@ def _undecided(a: Tensor, b: Tensor, pixels: float) -> float:
     if a.shape != b.shape:
         raise ValueError(f"masks or labels have the shape {tuple(b.shape)}, not {tuple(a.shape)}.")
     part = (a != b).sum().item() / max(pixels, 1)
-    if part > UNDECIDED:
-        raise ValueError(f"{part:.2%} of the pixels of masks or labels differ; {UNDECIDED:.1%} are allowed.")
+    if part > MAX_PIXEL_MISMATCH:
+        raise ValueError(
+            f"{part:.2%} of the pixels of masks or labels differ; {MAX_PIXEL_MISMATCH:.1%} are allowed."
+        )
     return part

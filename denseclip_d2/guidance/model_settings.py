@@ -6,6 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..utils.old_keys import update_key
 from .features import guidance_of
 
 
@@ -23,13 +24,13 @@ class ModelSettings:
     pixel_mean: tuple[float, ...] | None = _setting("MODEL.PIXEL_MEAN")
     pixel_std: tuple[float, ...] | None = _setting("MODEL.PIXEL_STD")
     fpn_p7_relu: bool | None = _setting("MODEL.DENSECLIP.FPN_P7_RELU")
-    position: str | None = _setting("MODEL.DENSECLIP.VISUAL.POSITION")
+    position: str | None = _setting("MODEL.DENSECLIP.VISUAL.POS_EMBED")
     res5_dilation: int | None = _setting("MODEL.DENSECLIP.VISUAL.RES5_DILATION")
-    dense: str | None = _setting("MODEL.DENSECLIP.VISUAL.DENSE")
+    dense: str | None = _setting("MODEL.DENSECLIP.VISUAL.DENSE_FEATURES")
     tau: float | None = _setting("MODEL.DENSECLIP.SCORE_MAP.TAU")
     concat_logits: bool | None = _setting("MODEL.DENSECLIP.SCORE_MAP.CONCAT_LOGITS")
     prompt_mode: str | None = _setting("MODEL.DENSECLIP.PROMPT.MODE")
-    precomputed_text: bool | None = _setting("MODEL.DENSECLIP.PROMPT.FOLDED")
+    precomputed_text: bool | None = _setting("MODEL.DENSECLIP.PROMPT.PRECOMPUTED")
     decoder_heads: int | None = _setting("MODEL.DENSECLIP.CONTEXT_DECODER.HEADS")
 
     @classmethod
@@ -49,6 +50,7 @@ class ModelSettings:
     @classmethod
     def from_keys(cls, values: Mapping[str, Any]) -> "ModelSettings":
         """Return the settings of a file: values by config key, of which others do not count."""
+        values = {update_key(key): value for key, value in values.items()}
         known = {name: values[key] for name, key in _KEYS.items() if key in values}
         for name in known.keys() & {"pixel_mean", "pixel_std"}:
             known[name] = tuple(round(x, 4) for x in known[name])
@@ -75,4 +77,4 @@ def settings_of(model: nn.Module) -> ModelSettings:
         getattr(model.get_submodule("backbone"), "settings", ModelSettings()),
         guidance_of(model),
     )
-    return replace(settings, precomputed_text=guided.language.folded) if guided else settings
+    return replace(settings, precomputed_text=guided.language.precomputed) if guided else settings

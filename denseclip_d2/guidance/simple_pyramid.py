@@ -5,7 +5,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 
 from ..visual import CLIPViT
-from ..visual.vit_pyramid import LEVELS, resampling
+from ..visual.vit_pyramid import LEVELS, build_scale_layer
 
 LAST = "res5"
 SCALES = (4.0, 2.0, 1.0, 0.5)
@@ -28,7 +28,7 @@ class LastMapViT(CLIPViT):
     def _add_pyramid(self, out_features: Sequence[str], width: int, norm: str) -> None:
         super()._add_pyramid(out_features, width, norm)
         self._out_feature_strides[LAST] = self.embedding_stride
-        self.add_module(LEVELS[LAST], resampling(width, 1, norm))  # without pooling
+        self.add_module(LEVELS[LAST], build_scale_layer(width, 1, norm))  # without pooling
 
 
 class SimplePyramid(SimpleFeaturePyramid):

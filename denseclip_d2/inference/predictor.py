@@ -15,18 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from .. import model_zoo
-from ..builder import build_model_with_weights, class_names_of, inference_precision, make_fast
+from ..builder import build_model_with_weights, class_names_of, inference_precision, optimize_for_inference
 from ..config import prepare_run
+from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
-from ..data.pictures import as_bgr, ordered, read_picture
 from ..guidance import LanguageGuidedFeatures, guidance_of
-from ..meta_arch import CLIPSemanticFPN
+from ..meta_arch import SlidingWindowSegmentor
 from ..meta_arch.pixel_text import captured_features
 from ..meta_arch.preprocess import seen_by_backbone
 
 logger = logging.getLogger(__name__)
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageInput = str | Path | Image.Image | np.ndarray
 """A file, a PIL image, or an array (H, W, 3) uint8, BGR as for Detectron2's predictor."""
 
 
@@ -34,11 +34,11 @@ class Predictor(DefaultPredictor):
     """Detectron2's ``DefaultPredictor`` with strict loading, batches and score maps.
 
     Attributes:
-        at_once: the batch size for images of the same size after resizing. It is halved if memory is too
+        batch_size: the batch size for images of the same size after resizing. It is halved if memory is too
             small.
     """
 
-    at_once: int
+    batch_size: int
 
     @classmethod
     def from_zoo(cls, name: str) -> "Predictor":
@@ -62,25 +62,25 @@ class Predictor(DefaultPredictor):
         """
         # DefaultPredictor.__init__ would build a model with other norms and without strict loading.
         self.cfg = cfg.clone()
-        self.model = make_fast(cfg, build_model_with_weights(cfg))
+        self.model = optimize_for_inference(cfg, build_model_with_weights(cfg))
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
-        self.at_once = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
+        self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
     @overload
-    def __call__(self, image: Picture, score_maps_of: Sequence[str] = ...) -> dict: ...
+    def __call__(self, image: ImageInput, score_map_names: Sequence[str] = ...) -> dict: ...
     @overload
-    def __call__(self, image: list | tuple, score_maps_of: Sequence[str] = ...) -> list[dict]: ...
+    def __call__(self, image: list | tuple, score_map_names: Sequence[str] = ...) -> list[dict]: ...
     @overload
-    def __call__(self, image: Iterator, score_maps_of: Sequence[str] = ...) -> Iterator[dict]: ...
+    def __call__(self, image: Iterator, score_map_names: Sequence[str] = ...) -> Iterator[dict]: ...
 
-    def __call__(self, image, score_maps_of=()):
+    def __call__(self, image, score_map_names=()):
         """
         Args:
-            image: a :data:`Picture`, a list of them, or a generator of them, which may be infinite.
-            score_maps_of: names of classes, or any words (:meth:`LanguageGuidedFeatures.score_maps`).
+            image: a :data:`ImageInput`, a list of them, or a generator of them, which may be infinite.
+            score_map_names: names of classes, or any words (:meth:`LanguageGuidedFeatures.score_maps`).
         Returns: the model's output for the image and, for names, ``score_maps``: (names, H, W), cosines. A
             list of outputs for a list, a generator for a generator.
         Raises:
@@ -88,30 +88,30 @@ class Predictor(DefaultPredictor):
                 kind; a name that cannot be read, or that is no class of a model without a text encoder.
         """
         if isinstance(image, Iterator):
-            return self.stream(image, score_maps_of)
+            return self.stream(image, score_map_names)
         if isinstance(image, list | tuple):
-            return list(self.stream(image, score_maps_of))
-        return next(self.stream([image], score_maps_of))
+            return list(self.stream(image, score_map_names))
+        return next(self.stream([image], score_map_names))
 
     def stream(
         self,
-        images: Iterable[Picture | tuple[Picture, Sequence[str]]],
-        score_maps_of: Sequence[str] = (),
+        images: Iterable[ImageInput | tuple[ImageInput, Sequence[str]]],
+        score_map_names: Sequence[str] = (),
         *,
         skip_broken: bool = False,
     ) -> Iterator[dict]:
         """Yield outputs as of :meth:`__call__` for any number of images, in order.
 
         Args:
-            images: read at most :attr:`at_once` ahead. A pair of an image and names has score maps of these.
-            score_maps_of: names for images without their own.
+            images: read at most :attr:`batch_size` ahead. A pair of an image and names has their score maps.
+            score_map_names: names for images without their own.
             skip_broken: for an unreadable image, log a warning and yield an empty output instead of raising.
         """
-        if isinstance(score_maps_of, str):
-            raise ValueError(f"score_maps_of takes a list of names, such as [{score_maps_of!r}].")
+        if isinstance(score_map_names, str):
+            raise ValueError(f"score_map_names takes a list of names, such as [{score_map_names!r}].")
         waiting = iter(images)
-        while chunk := list(islice(waiting, self.at_once)):
-            pairs = [x if isinstance(x, tuple) else (x, score_maps_of) for x in chunk]
+        while chunk := list(islice(waiting, self.batch_size)):
+            pairs = [x if isinstance(x, tuple) else (x, score_map_names) for x in chunk]
             inputs = {}
             for i, (image, names) in enumerate(pairs):
                 try:
@@ -129,10 +129,10 @@ class Predictor(DefaultPredictor):
                 found.update(zip(numbers, outputs, strict=True))
             yield from (found.get(i, {}) for i in range(len(chunk)))
 
-    def _input(self, image: Picture) -> dict:
-        """Return a picture as Detectron2's models take it."""
+    def _input(self, image: ImageInput) -> dict:
+        """Return an image as Detectron2's models take it."""
         image = _as_bgr(image)
-        resized = ordered(self.aug.get_transform(image).apply_image(image), self.input_format)
+        resized = convert_bgr(self.aug.get_transform(image).apply_image(image), self.input_format)
         pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 
@@ -146,7 +146,7 @@ class Predictor(DefaultPredictor):
         # After the except block, for the error keeps the memory.
         torch.cuda.empty_cache()
         half = len(inputs) // 2
-        self.at_once = min(self.at_once, max(half, 1))
+        self.batch_size = min(self.batch_size, max(half, 1))
         logger.warning("Memory is too small for batches of %d images; now %d.", len(inputs), half)
         return self._within_memory(inputs[:half]) + self._within_memory(inputs[half:])
 
@@ -157,7 +157,7 @@ class Predictor(DefaultPredictor):
         if not asked:
             return self._outputs(images)
         guided = self._guided_by(asked)
-        if isinstance(self.model, CLIPSemanticFPN) and self.model.sliding_window:
+        if isinstance(self.model, SlidingWindowSegmentor) and self.model.sliding_window:
             predictions = self._outputs(images)
             features = guided(seen_by_backbone(self.model, images))  # of whole images, not of windows
         else:  # one forward pass for both
@@ -194,7 +194,7 @@ class Predictor(DefaultPredictor):
             raise ValueError("This model has no score map, for its backbone is not language-guided.")
         language = self.guidance.language
         unknown = [name for name in names if name not in language.class_names]
-        if unknown and language.folded:
+        if unknown and language.precomputed:
             raise ValueError(
                 f"{unknown[0]!r} is not a class. The classes are: {', '.join(language.class_names)}. "
                 "Other words need weights with a text encoder; these have precomputed text embeddings."
@@ -209,11 +209,11 @@ def _enlarged(scores: Tensor, stride: int, image: dict) -> Tensor:
     return F.interpolate(scores, (image["height"], image["width"]), mode="bilinear")[0]
 
 
-def _as_bgr(image: Picture) -> np.ndarray:
+def _as_bgr(image: ImageInput) -> np.ndarray:
     if isinstance(image, str | Path):
-        return read_picture(image)
+        return read_image(image)
     if isinstance(image, Image.Image):
-        return as_bgr(image)
+        return to_bgr(image)
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"An image array is (H, W, 3) uint8, BGR, not {image.shape} {image.dtype}.")

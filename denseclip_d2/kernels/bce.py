@@ -4,11 +4,11 @@ from torch import Tensor
 
 from .available import triton_runs_on
 from .bands import CHUNK, enlarge, enlarging, near_rows
-from .own_gradient import register_own_gradient
-from .regions import dense_target, inside
+from .dense_target import dense_target, inside
+from .precomputed_grad import register_precomputed_grad
 
 
-def pixel_text_bce_definition(
+def pixel_text_bce_reference(
     scores: Tensor, shapes: Tensor, image: Tensor, label: Tensor, factor: int, tau: float
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`pixel_text_bce` step by step. Every tensor is (B, K, f * h, f * w)."""
@@ -48,7 +48,7 @@ def pixel_text_bce(
     Returns: the sum over images, classes and covered pixels, and its number of terms (int64). Scalars.
     """
     if not kernels or not (scores.device.type == "cpu" or triton_runs_on(scores.device)):
-        return pixel_text_bce_definition(scores, shapes, image, label, factor, tau)
+        return pixel_text_bce_reference(scores, shapes, image, label, factor, tau)
     return pixel_text_bce_op(scores, shapes, image, label, factor, tau)[:2]
 
 
@@ -134,4 +134,4 @@ def _(scores: Tensor, shapes: Tensor, image: Tensor, label: Tensor, factor: int,
     )
 
 
-register_own_gradient(pixel_text_bce_op)
+register_precomputed_grad(pixel_text_bce_op)

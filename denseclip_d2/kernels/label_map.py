@@ -4,10 +4,10 @@ from torch import Tensor
 
 from .available import triton_runs_on
 from .bands import CHUNK, enlarge, enlarging, near_rows
-from .own_gradient import register_own_gradient
+from .precomputed_grad import register_precomputed_grad
 
 
-def label_map_cross_entropy_definition(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[Tensor]:
+def label_map_cross_entropy_reference(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[Tensor]:
     """Compute :func:`label_map_cross_entropy` step by step. The enlarged logits are (B, K, H, W)."""
     logits = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear", align_corners=False)
     return (F.cross_entropy(logits, labels, ignore_index=ignore_value, reduction="sum"),)
@@ -30,7 +30,7 @@ def label_map_cross_entropy(
     Returns: a scalar, alone in a tuple.
     """
     if not kernels or not (logits.device.type == "cpu" or _has_kernel(logits, labels)):
-        return label_map_cross_entropy_definition(logits, labels, ignore_value)
+        return label_map_cross_entropy_reference(logits, labels, ignore_value)
     return (label_map_cross_entropy_op(logits, labels, ignore_value)[0],)
 
 
@@ -49,9 +49,9 @@ def label_map_cross_entropy_op(logits: Tensor, labels: Tensor, ignore_value: int
     down, across = enlarging(height, size[0]), enlarging(width, size[1])
     band = max(1, CHUNK // (size[1] * num_classes))
     with torch.autocast("cpu", enabled=False):
-        for cells, own_labels, own_grad in zip(logits.detach(), labels, grad, strict=True):
+        for cells, custom_label_maps, own_grad in zip(logits.detach(), labels, grad, strict=True):
             cells = cells.float().permute(1, 2, 0).contiguous()
-            for rows, row_labels in zip(down.split(band), own_labels.split(band), strict=True):
+            for rows, row_labels in zip(down.split(band), custom_label_maps.split(band), strict=True):
                 near = near_rows(rows)
                 weights = rows[:, near], across
                 part, part_grad = _cross_entropy(enlarge(cells[near], *weights), row_labels, ignore_value)
@@ -73,7 +73,7 @@ def _(logits: Tensor, labels: Tensor, ignore_value: int):
     return logits.new_empty((), dtype=torch.float32), grad
 
 
-register_own_gradient(label_map_cross_entropy_op)
+register_precomputed_grad(label_map_cross_entropy_op)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ SMALLEST_NORM = 1e-12
 """The default of ``torch.nn.functional.normalize``."""
 
 
-def pixel_text_scores_definition(dense: Tensor, text: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+def pixel_text_scores_reference(dense: Tensor, text: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """Compute :func:`pixel_text_scores` step by step."""
     text = F.normalize(text, dim=-1).expand(dense.shape[0], -1, -1)  # len() would be a constant of a trace
     scores = torch.einsum("bchw,bkc->bkhw", F.normalize(dense, dim=1), text)
@@ -27,7 +27,7 @@ def pixel_text_scores(dense: Tensor, text: Tensor, tau: float, kernels: bool = T
     Returns: s, in [-1, 1], and s / tau; (B, K, h, w) each.
     """
     if not kernels:
-        return pixel_text_scores_definition(dense, text, tau)
+        return pixel_text_scores_reference(dense, text, tau)
     pixels = dense.flatten(2)
     with torch.autocast(dense.device.type, enabled=False):  # which would copy the pixels to float32
         norms = torch.linalg.vector_norm(pixels, dim=1, keepdim=True, dtype=torch.float32)

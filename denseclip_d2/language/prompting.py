@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
-from .graphed import GraphedTextEncoder
+from .cuda_graph import CUDAGraphTextEncoder
 from .prompts import check_class_names, check_prompts, tokenize_names
 from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template")
 
-FOLDED_CANNOT_TRAIN = (
-    "A model with precomputed text embeddings has no contexts to train. Set MODEL.DENSECLIP.PROMPT.FOLDED to "
-    "False. Train from weights with a text encoder, or set MODEL.DENSECLIP.TEXT_WEIGHTS to those of a CLIP."
+PRECOMPUTED_CANNOT_TRAIN = (
+    "A model with precomputed text embeddings has no contexts to train. Set "
+    "MODEL.DENSECLIP.PROMPT.PRECOMPUTED to False. Train from weights with a text encoder, or set "
+    "MODEL.DENSECLIP.TEXT_WEIGHTS to those of a CLIP."
 )
 
 
@@ -47,8 +48,8 @@ class PromptedTextEncoder(nn.Module):
         tokenizer: Tokenizer | None = None,
         embed_dim: int = 0,
         mode: str = "post",
-        num_contexts: int = 8,
-        name_length: int = 0,
+        n_ctx: int = 8,
+        max_name_tokens: int = 0,
         template: str = "a photo of a {}.",
         context_init: str = "",
         context_std: float = 1.0,
@@ -65,10 +66,10 @@ class PromptedTextEncoder(nn.Module):
             text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
             tokenizer: of the text encoder; None: CLIP's.
             embed_dim: C, needed without a text encoder.
-            name_length: token ids of a name, with start and end; 0: as many as the longest name has.
-            context_init: words that contexts begin from, of ``num_contexts`` tokens; empty: random contexts.
+            max_name_tokens: token ids of a name, with start and end; 0: as many as the longest name has.
+            context_init: words that contexts begin from, of ``n_ctx`` tokens; empty: random contexts.
             context_std: standard deviation of random contexts.
-            cuda_graph: see :class:`GraphedTextEncoder`.
+            cuda_graph: see :class:`CUDAGraphTextEncoder`.
             pack_tokens: tokens that the text encoder reads as one sequence.
 
         Raises:
@@ -80,9 +81,9 @@ class PromptedTextEncoder(nn.Module):
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
         check_class_names(class_names)
         self.class_names, self.mode, self.template = tuple(class_names), mode, template
-        self.num_contexts, self.name_length = num_contexts, name_length
+        self.n_ctx, self.max_name_tokens = n_ctx, max_name_tokens
         self.text_encoder, self._tokenizer = text_encoder, tokenizer
-        self._graphed = GraphedTextEncoder(cuda_graph)
+        self._graphed = CUDAGraphTextEncoder(cuda_graph)
         self._make_text(embed_dim, pack_tokens)
         self._make_contexts(context_init, context_std)
         embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
@@ -93,7 +94,7 @@ class PromptedTextEncoder(nn.Module):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
         prompt, context_decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
         text_encoder = tokenizer = None
-        if not prompt.FOLDED:
+        if not prompt.PRECOMPUTED:
             tokenizer = get_tokenizer(architecture)
             text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
         return {
@@ -102,8 +103,8 @@ class PromptedTextEncoder(nn.Module):
             "tokenizer": tokenizer,
             "embed_dim": architecture.embed_dim,
             "mode": prompt.MODE,
-            "num_contexts": prompt.NUM_CONTEXTS,
-            "name_length": prompt.NAME_LENGTH,
+            "n_ctx": prompt.N_CTX,
+            "max_name_tokens": prompt.MAX_NAME_TOKENS,
             "template": prompt.TEMPLATE,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
@@ -141,8 +142,8 @@ class PromptedTextEncoder(nn.Module):
             ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
         """
         check_class_names(names)
-        encoder, prompts = self.unfolded()
-        prompts = self._tokenize(names, name_length=0).to(prompts.device)
+        encoder, prompts = self.encoder_and_prompts()
+        prompts = self._tokenize(names, max_name_tokens=0).to(prompts.device)
         if self.mode == "pre":
             return encoder(prompts, self._contexts_from(global_embedding, dense_embedding))
         text = encoder(prompts, self.contexts)
@@ -153,22 +154,22 @@ class PromptedTextEncoder(nn.Module):
         return self._refined(text, global_embedding, dense_embedding)[:, -len(names) :]
 
     @torch.no_grad()
-    def begin_contexts(self) -> None:
+    def init_contexts(self) -> None:
         """Set the contexts to the token embeddings of the words of ``context_init``, if any.
 
         Call this method after loading a text encoder without contexts.
         """
         if self._context_tokens and self.contexts is not None:
-            encoder, prompts = self.unfolded()
+            encoder, prompts = self.encoder_and_prompts()
             tokens = torch.tensor(self._context_tokens, device=prompts.device)
             self.contexts.copy_(encoder.token_embedding(tokens))
 
     @property
-    def folded(self) -> bool:
+    def precomputed(self) -> bool:
         """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
         return self.text_encoder is None
 
-    def unfolded(self) -> tuple[CLIPTextEncoder, Tensor]:
+    def encoder_and_prompts(self) -> tuple[CLIPTextEncoder, Tensor]:
         """Return the text encoder and the token ids of the names (K, L).
 
         Raises:
@@ -181,7 +182,7 @@ class PromptedTextEncoder(nn.Module):
     def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
         """Compute the text embeddings once, for inference with the same outputs.
 
-        ``MODEL.DENSECLIP.PROMPT.FOLDED`` builds a model that loads the weights of one without text encoder.
+        ``MODEL.DENSECLIP.PROMPT.PRECOMPUTED`` builds a model that loads weights without a text encoder.
 
         Args:
             keep_encoder: keep text encoder, contexts and state dict, for :meth:`embed`. Call this method
@@ -191,9 +192,9 @@ class PromptedTextEncoder(nn.Module):
             ValueError: mode "pre" without ``keep_encoder``.
         """
         if not keep_encoder:
-            self._check_foldable()
-        if not self.folded and self.mode != "pre":
-            encoder, _ = self.unfolded()
+            self._check_precomputable()
+        if not self.precomputed and self.mode != "pre":
+            encoder, _ = self.encoder_and_prompts()
             was_training = encoder.training
             encoder.eval()  # PyTorch's attention for inference, as in any evaluation
             with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
@@ -206,14 +207,14 @@ class PromptedTextEncoder(nn.Module):
 
     def _text(self) -> Tensor:
         """Return (1, K, C) embeddings of the names, before the image refines them."""
-        if self.training and self.folded:
-            raise ValueError(FOLDED_CANNOT_TRAIN)
+        if self.training and self.precomputed:
+            raise ValueError(PRECOMPUTED_CANNOT_TRAIN)
         if self.training or self.text_embeddings is None:
             return self._encode(self.contexts)
         return self.text_embeddings[None]
 
     def _encode(self, contexts: Tensor | None) -> Tensor:
-        encoder, prompts = self.unfolded()
+        encoder, prompts = self.encoder_and_prompts()
         return self._graphed(encoder, self.packs or prompts, contexts)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
@@ -229,12 +230,12 @@ class PromptedTextEncoder(nn.Module):
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
         if self.text_encoder is None:
-            self._check_foldable()
+            self._check_precomputable()
             self.text_embeddings = torch.randn(len(self.class_names), embed_dim)
             return
-        self.prompts = self._tokenize(self.class_names, self.name_length)
-        num_contexts = 0 if self.mode == "template" else self.num_contexts
-        self.packs = self.text_encoder.pack(self.prompts, num_contexts, pack_tokens)
+        self.prompts = self._tokenize(self.class_names, self.max_name_tokens)
+        n_ctx = 0 if self.mode == "template" else self.n_ctx
+        self.packs = self.text_encoder.pack(self.prompts, n_ctx, pack_tokens)
 
     def _make_contexts(self, context_init: str, std: float) -> None:
         self.register_parameter("contexts", None)
@@ -243,41 +244,41 @@ class PromptedTextEncoder(nn.Module):
             raise ValueError(f"context_init is {context_init!r}, but mode {self.mode!r} learns no contexts.")
         if self.text_encoder is None or self.mode not in ("post", "context"):
             return
-        contexts = torch.empty(1, self.num_contexts, self.text_encoder.width)
+        contexts = torch.empty(1, self.n_ctx, self.text_encoder.width)
         self.contexts = nn.Parameter(nn.init.trunc_normal_(contexts, std=std, a=-2 * std, b=2 * std))
         if context_init:
             words = tokenize_names([context_init], tokenizer=self._tokenizer)
             self._context_tokens = words[0, self.text_encoder.start : -1].tolist()
-            if (number := len(self._context_tokens)) != self.num_contexts:
+            if (number := len(self._context_tokens)) != self.n_ctx:
                 raise ValueError(
-                    f"context_init {context_init!r} has {number} tokens, but num_contexts is "
-                    f"{self.num_contexts}. Set num_contexts to {number}, or use other words."
+                    f"context_init {context_init!r} has {number} tokens, but n_ctx is "
+                    f"{self.n_ctx}. Set n_ctx to {number}, or use other words."
                 )
-            self.begin_contexts()
+            self.init_contexts()
 
     def _make_decoder(self, embed_dim: int, width: int, heads: int, layers: int, dropout: float) -> None:
         if self.mode == "post":
             self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout)
             self.gamma = nn.Parameter(torch.full((embed_dim,), 1e-4))
         if self.mode == "pre" and self.text_encoder is not None:
-            self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, self.num_contexts, embed_dim)))
+            self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, self.n_ctx, embed_dim)))
             output_dim = self.text_encoder.width
             self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout, output_dim)
 
-    def _check_foldable(self) -> None:
+    def _check_precomputable(self) -> None:
         if self.mode == "pre":
             raise ValueError(
                 "Prompt mode 'pre' makes the contexts from each image: its text embeddings cannot be "
-                "precomputed. Omit --fold-text, or set MODEL.DENSECLIP.PROMPT.FOLDED to False."
+                "precomputed. Omit --precompute-text, or set MODEL.DENSECLIP.PROMPT.PRECOMPUTED to False."
             )
 
-    def _tokenize(self, names: Sequence[str], name_length: int) -> Tensor:
-        encoder, num_contexts = self.text_encoder, self.num_contexts
+    def _tokenize(self, names: Sequence[str], max_name_tokens: int) -> Tensor:
+        encoder, n_ctx = self.text_encoder, self.n_ctx
         assert encoder is not None
         if self.mode == "template":  # the length is that of a name, not of a sentence with it
-            names, num_contexts, name_length = [self.template.format(name) for name in names], 0, 0
-        prompts = tokenize_names(names, name_length, self._tokenizer)
-        check_prompts(prompts, names, num_contexts, encoder.vocab_size, encoder.context_length)
+            names, n_ctx, max_name_tokens = [self.template.format(name) for name in names], 0, 0
+        prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
+        check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
         return prompts
 
 

@@ -49,8 +49,8 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
             f"{name!r} ({len(i) - around})" for name, i in zip(names, ids, strict=True) if len(i) > length
         ]
         raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.NAME_LENGTH = {length} leaves {length - around} tokens for a name. More "
-            f"are needed by {', '.join(too_long[:5])}{' and others' if len(too_long) > 5 else ''}. "
+            f"MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS = {length} leaves {length - around} tokens for a name. "
+            f"More are needed by {', '.join(too_long[:5])}{' and others' if len(too_long) > 5 else ''}. "
             f"Set it to {longest}, or to 0 to fit the longest name, or shorten the names: keep the first of "
             "several synonyms."
         )
@@ -59,14 +59,14 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
 
 
 def check_prompts(
-    prompts: Tensor, names: Sequence[str], num_contexts: int, vocab_size: int, context_length: int
+    prompts: Tensor, names: Sequence[str], n_ctx: int, vocab_size: int, context_length: int
 ) -> None:
     """Check that a text encoder can read prompts and tell them apart.
 
     Args:
         prompts: (K, L) token ids, from :func:`tokenize_names`.
         names: K names or sentences.
-        num_contexts: context vectors of each prompt.
+        n_ctx: context vectors of each prompt.
         vocab_size, context_length: of the text encoder.
 
     Raises:
@@ -81,9 +81,9 @@ def check_prompts(
         raise ValueError(
             f"The tokenizer returns id {prompts.max()}, but the text encoder has {vocab_size} ids."
         )
-    if prompts.shape[1] + num_contexts > context_length:
+    if prompts.shape[1] + n_ctx > context_length:
         raise ValueError(
-            f"The longest class name takes {prompts.shape[1]} tokens, beside {num_contexts} contexts "
-            f"(MODEL.DENSECLIP.PROMPT.NUM_CONTEXTS). The text encoder has {context_length} positions. "
-            f"Shorten the names, or {'use fewer contexts' if num_contexts else 'PROMPT.TEMPLATE'}."
+            f"The longest class name takes {prompts.shape[1]} tokens, beside {n_ctx} contexts "
+            f"(MODEL.DENSECLIP.PROMPT.N_CTX). The text encoder has {context_length} positions. "
+            f"Shorten the names, or {'use fewer contexts' if n_ctx else 'PROMPT.TEMPLATE'}."
         )

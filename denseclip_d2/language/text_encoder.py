@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..clip_models import CLIPArchitecture
 from ..clip_models.layers import QuickGELU
-from .packing import PackedPrompts, pack_prompts
+from .prefix_tree import PrefixTree, build_prefix_tree
 from .tokenizers import Tokenizer, clip_tokenizer
 
 PACK_TOKENS = {"cpu": 256, "cuda": 1024}
@@ -31,7 +31,7 @@ class CLIPTextEncoder(TextTransformer):
 
     Gradients flow through the encoder to the contexts. Its own parameters have ``requires_grad=False`` and
     the names that they have in CLIP. Where attention is causal, prompts share the computation of equal
-    beginnings (:class:`PackedPrompts`). Other encoders, such as SigLIP's, read every prompt with its padding.
+    beginnings (:class:`PrefixTree`). Other encoders, such as SigLIP's, read every prompt with its padding.
     """
 
     def __init__(self, *, quick_gelu: bool = False, start: int = 1, **kwargs):
@@ -94,41 +94,39 @@ class CLIPTextEncoder(TextTransformer):
         embeddings += [again(part, contexts) for part in parts[STORED_PACKS:]]
         return torch.cat(embeddings, dim=1)
 
-    def pack(self, ids: Tensor, num_contexts: int, max_tokens: int = 0) -> nn.ModuleList:
-        """Return the prompts' token layout, of :class:`PackedPrompts`; empty if the encoder reads padding.
+    def pack(self, ids: Tensor, n_ctx: int, max_tokens: int = 0) -> nn.ModuleList:
+        """Return the prompts' token layout, of :class:`PrefixTree`; empty if the encoder reads padding.
 
         Args:
             ids: (K, L) token ids.
-            num_contexts: number of context vectors of each prompt.
+            n_ctx: number of context vectors of each prompt.
             max_tokens: tokens of a sequence; 0: what suits the device of ``ids``.
         """
         if self.reads_padding:
             return nn.ModuleList()
         max_tokens, ends = max_tokens or tokens_of_pack(ids.device), self._ends(ids)
-        return nn.ModuleList(pack_prompts(ids, num_contexts, max_tokens, ends=ends, start=self.start))
+        return nn.ModuleList(build_prefix_tree(ids, n_ctx, max_tokens, ends=ends, start=self.start))
 
-    def _encode(self, pack: PackedPrompts, contexts: Tensor | None) -> Tensor:
+    def _encode(self, pack: PrefixTree, contexts: Tensor | None) -> Tensor:
         x = self.token_embedding(pack.ids.clamp(min=0))[None]  # (1, T, D)
         if contexts is not None:
-            batch, num_contexts, _ = contexts.shape
+            batch, n_ctx, _ = contexts.shape
             x = x.expand(batch, -1, -1)
-            x = torch.cat(
-                [x[:, : self.start], contexts, x[:, self.start + num_contexts :]], dim=1
-            )  # (B, T, D)
+            x = torch.cat([x[:, : self.start], contexts, x[:, self.start + n_ctx :]], dim=1)  # (B, T, D)
         x = self.transformer(x + self.positional_embedding[pack.positions], attn_mask=pack.mask)
         return self._project(x[:, pack.ends])
 
     def encode_unpacked(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
         """Return what :meth:`forward` does, by its definition: every prompt alone, and padded."""
-        num_classes, num_contexts = len(ids), 0 if contexts is None else contexts.shape[1]
-        if self.reads_padding and (missing := self.context_length - num_contexts - ids.shape[1]) > 0:
+        num_classes, n_ctx = len(ids), 0 if contexts is None else contexts.shape[1]
+        if self.reads_padding and (missing := self.context_length - n_ctx - ids.shape[1]) > 0:
             ids = F.pad(ids, (0, missing), value=self.pad_id)
         x, end = self.token_embedding(ids)[None], self._ends(ids)  # (1, K, L, D)
         if contexts is not None:
             contexts = contexts[:, None].expand(-1, num_classes, -1, -1)
             x = x.expand(len(contexts), -1, -1, -1)
             x = torch.cat([x[:, :, : self.start], contexts, x[:, :, self.start :]], dim=2)  # (B, K, N + L, D)
-            end = end + num_contexts
+            end = end + n_ctx
         length = x.shape[2]
         x = (x + self.positional_embedding[:length]).flatten(0, 1)
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]

@@ -1,8 +1,8 @@
-from .fcos import CLIPFCOS
+from .fcos import ConfigurableFCOS
 from .pixel_text import PixelTextSupervision, language_guided
-from .retinanet import CLIPRetinaNet
-from .sem_seg_head import CLIPSemSegFPNHead
-from .semantic_fpn import CLIPSemanticFPN
+from .retinanet import RetinaNetGlobalNorm
+from .sem_seg_head import SemSegFPNHeadWithDropout
+from .semantic_fpn import SlidingWindowSegmentor
 from .systems import (
     DenseCLIPFCOS,
     DenseCLIPMaskRCNN,
@@ -12,10 +12,10 @@ from .systems import (
 )
 
 __all__ = [
-    "CLIPFCOS",
-    "CLIPRetinaNet",
-    "CLIPSemSegFPNHead",
-    "CLIPSemanticFPN",
+    "ConfigurableFCOS",
+    "RetinaNetGlobalNorm",
+    "SemSegFPNHeadWithDropout",
+    "SlidingWindowSegmentor",
     "DenseCLIPFCOS",
     "DenseCLIPMaskRCNN",
     "DenseCLIPPanopticFPN",

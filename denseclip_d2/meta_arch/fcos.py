@@ -5,7 +5,7 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 
 
 @META_ARCH_REGISTRY.register()
-class CLIPFCOS(FCOS):
+class ConfigurableFCOS(FCOS):
     """Detectron2's FCOS, built from ``MODEL.FCOS``. Detectron2 builds FCOS from a LazyConfig alone."""
 
     @configurable

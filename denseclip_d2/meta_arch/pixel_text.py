@@ -81,8 +81,8 @@ class PixelTextSupervision(nn.Module):
             **arguments,
             "pixel_text_weight": denseclip.LOSS_WEIGHT,
             "pixel_text_target": denseclip.LOSS_TARGET,
-            "pixel_text_kind": denseclip.LOSS_KIND,
-            "kernels": denseclip.KERNELS,
+            "pixel_text_kind": denseclip.LOSS_TYPE,
+            "kernels": denseclip.FUSED_OPS,
         }
 
     def forward(self, batched_inputs: list[dict]):

@@ -8,7 +8,7 @@ from ..utils.distributed import sum_over_processes
 
 
 @META_ARCH_REGISTRY.register()
-class CLIPRetinaNet(RetinaNet):
+class RetinaNetGlobalNorm(RetinaNet):
     """Detectron2's RetinaNet, with two differences.
 
     Boxes are clipped to the image before NMS, as released. Losses are divided by the number of positive

@@ -8,7 +8,7 @@ from ..guidance import label_map_loss
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class CLIPSemSegFPNHead(SemSegFPNHead):
+class SemSegFPNHeadWithDropout(SemSegFPNHead):
     """Detectron2's Semantic FPN head, with three differences, as released.
 
     Channels are dropped before the predictor, the predictor's initial weights have a standard deviation of
@@ -35,7 +35,7 @@ class CLIPSemSegFPNHead(SemSegFPNHead):
         return {
             **super().from_config(cfg, input_shape),
             "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT,
-            "kernels": cfg.MODEL.DENSECLIP.KERNELS,
+            "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from .sliding_window import SlidingWindow
 
 
 @META_ARCH_REGISTRY.register()
-class CLIPSemanticFPN(SemanticSegmentor):
+class SlidingWindowSegmentor(SemanticSegmentor):
     """Detectron2's ``SemanticSegmentor`` with optional sliding windows at test time."""
 
     @configurable
@@ -61,10 +61,10 @@ def _explained_out_of_memory(window: SlidingWindow | None) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        way_out = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
+        fix = "Set TEST.SLIDING_WINDOW.ENABLED True, or make INPUT.MIN_SIZE_TEST smaller."
         if window:
-            way_out = (
+            fix = (
                 f"Lower TEST.SLIDING_WINDOW.MAX_PIXELS ({window.max_pixels}) to the pixels of one window, "
                 f"and then TEST.SLIDING_WINDOW.SIZE {window.size}."
             )
-        raise MemoryError(f"The device's memory is too small for segmentation. {way_out}") from error
+        raise MemoryError(f"The device's memory is too small for segmentation. {fix}") from error

@@ -70,9 +70,9 @@ class SlidingWindow:
 
     def _segmented(self, segment: Segment, image: Tensor) -> Iterator[tuple[Window, Tensor]]:
         """Yield each window and its logits."""
-        windows, at_once = self.windows(*image.shape[1:]), self.max_pixels // prod(self.size)
-        for i in range(0, len(windows), at_once):
-            batch = windows[i : i + at_once]
+        windows, batch_size = self.windows(*image.shape[1:]), self.max_pixels // prod(self.size)
+        for i in range(0, len(windows), batch_size):
+            batch = windows[i : i + batch_size]
             yield from zip(batch, segment([image[window] for window in batch]), strict=True)
 
 

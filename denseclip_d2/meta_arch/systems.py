@@ -3,19 +3,19 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
-from .fcos import CLIPFCOS
+from .fcos import ConfigurableFCOS
 from .pixel_text import PixelTextSupervision, language_guided
-from .retinanet import CLIPRetinaNet
-from .semantic_fpn import CLIPSemanticFPN
+from .retinanet import RetinaNetGlobalNorm
+from .semantic_fpn import SlidingWindowSegmentor
 
 
 @META_ARCH_REGISTRY.register()
-class DenseCLIPRetinaNet(PixelTextSupervision, CLIPRetinaNet):
+class DenseCLIPRetinaNet(PixelTextSupervision, RetinaNetGlobalNorm):
     num_classes_key = "RETINANET"
 
 
 @META_ARCH_REGISTRY.register()
-class DenseCLIPFCOS(PixelTextSupervision, CLIPFCOS):
+class DenseCLIPFCOS(PixelTextSupervision, ConfigurableFCOS):
     num_classes_key = "FCOS"
 
 
@@ -34,7 +34,7 @@ class DenseCLIPPanopticFPN(PixelTextSupervision, PanopticFPN):
 
 
 @META_ARCH_REGISTRY.register()
-class DenseCLIPSemanticFPN(PixelTextSupervision, CLIPSemanticFPN):
+class DenseCLIPSemanticFPN(PixelTextSupervision, SlidingWindowSegmentor):
     """A segmentor with any head, such as Semantic FPN's, PointRend's or DeepLabV3+'s."""
 
     num_classes_key = "SEM_SEG_HEAD"

@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from tabulate import tabulate
 
 from ..config.header import portable
-from ..data.tasks import labels_pixels
+from ..data.tasks import has_sem_seg_head
 from ..utils.atomic import atomic_write
 
-FIGURE = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
+METRIC = re.compile(r".*/(AP\w*|mIoU|fwIoU|mACC|pACC|PQ\w*|SQ\w*|RQ\w*)")
 """Names of metrics of a whole test set, not of a single class."""
 _CARD = """---
 {data}
@@ -26,7 +26,7 @@ _CARD = """---
 {task} of {num_classes} classes. The file holds its own config.
 
 ```sh
-tools/demo.py --config-file hf://OWNER/REPO/{file} --input photo.jpg --output pictures
+tools/demo.py --config-file hf://OWNER/REPO/{file} --input photo.jpg --output images
 ```
 
 ```python
@@ -37,7 +37,7 @@ outputs = Predictor.from_files("hf://OWNER/REPO/{file}")("photo.jpg")
 
 ## Figures
 
-{figures}
+{scores}
 
 ## Classes
 
@@ -62,7 +62,7 @@ These weights: {license}. The pretrained weights that training started from, and
 def model_card(
     cfg: CfgNode,
     class_names: Sequence[str],
-    figures: Mapping[str, float],
+    scores: Mapping[str, float],
     *,
     file: str,
     license: str,
@@ -73,32 +73,32 @@ def model_card(
 
     Args:
         cfg: the model's config.
-        figures: the metrics of an evaluation; empty if there was none.
+        scores: the metrics of an evaluation; empty if there was none.
         file: name of the exported weights.
         license: the hub's identifier, such as "apache-2.0".
         with_masks: whether the model predicts masks.
         half: whether the weights were rounded to float16 after the evaluation.
     """
     name, test_set = Path(file).stem, ", ".join(cfg.DATASETS.TEST) or "unnamed"
-    task = "image-segmentation" if with_masks or labels_pixels(cfg) else "object-detection"
-    results = [EvalResult(task, test_set, test_set, metric, value) for metric, value in figures.items()]
+    task = "image-segmentation" if with_masks or has_sem_seg_head(cfg) else "object-detection"
+    results = [EvalResult(task, test_set, test_set, metric, value) for metric, value in scores.items()]
     data = ModelCardData(
         license=license, library_name="denseclip_d2", pipeline_tag=task, tags=["denseclip", "detectron2"],
         model_name=name, eval_results=results or None,
     )  # fmt: skip
-    table = tabulate(figures.items(), headers=("metric", "value"), tablefmt="github", floatfmt=".2f")
+    table = tabulate(scores.items(), headers=("metric", "value"), tablefmt="github", floatfmt=".2f")
     rounded = ", before the weights were rounded to float16" if half else ""
     return _CARD.format(
         data=data, name=name, system=cfg.MODEL.META_ARCHITECTURE,
         encoder=cfg.MODEL.DENSECLIP.VISUAL.BACKBONE or cfg.MODEL.DENSECLIP.CLIP_MODEL,
         task=task.replace("-", " "), num_classes=len(class_names), file=file,
-        figures=f"Of {test_set}{rounded}.\n\n{table}" if figures else "Not evaluated.",
+        scores=f"Of {test_set}{rounded}.\n\n{table}" if scores else "Not evaluated.",
         classes=", ".join(class_names) + ".", config=portable(cfg, class_names).dump(), license=license,
         data_sets=", ".join(cfg.DATASETS.TRAIN) or "unnamed",
     )  # fmt: skip
 
 
-def find_figures(metrics: str | None, weights: str) -> dict[str, float]:
+def find_metrics(metrics: str | None, weights: str) -> dict[str, float]:
     """Return the last metrics of a whole test set in a training's metrics.json.
 
     Args:
@@ -114,13 +114,13 @@ def find_figures(metrics: str | None, weights: str) -> dict[str, float]:
         return {}
     if not path.is_file():
         raise FileNotFoundError(f"--metrics {path} does not exist.")
-    figures: dict[str, float] = {}
+    scores: dict[str, float] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            figures.update({k: value for k, value in json.loads(line).items() if FIGURE.fullmatch(k)})
+            scores.update({k: value for k, value in json.loads(line).items() if METRIC.fullmatch(k)})
     except (ValueError, AttributeError) as error:
         raise ValueError(f"--metrics {path} is not a metrics.json of a training: {error}.") from error
-    return {name: round(value, 2) for name, value in figures.items() if math.isfinite(value)}
+    return {name: round(value, 2) for name, value in scores.items() if math.isfinite(value)}
 
 
 def check_card(folder: Path) -> None:

@@ -10,9 +10,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..checkpoint.path_handler import ResolvedPaths
+from ..checkpoint.path_handler import ResolvedPathHandler
 
-PREFIX = "hf://"
+HUB_PREFIX = "hf://"
 _PATH = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
@@ -57,4 +57,4 @@ def _reason(error: Exception, repo: str, revision: str | None, file: str) -> str
     return f"the download failed: {error}. Try again; the download resumes."
 
 
-PathManager.register_handler(ResolvedPaths(PREFIX, resolve_hub_path))
+PathManager.register_handler(ResolvedPathHandler(HUB_PREFIX, resolve_hub_path))

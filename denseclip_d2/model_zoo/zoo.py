@@ -7,11 +7,11 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..builder import build_model_with_weights
-from ..checkpoint.path_handler import ResolvedPaths
+from ..checkpoint.path_handler import ResolvedPathHandler
 from ..config import load_config
 from ..utils.safetensors_file import sha256
 
-PREFIX = "denseclip://"
+ZOO_PREFIX = "denseclip://"
 _ROOT = Path(__file__).parent
 
 
@@ -22,18 +22,18 @@ class ZooEntry:
     Attributes:
         file: name of the file in this package's ``weights/``.
         sha256: the file's checksum.
-        folded: whether the file has precomputed text embeddings in place of the text encoder.
+        precomputed: whether the file has precomputed text embeddings in place of the text encoder.
     """
 
     file: str
     sha256: str
-    folded: bool = False
+    precomputed: bool = False
 
     @property
     def path(self) -> Path:
         return _ROOT / "weights" / self.file
 
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Return whether the file is there, with its checksum."""
         return self.path.is_file() and sha256(str(self.path)) == self.sha256
 
@@ -76,7 +76,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     cfg = load_config(get_config_file(name), [])
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
-        cfg.MODEL.DENSECLIP.PROMPT.FOLDED = zoo_index()[name].folded
+        cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = zoo_index()[name].precomputed
     return cfg
 
 
@@ -92,7 +92,7 @@ def get_checkpoint_url(name: str) -> str:
             f"The zoo has no trained weights for {name!r}. It has: {', '.join(zoo_index())}. Set "
             "MODEL.WEIGHTS to your own file or to the authors'; see MODEL_ZOO.md."
         )
-    return f"{PREFIX}{name}"
+    return f"{ZOO_PREFIX}{name}"
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -108,7 +108,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     cfg = get_config(name, trained)
     if device is not None:
         cfg.MODEL.DEVICE = device
-    return build_model_with_weights(cfg, fresh_start=not trained)
+    return build_model_with_weights(cfg, for_training=not trained)
 
 
 def local_file(name: str) -> Path:
@@ -119,7 +119,7 @@ def local_file(name: str) -> Path:
     """
     get_checkpoint_url(name)
     entry = zoo_index()[name]
-    if not entry.is_whole():
+    if not entry.is_intact():
         state = "does not have the published sha256" if entry.path.is_file() else "is missing"
         raise ValueError(
             f"{entry.path} {state}. Install this package again, or check the file out again in a clone."
@@ -127,4 +127,6 @@ def local_file(name: str) -> Path:
     return entry.path
 
 
-PathManager.register_handler(ResolvedPaths(PREFIX, lambda path: str(local_file(path.removeprefix(PREFIX)))))
+PathManager.register_handler(
+    ResolvedPathHandler(ZOO_PREFIX, lambda path: str(local_file(path.removeprefix(ZOO_PREFIX))))
+)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..clip_models import get_clip_architecture
 from ..shapes.captions import with_article
 from ..shapes.scene import Instance, draw_scene
-from ..shapes.vocabulary import SHAPES, World
+from ..shapes.vocabulary import SHAPES, Vocabulary
 from ..visual import CLIPResNet, CLIPTimm, CLIPViT, encoder_class
 
 # Side, in pixels, of images for retrieval (as in pretraining), and of images for dense accuracy (as in the
@@ -41,7 +41,7 @@ class ZeroShotEvaluator:
         *,
         num_images: int,
         seed: int,
-        world: World = SHAPES,
+        vocabulary: Vocabulary = SHAPES,
     ):
         """
         Args:
@@ -56,14 +56,14 @@ class ZeroShotEvaluator:
             raise ValueError(f"{num_images} images to evaluate on: at least one is needed.")
         kind, arguments = check_architecture(architecture)
         self._visual = kind(**arguments, **kind.local_cells, norm="BN").eval()
-        names = [with_article(name) for name in world.class_names]
+        names = [with_article(name) for name in vocabulary.class_names]
         small, labeled = [], []
         for i in range(num_images):
             rng = np.random.default_rng([seed, i, 0])
-            instances, image = draw_scene(rng, SIDE, SIDE, world, _MAX_OBJECTS)
+            instances, image = draw_scene(rng, SIDE, SIDE, vocabulary, _MAX_OBJECTS)
             small.append((image, " and ".join(names[x.category] for x in instances) or "nothing"))
             rng = np.random.default_rng([seed, i, 1])
-            instances, image = draw_scene(rng, LABELED_SIDE, LABELED_SIDE, world)
+            instances, image = draw_scene(rng, LABELED_SIDE, LABELED_SIDE, vocabulary)
             labeled.append((image, _labels(instances)))
         self._names = tokenizer(names)
         self._captions = [caption for _, caption in small]

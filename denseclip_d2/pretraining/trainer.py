@@ -24,7 +24,10 @@ from .loss import SharedCaptionLoss
 from .muon import Muon
 
 CHECKPOINT, WEIGHTS, HALF, METRICS = "last.pt", "clip.pt", "clip.safetensors", "metrics.json"
-_LEAST = {"steps": 1, "batch_size": 2, "alike": 1, "warmup": 1, "seed": 0, "period": 1}
+_LEAST = {"steps": 1, "batch_size": 2, "group_size": 1, "warmup": 1, "seed": 0, "period": 1}
+_OLD_NAMES = {  # of earlier versions, in checkpoints
+    "alike": "group_size", "muon": "muon_lr", "apart": "uniformity_weight",
+}  # fmt: skip
 PRECISIONS = ("bfloat16", "float32")
 _LOGIT_SCALE_MAX = math.log(100)  # as CLIP was trained (Radford et al., 2021, section 2.5)
 _EVALUATED_SEED = 10**6  # added to the run's seed: evaluation has other images
@@ -37,12 +40,12 @@ class Recipe:
     Attributes:
         model: an architecture, by open_clip's name.
         steps, batch_size: number of steps, and of pairs per step.
-        alike: number of neighbors in the table that stay together. Neighbors with similar captions are hard
-            negatives. 1: pairs are drawn singly.
+        group_size: number of neighbors in the table that stay together. Neighbors with similar captions are
+            hard negatives. 1: pairs are drawn singly.
         learning_rate: of AdamW, at the peak.
         weight_decay: of matrices, not of norms and biases.
-        muon: learning rate of Muon, at the peak; matrices decay as much per step as AdamW's. 0: only AdamW.
-        apart: weight of the loss between different captions, see :class:`SharedCaptionLoss`.
+        muon_lr: learning rate of Muon, at the peak. Matrices decay per step as AdamW's do. 0: AdamW alone.
+        uniformity_weight: weight of the loss between different captions, see :class:`SharedCaptionLoss`.
         warmup: steps of the warm-up.
         seed: of weights, order and crops.
         precision: "bfloat16" (autocast of both encoders) or "float32".
@@ -56,11 +59,11 @@ class Recipe:
     model: str
     steps: int = 2500
     batch_size: int = 64
-    alike: int = 16
+    group_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
-    muon: float = 0.02
-    apart: float = 1.0
+    muon_lr: float = 0.02
+    uniformity_weight: float = 1.0
     warmup: int = 100
     seed: int = 0
     precision: str = "bfloat16"
@@ -72,15 +75,19 @@ class Recipe:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least {least} is needed.")
-        if self.batch_size % self.alike:
-            raise ValueError(f"batch_size = {self.batch_size} is no multiple of alike = {self.alike}.")
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is no multiple of group_size = {self.group_size}."
+            )
         if not self.learning_rate > 0 or self.weight_decay < 0:
             raise ValueError(
                 f"learning_rate = {self.learning_rate} must be above 0, "
                 f"weight_decay = {self.weight_decay} at least 0."
             )
-        if not self.muon >= 0 or not self.apart >= 0:
-            raise ValueError(f"muon = {self.muon}, apart = {self.apart}: both must be at least 0.")
+        if not self.muon_lr >= 0 or not self.uniformity_weight >= 0:
+            raise ValueError(
+                f"muon_lr = {self.muon_lr}, uniformity_weight = {self.uniformity_weight}: each is at least 0."
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}; use {' or '.join(PRECISIONS)}.")
 
@@ -151,7 +158,7 @@ class _Run:
         )  # fmt: skip
         channels_last = can_be_channels_last(self.model, self.device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.loss = SharedCaptionLoss(recipe.apart)
+        self.loss = SharedCaptionLoss(recipe.uniformity_weight)
         self.optimizers = _optimizers(self.model, recipe)
         self.schedules = [LambdaLR(optimizer, recipe.rate) for optimizer in self.optimizers]
 
@@ -189,8 +196,8 @@ class _Run:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            before = state["recipe"]
+        before = {_OLD_NAMES.get(name, name): value for name, value in state["recipe"].items()}
+        if before != asdict(self.recipe):
             changed = [f"{n} = {before.get(n)}" for n, v in asdict(self.recipe).items() if before.get(n) != v]
             raise ValueError(
                 f"{path} is of a run with {', '.join(changed)}. Resume with the same, or use another folder."
@@ -227,8 +234,8 @@ def _batches(recipe: Recipe, table: CaptionTable, run: _Run, workers: int) -> Da
 
 def _order(recipe: Recipe, num_pairs: int, start: int) -> Iterator[list[tuple[int, int]]]:
     """Yield the batches from step ``start``, as (step, pair); each epoch shuffles the rows again."""
-    rows = np.arange(num_pairs // recipe.alike * recipe.alike).reshape(-1, recipe.alike)
-    batches = len(rows) * recipe.alike // recipe.batch_size
+    rows = np.arange(num_pairs // recipe.group_size * recipe.group_size).reshape(-1, recipe.group_size)
+    batches = len(rows) * recipe.group_size // recipe.batch_size
     for step in range(start, recipe.steps):
         epoch, position = divmod(step, batches)
         if position == 0 or step == start:
@@ -241,7 +248,7 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
     by_muon = {  # without the attention pool, which is as large as the rest together: too slow on a CPU
         name: p
         for name, p in trained.items()
-        if recipe.muon and (p.ndim == 4 or (p.ndim == 2 and "resblocks" in name))
+        if recipe.muon_lr and (p.ndim == 4 or (p.ndim == 2 and "resblocks" in name))
     }
     others = [p for name, p in trained.items() if name not in by_muon]
     groups = [
@@ -250,8 +257,8 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
     ]
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))]
     if by_muon:
-        decay = recipe.weight_decay * recipe.learning_rate / recipe.muon
-        optimizers.append(Muon(by_muon.values(), lr=recipe.muon, weight_decay=decay))
+        decay = recipe.weight_decay * recipe.learning_rate / recipe.muon_lr
+        optimizers.append(Muon(by_muon.values(), lr=recipe.muon_lr, weight_decay=decay))
     return optimizers
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 
 from ..data.statistics import size_of
 from ..evaluation.coco_eval import evaluate_coco, evaluate_lvis
@@ -25,11 +25,11 @@ IOUS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True)
-class Detections:
+class DetectionResults:
     """
     Attributes:
         class_names: the K names of the dataset.
-        figures: AP and others by the evaluators' names ("bbox/AP50"), 0 to 100.
+        metrics: AP and others by the evaluators' names ("bbox/AP50"), 0 to 100.
         precision: of "bbox", and of "segm" for models with masks: (10, 101, K), at :data:`IOUS` and recalls
             from 0 to 1, NaN for classes without objects.
         threshold: the score with the greatest F1; the next attributes count detections above it.
@@ -41,7 +41,7 @@ class Detections:
     """
 
     class_names: Sequence[str]
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     precision: Mapping[str, np.ndarray]
     threshold: float
     confusions: np.ndarray
@@ -65,7 +65,7 @@ class Detections:
         return 100 * at.mean((0, 1))
 
 
-def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections:
+def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> DetectionResults:
     """Compare the evaluator's file with the ground truth.
 
     Args:
@@ -86,12 +86,12 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
     ids = category_ids(content, metadata)
     classes = {id_: i for i, id_ in enumerate(ids)}
     evaluate: Any = evaluate_lvis if kind == "lvis" else evaluate_coco
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     precision: dict[str, np.ndarray] = {}
     for task in tasks if results else ():
         with redirect_stdout(StringIO()):
             found = evaluate(content, results, task, ids)
-        figures |= {f"{task}/{key}": 100 * v if v >= 0 else np.nan for key, v in found.figures.items()}
+        metrics |= {f"{task}/{key}": 100 * v if v >= 0 else np.nan for key, v in found.metrics.items()}
         precision[task] = np.where(found.precision >= 0, found.precision, np.nan)
     objects = _objects_by_image(content, classes)
     images = [*_boxes_by_image(content, objects, results, classes)]
@@ -111,7 +111,7 @@ def read_detections(name: str, folder: Path, tasks: Sequence[str]) -> Detections
     )
     by_id = {category["id"]: category.get("name", "") for category in content["categories"]}
     names = metadata.get("thing_classes") or [by_id[id_] for id_ in ids]
-    return Detections(names, figures, precision, threshold, confusions, sizes, quality)
+    return DetectionResults(names, metrics, precision, threshold, confusions, sizes, quality)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Boxes:
     hits: np.ndarray
 
     def confusions(self, threshold: float, num_classes: int) -> np.ndarray:
-        """Return (K + 1, K + 1) confusions of this image, as in :class:`Detections`."""
+        """Return (K + 1, K + 1) confusions of this image, as in :class:`DetectionResults`."""
         count = int((self.scores >= threshold).sum())
         free = np.setdiff1d(np.arange(len(self.true)), self.hits[:count])
         table = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
@@ -180,7 +180,7 @@ def _boxes_by_image(
         iou = np.zeros((len(detections), len(truth)))
         if detections and truth:
             boxes = [d["bbox"] for d in detections], [box_of(a, image) for a in truth]
-            iou = run_lengths.iou(*(np.array(x, dtype=float) for x in boxes), crowd.astype(np.uint8).tolist())
+            iou = mask_util.iou(*(np.array(x, dtype=float) for x in boxes), crowd.astype(np.uint8).tolist())
         hits = _hits(iou[:, ~crowd], found, true[~crowd])
         # As in COCO's matching, a crowd excuses false boxes of its class alone.
         counts = iou.max(1, initial=0, where=crowd & (found[:, None] == true)) < IOU

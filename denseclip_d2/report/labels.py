@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 
 from ..data.semantic import read_labels
 
@@ -42,7 +42,7 @@ class Labels:
             return 100 * self.confusions.diagonal() / self.confusions.sum(1)
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The metrics of Detectron2's ``SemSegEvaluator``."""
         right, pixels = self.confusions.trace(), max(self.confusions.sum(), 1)
         return {
@@ -78,7 +78,7 @@ def read_labeled(name: str, folder: Path) -> Labels:
         found = np.full_like(truth, count)
         for segment in segments[of_segments[place]]:
             category = segment["category_id"]
-            found[run_lengths.decode(segment["segmentation"]) > 0] = classes.get(category, category)
+            found[mask_util.decode(segment["segmentation"]) > 0] = classes.get(category, category)
         known = (truth != metadata.ignore_label) & (found < count)
         pairs = np.bincount(count * truth[known] + found[known], minlength=count**2)
         of_image = pairs.reshape(count, count)

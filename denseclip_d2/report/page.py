@@ -17,26 +17,26 @@ from matplotlib.colors import to_hex
 from ..config.checks import leaves
 from ..config.projects import default_config
 from ..data.checks import check_registered, explained_annotation_errors
-from ..data.tasks import finds_masks
+from ..data.tasks import predicts_masks
 from ..inference import Predictor
-from ..model_zoo.card import FIGURE
+from ..model_zoo.card import METRIC
 from ..utils.atomic import atomic_write
 from ..version import __version__
 from ..visualization.drawing import HEAT
 from . import detections, labels
 from .charts import Chart, line_chart
 from .detections import read_detections
+from .images import best_and_worst, show
 from .labels import read_labeled
-from .parts import BESIDE, Part, number, part_of_objects, part_of_pixels
-from .pictures import best_and_worst, show
-from .run import Run, read_run
+from .run import TrainingRun, read_run
+from .sections import BESIDE, Section, box_section, label_map_section, number
 
 logger = logging.getLogger(__name__)
 
 FILE = "report.html"
 IMAGES = 4
 """How many of the best images are shown, and of the worst; several test sets share them."""
-MAX_PICTURES = 3_600_000
+MAX_IMAGES = 3_600_000
 """The most bytes of all images, so that the page stays below 5 MB."""
 FEW = 20
 """The most classes that are listed at once. A longer list is folded, below its best and worst classes."""
@@ -84,8 +84,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         run=run, parts=parts, missing=missing, charts=_training_charts(run),
         few=FEW, beside=BESIDE, heat=HEAT_STOPS,
         name=folder.resolve().name, folder=folder.resolve(), weights=Path(run.cfg.MODEL.WEIGHTS).name,
-        state=_state(run), date=_date(run), facts=_facts(run), figures=_figures(run), start=run.start,
-        departures=[*_departures(run.cfg)],
+        state=_state(run), date=_date(run), facts=_facts(run), metrics=_metrics(run), start=run.start,
+        overrides=[*_overrides(run.cfg)],
         version=__version__, written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
     )  # fmt: skip
     # UTF-8 lacks some characters of file names in another encoding than the file system's.
@@ -94,26 +94,26 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     return output
 
 
-def _state(run: Run) -> str:
+def _state(run: TrainingRun) -> str:
     if not run.records:
         return "evaluated"
     done = f"{run.iterations} of {run.cfg.SOLVER.MAX_ITER} iterations"
     return f"ended: {run.iterations} iterations" if run.ended else f"not ended: {done}"
 
 
-def _date(run: Run) -> str:
+def _date(run: TrainingRun) -> str:
     """Return when the run last wrote metrics, or its config."""
     files = [path for path in (run.folder / "metrics.json", run.folder / "config.yaml") if path.is_file()]
     return f"{datetime.datetime.fromtimestamp(files[0].stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
-def _parts(run: Run) -> tuple[list[Part], list[str]]:
+def _parts(run: TrainingRun) -> tuple[list[Section], list[str]]:
     """Return the evaluated test sets, and a line for each that cannot be shown."""
-    tasks = ("bbox", "segm") if finds_masks(run.cfg) else ("bbox",)
+    tasks = ("bbox", "segm") if predicts_masks(run.cfg) else ("bbox",)
     read_objects = partial(read_detections, tasks=tasks)
     kinds = (
-        (detections.RESULTS.values(), read_objects, part_of_objects, "image_id"),
-        ([labels.RESULTS], read_labeled, part_of_pixels, "file_name"),
+        (detections.RESULTS.values(), read_objects, box_section, "image_id"),
+        ([labels.RESULTS], read_labeled, label_map_section, "file_name"),
     )
     evaluated = [
         (name, run.folder / "inference" / name, *kind)
@@ -128,7 +128,7 @@ def _parts(run: Run) -> tuple[list[Part], list[str]]:
             check_registered(name)
             found = read(name, folder)
             part = describe(name, found)
-            part.notes += _disagreements(run, name, found.figures)
+            part.notes += _disagreements(run, name, found.metrics)
             _add_images(part, predictor, fault, name, key, found, len(evaluated))
         except (ImportError, OSError, ValueError) as error:
             missing.append(f"{name}: {error}")
@@ -137,7 +137,7 @@ def _parts(run: Run) -> tuple[list[Part], list[str]]:
     return parts, missing
 
 
-def _predictor(run: Run) -> tuple[Predictor | None, str]:
+def _predictor(run: TrainingRun) -> tuple[Predictor | None, str]:
     """Return the model as last saved, or the reason why there is none."""
     if not run.cfg.MODEL.WEIGHTS:
         return None, "There is no checkpoint yet."
@@ -148,7 +148,7 @@ def _predictor(run: Run) -> tuple[Predictor | None, str]:
 
 
 def _add_images(
-    part: Part, predictor: Predictor | None, fault: str, name: str, key: str, found, share: int
+    part: Section, predictor: Predictor | None, fault: str, name: str, key: str, found, share: int
 ) -> None:
     """Add the best and the worst images to a part, or the reason why there are none.
 
@@ -167,7 +167,7 @@ def _add_images(
         chosen = [*best, *worst]
         shown = show(
             predictor, [records[i] for i in chosen], [quality[i][0] for i in chosen],
-            threshold=getattr(found, "threshold", 0.5), max_bytes=MAX_PICTURES // share,
+            threshold=getattr(found, "threshold", 0.5), max_bytes=MAX_IMAGES // share,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         part.no_images = str(error)
@@ -175,25 +175,25 @@ def _add_images(
         part.best, part.worst = shown[: len(best)], shown[len(best) :]
 
 
-def _disagreements(run: Run, name: str, figures: Mapping[str, float]) -> list[str]:
+def _disagreements(run: TrainingRun, name: str, metrics: Mapping[str, float]) -> list[str]:
     """Return a note if metrics.json has other values for a test set than its evaluation's files."""
     prefix = f"{name}/" if len(run.cfg.DATASETS.TEST) > 1 else ""  # as Detectron2 logs several test sets
-    logged = {key: run.figures.get(prefix + key, value) for key, value in figures.items()}
+    logged = {key: run.metrics.get(prefix + key, value) for key, value in metrics.items()}
     differ = [
         f"{key} {number(logged[key], 2)} there, {number(value, 2)} here"
-        for key, value in figures.items()
+        for key, value in metrics.items()
         if abs(logged[key] - value) > 0.05
     ]
     note = f"inference/{name} is not from the last evaluation in metrics.json: {', '.join(differ)}."
     return [note] if differ else []
 
 
-def _training_charts(run: Run) -> list[Chart]:
+def _training_charts(run: TrainingRun) -> list[Chart]:
     """Return the curves of losses, periodic evaluations, learning rate and time, if any."""
-    names = sorted(run.figures)
+    names = sorted(run.metrics)
     losses = [name for name in names if "loss" in name]
     losses.sort(key=lambda name: name != "total_loss")
-    main = [name for name in names if FIGURE.fullmatch(name) and name.split("/")[-1] in MAIN]
+    main = [name for name in names if METRIC.fullmatch(name) and name.split("/")[-1] in MAIN]
     wanted: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("Losses", losses, "", {"smooth": True, "log": True, "broad": True}),
         ("Metrics of the periodic evaluations", main, "%", {"marker": "o"}),
@@ -209,11 +209,11 @@ def _training_charts(run: Run) -> list[Chart]:
     return charts
 
 
-def _figures(run: Run) -> list[tuple[str, str]]:
-    return [(name, number(value, 2)) for name, value in run.figures.items() if FIGURE.fullmatch(name)]
+def _metrics(run: TrainingRun) -> list[tuple[str, str]]:
+    return [(name, number(value, 2)) for name, value in run.metrics.items() if METRIC.fullmatch(name)]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: TrainingRun) -> list[tuple[str, str]]:
     """Return names and values of what is known of the training."""
     facts = [(name, value) for name, value in run.start.get("settings", [])]
     if times := [value for _, value in run.series("time")]:
@@ -231,7 +231,7 @@ def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _departures(cfg: CfgNode) -> Iterator[tuple[str, str, str]]:
+def _overrides(cfg: CfgNode) -> Iterator[tuple[str, str, str]]:
     """Yield key, value and default of each key with another value than its default."""
     defaults = dict(leaves(default_config(cfg.MODEL.DENSECLIP.PROJECTS)))
     for key, value in leaves(cfg):

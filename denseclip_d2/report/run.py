@@ -15,7 +15,7 @@ Records = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """
     Attributes:
         folder: the OUTPUT_DIR; it may have been moved.
@@ -44,7 +44,7 @@ class Run:
         return self.starts[-1] if self.starts else {}
 
     @cached_property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The last value of each metric."""
         return {name: value for record in self.records.values() for name, value in record.items()}
 
@@ -53,7 +53,7 @@ class Run:
         return [(i, record[name]) for i, record in self.records.items() if name in record]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> TrainingRun:
     """Read an OUTPUT_DIR.
 
     Raises:
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> Run:
         cfg.MODEL.WEIGHTS = str(folder / last.read_text(encoding="utf-8").strip())
     elif records:  # killed before the first checkpoint
         cfg.MODEL.WEIGHTS = ""
-    return Run(folder, cfg, records, read_starts(folder))
+    return TrainingRun(folder, cfg, records, read_starts(folder))
 
 
 def read_records(path: Path) -> Records:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ..utils.atomic import atomic_dir
 from .scene import draw_scene
-from .vocabulary import SHAPES_192, World, leaning
+from .vocabulary import SHAPES_192, Vocabulary, biased
 
 _SENTENCES = ("{}", "{}.", "a picture of {}", "an image of {}", "there is {} here", "{} on a grey background")
 _JOINTS = (" and ", ", ", " with ", " beside ", " next to ")
@@ -30,11 +30,11 @@ class ImageCaptionPairs(Dataset):
     encoder would not learn outlines. A pair depends on the seed and its index, not on the number of pairs.
     """
 
-    def __init__(self, num_pairs: int, *, seed: int, side: int = 96, world: World = SHAPES_192):
+    def __init__(self, num_pairs: int, *, seed: int, side: int = 96, vocabulary: Vocabulary = SHAPES_192):
         """
         Args:
             side: of the square images, in pixels.
-            world: the vocabulary.
+            vocabulary: the vocabulary.
 
         Raises:
             ValueError: no pairs, a negative seed, or images too small for objects.
@@ -44,7 +44,7 @@ class ImageCaptionPairs(Dataset):
                 f"num_pairs={num_pairs}, seed={seed}, side={side}: at least 1 pair, a seed of at least 0 and "
                 "64 pixels are needed."
             )
-        self.num_pairs, self.seed, self.side, self.world = num_pairs, seed, side, world
+        self.num_pairs, self.seed, self.side, self.vocabulary = num_pairs, seed, side, vocabulary
 
     def __len__(self) -> int:
         return self.num_pairs
@@ -54,17 +54,17 @@ class ImageCaptionPairs(Dataset):
         if not 0 <= index < self.num_pairs:
             raise IndexError(index)  # ends a loop over the pairs
         rng = np.random.default_rng([self.seed, index])
-        world, sentence, max_objects = _shared_by_neighbors(self.world, self.seed, index // ALIKE)
-        instances, image = draw_scene(rng, self.side, self.side, world, max_objects)
-        names = [self.world.class_names[instance.category] for instance in instances]
+        vocabulary, sentence, max_objects = _shared_by_neighbors(self.vocabulary, self.seed, index // ALIKE)
+        instances, image = draw_scene(rng, self.side, self.side, vocabulary, max_objects)
+        names = [self.vocabulary.class_names[instance.category] for instance in instances]
         return image, caption(rng, names, sentence)
 
 
 @lru_cache(maxsize=1)  # neighbors are read in order
-def _shared_by_neighbors(world: World, seed: int, group: int) -> tuple[World, str, int]:
-    """Return the world, the sentence and the maximal number of objects of a group of neighbors."""
+def _shared_by_neighbors(vocabulary: Vocabulary, seed: int, group: int) -> tuple[Vocabulary, str, int]:
+    """Return the vocabulary, the sentence and the maximal number of objects of a group of neighbors."""
     rng = np.random.default_rng([seed, group, 0])
-    return leaning(world, rng), str(rng.choice(_SENTENCES)), int(rng.choice([1, _MAX_OBJECTS]))
+    return biased(vocabulary, rng), str(rng.choice(_SENTENCES)), int(rng.choice([1, _MAX_OBJECTS]))
 
 
 def caption(rng: np.random.Generator, names: Sequence[str], sentence: str) -> str:

@@ -23,7 +23,7 @@ from ..utils.atomic import atomic_dir
 from .labels import IGNORED, SPLITS, annotation_file, categories_of, write_labels, write_seen
 from .panoptic import register_panoptic, write_panoptic
 from .scene import IMAGE_SIDES, Instance, draw_scene
-from .vocabulary import BACKGROUND, SHAPES, World
+from .vocabulary import BACKGROUND, SHAPES, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ CLASS_NAMES, SEMANTIC_CLASS_NAMES = SHAPES.class_names, SHAPES.semantic_class_na
 VERSION = "1.0"
 
 
-def shapes_info(*, num_train: int, num_val: int, seed: int, world: World = SHAPES) -> dict:
+def shapes_info(*, num_train: int, num_val: int, seed: int, vocabulary: Vocabulary = SHAPES) -> dict:
     """Return the "info" entry of the annotation files, which identifies the dataset of these parameters."""
     return {
-        "description": f"{world.name}: generated images of coloured, textured geometric shapes",
+        "description": f"{vocabulary.name}: generated images of coloured, textured geometric shapes",
         "version": VERSION,
         "num_train": num_train,
         "num_val": num_val,
@@ -46,7 +46,7 @@ def shapes_info(*, num_train: int, num_val: int, seed: int, world: World = SHAPE
 
 
 def generate_shapes(
-    root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0, world: World = SHAPES
+    root: Path, *, num_train: int = 2000, num_val: int = 200, seed: int = 0, vocabulary: Vocabulary = SHAPES
 ) -> None:
     """Write a dataset atomically: ``annotations/instances_{train,val}.json``, ``{train,val}/*.png``, and the
     folders of :func:`add_derived`.
@@ -58,7 +58,7 @@ def generate_shapes(
         root: folder to write, missing or empty.
         num_train, num_val: number of training and of validation images.
         seed: non-negative seed of all random choices.
-        world: the vocabulary.
+        vocabulary: the vocabulary.
 
     Raises:
         FileExistsError: ``root`` exists and is not an empty folder.
@@ -70,56 +70,59 @@ def generate_shapes(
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise FileExistsError(f"{root} exists and is not empty: delete it or choose another directory")
 
-    info = shapes_info(num_train=num_train, num_val=num_val, seed=seed, world=world)
+    info = shapes_info(num_train=num_train, num_val=num_val, seed=seed, vocabulary=vocabulary)
     with atomic_dir(root) as partial:
         (partial / "annotations").mkdir()
         for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
             (partial / split).mkdir()
-            coco = _generate_split(partial / split, num_images, (seed, SPLITS.index(split)), world)
+            coco = _generate_split(partial / split, num_images, (seed, SPLITS.index(split)), vocabulary)
             annotation_file(partial, split).write_text(json.dumps({"info": info, **coco}), encoding="utf-8")
-        add_derived(partial, world)
+        add_derived(partial, vocabulary)
     logger.info("Wrote %d training and %d validation images to %s", num_train, num_val, root)
 
 
-def add_derived(root: Path, world: World) -> list[str]:
+def add_derived(root: Path, vocabulary: Vocabulary) -> list[str]:
     """Write the folders that are made from the annotations and are missing, each atomically.
 
-    These are ``labels``, ``panoptic`` and, if the world has unseen classes, ``seen``.
+    These are ``labels``, ``panoptic`` and, if the vocabulary has unseen classes, ``seen``.
 
     Returns: the names of the folders written.
     """
     writers = {"labels": write_labels, "panoptic": write_panoptic}
-    if world.held_out:
+    if vocabulary.held_out:
         writers["seen"] = write_seen
     missing = [name for name in writers if not (root / name).is_dir()]
     for name in missing:
         with atomic_dir(root / name) as partial:
             for split in SPLITS:
                 coco = json.loads(annotation_file(root, split).read_bytes())
-                writers[name](partial, split, coco, world)
+                writers[name](partial, split, coco, vocabulary)
     return missing
 
 
-def register_shapes(root: str | Path, world: World = SHAPES) -> None:
+def register_shapes(root: str | Path, vocabulary: Vocabulary = SHAPES) -> None:
     """Register the datasets of a folder with Detectron2. The files need not exist yet.
 
-    "<world>_{train,val}" are for detection, "<world>_sem_seg_{train,val}" for semantic segmentation. See
-    :func:`register_panoptic` for "<world>_panoptic_{train,val}". If the world has unseen classes,
-    "<world>_seen_{train,val}" and "<world>_seen_sem_seg_{train,val}" label the seen ones.
+    "<vocabulary>_{train,val}" are for detection, "<vocabulary>_sem_seg_{train,val}" for semantic
+    segmentation. See :func:`register_panoptic` for "<vocabulary>_panoptic_{train,val}". If the vocabulary has
+    unseen classes, "<vocabulary>_seen_{train,val}" and "<vocabulary>_seen_sem_seg_{train,val}" label the
+    seen ones.
 
     Args:
         root: the folder given to :func:`generate_shapes`.
-        world: the vocabulary given to :func:`generate_shapes`.
+        vocabulary: the vocabulary given to :func:`generate_shapes`.
 
     Raises:
         AssertionError: a name is already registered.
     """
     root = Path(root)
     script = "python datasets/prepare_shapes.py"
-    how_to_get = f"Run `{script}`." if world is SHAPES else f"Run `{script} --world {world.name}`."
-    sources = {world.name: (root, world.class_names)}
-    if world.held_out:
-        sources[f"{world.name}_seen"] = root / "seen", world.seen_class_names
+    how_to_get = (
+        f"Run `{script}`." if vocabulary is SHAPES else f"Run `{script} --vocabulary {vocabulary.name}`."
+    )
+    sources = {vocabulary.name: (root, vocabulary.class_names)}
+    if vocabulary.held_out:
+        sources[f"{vocabulary.name}_seen"] = root / "seen", vocabulary.seen_class_names
     for split, (name, (folder, class_names)) in itertools.product(SPLITS, sources.items()):
         metadata = {"thing_classes": list(class_names), "how_to_get": how_to_get}
         register_coco_instances(
@@ -130,23 +133,27 @@ def register_shapes(root: str | Path, world: World = SHAPES) -> None:
             how_to_get=how_to_get, ignore_label=IGNORED,
         )  # fmt: skip
     for split in SPLITS:
-        register_panoptic(f"{world.name}_panoptic_{split}", root, split, world, how_to_get=how_to_get)
+        register_panoptic(
+            f"{vocabulary.name}_panoptic_{split}", root, split, vocabulary, how_to_get=how_to_get
+        )
 
 
-def _generate_split(directory: Path, num_images: int, entropy: tuple[int, ...], world: World) -> dict:
+def _generate_split(
+    directory: Path, num_images: int, entropy: tuple[int, ...], vocabulary: Vocabulary
+) -> dict:
     """Write a split's images into ``directory``. Return its COCO entries without "info"."""
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id in range(1, num_images + 1):
         rng = np.random.default_rng([*entropy, image_id])
         height, width = (int(side) for side in rng.choice(IMAGE_SIDES, size=2))
-        instances, image = draw_scene(rng, height, width, world)
+        instances, image = draw_scene(rng, height, width, vocabulary)
         file_name = f"{image_id:012d}.png"
         image.save(directory / file_name)
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for instance in instances:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_annotation(instance)})
-    categories = categories_of(world.class_names)
+    categories = categories_of(vocabulary.class_names)
     return {"licenses": [], "categories": categories, "images": images, "annotations": annotations}
 
 

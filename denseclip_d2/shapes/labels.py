@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 
-from .vocabulary import World
+from .vocabulary import Vocabulary
 
 IGNORED = 255  # the label of pixels that are neither trained nor evaluated on
 
@@ -26,24 +26,24 @@ def categories_of(class_names: Sequence[str]) -> list[dict]:
     return [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
 
 
-def write_labels(folder: Path, split: str, coco: dict, world: World) -> None:
+def write_labels(folder: Path, split: str, coco: dict, vocabulary: Vocabulary) -> None:
     """Write the label images ``folder/<split>/*.png`` from a split's annotations."""
-    _draw(folder / split, coco, {i: i - 1 for i in range(1, len(world.class_names) + 1)})
+    _draw(folder / split, coco, {i: i - 1 for i in range(1, len(vocabulary.class_names) + 1)})
 
 
-def write_seen(folder: Path, split: str, coco: dict, world: World) -> None:
+def write_seen(folder: Path, split: str, coco: dict, vocabulary: Vocabulary) -> None:
     """Write a split's annotations and label images for the seen classes to ``folder``.
 
     Unseen objects have no annotation, and their pixels have the label :data:`IGNORED`. Class ids are
-    positions in ``world.seen_class_names``.
+    positions in ``vocabulary.seen_class_names``.
     """
-    ids = {world.class_names.index(name) + 1: i for i, name in enumerate(world.seen_class_names)}
+    ids = {vocabulary.class_names.index(name) + 1: i for i, name in enumerate(vocabulary.seen_class_names)}
     annotations = [
         {**annotation, "category_id": ids[annotation["category_id"]] + 1}
         for annotation in coco["annotations"]
         if annotation["category_id"] in ids
     ]
-    seen = {**coco, "categories": categories_of(world.seen_class_names), "annotations": annotations}
+    seen = {**coco, "categories": categories_of(vocabulary.seen_class_names), "annotations": annotations}
     file = annotation_file(folder, split)
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(seen), encoding="utf-8")
@@ -73,7 +73,7 @@ def paint(image: dict, annotations: Sequence[dict], values: Sequence[int], backg
     height, width = image["height"], image["width"]
     label = np.full((height, width), background, dtype=np.uint8)
     for annotation, value in zip(annotations, values, strict=True):
-        encoded = run_lengths.frPyObjects(annotation["segmentation"], height, width)
-        mask = run_lengths.decode(encoded if annotation["iscrowd"] else run_lengths.merge(encoded))
+        encoded = mask_util.frPyObjects(annotation["segmentation"], height, width)
+        mask = mask_util.decode(encoded if annotation["iscrowd"] else mask_util.merge(encoded))
         label[mask.astype(bool)] = value
     return label

@@ -9,17 +9,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 from PIL import Image
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 
 from ..data.semantic import load_semantic_folder
 from .labels import IGNORED, annotated_images, annotation_file, paint
-from .vocabulary import BACKGROUND, World
+from .vocabulary import BACKGROUND, Vocabulary
 
 THINGS = "things"  # the stuff class of all objects' pixels in Panoptic FPN
 LABEL_DIVISOR = 1000  # Panoptic-DeepLab outputs class * LABEL_DIVISOR + number of the instance
 
 
-def write_panoptic(folder: Path, split: str, coco: dict, world: World) -> None:
+def write_panoptic(folder: Path, split: str, coco: dict, vocabulary: Vocabulary) -> None:
     """Write a split's ``panoptic_<split>.json`` and ``<split>/*.png`` in COCO's panoptic format.
 
     A pixel belongs to the topmost object, or to the background, which is the last category.
@@ -28,7 +28,7 @@ def write_panoptic(folder: Path, split: str, coco: dict, world: World) -> None:
     """
     (folder / split).mkdir()
     (folder / f"stuff_{split}").mkdir()
-    stuff_id = len(world.class_names) + 1
+    stuff_id = len(vocabulary.class_names) + 1
     annotations = []
     for image, objects in annotated_images(coco):
         background, file_name = len(objects) + 1, image["file_name"]
@@ -49,8 +49,8 @@ def write_panoptic(folder: Path, split: str, coco: dict, world: World) -> None:
 def _visible(segments: Sequence[dict], ids: np.ndarray) -> list[dict]:
     """Return the segments that have pixels, with id (position plus one), area and box."""
     numbers = range(1, len(segments) + 1)
-    masks = run_lengths.encode(np.asfortranarray(ids[..., None] == np.array(numbers), dtype=np.uint8))
-    areas, boxes = run_lengths.area(masks).tolist(), run_lengths.toBbox(masks).astype(int).tolist()
+    masks = mask_util.encode(np.asfortranarray(ids[..., None] == np.array(numbers), dtype=np.uint8))
+    areas, boxes = mask_util.area(masks).tolist(), mask_util.toBbox(masks).astype(int).tolist()
     return [
         {"id": i, **segment, "area": area, "bbox": box}
         for i, segment, area, box in zip(numbers, segments, areas, boxes, strict=True)
@@ -58,7 +58,7 @@ def _visible(segments: Sequence[dict], ids: np.ndarray) -> list[dict]:
     ]
 
 
-def register_panoptic(name: str, root: Path, split: str, world: World, **metadata) -> None:
+def register_panoptic(name: str, root: Path, split: str, vocabulary: Vocabulary, **metadata) -> None:
     """Register a split's panoptic annotations with Detectron2 twice.
 
     ``name`` has segments and semantic labels, for Panoptic-DeepLab. ``name`` + "_separated" has objects and
@@ -74,7 +74,7 @@ def register_panoptic(name: str, root: Path, split: str, world: World, **metadat
     images, masks, objects = root / split, root / "panoptic" / split, annotation_file(root, split)
     segments = root / "panoptic" / f"panoptic_{split}.json"
     labels, stuff = root / "labels" / split, root / "panoptic" / f"stuff_{split}"
-    classes, stuff_id = list(world.semantic_class_names), len(world.class_names) + 1
+    classes, stuff_id = list(vocabulary.semantic_class_names), len(vocabulary.class_names) + 1
 
     def load_segments() -> list[dict]:
         return merge_to_panoptic(

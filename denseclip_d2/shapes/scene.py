@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .vocabulary import SHAPES, World
+from .vocabulary import SHAPES, Vocabulary
 
 
 def _stripes(across: np.ndarray, along: np.ndarray) -> np.ndarray:
@@ -60,14 +60,18 @@ class _Shape:
 class Instance:
     """The content of one annotation: a shape, or the many shapes of a crowd."""
 
-    category: int  # position in the world's class_names
+    category: int  # position in the vocabulary's class_names
     shapes: list[_Shape]
     mask: np.ndarray  # (height, width) bool, the pixels at least half covered
     is_crowd: bool
 
 
 def sample_instances(
-    rng: np.random.Generator, height: int, width: int, world: World = SHAPES, max_objects: int = MAX_OBJECTS
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    vocabulary: Vocabulary = SHAPES,
+    max_objects: int = MAX_OBJECTS,
 ) -> list[Instance]:
     """Return the instances of one image in painting order. Instances without enough room are left out."""
     kind = rng.random()
@@ -80,7 +84,7 @@ def sample_instances(
     instances: list[Instance] = []
     for sampler in samplers:
         for _ in range(_PLACEMENT_ATTEMPTS):
-            candidate = sampler(rng, height, width, world)
+            candidate = sampler(rng, height, width, vocabulary)
             if _overlap_is_moderate([*instances, candidate]):
                 instances.append(candidate)
                 break
@@ -96,18 +100,18 @@ def _overlap_is_moderate(instances: list[Instance]) -> bool:
     return all((layers[instance.mask] == 1).mean() >= MIN_UNSHARED for instance in instances)
 
 
-def _sample_object(rng: np.random.Generator, height: int, width: int, world: World) -> Instance:
+def _sample_object(rng: np.random.Generator, height: int, width: int, vocabulary: Vocabulary) -> Instance:
     """Return a single object of any class that lies within the image."""
-    category = world.sample_class(rng)
+    category = vocabulary.sample_class(rng)
     size = rng.uniform(*OBJECT_SIZES)
     center = rng.uniform(size / 2, np.array([width, height]) - size / 2)
-    shape = _sample_shape(rng, world, category, center, size)
+    shape = _sample_shape(rng, vocabulary, category, center, size)
     return Instance(category, [shape], _mask([shape.polygon], height, width), is_crowd=False)
 
 
-def _sample_crowd(rng: np.random.Generator, height: int, width: int, world: World) -> Instance:
+def _sample_crowd(rng: np.random.Generator, height: int, width: int, vocabulary: Vocabulary) -> Instance:
     """Return tiny shapes of one class on random cells of a grid that lies within the image."""
-    category = world.sample_class(rng)
+    category = vocabulary.sample_class(rng)
     columns, rows = CROWD_GRID
     origin = rng.uniform(0, np.array([width, height]) - CROWD_CELL * np.array(CROWD_GRID))
     members = rng.integers(*CROWD_MEMBERS, endpoint=True)
@@ -115,21 +119,21 @@ def _sample_crowd(rng: np.random.Generator, height: int, width: int, world: Worl
     for cell in rng.choice(columns * rows, size=members, replace=False):
         row, column = divmod(int(cell), columns)
         center = origin + CROWD_CELL * np.array([column + 0.5, row + 0.5]) + rng.uniform(-1, 1, size=2)
-        shapes.append(_sample_shape(rng, world, category, center, rng.uniform(*CROWD_MEMBER_SIZES)))
+        shapes.append(_sample_shape(rng, vocabulary, category, center, rng.uniform(*CROWD_MEMBER_SIZES)))
     mask = _mask([shape.polygon for shape in shapes], height, width)
     return Instance(category, shapes, mask, is_crowd=True)
 
 
 def _sample_shape(
-    rng: np.random.Generator, world: World, category: int, center: np.ndarray, size: float
+    rng: np.random.Generator, vocabulary: Vocabulary, category: int, center: np.ndarray, size: float
 ) -> _Shape:
     """Return a randomly rotated shape with jittered color. Its circumscribed circle has this diameter."""
-    color_name, texture, outline = world.classes[category]
-    angles, radii = world.outlines[outline].T
+    color_name, texture, outline = vocabulary.classes[category]
+    angles, radii = vocabulary.outlines[outline].T
     angles = rng.uniform(0, 2 * np.pi) + angles
     polygon = center + size / 2 * radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
-    color = np.clip(world.colors[color_name] + rng.uniform(-15, 15, size=3), 0, 255)
+    color = np.clip(vocabulary.colors[color_name] + rng.uniform(-15, 15, size=3), 0, 255)
     other = color if texture == "solid" else 0.1 * color + 0.9 * 255
     return _Shape(
         polygon=polygon.round(2),  # so that the painted polygon is the annotated one
@@ -163,10 +167,14 @@ def render(background: np.ndarray, instances: Iterable[Instance]) -> Image.Image
 
 
 def draw_scene(
-    rng: np.random.Generator, height: int, width: int, world: World = SHAPES, max_objects: int = MAX_OBJECTS
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    vocabulary: Vocabulary = SHAPES,
+    max_objects: int = MAX_OBJECTS,
 ) -> tuple[list[Instance], Image.Image]:
     """Return the instances of :func:`sample_instances`, and their image on a background."""
-    instances = sample_instances(rng, height, width, world, max_objects)
+    instances = sample_instances(rng, height, width, vocabulary, max_objects)
     return instances, render(sample_background(rng, height, width), instances)
 
 

@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 BACKGROUND = "background"  # the class of pixels without objects
-FAVORED_FRACTION = 0.8  # of the objects, in a world with favored classes
+FAVORED_FRACTION = 0.8  # of the objects, in a vocabulary with favored classes
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class Vocabulary:
     """Objects with a color, a texture and an outline. Every combination is a class.
 
     Attributes:
@@ -77,11 +77,11 @@ class World:
         return int(rng.choice(len(self.classes), p=self.frequencies))
 
 
-def leaning(world: World, rng: np.random.Generator) -> World:
-    """Return the world with one random color and texture favored."""
-    color, texture = rng.choice(list(world.colors)), rng.choice(world.textures)
-    favored = tuple(i for i, (c, t, _) in enumerate(world.classes) if (c, t) == (color, texture))
-    return replace(world, favored=favored)
+def biased(vocabulary: Vocabulary, rng: np.random.Generator) -> Vocabulary:
+    """Return the vocabulary with one random color and texture favored."""
+    color, texture = rng.choice(list(vocabulary.colors)), rng.choice(vocabulary.textures)
+    favored = tuple(i for i, (c, t, _) in enumerate(vocabulary.classes) if (c, t) == (color, texture))
+    return replace(vocabulary, favored=favored)
 
 
 def _regular(corners: int) -> np.ndarray:
@@ -101,7 +101,7 @@ _CROSS = _polygon(
     (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3), (1, -3), (1, -1), (3, -1)
 )  # fmt: skip
 
-SHAPES = World(
+SHAPES = Vocabulary(
     "shapes",
     colors={"red": (205, 35, 35), "green": (30, 155, 50), "blue": (40, 70, 215)},
     textures=("solid", "striped"),
@@ -109,7 +109,7 @@ SHAPES = World(
 )
 """18 classes, equally frequent."""
 
-SHAPES_192 = World(
+SHAPES_192 = Vocabulary(
     "shapes192",
     colors={
         **SHAPES.colors, "yellow": (235, 205, 40), "purple": (125, 40, 165), "orange": (240, 125, 25),
@@ -125,4 +125,4 @@ SHAPES_192 = World(
 24 classes are unseen. Each of their words occurs in a seen class.
 """
 
-WORLDS = {world.name: world for world in (SHAPES, SHAPES_192)}
+VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (SHAPES, SHAPES_192)}

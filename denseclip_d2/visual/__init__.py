@@ -2,14 +2,14 @@ from .build import VisualEncoder, build_visual_encoder, encoder_class
 from .clip_resnet import CLIPResNet, build_clip_resnet_backbone
 from .clip_timm import CLIPTimm
 from .clip_vit import CLIPViT, build_clip_vit_backbone
-from .embedded import EmbeddedBackbone
+from .projected_backbone import ProjectedBackbone
 from .timm_backbone import TimmBackbone
 
 __all__ = [
     "CLIPResNet",
     "CLIPTimm",
     "CLIPViT",
-    "EmbeddedBackbone",
+    "ProjectedBackbone",
     "TimmBackbone",
     "VisualEncoder",
     "build_clip_resnet_backbone",

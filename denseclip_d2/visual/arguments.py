@@ -35,5 +35,5 @@ def clip_arguments(cfg, with_embeddings: bool) -> dict:
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and PIXEL_STD "
             f"{cfg.MODEL.PIXEL_STD}, at a loss of accuracy. Set them to the former."
         )
-    dense = cfg.MODEL.DENSECLIP.VISUAL.DENSE
+    dense = cfg.MODEL.DENSECLIP.VISUAL.DENSE_FEATURES
     return {**stage_arguments(cfg), "dense": dense, "with_embeddings": with_embeddings}

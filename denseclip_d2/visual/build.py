@@ -2,9 +2,9 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .clip_resnet import CLIPResNet
 from .clip_timm import CLIPTimm
 from .clip_vit import CLIPViT
-from .embedded import EmbeddedBackbone
+from .projected_backbone import ProjectedBackbone
 
-VisualEncoder = CLIPResNet | CLIPViT | CLIPTimm | EmbeddedBackbone
+VisualEncoder = CLIPResNet | CLIPViT | CLIPTimm | ProjectedBackbone
 
 
 def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
@@ -14,7 +14,7 @@ def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
         with_embeddings: False leaves out the layers of the dense and global embedding.
     """
     if cfg.MODEL.DENSECLIP.VISUAL.BACKBONE:
-        return EmbeddedBackbone(cfg, with_embeddings)
+        return ProjectedBackbone(cfg, with_embeddings)
     return encoder_class(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))(cfg, with_embeddings)
 
 

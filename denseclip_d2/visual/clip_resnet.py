@@ -95,7 +95,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             **arguments,
             **clip_arguments(cfg, with_embeddings),
             "resolution": visual.RESOLUTION or arguments["resolution"],
-            "position": visual.POSITION,
+            "position": visual.POS_EMBED,
             "res5_dilation": visual.RES5_DILATION,
         }
 

@@ -15,8 +15,16 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..clip_models.layers import QuickGELU
 from .arguments import clip_arguments
 from .attention_pool import fit_positions
-from .vit_block import VisualBlock, choose_global_blocks
-from .vit_pyramid import LEVELS, STRIDES, check_levels, levels_read, resampling, taps_of, token_stride
+from .vit_block import VisualBlock, choose_global_attn_indexes
+from .vit_pyramid import (
+    LEVELS,
+    STRIDES,
+    build_scale_layer,
+    check_levels,
+    levels_read,
+    out_indices,
+    token_stride,
+)
 
 FIELDS = (
     "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "ls_init_value", "no_ln_pre",
@@ -52,7 +60,7 @@ class CLIPViT(VisionTransformer, Backbone):
             tap of res2, ... 5 all blocks. A frozen block is never dropped.
         drop_path_rate: rate of stochastic depth in the last block; it rises from 0 in the first.
         window_size: side of the attention windows of most blocks, in cells; 0 for none.
-        global_blocks: the blocks with global attention, from 0; empty for four, evenly spread.
+        global_attn_indexes: the blocks with global attention, from 0; empty for four, evenly spread.
         double_class_embedding: add the class embedding twice, as released.
         activation_checkpointing: recompute each block in the backward pass.
         with_embeddings: False leaves out the projection to the joint embedding.
@@ -87,7 +95,7 @@ class CLIPViT(VisionTransformer, Backbone):
         freeze_at: int = 0,
         drop_path_rate: float = 0.0,
         window_size: int = 0,
-        global_blocks: Sequence[int] = (),
+        global_attn_indexes: Sequence[int] = (),
         double_class_embedding: bool = False,
         activation_checkpointing: bool = False,
         with_embeddings: bool = True,
@@ -98,7 +106,7 @@ class CLIPViT(VisionTransformer, Backbone):
         super().__init__(side, patch_size, width, 0, 1, mlp_ratio, output_dim=embed_dim, **transformer)
         gelu = QuickGELU if quick_gelu else nn.GELU
         block = partial(VisualBlock, width, width // head_width, mlp_ratio, ls_init_value, gelu)
-        everywhere = choose_global_blocks(layers, global_blocks)
+        everywhere = choose_global_attn_indexes(layers, global_attn_indexes)
         for i in range(layers):
             window, rate = 0 if i in everywhere else window_size, drop_path_rate * i / max(layers - 1, 1)
             self.transformer.resblocks.append(block(window_size=window, drop_path_rate=rate))
@@ -110,7 +118,7 @@ class CLIPViT(VisionTransformer, Backbone):
         self.embedding_stride = token_stride(patch_size)
         self.double_class_embedding = double_class_embedding
         self.activation_checkpointing = activation_checkpointing
-        self.taps = taps_of(layers)
+        self.taps = out_indices(layers)
         self._add_pyramid(out_features, width, norm)
         self._freeze(freeze_at)
 
@@ -123,10 +131,10 @@ class CLIPViT(VisionTransformer, Backbone):
             **arguments,
             **clip_arguments(cfg, with_embeddings),
             "grid_size": grid_size or arguments["grid_size"],
-            "position": visual.POSITION,
+            "position": visual.POS_EMBED,
             "drop_path_rate": visual.DROP_PATH_RATE,
             "window_size": visual.WINDOW_SIZE,
-            "global_blocks": visual.GLOBAL_BLOCKS,
+            "global_attn_indexes": visual.GLOBAL_ATTN_INDEXES,
             "double_class_embedding": visual.DOUBLE_CLASS_EMBEDDING,
             "out_features": levels_read(cfg.MODEL.FPN.IN_FEATURES),
         }
@@ -204,7 +212,9 @@ class CLIPViT(VisionTransformer, Backbone):
         self._out_feature_channels = dict.fromkeys(self._out_features, width)
         self._out_feature_strides = {name: STRIDES[name] for name in self._out_features}
         for name in self._out_features:
-            self.add_module(LEVELS[name], resampling(width, self.embedding_stride / STRIDES[name], norm))
+            self.add_module(
+                LEVELS[name], build_scale_layer(width, self.embedding_stride / STRIDES[name], norm)
+            )
 
     def _freeze(self, freeze_at: int) -> None:
         if freeze_at > 0:

@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .vit_pyramid import LEVELS, STRIDES, check_levels, resampling, taps_of, token_stride
+from .vit_pyramid import LEVELS, STRIDES, build_scale_layer, check_levels, out_indices, token_stride
 
 TIMM = "timm/"
 """The prefix by which ``MODEL.DENSECLIP.VISUAL.BACKBONE`` names a model of timm."""
@@ -20,7 +20,7 @@ TIMM_WEIGHTS = "timm://"
 Trunk = Any
 """A timm model. torch's ``Module`` has no types for its attributes."""
 
-TRIED = (96, 160)
+PROBE_SIZES = (96, 160)
 """Height and width of the image that a model is tried on: odd numbers of cells, unlike in its training."""
 
 
@@ -72,8 +72,8 @@ class TimmBackbone(Backbone):
         if self.plain:
             for name in self._out_features:
                 width, factor = self._out_feature_channels[name], self.embedding_stride / STRIDES[name]
-                self.add_module(LEVELS[name], resampling(width, factor, norm))
-        self._try()
+                self.add_module(LEVELS[name], build_scale_layer(width, factor, norm))
+        self._check_output_shapes()
 
     def _set_levels(self, trunk: Trunk, out_features: Sequence[str]) -> None:
         """Find the maps, the channels and the strides of the levels."""
@@ -81,7 +81,7 @@ class TimmBackbone(Backbone):
         last_of = {stride: i for i, stride in enumerate(strides)}
         self.plain = len(last_of) == 1 and len(strides) > 1
         if self.plain:
-            self.stages = {name: depth - 1 for name, depth in taps_of(len(strides)).items()}
+            self.stages = {name: depth - 1 for name, depth in out_indices(len(strides)).items()}
             self.embedding_stride = token_stride(strides[-1])
         else:
             self.stages = {name: last_of[stride] for name, stride in STRIDES.items() if stride in last_of}
@@ -130,9 +130,9 @@ class TimmBackbone(Backbone):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return x
 
-    def _try(self) -> None:
+    def _check_output_shapes(self) -> None:
         """Run the trunk once, and refuse it if a map does not have the size of its stride."""
-        height, width = TRIED
+        height, width = PROBE_SIZES
         image = torch.zeros(1, 3, height, width, device=next(self.trunk.parameters()).device)
         self.eval()
         try:

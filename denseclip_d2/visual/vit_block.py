@@ -84,7 +84,7 @@ def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[in
     return torch.cat([class_token, cells], dim=1)
 
 
-def choose_global_blocks(layers: int, blocks: Collection[int]) -> Collection[int]:
+def choose_global_attn_indexes(layers: int, blocks: Collection[int]) -> Collection[int]:
     """Return the blocks with global attention of ``layers`` blocks, from 0.
 
     Args:
@@ -95,7 +95,8 @@ def choose_global_blocks(layers: int, blocks: Collection[int]) -> Collection[int
     """
     if wrong := [i for i in blocks if not 0 <= i < layers]:
         raise ValueError(
-            f"global_blocks has {', '.join(map(str, wrong))}; the blocks of the ViT are 0 to {layers - 1}."
+            f"global_attn_indexes has {', '.join(map(str, wrong))}; "
+            f"the blocks of the ViT are 0 to {layers - 1}."
         )
     return blocks or {-(-layers * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
 

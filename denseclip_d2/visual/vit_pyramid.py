@@ -14,7 +14,7 @@ DEPTHS = {"res2": 1 / 3, "res3": 1 / 2, "res4": 2 / 3, "res5": 1}
 """The part of the blocks before each level's map."""
 
 
-def taps_of(blocks: int) -> dict[str, int]:
+def out_indices(blocks: int) -> dict[str, int]:
     """Return the number of blocks before each level's map: 4, 6, 8 and 12 of 12."""
     return {name: max(1, round(blocks * depth)) for name, depth in DEPTHS.items()}
 
@@ -40,7 +40,7 @@ def check_levels(out_features: Sequence[str], levels: Iterable[str], what: str =
         raise ValueError(f"{what} has no level {names}. Choose levels from {', '.join(levels)}.")
 
 
-def resampling(width: int, factor: float, norm: str) -> nn.Module:
+def build_scale_layer(width: int, factor: float, norm: str) -> nn.Module:
     """Build layers that make a map ``factor`` times as large, a power of two."""
     layers: list[nn.Module] = [nn.GroupNorm(1, width)]
     for i in range(round(log2(factor))):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 
 from ..utils.atomic import atomic_write
 from .panels import label_map
@@ -43,7 +43,7 @@ def coco_file(
             for annotation in annotations:
                 annotation["category_id"] = category_ids[annotation["category_id"]]
                 mask = annotation.get("segmentation")
-                area = run_lengths.area(mask) if mask else np.prod(annotation["bbox"][2:])
+                area = mask_util.area(mask) if mask else np.prod(annotation["bbox"][2:])
                 number = next(numbers)
                 row = json.dumps({"id": number, **annotation, "area": float(area), "iscrowd": 0})
                 file.write(f"{',' if number > 1 else ''}\n{row}")
@@ -65,8 +65,8 @@ def _annotations_of_classes(labels: np.ndarray, image_id: int) -> list[dict]:
     """Return COCO's "stuff" annotations of a label map (H, W): one for the pixels of each class."""
     annotations = []
     for c in np.unique(labels).tolist():
-        mask = run_lengths.encode(np.asfortranarray(labels == c, dtype=np.uint8))
+        mask = mask_util.encode(np.asfortranarray(labels == c, dtype=np.uint8))
         mask["counts"] = mask["counts"].decode()
-        box = run_lengths.toBbox(mask).tolist()
+        box = mask_util.toBbox(mask).tolist()
         annotations.append({"image_id": image_id, "category_id": c, "bbox": box, "segmentation": mask})
     return annotations

@@ -27,14 +27,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         seen: number of images and frames.
-        faults: an error message for each source that was skipped, or was read in part.
+        errors: an error message for each source that was skipped, or was read in part.
     """
 
     seen: int
-    faults: list[str]
+    errors: list[str]
 
 
-class _Shot(NamedTuple):
+class _Item(NamedTuple):
     """An image (H, W, 3), BGR, its entry in the COCO file, and the names of its score maps."""
 
     source: Source
@@ -93,28 +93,28 @@ def draw_sources(
     """
     class_names = predictor.class_names
     ids = ids_of_dataset(dataset, len(class_names))
-    faults: list[str] = []
-    shots, images = tee(islice(_shots(predictor, sources, names, faults), count))
-    predicted = zip(shots, predictor.stream((x.image, x.names) for x in images), strict=True)
+    errors: list[str] = []
+    items, images = tee(islice(_items(predictor, sources, names, errors), count))
+    predicted = zip(items, predictor.stream((x.image, x.names) for x in images), strict=True)
     first = next(predicted, None)
     if first is None:
-        return Outcome(0, faults)
+        return Outcome(0, errors)
     with coco_file(Path(output, DETECTIONS), class_names, ids) as add, _progress(sources, count) as progress:
 
-        def panels(shot: _Shot, outputs: dict) -> dict[str, Panel]:
-            add(shot.entry, outputs)
+        def panels(item: _Item, outputs: dict) -> dict[str, Panel]:
+            add(item.entry, outputs)
             progress.update()
             return image_panels(
-                shot.image[:, :, ::-1], outputs, class_names, record=shot.source.record, names=shot.names,
+                item.image[:, :, ::-1], outputs, class_names, record=item.source.record, names=item.names,
                 tau=predictor.tau, threshold=threshold,
             )  # fmt: skip
 
         _write(chain([first], predicted), panels, output)
-    return Outcome(progress.n, faults)
+    return Outcome(progress.n, errors)
 
 
 def _write(
-    predicted: Iterable[tuple[_Shot, dict]], panels: Callable[[_Shot, dict], dict[str, Panel]], output: str
+    predicted: Iterable[tuple[_Item, dict]], panels: Callable[[_Item, dict], dict[str, Panel]], output: str
 ) -> None:
     """Write an image or a video of each source, and the overview."""
     overview: list[dict[str, Panel]] = []
@@ -131,9 +131,9 @@ def _write(
         _save(grid(overview), Path(output, OVERVIEW))
 
 
-def _shots(
-    predictor: Predictor, sources: Sequence[Source], names: Sequence[str], faults: list[str]
-) -> Iterator[_Shot]:
+def _items(
+    predictor: Predictor, sources: Sequence[Source], names: Sequence[str], errors: list[str]
+) -> Iterator[_Item]:
     class_names = predictor.class_names
     for source in sources:
         record = source.record
@@ -145,9 +145,9 @@ def _shots(
                     entry["id"] = record["image_id"]
                 if source.kind != "image":
                     entry["frame"] = number
-                yield _Shot(source, entry, image, wanted)
+                yield _Item(source, entry, image, wanted)
         except (ValueError, OSError) as error:
-            faults.append(str(error))
+            errors.append(str(error))
 
 
 def _progress(sources: Sequence[Source], count: int | None) -> tqdm:

@@ -31,17 +31,17 @@ class Panel(NamedTuple):
     """One drawn image.
 
     Attributes:
-        picture: (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB.
         scale: meaning of its colors, from blue for 0 to red for 1; empty if it has no color scale.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     scale: str = ""
 
     @property
     def aspect(self) -> float:
         """Height over width."""
-        return self.picture.shape[0] / self.picture.shape[1]
+        return self.image.shape[0] / self.image.shape[1]
 
 
 def image_panels(
@@ -111,7 +111,7 @@ def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
             left, bottom = GAP + column * (WIDTH + GAP), top - ABOVE - WIDTH * panel.aspect
             axes = _add_axes(figure, left, bottom, WIDTH, WIDTH * panel.aspect)
             axes.axis("off")
-            axes.imshow(panel.picture, aspect="auto")
+            axes.imshow(panel.image, aspect="auto")
             axes.set_title(title, fontsize=10)
             if panel.scale:
                 below = _add_axes(figure, left + 0.1 * WIDTH, bottom - 0.2, 0.8 * WIDTH, 0.1)
@@ -128,11 +128,11 @@ def strip(row: dict[str, Panel]) -> np.ndarray:
     Every panel has its title on it, unless it is the only one. Unlike :func:`grid`, this takes milliseconds,
     and the size depends only on the first panel and the number of panels.
     """
-    height, width = next(iter(row.values())).picture.shape[:2]
+    height, width = next(iter(row.values())).image.shape[:2]
     font = ImageFont.truetype(findfont("DejaVu Sans"), max(height // 30, 10))
     frame = Image.new("RGB", (width * len(row), height), "white")
     for column, (title, panel) in enumerate(row.items()):
-        frame.paste(ImageOps.contain(Image.fromarray(panel.picture), (width, height)), (column * width, 0))
+        frame.paste(ImageOps.contain(Image.fromarray(panel.image), (width, height)), (column * width, 0))
         if len(row) > 1:
             place = column * width + font.size // 2, font.size // 2
             ImageDraw.Draw(frame).text(place, title, "white", font, stroke_width=2, stroke_fill="black")

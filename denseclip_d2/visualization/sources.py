@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.checks import load_datasets
 from ..data.coco_source import find_files, is_image
-from ..data.pictures import OTHER_SUFFIXES, read_picture
+from ..data.image_io import OTHER_SUFFIXES, read_image
 from .video import VIDEO_SUFFIXES, frame_count, read_frames
 
 
@@ -46,7 +46,7 @@ class Source:
             OSError, ValueError: the source is missing, unreadable or truncated.
         """
         if self.kind == "image":
-            yield read_picture(self.path)
+            yield read_image(self.path)
         else:
             yield from read_frames(self.path, live=self.kind == "camera")
 

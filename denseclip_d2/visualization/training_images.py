@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 
-from ..data.pictures import read_image
+from ..data.image_io import read_image
 from ..data.semantic import read_labels
 from ..utils.random_state import seeded_random
 from .drawing import draw_annotations, draw_boxes, draw_label_map

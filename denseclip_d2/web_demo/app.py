@@ -12,7 +12,16 @@ from threading import Lock
 from typing import Any
 
 from ..visualization.drawing import HEAT, class_color
-from .session import Limits, Look, Models, look_at, names_typed, read_upload, reads_any_words, write_examples
+from .session import (
+    Limits,
+    Models,
+    Prediction,
+    names_typed,
+    predict,
+    read_upload,
+    reads_any_words,
+    write_examples,
+)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # otherwise Gradio reports every start to its makers
 try:
@@ -56,7 +65,9 @@ class Page:
         self.models, self.limits = models, limits
         self._drawing = Lock()  # matplotlib is not thread-safe
 
-    def look(self, path: str | None, last: Look | None, model: str, text: str, threshold: float) -> tuple:
+    def predict(
+        self, path: str | None, last: Prediction | None, model: str, text: str, threshold: float
+    ) -> tuple:
         """Run the model on an uploaded image, or again on the last one."""
         if path:
             image, file_name = read_upload(path, self.limits), Path(path).name
@@ -66,19 +77,19 @@ class Page:
             raise ValueError(BEGIN)
         predictor = self.models.get(model)
         names = names_typed(text or "", predictor.class_names, self.limits)
-        look = look_at(predictor, image, names, file_name)
-        heat_maps = [(heat, name) for name, heat in look.heat_maps.items()]
+        prediction = predict(predictor, image, names, file_name)
+        heat_maps = [(heat, name) for name, heat in prediction.heat_maps.items()]
         # None empties the upload field for the next file.
-        return *self.draw(look, threshold), str(look.detections), heat_maps, look, None
+        return *self.draw(prediction, threshold), str(prediction.detections), heat_maps, prediction, None
 
-    def draw(self, look: Look | None, threshold: float) -> tuple:
+    def draw(self, prediction: Prediction | None, threshold: float) -> tuple:
         """Draw the last predictions again."""
-        if look is None:
+        if prediction is None:
             return gr.skip(), gr.skip(), gr.skip()
         with self._drawing:
-            drawn = look.draw(threshold)
-            picture = look.write_picture(drawn, threshold)
-        return _legend(look, threshold), drawn, str(picture)
+            drawn = prediction.draw(threshold)
+            image = prediction.write_image(drawn, threshold)
+        return _legend(prediction, threshold), drawn, str(image)
 
     def about(self, model: str) -> str:
         """Describe a model: which names have heat maps, and its class names."""
@@ -145,8 +156,8 @@ def build_page(page: Page, folder: Path) -> gr.Blocks:
             show_label=False, height="auto", object_fit="contain", format="png", interactive=False,
             buttons=["fullscreen"], elem_id="heat_maps",
         )  # fmt: skip
-        look = gr.State(time_to_live=FILES_KEPT)
-        shown = [found, result, *downloads, heat_maps, look, inputs[0]]
+        prediction = gr.State(time_to_live=FILES_KEPT)
+        shown = [found, result, *downloads, heat_maps, prediction, inputs[0]]
         _connect(page, examples, blocks, inputs, samples, about, shown)
     return blocks.queue(max_size=page.limits.queue)
 
@@ -156,7 +167,7 @@ def _controls(page: Page, examples: list[tuple[str, list[str]]]) -> tuple:
     choices = page.models.choices()
     names = page.names_for(choices[0][1], examples[0][1])
     gr.Markdown(f"**Image**, up to {page.limits.megabytes} MB and {page.limits.megapixels} megapixels")
-    file = gr.File(show_label=False, file_types=["image"], height=130, elem_id="picture")
+    file = gr.File(show_label=False, file_types=["image"], height=130, elem_id="image")
     samples = gr.Dataset(
         components=[gr.Image(visible=False)], samples=[[path] for path, _ in examples], type="index",
         label="Examples",
@@ -173,14 +184,14 @@ def _connect(
 ) -> None:
     """Connect events to actions. The model runs one request at a time. The slider does not wait for it."""
     file, model, names, threshold, button = inputs
-    found, result, picture, *_, look, _ = shown
+    found, result, image, *_, prediction, _ = shown
     looking: dict[str, Any] = {
-        "inputs": [file, look, model, names, threshold], "outputs": shown, "concurrency_limit": 1,
+        "inputs": [file, prediction, model, names, threshold], "outputs": shown, "concurrency_limit": 1,
         "concurrency_id": "model",
     }  # fmt: skip
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     kept = gr.skip()
-    run = in_words(page.look, kept, kept, kept, kept, kept, None)
+    run = in_words(page.predict, kept, kept, kept, kept, kept, None)
 
     def take(example: int, model: str) -> tuple[str, str]:
         path, names = examples[example]
@@ -188,7 +199,7 @@ def _connect(
 
     blocks.load(lambda _, *rest: run(examples[0][0], *rest), **looking, api_visibility="private")
     gr.on(
-        [file.upload, names.submit, button.click], run, **looking, api_name="look",
+        [file.upload, names.submit, button.click], run, **looking, api_name="predict",
         trigger_mode="always_last",
     )  # fmt: skip
     taken = samples.click(take, [samples, model], [file, names], concurrency_id="model", **private)
@@ -196,13 +207,13 @@ def _connect(
     for event in (taken, chosen):
         event.success(run, **looking, api_visibility="private")
     threshold.change(
-        in_words(page.draw, kept, kept), [look, threshold], [found, result, picture], api_name="draw",
+        in_words(page.draw, kept, kept), [prediction, threshold], [found, result, image], api_name="draw",
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
 
 
 @contextmanager
-def served(page: Page, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
+def serve_page(page: Page, *, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
     """Serve the page and yield its address. Uploaded files are deleted at the end.
 
     Args:
@@ -237,12 +248,16 @@ def _turbo() -> str:
     return f"background: linear-gradient(to right, {', '.join(_css_color(HEAT(i / 8)) for i in range(9))})"
 
 
-def _legend(look: Look, threshold: float) -> str:
+def _legend(prediction: Prediction, threshold: float) -> str:
     """Return the HTML of the predicted classes with their colors, and of names without a heat map."""
     spans = [
         f'<span><i style="background: {_css_color(class_color(c))}"></i>'
-        f"{escape(look.class_names[c])} &middot; {amount}</span>"
-        for c, amount in look.seen.amounts(threshold).items()
+        f"{escape(prediction.class_names[c])} &middot; {amount}</span>"
+        for c, amount in prediction.seen.amounts(threshold).items()
     ]
-    unread = f"<p>This model does not know: {escape(', '.join(look.unread))}.</p>" if look.unread else ""
+    unread = (
+        f"<p>This model does not know: {escape(', '.join(prediction.unread))}.</p>"
+        if prediction.unread
+        else ""
+    )
     return "".join(spans or ["No prediction reaches this score."]) + unread

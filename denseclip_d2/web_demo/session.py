@@ -16,8 +16,8 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
 
-from ..data.pictures import ImageError, as_bgr
-from ..data.tasks import finds_masks, is_semantic
+from ..data.image_io import ImageError, to_bgr
+from ..data.tasks import is_semantic, predicts_masks
 from ..inference import Predictor
 from ..shapes.scene import draw_scene
 from ..shapes.vocabulary import SHAPES
@@ -26,7 +26,7 @@ from ..visualization.drawing import draw_annotations, draw_label_map, draw_legen
 from ..visualization.panels import LEGEND, Panel, strip
 
 # Pillow reads more formats. It passes some of them to other programs.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+UPLOAD_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MODELS_KEPT = 2
 """Number of models in memory."""
@@ -40,7 +40,7 @@ class Limits:
     megapixels: int = 50  # of an image, from its header, before it is decoded
     side: int = 1280  # pixels of the longer side; larger images are made smaller
     names: int = 8  # in one request
-    name_length: int = 60  # characters of a name
+    max_name_tokens: int = 60  # characters of a name
     queue: int = 50  # waiting requests
 
     def __post_init__(self):
@@ -65,12 +65,12 @@ def read_upload(path: str, limits: Limits) -> np.ndarray:
         raise ValueError(f"{name} has {megabytes:.0f} MB. The limit is {limits.megabytes} MB.")
     Image.init()
     try:
-        with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
+        with Image.open(path, formats=[kind for kind in UPLOAD_FORMATS if kind in Image.OPEN]) as image:
             width, height = image.size
             if width * height > limits.megapixels * 1e6:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             image.draft(image.mode, (limits.side, limits.side))
-            upright = Image.fromarray(as_bgr(image))
+            upright = Image.fromarray(to_bgr(image))
             upright.thumbnail((limits.side, limits.side))
             return np.asarray(upright)
     except Image.DecompressionBombError as error:
@@ -80,7 +80,7 @@ def read_upload(path: str, limits: Limits) -> np.ndarray:
     except ImageError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # Pillow raises many types for a broken file, including SyntaxError
-        formats = ", ".join(FORMATS)
+        formats = ", ".join(UPLOAD_FORMATS)
         raise ValueError(f"{name} is broken, or not an image of these formats: {formats}.") from error
 
 
@@ -96,15 +96,15 @@ def names_typed(text: str, class_names: Sequence[str], limits: Limits) -> list[s
     if len(names) > limits.names:
         raise ValueError(f"{len(names)} names. The limit is {limits.names}.")
     for name in names:
-        if len(name) > limits.name_length:
-            start = f"{name[: limits.name_length]}..."
-            raise ValueError(f"The name {start!r} is longer than {limits.name_length} characters.")
+        if len(name) > limits.max_name_tokens:
+            start = f"{name[: limits.max_name_tokens]}..."
+            raise ValueError(f"The name {start!r} is longer than {limits.max_name_tokens} characters.")
     return names
 
 
 def reads_any_words(predictor: Predictor) -> bool:
     """Return whether the model has a text encoder, and so score maps of words that are no class."""
-    return predictor.guidance is not None and not predictor.guidance.language.folded
+    return predictor.guidance is not None and not predictor.guidance.language.precomputed
 
 
 def write_examples(folder: Path, count: int) -> list[tuple[str, list[str]]]:
@@ -150,7 +150,7 @@ class Models:
         return self._kept[name]
 
 
-class Detections:
+class DetectionPrediction:
     """Boxes, and masks if the model has them, to draw above any score threshold."""
 
     def __init__(self, instances: Instances):
@@ -170,7 +170,7 @@ class Detections:
         return [annotation for annotation in self.annotations if annotation["score"] >= threshold]
 
 
-class LabelMap:
+class SegmentationPrediction:
     """The class of every pixel, to draw where its probability is above any threshold."""
 
     def __init__(self, logits: Tensor):
@@ -200,13 +200,13 @@ class LabelMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Prediction:
     """A model's predictions for an image. They can be drawn again without the model."""
 
     image: np.ndarray  # (H, W, 3) uint8, BGR
     file_name: str
     class_names: Sequence[str]  # of the model
-    seen: Detections | LabelMap
+    seen: DetectionPrediction | SegmentationPrediction
     heat_maps: dict[str, np.ndarray]  # RGB images by name
     unread: Sequence[str]  # names that the model does not know
     folder: Path  # removed with this object
@@ -220,10 +220,10 @@ class Look:
         """Draw the predictions from a threshold on over the image, RGB."""
         return self.seen.draw(_rgb(self.image), self.class_names, threshold)
 
-    def write_picture(self, drawn: np.ndarray, threshold: float) -> Path:
+    def write_image(self, drawn: np.ndarray, threshold: float) -> Path:
         """Write a PNG of :meth:`draw`'s image with the heat maps, and the legend of a label map."""
         row = {"predictions": Panel(drawn)}
-        if isinstance(self.seen, LabelMap):
+        if isinstance(self.seen, SegmentationPrediction):
             row[LEGEND] = Panel(draw_legend([*self.seen.amounts(threshold)], self.class_names))
         row |= {name: Panel(heat) for name, heat in self.heat_maps.items()}
         path = self.folder / "image.png"
@@ -231,7 +231,7 @@ class Look:
         return path
 
 
-def look_at(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_name: str) -> Look:
+def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_name: str) -> Prediction:
     """Run a model once on an image.
 
     Args:
@@ -246,20 +246,24 @@ def look_at(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     class_names = predictor.class_names
     known = class_names if predictor.guidance else []
     readable = [name for name in names if name in known or reads_any_words(predictor)]
-    outputs = predictor(image, score_maps_of=readable)
+    outputs = predictor(image, score_map_names=readable)
     heat_maps = {
         name: draw_score_map(_rgb(image), scores.cpu().numpy(), predictor.tau)
         for name, scores in zip(readable, outputs.pop("score_maps", []), strict=True)
     }
     unread = [name for name in names if name not in readable]
-    seen = Detections(outputs["instances"]) if "instances" in outputs else LabelMap(outputs["sem_seg"])
+    seen = (
+        DetectionPrediction(outputs["instances"])
+        if "instances" in outputs
+        else SegmentationPrediction(outputs["sem_seg"])
+    )
     folder = Path(tempfile.mkdtemp(prefix="denseclip_d2_"))
-    look = Look(image, file_name, class_names, seen, heat_maps, unread, folder)
-    weakref.finalize(look, shutil.rmtree, folder, ignore_errors=True)
+    prediction = Prediction(image, file_name, class_names, seen, heat_maps, unread, folder)
+    weakref.finalize(prediction, shutil.rmtree, folder, ignore_errors=True)
     ids = ids_of_dataset(next(iter(cfg.DATASETS.TEST), ""), len(class_names))
-    with coco_file(look.detections, class_names, ids) as add:
+    with coco_file(prediction.detections, class_names, ids) as add:
         add({"file_name": file_name, "height": len(image), "width": image.shape[1]}, outputs)
-    return look
+    return prediction
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
@@ -267,4 +271,4 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _kind(cfg: CfgNode) -> str:
-    return "Segmentation" if is_semantic(cfg) else "Masks" if finds_masks(cfg) else "Boxes"
+    return "Segmentation" if is_semantic(cfg) else "Masks" if predicts_masks(cfg) else "Boxes"

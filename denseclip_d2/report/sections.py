@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .charts import Chart, line_chart
-from .detections import IOU, Detections
+from .detections import IOU, DetectionResults
+from .images import MOST, Shown
 from .labels import Labels
-from .pictures import MOST, Shown
 
 TASKS = {"bbox": "Box", "segm": "Mask"}
 IN_MATRIX = 30
@@ -61,7 +61,7 @@ class Matrix(NamedTuple):
 
 
 @dataclass
-class Part:
+class Section:
     """
     Attributes:
         title: such as "Objects of my_val".
@@ -104,7 +104,7 @@ def number(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def part_of_objects(name: str, found: Detections) -> Part:
+def box_section(name: str, found: DetectionResults) -> Section:
     """Describe the detections on a test set."""
     names, objects = found.class_names, found.objects
     by_class = {f"{TASKS[task]} AP": found.average_precision(task) for task in found.precision}
@@ -127,9 +127,9 @@ def part_of_objects(name: str, found: Detections) -> Part:
         for i in range(len(names))
     ]
     boxes = f"boxes that score {found.threshold:.0%} or more"
-    return Part(
+    return Section(
         title=f"Objects of {name}",
-        cards=[*_cards(found.figures), ("F1", number(100 * found.f1), f"of {boxes}")],
+        cards=[*_cards(found.metrics), ("F1", number(100 * found.f1), f"of {boxes}")],
         ranked="AP of their boxes",
         **_ranked(["class", "objects", *by_class, *counts], rows, first, objects),
         confused=f"Of {boxes}. A box is on an object if their IoU is {IOU} or more.",
@@ -142,9 +142,9 @@ def part_of_objects(name: str, found: Detections) -> Part:
     )
 
 
-def part_of_pixels(name: str, found: Labels) -> Part:
+def label_map_section(name: str, found: Labels) -> Section:
     """Describe the label maps of a test set."""
-    names, figures, iou, accuracy = found.class_names, found.figures, found.iou, found.accuracy
+    names, metrics, iou, accuracy = found.class_names, found.metrics, found.iou, found.accuracy
     pixels = found.confusions.sum(1)
     other = found.confusions - np.diag(found.confusions.diagonal())
     rows = [
@@ -157,8 +157,8 @@ def part_of_pixels(name: str, found: Labels) -> Part:
         ]
         for i in range(len(names))
     ]
-    miou, macc, pacc = (number(value) for value in figures.values())
-    return Part(
+    miou, macc, pacc = (number(value) for value in metrics.values())
+    return Section(
         title=f"Pixels of {name}",
         cards=[
             ("mIoU", miou, "mean IoU of the classes"),
@@ -177,33 +177,33 @@ def _percent(value: float) -> Cell:
     return Cell(number(value), float(value) if math.isfinite(value) else None)
 
 
-def _cards(figures: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def _cards(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return [
         (
             f"{words} AP",
-            number(figures[f"{task}/AP"]),
-            f"AP50 {number(figures[f'{task}/AP50'])} · AP75 {number(figures[f'{task}/AP75'])}",
+            number(metrics[f"{task}/AP"]),
+            f"AP50 {number(metrics[f'{task}/AP50'])} · AP75 {number(metrics[f'{task}/AP75'])}",
         )
         for task, words in TASKS.items()
-        if f"{task}/AP" in figures
+        if f"{task}/AP" in metrics
     ]
 
 
-def _sizes(found: Detections) -> Table | None:
-    if not found.figures:
+def _sizes(found: DetectionResults) -> Table | None:
+    if not found.metrics:
         return None
     rows = [
         [
             Cell(kind),
             Cell(str(found.sizes.get(kind, 0))),
-            *(_percent(found.figures[f"{task}/AP{kind[0]}"]) for task in found.precision),
+            *(_percent(found.metrics[f"{task}/AP{kind[0]}"]) for task in found.precision),
         ]
         for kind in ("small", "medium", "large")
     ]
     return Table(["size", "objects", *(f"{TASKS[task]} AP" for task in found.precision)], rows)
 
 
-def _precision_charts(found: Detections) -> list[Chart]:
+def _precision_charts(found: DetectionResults) -> list[Chart]:
     recalls = np.linspace(0, 1, 101)
     overall = {
         f"{TASKS[task]}, IoU {iou}": np.stack(
@@ -234,7 +234,7 @@ def _from_best(values: np.ndarray, weights: np.ndarray) -> list[int]:
 def _ranked(
     head: Sequence[str], rows: Sequence[Sequence[Cell]], values: np.ndarray, weights: np.ndarray
 ) -> dict[str, Any]:
-    """Return the attributes of a :class:`Part` about its classes."""
+    """Return the attributes of a :class:`Section` about its classes."""
     ranked = int(np.isfinite(values).sum())
     best = _from_best(values, weights)
     worst = [i for i in _from_best(-values, weights)[:ranked] if i not in best[:OUTERMOST]]

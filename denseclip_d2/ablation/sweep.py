@@ -15,7 +15,7 @@ _ROW_KEYS = ("name", "config", "seeds", "set", "against")
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One line of a table.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Sweep:
     """
     Attributes:
         title: the table's title.
@@ -49,10 +49,10 @@ class Ablation:
 
     title: str
     metrics: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Variant, ...]
 
 
-def read_ablation(path: Path) -> Ablation:
+def read_sweep(path: Path) -> Sweep:
     """Read an ablation's YAML, and load every row's config as a check.
 
     The file has ``title``, ``metrics`` and ``rows``. ``config`` (relative to the file), ``seeds`` (a number
@@ -80,10 +80,10 @@ def read_ablation(path: Path) -> Ablation:
             raise ValueError(f"{path}: another row has the name {row.name!r}. Signs and case do not count.")
         if row.against and row.against not in {other.name for other in rows if other != row}:
             raise ValueError(f"{path}: row {row.name!r} is against {row.against!r}, which is no other row.")
-    return Ablation(str(content["title"]), tuple(content["metrics"]), rows)
+    return Sweep(str(content["title"]), tuple(content["metrics"]), rows)
 
 
-def _row(row: dict, common: dict, path: Path) -> Row:
+def _row(row: dict, common: dict, path: Path) -> Variant:
     where = f"{path}: row {row.get('name', '')!r}"
     _check_keys(row, _ROW_KEYS, ("name",), where)
     config = row.get("config", common.get("config"))
@@ -99,7 +99,7 @@ def _row(row: dict, common: dict, path: Path) -> Row:
     texts = {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
     options = [part for pair in texts.items() for part in pair]
     seeds = _seeds(row.get("seeds", common.get("seeds", 1)), where)
-    made = Row(str(row["name"]), path.parent / config, tuple(options), seeds, str(row.get("against", "")))
+    made = Variant(str(row["name"]), path.parent / config, tuple(options), seeds, str(row.get("against", "")))
     if not made.folder:
         raise ValueError(f"{where}: a name needs a letter or a digit.")
     try:

@@ -67,12 +67,7 @@ def read_image(path: str | Path, pixel_format: str = "BGR") -> np.ndarray:
         return to_array(image, pixel_format, name=str(path))
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """Return :func:`read_image` of a file, (H, W, 3) uint8, BGR."""
-    return read_image(path)
-
-
-def as_bgr(image: Image.Image) -> np.ndarray:
+def to_bgr(image: Image.Image) -> np.ndarray:
     """Return an image upright, (H, W, 3) uint8, BGR. Raise as :func:`to_array` does."""
     return to_array(image, "BGR")
 
@@ -160,11 +155,11 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in TURNS else 1
 
 
-def ordered(picture: np.ndarray, pixel_format: str) -> np.ndarray:
+def convert_bgr(image: np.ndarray, pixel_format: str) -> np.ndarray:
     """Convert an image (H, W, 3) uint8, BGR, to ``INPUT.FORMAT``. See :func:`read_image`."""
     if pixel_format == "BGR":
-        return picture
-    rgb = picture[:, :, ::-1]
+        return image
+    rgb = image[:, :, ::-1]
     return rgb if pixel_format == "RGB" else convert_PIL_to_numpy(Image.fromarray(rgb), pixel_format)
 
 

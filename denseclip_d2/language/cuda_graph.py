@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .text_encoder import CLIPTextEncoder
 
 
-class GraphedTextEncoder:
+class CUDAGraphTextEncoder:
     """Run a text encoder; in training on one GPU, launch each of its passes at once, as a CUDA graph.
 
     Every iteration launches the same kernels, some hundred small ones a pass. Without a graph, a batch of two

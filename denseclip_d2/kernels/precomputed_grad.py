@@ -1,7 +1,7 @@
 from torch.library import CustomOpDef
 
 
-def register_own_gradient(op: CustomOpDef) -> None:
+def register_precomputed_grad(op: CustomOpDef) -> None:
     """Register the backward pass of an operator whose last output is its own gradient.
 
     The first output is a sum, and the last its gradient to the first input. One forward pass computes both,

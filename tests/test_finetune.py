@@ -65,7 +65,7 @@ def test_of_a_model_of_other_classes_all_but_these_is_taken(tmp_path, config):
             assert_close(tensor, before[name], rtol=0, atol=0)
     assert changed
     with pytest.raises(ValueError, match="Of another shape"):
-        DenseCLIPCheckpointer(model, fresh_start=False).load(str(tmp_path / "trained.pth"))
+        DenseCLIPCheckpointer(model, for_training=False).load(str(tmp_path / "trained.pth"))
     with pytest.raises(ValueError, match="Of another shape"):  # a run's own checkpoint
         DenseCLIPCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
 

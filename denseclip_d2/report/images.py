@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from ..data.pictures import read_picture
+from ..data.image_io import read_image
 from ..data.semantic import read_labels
 from ..inference import Predictor
 from ..visualization import image_panels
@@ -78,7 +78,7 @@ def show(
             Shown(
                 Path(record["file_name"]).name,
                 value,
-                [(title, encoded(panel.picture, side, jpeg), panel.scale) for title, panel in row.items()],
+                [(title, encoded(panel.image, side, jpeg), panel.scale) for title, panel in row.items()],
                 legend,
             )
             for record, value, (row, legend) in zip(records, quality, drawn, strict=True)
@@ -93,7 +93,7 @@ def _draw(
 ) -> Iterator[tuple[dict[str, Panel], list[tuple[str, str]]]]:
     """Yield the full-size panels and the legend of each image."""
     names = predictor.class_names
-    images = [read_picture(record["file_name"]) for record in records]
+    images = [read_image(record["file_name"]) for record in records]
     asked = [names_in(record, names) if predictor.guidance else [] for record in records]
     outputs = predictor.stream(zip(images, asked, strict=True))
     for record, image, of_image, found in zip(records, images, asked, outputs, strict=True):
@@ -111,10 +111,10 @@ def _draw(
         yield row, legend
 
 
-def encoded(picture: np.ndarray, side: int, jpeg: int) -> str:
+def encoded(image: np.ndarray, side: int, jpeg: int) -> str:
     """Return an image (H, W, 3) as a ``data:`` URI of at most ``side`` pixels and JPEG quality ``jpeg``."""
-    image = Image.fromarray(picture)
-    image.thumbnail((side, side))
+    small = Image.fromarray(image)
+    small.thumbnail((side, side))
     file = BytesIO()
-    image.save(file, "JPEG", quality=jpeg, optimize=True)
+    small.save(file, "JPEG", quality=jpeg, optimize=True)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"

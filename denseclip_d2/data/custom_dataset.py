@@ -13,11 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .coco_dataset import CocoDataset
 from .coco_source import listed
 from .dataset_folder import has_val, read_own, stamp_of
-from .unused import nothing_to_learn, unused_reason
+from .unused_annotations import no_training_annotations, unused_reason
 
 
 @dataclass(frozen=True)
-class OwnData:
+class CustomDataset:
     """Own data, registered with Detectron2.
 
     Attributes:
@@ -32,11 +32,11 @@ class OwnData:
     num_images: int
 
 
-def own_labels(folder: str, *, held_out: float, seed: int) -> OwnData:
+def custom_label_maps(folder: str, *, held_out: float, seed: int) -> CustomDataset:
     """Return the "train" and "val" datasets of a folder that is in ``DATASETS.SEMANTIC_FOLDERS``.
 
     Args:
-        held_out, seed: see :func:`own_boxes`. They apply if the folder has no "val".
+        held_out, seed: see :func:`custom_boxes`. They apply if the folder has no "val".
 
     Raises:
         ValueError: there is no "train", or it has no images or too few to split.
@@ -44,7 +44,7 @@ def own_labels(folder: str, *, held_out: float, seed: int) -> OwnData:
     root = Path(folder).expanduser().resolve()
     whole, val = f"{root.name}_train", f"{root.name}_val"
     if whole not in DatasetCatalog:
-        raise ValueError(f"DATASETS.OWN.SEMANTIC (--train-semantic): {folder} has no images/train.")
+        raise ValueError(f"DATASETS.CUSTOM.SEMANTIC (--train-semantic): {folder} has no images/train.")
     metadata = MetadataCatalog.get(whole).as_dict()
     image_root, class_names = metadata["image_root"], tuple(metadata["stuff_classes"])
 
@@ -53,7 +53,7 @@ def own_labels(folder: str, *, held_out: float, seed: int) -> OwnData:
 
     images = [*map(key, DatasetCatalog.get(whole))]
     if val in DatasetCatalog or not held_out:
-        return OwnData(whole, (val,) if val in DatasetCatalog else (), class_names, len(images))
+        return CustomDataset(whole, (val,) if val in DatasetCatalog else (), class_names, len(images))
     out = held_out_images(images, held_out, seed)
     shared = {k: value for k, value in metadata.items() if k not in ("name", "source")}
     kept_name, out_name = _part_names(whole, held_out, seed)
@@ -63,10 +63,10 @@ def own_labels(folder: str, *, held_out: float, seed: int) -> OwnData:
             return [r for r in DatasetCatalog.get(whole) if (key(r) in out) == is_out]
 
         register(name, load, image_root, **shared)
-    return OwnData(kept_name, (out_name,), class_names, len(images) - len(out))
+    return CustomDataset(kept_name, (out_name,), class_names, len(images) - len(out))
 
 
-def own_boxes(
+def custom_boxes(
     train: Sequence[str],
     val: Sequence[str] = (),
     *,
@@ -74,7 +74,7 @@ def own_boxes(
     filter_empty: bool,
     held_out: float,
     seed: int,
-) -> OwnData:
+) -> CustomDataset:
     """Register data with boxes, or with boxes and masks.
 
     Args:
@@ -115,7 +115,7 @@ def own_boxes(
         add(name, train, "train", lambda: read().part(lambda key: key not in out))
         test = (add(out_name, train, "train", lambda: read().part(lambda key: key in out)),)
         used -= out
-    return OwnData(name, test, data.class_names, len(used))
+    return CustomDataset(name, test, data.class_names, len(used))
 
 
 def _read_val(
@@ -133,7 +133,7 @@ def held_out_images(images: Collection[str], part: float, seed: int) -> set[str]
     if len(images) < 2:
         raise ValueError(
             f"{len(images)} training image: none can be held out to evaluate on. Give images to evaluate on "
-            "(--val, or images/val), or set DATASETS.OWN.HELD_OUT to 0."
+            "(--val, or images/val), or set DATASETS.CUSTOM.VAL_FRACTION to 0."
         )
 
     def draw(image: str) -> bytes:
@@ -186,7 +186,7 @@ def _check_learnable(data: CocoDataset) -> None:
     sizes = {image["id"]: image for image in data.images}
     unused = Counter(filter(None, (unused_reason(a, sizes[a["image_id"]]) for a in data.annotations)))
     if len(data.annotations) == unused.total():
-        fault = nothing_to_learn(data.source.description, len(data.annotations), unused)
+        fault = no_training_annotations(data.source.description, len(data.annotations), unused)
         raise ValueError(fault + (f" Reading made these changes:\n{data.changes}" if data.changes else ""))
 
 

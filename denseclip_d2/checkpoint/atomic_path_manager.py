@@ -3,7 +3,7 @@ from pathlib import Path
 from ..utils.atomic import SUFFIX, atomic_write
 
 
-class WholeFiles:
+class AtomicPathManager:
     """A path manager as iopath's that writes local files atomically.
 
     The next write removes what killed runs left behind. The given path manager handles other files.

@@ -14,7 +14,7 @@ HEAD_WIDTH = 64  # of the attention pool, as in CLIP's own
 GRID_SIZE = 7  # of its positions, as CLIP has them for images of 224 pixels
 
 
-class EmbeddedBackbone(Backbone):
+class ProjectedBackbone(Backbone):
     """Any backbone, with an embedding into the space of a CLIP's text ("DenseCLIP for any backbone").
 
     The embedding reads the coarsest feature. Its weights are random at first, and the pixel-text loss aligns
@@ -70,9 +70,9 @@ class EmbeddedBackbone(Backbone):
         return {
             "backbone": backbone,
             "embed_dim": get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim,
-            "embedding": visual.EMBEDDING,
-            "position": visual.POSITION,
-            "dense": visual.DENSE,
+            "embedding": visual.PROJECTION,
+            "position": visual.POS_EMBED,
+            "dense": visual.DENSE_FEATURES,
             "grid_size": visual.RESOLUTION // coarsest or GRID_SIZE,
             "with_embeddings": with_embeddings,
         }

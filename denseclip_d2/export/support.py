@@ -6,10 +6,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from .formats import FORMATS
-from .whole import WHOLE, WholeModel
+from .traceable import TRACEABLE, TraceableModel
 
 
-def exportable(cfg: CfgNode, format: str) -> type[WholeModel]:
+def check_exportable(cfg: CfgNode, format: str) -> type[TraceableModel]:
     """Return the wrapper of a config's model in one of ``FORMATS``.
 
     Raises:
@@ -18,8 +18,10 @@ def exportable(cfg: CfgNode, format: str) -> type[WholeModel]:
     if reasons := _reasons(cfg):
         raise ValueError(f"This model cannot be exported: {reasons[0]}.")
     system = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    if not issubclass(system, tuple(WHOLE)):
-        raise ValueError(f"This model cannot be exported: a {system.__name__} is none of {_names(WHOLE)}.")
+    if not issubclass(system, tuple(TRACEABLE)):
+        raise ValueError(
+            f"This model cannot be exported: a {system.__name__} is none of {_names(TRACEABLE)}."
+        )
     systems = FORMATS[format].systems
     for base, whole in systems.items():
         if issubclass(system, base):
@@ -27,7 +29,7 @@ def exportable(cfg: CfgNode, format: str) -> type[WholeModel]:
     raise ValueError(
         f"This model cannot be exported by --format {format}: a {system.__name__} is none of "
         f"{_names(systems)}; others have data-dependent control flow. Choose --format "
-        f"{' or '.join(name for name, x in FORMATS.items() if not x.asks_nothing)}."
+        f"{' or '.join(name for name, x in FORMATS.items() if not x.static_graph)}."
     )
 
 
@@ -45,7 +47,7 @@ def _reasons(cfg: CfgNode) -> list[str]:
         "MODEL.DENSECLIP.PROMPT.MODE is 'pre', whose text embeddings depend on the image": (
             is_guided(cfg) and cfg.MODEL.DENSECLIP.PROMPT.MODE == "pre"
         ),
-        "TEST.SLIDING_WINDOW.ENABLED is True, and the number of windows depends on the picture; set it to "
+        "TEST.SLIDING_WINDOW.ENABLED is True, and the number of windows depends on the image; set it to "
         "False": cfg.TEST.SLIDING_WINDOW.ENABLED,
         "MODEL.WEIGHTS is empty; set it to the weights of the trained model": not cfg.MODEL.WEIGHTS,
         "MODEL.KEYPOINT_ON is True, and no output has keypoints": cfg.MODEL.KEYPOINT_ON,

@@ -1,6 +1,6 @@
 """Measure how well a model's score maps point at the named objects, for its classes and for other names.
 
-tools/evaluate_words.py --config-file configs/Shapes192/denseclip_semantic_fpn_tiny_seen.yaml \\
+tools/pointing_game.py --config-file configs/Shapes192/denseclip_semantic_fpn_tiny_seen.yaml \\
     --dataset shapes192_val --json words.json MODEL.WEIGHTS output/shapes192_semantic_fpn_seen/model_final.pth
 """
 
@@ -13,9 +13,9 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from ..config import prepare_run
-from ..data import readable_names
+from ..data import clean_class_names
 from ..data.checks import load_datasets
-from ..evaluation import evaluate_words
+from ..evaluation import evaluate_pointing
 from ..inference import Predictor
 from .parser import add_config, check_folder, command_parser, write_json
 
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     names = MetadataCatalog.get(args.dataset).get("thing_classes")
     if not names:
         raise ValueError(f"{args.dataset} has no names of objects: its metadata lacks thing_classes.")
-    figures = evaluate_words(Predictor(cfg), tqdm(records, unit="image"), readable_names(names))
+    figures = evaluate_pointing(Predictor(cfg), tqdm(records, unit="image"), clean_class_names(names))
     report = {"weights": cfg.MODEL.WEIGHTS, "dataset": args.dataset, **figures}
     print(json.dumps(report, indent=2))
     write_json(args.json, report)

@@ -1,4 +1,4 @@
-"""A Detectron2 model as one function of tensors, from pictures to detections or labels."""
+"""A Detectron2 model as one function of tensors, from images to detections or labels."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..meta_arch.retinanet import CLIPRetinaNet
-from .resizing import Side, fitted_size, resize
+from ..meta_arch.retinanet import RetinaNetGlobalNorm
+from .resize import Side, fitted_size, resize
 
 Tensors = dict[str, Tensor]
 """Tensors by name."""
@@ -24,17 +24,17 @@ Tensors = dict[str, Tensor]
 AXES: dict[str, dict[int, str]] = {
     "boxes": {0: "detections"},
     "classes": {0: "detections"},
-    "labels": {0: "pictures", 1: "height", 2: "width"},
+    "labels": {0: "images", 1: "height", 2: "width"},
     "masks": {0: "detections", 1: "mask_height", 2: "mask_width"},
-    "score_map": {0: "pictures", 2: "rows", 3: "columns"},
+    "score_map": {0: "images", 2: "rows", 3: "columns"},
     "scores": {0: "detections"},
 }
 """The axes of variable length of each output."""
-PAGE = "decode.py"
-"""The name of :attr:`WholeModel.page` beside a file, and in the metadata of the file."""
+DECODER_SOURCE = "decode.py"
+"""The name of :attr:`TraceableModel.page` beside a file, and in the metadata of the file."""
 
 
-class WholeModel(nn.Module):
+class TraceableModel(nn.Module):
     """A Detectron2 model with its preprocessing and its postprocessing, to be traced.
 
     Subclasses run the heads in :meth:`found`.
@@ -42,7 +42,7 @@ class WholeModel(nn.Module):
 
     model: Any
     any_batch = False
-    """Whether a batch may have any number of pictures; otherwise it has one."""
+    """Whether a batch may have any number of images; otherwise it has one."""
     page: Path | None = None
     """Plain torch code that decodes the outputs to detections; None if the outputs need no decoding."""
 
@@ -52,42 +52,42 @@ class WholeModel(nn.Module):
         *,
         shortest: int,
         longest: int,
-        prepared: bool = False,
+        preprocessed: bool = False,
         score_map: bool = False,
-        pasted: bool = True,
+        paste_masks: bool = True,
     ):
         """
         Args:
             model: in evaluation mode.
             shortest, longest: see :func:`fitted_size`.
-            prepared: pictures are resized and normalized already, and outputs have their size; ``shortest``
+            preprocessed: images are resized and normalized already, and outputs have their size; ``shortest``
                 is 0.
             score_map: return the score map too, as the backbone makes it.
-            pasted: return masks of the picture's size; False: masks of a fixed size that fill the boxes.
+            paste_masks: return masks of the image's size; False: masks of a fixed size that fill the boxes.
         """
         super().__init__()
         self.model = model
         self.shortest, self.longest = shortest, longest
-        self.prepared, self.score_map, self.pasted = prepared, score_map, pasted
+        self.preprocessed, self.score_map, self.paste_masks = preprocessed, score_map, paste_masks
         self.eval()
 
-    def forward(self, pictures: Tensor) -> Tensors:
+    def forward(self, images: Tensor) -> Tensors:
         """
         Args:
-            pictures: (N, H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``; if prepared,
+            images: (N, H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``; if preprocessed,
                 (N, 3, H, W) float32.
         Returns: for detectors ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,), ``classes`` (n,)
             int64 and, if there are masks, ``masks`` (n, H, W) bool, or (n, M, M) float32 probabilities; for
             segmentors ``labels`` (N, H, W) int64; ``score_map`` (N, K, h, w) cosines. For
             :class:`RetinaNetHeads`, what :attr:`page` decodes.
         """
-        if self.prepared:
-            pixels, (height, width) = pictures, pictures.shape[2:]
+        if self.preprocessed:
+            pixels, (height, width) = images, images.shape[2:]
         else:
-            pixels, (height, width) = self._normalized(self.resized(pictures)), pictures.shape[1:3]
-        images = self._padded(pixels)
-        features = self.model.backbone(images.tensor)
-        found = self.found(images, features, height, width)
+            pixels, (height, width) = self._normalized(self.resized(images)), images.shape[1:3]
+        padded = self._padded(pixels)
+        features = self.model.backbone(padded.tensor)
+        found = self.found(padded, features, height, width)
         return {**found, "score_map": features["score_map"]} if self.score_map else found
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
@@ -96,7 +96,7 @@ class WholeModel(nn.Module):
         Args:
             images: resized, normalized and padded.
             features: the backbone's.
-            height, width: of the pictures.
+            height, width: of the images.
         """
         raise NotImplementedError
 
@@ -104,16 +104,16 @@ class WholeModel(nn.Module):
         """Return metadata of the outputs, beside their names."""
         return {}
 
-    def resized(self, pictures: Tensor) -> Tensor:
-        """Return (N, H, W, 3) uint8 pictures as (N, 3, h, w) of the model's input size, not normalized."""
-        height, width = pictures.shape[1:3]
+    def resized(self, images: Tensor) -> Tensor:
+        """Return (N, H, W, 3) uint8 images as (N, 3, h, w) of the model's input size, not normalized."""
+        height, width = images.shape[1:3]
         size = fitted_size(shapes_to_tensor([height, width]), self.shortest, self.longest)
-        return resize(pictures.movedim(3, 1).float(), size)
+        return resize(images.movedim(3, 1).float(), size)
 
-    def prepare(self, picture: np.ndarray) -> Tensor:
-        """Return a picture, (H, W, 3) uint8, as :meth:`forward` takes it."""
-        pictures = torch.from_numpy(picture)[None]
-        return self._normalized(self.resized(pictures)) if self.prepared else pictures
+    def preprocess(self, image: np.ndarray) -> Tensor:
+        """Return an image, (H, W, 3) uint8, as :meth:`forward` takes it."""
+        images = torch.from_numpy(image)[None]
+        return self._normalized(self.resized(images)) if self.preprocessed else images
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         return (pixels - self.model.pixel_mean) / self.model.pixel_std
@@ -130,7 +130,7 @@ class WholeModel(nn.Module):
         )
 
     def _detections(self, instances: Instances, height: Side, width: Side) -> Tensors:
-        """Return instances of the resized picture as outputs of the picture."""
+        """Return instances of the resized image as outputs of the image."""
         if masks := instances.has("pred_masks"):
             # Detectron2 pastes "pred_masks" in a loop that ONNX has no types for; it ignores "squares".
             instances.squares = instances.pred_masks[:, 0]
@@ -140,11 +140,11 @@ class WholeModel(nn.Module):
         found = {"boxes": boxes, "scores": instances.scores, "classes": instances.pred_classes}
         if masks:
             squares = instances.squares
-            found["masks"] = paste(squares, boxes, height, width) >= 0.5 if self.pasted else squares
+            found["masks"] = paste(squares, boxes, height, width) >= 0.5 if self.paste_masks else squares
         return found
 
 
-class WholeDenseDetector(WholeModel):
+class TraceableDenseDetector(TraceableModel):
     """RetinaNet, FCOS."""
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
@@ -153,7 +153,7 @@ class WholeDenseDetector(WholeModel):
         return self._detections(instances, height, width)
 
 
-class WholeRCNN(WholeModel):
+class TraceableRCNN(TraceableModel):
     """Faster, Mask and Cascade R-CNN, with any mask head."""
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
@@ -162,7 +162,7 @@ class WholeRCNN(WholeModel):
         return self._detections(instances, height, width)
 
 
-class WholePanopticFPN(WholeRCNN):
+class TraceablePanopticFPN(TraceableRCNN):
     """Panoptic FPN: the outputs of both heads. Detectron2 merges them in a loop that depends on values."""
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
@@ -171,7 +171,7 @@ class WholePanopticFPN(WholeRCNN):
         return {**super().found(images, features, height, width), "labels": labels}
 
 
-class WholeSegmentor(WholeModel):
+class TraceableSegmentor(TraceableModel):
     """Semantic FPN, and any other head of a ``SemanticSegmentor``."""
 
     any_batch = True
@@ -181,8 +181,8 @@ class WholeSegmentor(WholeModel):
         return {"labels": _labels(logits, images.image_sizes[0], height, width)}
 
 
-class RetinaNetHeads(WholeModel):
-    """RetinaNet up to the outputs of its heads, whose sizes depend on the picture's size alone."""
+class RetinaNetHeads(TraceableModel):
+    """RetinaNet up to the outputs of its heads, whose sizes depend on the image's size alone."""
 
     any_batch = True
     page = Path(__file__).with_name("decode_retinanet.py")
@@ -207,26 +207,26 @@ class RetinaNetHeads(WholeModel):
             "candidates": self.model.test_topk_candidates,
             "box_weights": self.model.box2box_transform.weights,
             "largest_scaling": self.model.box2box_transform.scale_clamp,
-            "clipped_first": isinstance(self.model, CLIPRetinaNet),
+            "clipped_first": isinstance(self.model, RetinaNetGlobalNorm),
             "overlap": self.model.test_nms_thresh,
             "detections": self.model.max_detections_per_image,
         }
-        return {PAGE: self.page.read_text(encoding="utf-8"), "decoding": json.dumps(decoding)}
+        return {DECODER_SOURCE: self.page.read_text(encoding="utf-8"), "decoding": json.dumps(decoding)}
 
 
-WHOLE: dict[type[nn.Module], type[WholeModel]] = {
-    DenseDetector: WholeDenseDetector,
-    PanopticFPN: WholePanopticFPN,  # before its base, GeneralizedRCNN
-    GeneralizedRCNN: WholeRCNN,
-    SemanticSegmentor: WholeSegmentor,
+TRACEABLE: dict[type[nn.Module], type[TraceableModel]] = {
+    DenseDetector: TraceableDenseDetector,
+    PanopticFPN: TraceablePanopticFPN,  # before its base, GeneralizedRCNN
+    GeneralizedRCNN: TraceableRCNN,
+    SemanticSegmentor: TraceableSegmentor,
 }
 """The wrapper of each of Detectron2's systems; the first that fits."""
 
-ASKING_NOTHING: dict[type[nn.Module], type[WholeModel]] = {
+STATIC_GRAPH: dict[type[nn.Module], type[TraceableModel]] = {
     RetinaNet: RetinaNetHeads,
-    SemanticSegmentor: WholeSegmentor,
+    SemanticSegmentor: TraceableSegmentor,
 }
-"""The wrappers without data-dependent control flow, which take prepared pictures."""
+"""The wrappers without data-dependent control flow, which take preprocessed images."""
 
 
 def paste(squares: Tensor, boxes: Tensor, height: Side, width: Side) -> Tensor:
@@ -250,6 +250,6 @@ def _weights(length: Side, low: Tensor, high: Tensor, cells: Side) -> Tensor:
 
 
 def _labels(logits: Tensor, resized: Sequence[Side], height: Side, width: Side) -> Tensor:
-    """Return (N, K, h, w) logits of padded pictures as (N, height, width) labels."""
+    """Return (N, K, h, w) logits of padded images as (N, height, width) labels."""
     logits = logits[:, :, : resized[0], : resized[1]]
     return F.interpolate(logits, (height, width), mode="bilinear", align_corners=False).argmax(dim=1)

@@ -38,11 +38,11 @@ def check_learnable(names: Sequence[str], records: Sequence[dict]) -> Counter[st
     annotations = [(a, record) for record in records for a in record.get("annotations", ())]
     unused = Counter(filter(None, (unused_reason(*pair) for pair in annotations)))
     if len(annotations) == unused.total() and any("annotations" in record for record in records):
-        raise ValueError(nothing_to_learn(", ".join(names), len(annotations), unused))
+        raise ValueError(no_training_annotations(", ".join(names), len(annotations), unused))
     return unused
 
 
-def nothing_to_learn(source: str, objects: int, unused: Counter[str]) -> str:
+def no_training_annotations(source: str, objects: int, unused: Counter[str]) -> str:
     """Return the message for data without an object to learn from."""
     return (
         f"{source}: there is no object to learn from. Of {objects} annotations, training leaves out "

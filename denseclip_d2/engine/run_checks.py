@@ -5,7 +5,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 
-from ..language.prompting import FOLDED_CANNOT_TRAIN
+from ..language.prompting import PRECOMPUTED_CANNOT_TRAIN
 
 
 def distributed(model: nn.Module, device: str, **kwargs) -> nn.Module:
@@ -23,17 +23,17 @@ def check_run(cfg: CfgNode) -> None:
             float16 is asked of a CPU, or there is no dataset to choose the best checkpoint.
     """
     solver, world_size, device = cfg.SOLVER, comm.get_world_size(), torch.device(cfg.MODEL.DEVICE)
-    if cfg.MODEL.DENSECLIP.PROMPT.FOLDED:
-        raise ValueError(FOLDED_CANNOT_TRAIN)
+    if cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED:
+        raise ValueError(PRECOMPUTED_CANNOT_TRAIN)
     if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16" and device.type == "cpu":
         raise ValueError(
             "SOLVER.AMP.PRECISION is 'float16', which trains on GPUs only, and MODEL.DEVICE is 'cpu'. "
             "Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to False."
         )
-    if solver.KEEP_BEST and not cfg.DATASETS.TEST:
+    if solver.BEST_METRIC and not cfg.DATASETS.TEST:
         raise ValueError(
-            f"SOLVER.KEEP_BEST is {solver.KEEP_BEST!r}, but DATASETS.TEST is empty. "
-            "Name a dataset in DATASETS.TEST, or leave SOLVER.KEEP_BEST empty."
+            f"SOLVER.BEST_METRIC is {solver.BEST_METRIC!r}, but DATASETS.TEST is empty. "
+            "Name a dataset in DATASETS.TEST, or leave SOLVER.BEST_METRIC empty."
         )
     if world_size > 1 and device.type == "cpu" and dist.get_backend() == dist.Backend.NCCL:
         raise ValueError(

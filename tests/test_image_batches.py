@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from test_engine import run_tool
 
 from denseclip_d2 import Predictor
-from denseclip_d2.data.pictures import read_picture
+from denseclip_d2.data.image_io import read_image
 from denseclip_d2.engine.setup import output_folder
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization import Source, camera, draw_sources, find_sources, of_dataset
@@ -33,7 +33,7 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture
-def pictures(small_shapes) -> list[Path]:
+def images(small_shapes) -> list[Path]:
     return sorted(small_shapes[0].glob("val/*.png"))
 
 
@@ -54,13 +54,13 @@ def same(one: dict, other: dict) -> None:
     torch.testing.assert_close(one["score_maps"], other["score_maps"], rtol=1e-3, atol=1e-4)
 
 
-def test_lists_and_generators_have_the_outputs_of_single_images(predictor, pictures, monkeypatch):
+def test_lists_and_generators_have_the_outputs_of_single_images(predictor, images, monkeypatch):
     """Images of one size form a batch, and each keeps its own names."""
-    whole = read_picture(pictures[0])
-    images = [pictures[0], whole[:96, :128], whole, whole[:96, -128:], pictures[1]]
+    whole = read_image(images[0])
+    images = [images[0], whole[:96, :128], whole, whole[:96, -128:], images[1]]
     alone = [predictor(image, NAMES) for image in images]
     sizes = []
-    monkeypatch.setattr(predictor, "at_once", 4)
+    monkeypatch.setattr(predictor, "batch_size", 4)
     hook = predictor.model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
     listed, generated = predictor(images, NAMES), predictor((image for image in images), NAMES)
     assert isinstance(listed, list) and not isinstance(generated, list)
@@ -81,8 +81,8 @@ def test_a_generator_may_be_endless(predictor):
     assert len(taken) == 2
 
 
-def test_batches_shrink_if_memory_runs_out(predictor, pictures, monkeypatch, caplog):
-    whole = read_picture(pictures[0])
+def test_batches_shrink_if_memory_runs_out(predictor, images, monkeypatch, caplog):
+    whole = read_image(images[0])
     images = [whole, whole[::-1], whole[:, ::-1], whole[::-1, ::-1]]
     alone, predict = [predictor(image) for image in images], predictor._predict
 
@@ -91,25 +91,25 @@ def test_batches_shrink_if_memory_runs_out(predictor, pictures, monkeypatch, cap
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(inputs)
 
-    monkeypatch.setattr(predictor, "at_once", 4)
+    monkeypatch.setattr(predictor, "batch_size", 4)
     monkeypatch.setattr(predictor, "_predict", short_of_memory)
     for one, other in zip(alone, predictor(images), strict=True):
         assert torch.equal(one["instances"].scores, other["instances"].scores)
-    assert predictor.at_once == 1
+    assert predictor.batch_size == 1
     assert "Memory is too small for batches of 4 images; now 2" in caplog.text
     monkeypatch.setattr(predictor, "_predict", lambda inputs: (_ for _ in ()).throw(MemoryError("none left")))
     with pytest.raises(MemoryError, match="none left"):
         predictor(images)
 
 
-def test_a_broken_image_is_named_and_can_be_skipped(predictor, pictures, tmp_path, caplog):
+def test_a_broken_image_is_named_and_can_be_skipped(predictor, images, tmp_path, caplog):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(pictures[0].read_bytes()[:1000])
+    broken.write_bytes(images[0].read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"{broken} is broken or truncated"):
-        predictor([pictures[0], broken])
+        predictor([images[0], broken])
     with pytest.raises(FileNotFoundError, match="nowhere.png: there is no such file"):
         predictor("nowhere.png")
-    first, second, third = predictor.stream([pictures[0], broken, pictures[1]], skip_broken=True)
+    first, second, third = predictor.stream([images[0], broken, images[1]], skip_broken=True)
     assert (len(first), second, len(third)) == (1, {}, 1)
     assert f"Skipped: {broken} is broken" in caplog.text
 
@@ -182,12 +182,12 @@ def test_a_video_keeps_its_number_of_frames(tmp_path):
     assert not (tmp_path / "out/overview.png").exists()
 
 
-def test_broken_files_of_a_folder_are_skipped(tmp_path, pictures):
+def test_broken_files_of_a_folder_are_skipped(tmp_path, images):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for path in pictures[:2]:
+    for path in images[:2]:
         (folder / path.name).write_bytes(path.read_bytes())
-    Image.open(pictures[2]).convert("RGB").save(folder / "cut.jpg")
+    Image.open(images[2]).convert("RGB").save(folder / "cut.jpg")
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:2000])
     (folder / "no.mp4").write_bytes(b"no video")
     arguments = ("--input", folder, "--output", tmp_path / "out")
@@ -197,7 +197,7 @@ def test_broken_files_of_a_folder_are_skipped(tmp_path, pictures):
     assert f"Skipped: {folder}/cut.jpg is broken or truncated (image file is truncated" in done.stderr
     assert f"Skipped: {folder}/no.mp4 cannot be read as a video." in done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == sorted([*(path.name for path in pictures[:2]), "detections.json", "overview.png"])
+    assert written == sorted([*(path.name for path in images[:2]), "detections.json", "overview.png"])
     again = run_tool("demo.py", *arguments, datasets=tmp_path, config=zoo)
     assert again.returncode == 1
     assert "exists. Choose another --output, or add --overwrite." in again.stderr
@@ -308,11 +308,11 @@ def test_detections_are_a_coco_file_with_the_datasets_ids(tmp_path, small_shapes
     ]  # fmt: skip
 
 
-def test_label_maps_become_one_annotation_per_class(tmp_path, pictures):
+def test_label_maps_become_one_annotation_per_class(tmp_path, images):
     predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
-    draw_sources(predictor, find_sources([str(pictures[0])]), str(tmp_path))
+    draw_sources(predictor, find_sources([str(images[0])]), str(tmp_path))
     found = COCO(tmp_path / "detections.json")
-    labels = predictor(pictures[0])["sem_seg"].argmax(0).numpy()
+    labels = predictor(images[0])["sem_seg"].argmax(0).numpy()
     assert {a["category_id"] for a in found.anns.values()} == set(np.unique(labels).tolist())
     for annotation in found.anns.values():
         assert np.array_equal(found.annToMask(annotation), labels == annotation["category_id"])

@@ -8,11 +8,11 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..visual import EmbeddedBackbone, TimmBackbone
+from ..visual import ProjectedBackbone, TimmBackbone
 from ..visual.timm_backbone import TIMM_WEIGHTS
 from .clip import names_under, prefix_of
+from .load_report import first
 from .readers import read_weights
-from .report import first
 
 KEY = "MODEL.DENSECLIP.VISUAL.WEIGHTS"
 TORCHVISION = "torchvision://"
@@ -22,7 +22,7 @@ _COPY = "Copy the file here from a machine with a network, and set the key to it
 
 def _prefix(model: nn.Module) -> str | None:
     """Return the prefix of the parameters of a backbone that is no CLIP's; None without such a backbone."""
-    prefix = prefix_of(model, EmbeddedBackbone)
+    prefix = prefix_of(model, ProjectedBackbone)
     return None if prefix is None else f"{prefix}backbone."
 
 

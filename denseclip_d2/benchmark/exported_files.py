@@ -12,36 +12,36 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 
-from ..data.pictures import ordered
-from ..export import FORMATS, PRECISIONS, export_model
-from ..export.evaluation import picture_as_input
+from ..data.image_io import convert_bgr
+from ..export import EXPORT_PRECISIONS, FORMATS, export_model
+from ..export.evaluation import image_as_input
 from ..export.runtimes import openvino_runtime
 from ..inference import Predictor
-from .measure import Row, compare
+from .measure import Measurement, compare
 from .settings import Settings, with_values
 
 IMAGES = 40
 """Images of the test set in a timed step."""
 
 
-def exported(settings: Settings) -> Iterator[list[Row]]:
+def exported(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare ONNX files of every precision with their model, in ONNX Runtime and OpenVINO if installed."""
     cfg = with_values(settings.cfg, "MODEL.DEVICE", "cpu")
     name = cfg.DATASETS.TEST[0]
-    images = [picture_as_input(x["file_name"], cfg) for x in islice(DatasetCatalog.get(name), IMAGES)]
+    images = [image_as_input(x["file_name"], cfg) for x in islice(DatasetCatalog.get(name), IMAGES)]
     predictor = Predictor(cfg)
 
     def eager(image: np.ndarray) -> object:
-        return predictor(ordered(image[0], predictor.input_format))  # reversed again: it takes BGR
+        return predictor(convert_bgr(image[0], predictor.input_format))  # reversed again: it takes BGR
 
     with TemporaryDirectory() as folder, ExitStack() as stack:
         runs: dict[str, Callable] = {"eager": eager}
-        for precision in PRECISIONS:
+        for precision in EXPORT_PRECISIONS:
             file = Path(folder) / f"{precision}.onnx"
             export_model(cfg, file, "onnx", precision=precision)
             for runtime, opened in _runtimes(precision).items():
                 runs[f"{precision}, {runtime}"] = stack.enter_context(opened(file))
-        steps = {contender: partial(_run_all, run, images) for contender, run in runs.items()}
+        steps = {candidate: partial(_run_all, run, images) for candidate, run in runs.items()}
         case = f"{name}, {len(images)} images"
         yield compare("exported", case, steps, settings.repeats, torch.device("cpu"), images=len(images))
 

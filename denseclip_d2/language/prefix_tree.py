@@ -7,7 +7,7 @@ CONTEXT = -1
 """Stands for the first context vector among token ids; -2 stands for the second, and so on."""
 
 
-class PackedPrompts(nn.Module):
+class PrefixTree(nn.Module):
     """Prompts packed into one sequence: a tree of tokens, in which prompts share their beginnings.
 
     Attention is causal: the hidden state of a token depends only on the tokens before it. Equal beginnings
@@ -34,19 +34,19 @@ class PackedPrompts(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
 
-def pack_prompts(
-    ids: Tensor, num_contexts: int, max_tokens: int, *, ends: Tensor | None = None, start: int = 1
-) -> list[PackedPrompts]:
+def build_prefix_tree(
+    ids: Tensor, n_ctx: int, max_tokens: int, *, ends: Tensor | None = None, start: int = 1
+) -> list[PrefixTree]:
     """Pack prompts, in order, into sequences of at most ``max_tokens``, or of one prompt if it is longer.
 
     Args:
         ids: (K, L) token ids, ``[sot] name [eot]`` and padding.
-        num_contexts: number of context vectors after the start token.
+        n_ctx: number of context vectors after the start token.
         ends: (K,) index of each end token; None: the index of the highest id, as in CLIP.
         start: number of start tokens, 1 or 0.
     """
     ends = ids.argmax(dim=1) if ends is None else ends
-    contexts = list(range(CONTEXT, CONTEXT - num_contexts, -1))
+    contexts = list(range(CONTEXT, CONTEXT - n_ctx, -1))
     prompts = [
         row[:start] + contexts + row[start : end + 1]
         for row, end in zip(ids.tolist(), ends.tolist(), strict=True)
@@ -66,7 +66,7 @@ def _groups(prompts: Sequence[list[int]], max_tokens: int) -> Iterator[Sequence[
     yield prompts[first:]
 
 
-def _pack(prompts: Sequence[list[int]]) -> PackedPrompts:
+def _pack(prompts: Sequence[list[int]]) -> PrefixTree:
     tree: dict[tuple[int, int], int] = {}  # (index of the parent, token) to index
     ends = []
     for prompt in prompts:
@@ -81,4 +81,4 @@ def _pack(prompts: Sequence[list[int]]) -> PackedPrompts:
                 sees[place] |= sees[parent]
         mask = torch.zeros(sees.shape).masked_fill_(~sees, -torch.inf)
         tokens = torch.tensor([token for _, token in tree])
-        return PackedPrompts(tokens, sees.sum(1) - 1, mask, torch.tensor(ends))
+        return PrefixTree(tokens, sees.sum(1) - 1, mask, torch.tensor(ends))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..guidance import guidance_of
 from .clip import check_gelu, is_clip, is_openai_clip, rename_clip
+from .load_report import first
 from .openclip import PREFIX, parse_openclip_path
 from .readers import is_torchscript, read_weights
-from .report import first
 from .safetensors_header import names_in_header
 
 # Tensors of layers that tell classes apart, with the number of rows of class-agnostic layers. Infinity:
@@ -32,7 +32,7 @@ _LANGUAGE = "backbone.language."
 _TEXT_KEY = "MODEL.DENSECLIP.TEXT_WEIGHTS"
 
 
-def begin_from_other_classes(
+def load_for_new_classes(
     weights: dict[str, Tensor], model: nn.Module, path: str
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Return the weights of a model of other classes that do not depend on the classes.
@@ -89,7 +89,7 @@ def with_text_encoder(
         ValueError: there is no source, or it has another text encoder.
     """
     guided = guidance_of(model)
-    if f"{_LANGUAGE}text_embeddings" not in weights or guided is None or guided.language.folded:
+    if f"{_LANGUAGE}text_embeddings" not in weights or guided is None or guided.language.precomputed:
         return weights, []
     if not source:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a config takes from own data, ``DATASETS.OWN``."""
+"""What a config takes from own data, ``DATASETS.CUSTOM``."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.own import OwnData, own_boxes, own_labels
+from ..data.custom_dataset import CustomDataset, custom_boxes, custom_label_maps
 from ..data.semantic import register_semantic_folders
-from ..data.tasks import is_panoptic, is_semantic, section_of
+from ..data.tasks import is_panoptic, is_semantic, num_classes_section
 from ..utils.text import read_text
 
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD")
 """The keys that scale with the number of images."""
 
 
-def use_own_data(cfg: CfgNode, reference: CfgNode, overrides: Collection[str]) -> None:
-    """Register the data of ``DATASETS.OWN``, if any, and set the keys in ``cfg`` that follow from them.
+def use_custom_dataset(cfg: CfgNode, reference: CfgNode, overrides: Collection[str]) -> None:
+    """Register the data of ``DATASETS.CUSTOM``, if any, and set the keys in ``cfg`` that follow from them.
 
     The keys are the datasets, NUM_CLASSES, the length of names, and the schedule. A config that has the
     datasets already, such as ``OUTPUT_DIR/config.yaml``, does not change.
@@ -29,12 +29,12 @@ def use_own_data(cfg: CfgNode, reference: CfgNode, overrides: Collection[str]) -
     Raises:
         ValueError, FileNotFoundError: the data cannot be used, or not by this system.
     """
-    own = cfg.DATASETS.OWN
+    own = cfg.DATASETS.CUSTOM
     if not (own.TRAIN or own.SEMANTIC):
         if own.VAL:
-            raise ValueError("DATASETS.OWN.VAL (--val) needs DATASETS.OWN.TRAIN (--train).")
+            raise ValueError("DATASETS.CUSTOM.VAL (--val) needs DATASETS.CUSTOM.TRAIN (--train).")
         return
-    same = own == reference.DATASETS.OWN
+    same = own == reference.DATASETS.CUSTOM
     data = _register(cfg)
     if tuple(cfg.DATASETS.TRAIN) == (data.train,):
         check_same_classes(own.CLASS_NAMES, data.class_names, "this config")
@@ -55,11 +55,11 @@ def keep_schedule(cfg: CfgNode, overrides: Collection[str]) -> None:
     Raises:
         ValueError: the classes of the data have changed since.
     """
-    output, own = Path(cfg.OUTPUT_DIR), cfg.DATASETS.OWN
+    output, own = Path(cfg.OUTPUT_DIR), cfg.DATASETS.CUSTOM
     if not (own.TRAIN or own.SEMANTIC) or not (output / "last_checkpoint").is_file():
         return
     began = yaml.safe_load(read_text(output / "config.yaml"))
-    names = began["DATASETS"].get("OWN", {}).get("CLASS_NAMES", ())
+    names = began["DATASETS"].get("CUSTOM", {}).get("CLASS_NAMES", ())
     check_same_classes(names, own.CLASS_NAMES, f"the run in {output}")
     if "SOLVER.MAX_ITER" in overrides:
         return
@@ -86,41 +86,41 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], owner: str) ->
         )
 
 
-def _register(cfg: CfgNode) -> OwnData:
-    own = cfg.DATASETS.OWN
-    split = {"held_out": own.HELD_OUT, "seed": max(cfg.SEED, 0)}
+def _register(cfg: CfgNode) -> CustomDataset:
+    own = cfg.DATASETS.CUSTOM
+    split = {"held_out": own.VAL_FRACTION, "seed": max(cfg.SEED, 0)}
     if is_panoptic(cfg):
         raise ValueError(
-            f"{cfg.MODEL.META_ARCHITECTURE} needs objects and label maps. DATASETS.OWN has only one of them. "
-            "Use a config of RetinaNet, Mask R-CNN or Semantic FPN."
+            f"{cfg.MODEL.META_ARCHITECTURE} needs objects and label maps. DATASETS.CUSTOM has only one of "
+            "them. Use a config of RetinaNet, Mask R-CNN or Semantic FPN."
         )
     if bool(own.SEMANTIC) != is_semantic(cfg) or (own.SEMANTIC and own.TRAIN):
         needed = "SEMANTIC (--train-semantic)" if is_semantic(cfg) else "TRAIN (--train)"
-        raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} takes DATASETS.OWN.{needed} and no other.")
+        raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} takes DATASETS.CUSTOM.{needed} and no other.")
     if own.SEMANTIC:
         if own.SEMANTIC not in cfg.DATASETS.SEMANTIC_FOLDERS:
             cfg.DATASETS.SEMANTIC_FOLDERS = (*cfg.DATASETS.SEMANTIC_FOLDERS, own.SEMANTIC)
         register_semantic_folders(cfg)
-        return own_labels(own.SEMANTIC, **split)
+        return custom_label_maps(own.SEMANTIC, **split)
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    return own_boxes(own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty, **split)
+    return custom_boxes(own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty, **split)
 
 
-def _set_from(data: OwnData, cfg: CfgNode, reference: CfgNode, overrides: Collection[str]) -> None:
+def _set_from(data: CustomDataset, cfg: CfgNode, reference: CfgNode, overrides: Collection[str]) -> None:
     values = {
-        "DATASETS.OWN.CLASS_NAMES": data.class_names,
+        "DATASETS.CUSTOM.CLASS_NAMES": data.class_names,
         "DATASETS.TRAIN": (data.train,),
         "DATASETS.TEST": data.test,
-        f"MODEL.{section_of(cfg)}.NUM_CLASSES": len(data.class_names),
+        f"MODEL.{num_classes_section(cfg)}.NUM_CLASSES": len(data.class_names),
         "MODEL.DENSECLIP.CLASS_NAMES": (),
-        "MODEL.DENSECLIP.PROMPT.NAME_LENGTH": 0,
+        "MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS": 0,
         "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": _samples_classes(cfg, data),
         **_schedule(cfg, reference, data.num_images, scale="SOLVER.MAX_ITER" not in overrides),
     }
     cfg.merge_from_list([x for pair in values.items() if pair[0] not in overrides for x in pair])
 
 
-def _samples_classes(cfg: CfgNode, data: OwnData) -> bool:
+def _samples_classes(cfg: CfgNode, data: CustomDataset) -> bool:
     """Return whether the federated loss is chosen, and has more classes than it samples."""
     counts = MetadataCatalog.get(data.train).get("class_image_count", ())
     seen = sum(count["image_count"] > 0 for count in counts)
@@ -136,7 +136,7 @@ def _schedule(cfg: CfgNode, reference: CfgNode, num_images: int, *, scale: bool)
     if scale:
         # A dozen epochs of a few images are too short to train new layers.
         length = max(
-            round(longest * num_images / solver.REFERENCE_IMAGES), min(cfg.DATASETS.OWN.MIN_ITER, longest)
+            round(longest * num_images / solver.REFERENCE_IMAGES), min(cfg.DATASETS.CUSTOM.MIN_ITER, longest)
         )
     return {
         "SOLVER.MAX_ITER": length,
