@@ -112,7 +112,7 @@ def test_one_of_each_family_trains_evaluates_exports_and_loads(family, semantic_
 def test_one_of_each_kind_is_pretrained_on_captions(family, tmp_path):
     write_pairs(ImageCaptionPairs(8, seed=0), tmp_path / "pairs")
     recipe = Recipe(
-        model=f"tiny-{family}", steps=1, batch_size=4, alike=2, warmup=1, period=1, num_evaluated=2,
+        model=f"tiny-{family}", steps=1, batch_size=4, group_size=2, warmup=1, period=1, num_evaluated=2,
     )  # fmt: skip
     pretrain(recipe, CaptionTable(tmp_path / "pairs" / "captions.tsv"), tmp_path / "clip")
     metrics = final_metrics(tmp_path / "clip")
@@ -157,7 +157,7 @@ def test_pixels_follow_the_architecture_unless_the_config_says_otherwise(caplog)
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("roberta-ViT-B-32", "text encoder of Hugging Face's .roberta-base."),
+        ("roberta-ViT-B-32", "text encoder of Hugging Face .roberta-base."),
         ("coca_ViT-B-32", "is a CoCa"),
         ("vit_relpos_medium_patch16_cls_224", "images of one size alone"),
     ],

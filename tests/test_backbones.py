@@ -288,7 +288,7 @@ def test_the_pixels_are_the_backbones():
         ),
         (
             {"MODEL.DENSECLIP.VISUAL.WEIGHTS": "resnet.pth"},
-            "VISUAL.WEIGHTS is 'resnet.pth', and VISUAL.BACKBONE, whose weights these are, is empty",
+            "VISUAL.WEIGHTS is 'resnet.pth', but VISUAL.BACKBONE, whose weights they are, is empty",
         ),
         (
             {**TIMM, "MODEL.BACKBONE.NAME": "build_denseclip_simple_fpn_backbone"},
@@ -298,7 +298,7 @@ def test_the_pixels_are_the_backbones():
             {**RESNET, "MODEL.RESNETS.OUT_FEATURES": "['res4']"},
             "build_resnet_backbone has no level res2, res3, res5. Choose levels from res4",
         ),
-        ({**TIMM, "MODEL.DENSECLIP.VISUAL.PROJECTION": "mlp"}, "EMBEDDING is 'mlp'; it has to be one of"),
+        ({**TIMM, "MODEL.DENSECLIP.VISUAL.PROJECTION": "mlp"}, "PROJECTION is 'mlp'; it has to be one of"),
     ],
 )
 def test_a_backbone_that_cannot_be_is_refused(keys, message):

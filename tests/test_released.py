@@ -152,7 +152,7 @@ def test_prompts_longer_than_the_released_positions_are_refused(reference, tmp_p
     model = full_size_model(
         "COCO-Detection/denseclip_retinanet_RN50_FPN_1x", "MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS", "7"
     )
-    with pytest.raises(ValueError, match=r"13 positions.*take 15.*MAX_NAME_TOKENS to 5"):
+    with pytest.raises(ValueError, match=r"13 positions.*need 15.*MAX_NAME_TOKENS to 5"):
         released.convert_released(weights, model, "released.pth")
 
 

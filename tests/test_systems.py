@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from configs import prepared_cfg
 from PIL import Image
 from test_engine import final_metrics
 from torch.testing import assert_close
@@ -206,7 +207,7 @@ def test_a_system_of_ones_own_is_guided_by_one_line():
     guided = META_ARCH_REGISTRY.get("DenseCLIPHalvedSegmentor")
     try:
         opts = ["MODEL.META_ARCHITECTURE", "DenseCLIPHalvedSegmentor"]
-        cfg = load_config("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", opts)
+        cfg = prepared_cfg("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", opts)
         inputs = [{"image": torch.zeros(3, 64, 64), "sem_seg": torch.zeros(64, 64, dtype=torch.long)}]
         losses = guided(cfg)(inputs)
         assert set(losses) == {"loss_sem_seg", "loss_pixel_text"}

@@ -103,7 +103,8 @@ class Predictor(DefaultPredictor):
         """Yield outputs as of :meth:`__call__` for any number of images, in order.
 
         Args:
-            images: read at most :attr:`batch_size` ahead. A pair of an image and names has their score maps.
+            images: read at most :attr:`batch_size` ahead. A pair of an image and names has score maps
+                of these names.
             score_map_names: names for images without their own.
             skip_broken: for an unreadable image, log a warning and yield an empty output instead of raising.
         """
@@ -132,7 +133,11 @@ class Predictor(DefaultPredictor):
     def _input(self, image: ImageInput) -> dict:
         """Return an image as Detectron2's models take it."""
         image = _as_bgr(image)
-        resized = convert_bgr(self.aug.get_transform(image).apply_image(image), self.input_format)
+        resize = self.aug.get_transform(image).apply_image
+        if self.input_format in ("RGB", "BGR"):
+            resized = convert_bgr(resize(image), self.input_format)
+        else:  # as in evaluation: other formats are not bytes of three channels, which are resized otherwise
+            resized = resize(convert_bgr(image, self.input_format))
         pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 
