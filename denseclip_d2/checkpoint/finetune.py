@@ -135,7 +135,7 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
 def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
     """Return the visual channels and score channels of the guided level; None if no level has scores."""
     guided = guidance_of(model)
-    if guided is None or not guided.concat:
+    if guided is None or guided.concat != "scores":
         return None
     classes = len(guided.language.class_names)
     return guided.guided_shapes[guided.level].channels - classes, classes

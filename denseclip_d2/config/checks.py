@@ -17,6 +17,8 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
+from ..data.tasks import num_classes_section, predicts_masks
+from ..meta_arch.text_heads import ROI_HEADS
 from ..visual.timm_backbone import TIMM, check_timm_model
 from .projects import default_config
 from .rules import rule_of
@@ -60,6 +62,7 @@ def check_config(cfg: CfgNode) -> None:
     _check_pixels(cfg)
     _check_crop(cfg)
     _check_schedule(cfg)
+    _check_classifier(cfg)
     prompt, decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
     if prompt.CONTEXT_INIT and prompt.MODE not in ("post", "context"):
         raise ValueError(
@@ -137,6 +140,26 @@ def _check_crop(cfg: CfgNode) -> None:
         raise ValueError(
             f"INPUT.CROP.SIZE is {crop.SIZE!r}; with INPUT.CROP.TYPE {crop.TYPE!r} it has to be {needed}."
         )
+
+
+def _check_classifier(cfg: CfgNode) -> None:
+    """Refuse a text classifier where the model has none, or has weights of its own for each class."""
+    if cfg.MODEL.DENSECLIP.CLASSIFIER == "kway":
+        return
+    wrong = ""
+    section, heads = num_classes_section(cfg), cfg.MODEL.ROI_HEADS.NAME
+    if not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
+        wrong = f"a language-guided backbone, and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}"
+    elif section == "SEM_SEG_HEAD" and cfg.MODEL.SEM_SEG_HEAD.NAME != "SemSegFPNHeadWithDropout":
+        wrong = f"SemSegFPNHeadWithDropout, and MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME!r}"
+    elif section == "ROI_HEADS" and heads not in {*ROI_HEADS, *ROI_HEADS.values()}:
+        wrong = f"one of {', '.join(ROI_HEADS)}, and MODEL.ROI_HEADS.NAME is {heads!r}"
+    elif section == "ROI_HEADS" and not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        wrong = "boxes that are no class's: set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True"
+    elif predicts_masks(cfg) and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        wrong = "masks that are no class's: set MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK True"
+    if wrong:
+        raise ValueError(f"MODEL.DENSECLIP.CLASSIFIER 'text' needs {wrong}.")
 
 
 def _check_schedule(cfg: CfgNode) -> None:

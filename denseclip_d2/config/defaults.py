@@ -14,6 +14,10 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # precomputed text embeddings in its place, as the model zoo has. Empty: training from such weights is
     # refused.
     denseclip.TEXT_WEIGHTS = ""
+    # How heads classify: "kway", by a learned vector for each class, as released; or "text", by the cosine
+    # similarity with the text embeddings. With SCORE_MAP.CONCAT "text" or "none", such a model takes any
+    # names at test time. R-CNN heads then need class-agnostic boxes and masks.
+    denseclip.CLASSIFIER = "kway"
     # Weight of `loss_pixel_text`, the auxiliary pixel-text loss (paper, sec. 3.4).
     denseclip.LOSS_WEIGHT = 1.0
     # The pixels of a class in this loss: "box", as released, or "mask" (needs MODEL.MASK_ON).
@@ -86,6 +90,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.MAX_NAME_TOKENS = 0
     # The sentence of mode "template", with {} in place of the name.
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
+    # With CLASSIFIER "text": a class name whose embedding is learned, because the word says nothing.
+    denseclip.PROMPT.LEARNED_NAME = "background"
     # For inference: the weights hold precomputed text embeddings in place of text encoder and contexts.
     denseclip.PROMPT.PRECOMPUTED = False
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.
@@ -104,10 +110,11 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.SCORE_MAP.LEVEL = ""
     # Temperature that divides the cosine similarity.
     denseclip.SCORE_MAP.TAU = 0.07
-    # Concatenate the score map. False: the score map has its loss, and the pyramid is the one without
-    # language.
-    denseclip.SCORE_MAP.CONCAT = True
-    # Concatenate s / tau (released detectors), or s (released segmentors).
+    # What is concatenated to the feature: "scores", K channels, as released; "text", the text embeddings that
+    # each location sees, as many channels for any number of names; or "none": the loss alone reads the score
+    # map, and the pyramid is the one without language.
+    denseclip.SCORE_MAP.CONCAT = "scores"
+    # With "scores": concatenate s / tau (released detectors), or s (released segmentors).
     denseclip.SCORE_MAP.CONCAT_LOGITS = True
 
     # Detectron2's FCOS, with the values of its own config (model_zoo/configs/common/models/fcos.py).

@@ -107,6 +107,8 @@ _DENSECLIP = {
     "CONTEXT_DECODER.LAYERS": whole(1),
     "CONTEXT_DECODER.DROPOUT": RATE,
     "SCORE_MAP.TAU": POSITIVE,
+    "SCORE_MAP.CONCAT": one_of("scores", "text", "none"),
+    "CLASSIFIER": one_of("kway", "text"),
 }
 
 _FCOS = {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..meta_arch.retinanet import RetinaNetGlobalNorm
+from ..meta_arch.text_heads import dense_predictions
 from .resize import Side, fitted_size, resize
 
 Tensors = dict[str, Tensor]
@@ -149,7 +150,7 @@ class TraceableDenseDetector(TraceableModel):
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
         levels = [features[name] for name in self.model.head_in_features]
-        (instances,) = self.model.forward_inference(images, levels, self.model.head(levels))
+        (instances,) = self.model.forward_inference(images, levels, dense_predictions(self.model, features))
         return self._detections(instances, height, width)
 
 
@@ -190,7 +191,7 @@ class RetinaNetHeads(TraceableModel):
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
         levels = [features[name] for name in self.model.head_in_features]
         logits, deltas = self.model._transpose_dense_predictions(
-            self.model.head(levels), [self.model.num_classes, 4]
+            dense_predictions(self.model, features), [self.model.num_classes, 4]
         )
         anchors = [boxes.tensor for boxes in self.model.anchor_generator(levels)]
         return {

@@ -15,12 +15,14 @@ from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
 from .losses import label_map_loss, pixel_text_loss, pixel_text_softmax_loss, region_targets
 from .simple_pyramid import SimplePyramid
+from .text_classifier import TextClassifier
 
 __all__ = [
     "LanguageGuidedFPN",
     "LanguageGuidedFeatures",
     "LanguageGuidedNeck",
     "SimplePyramid",
+    "TextClassifier",
     "build_clip_backbone",
     "build_clip_fpn_backbone",
     "build_clip_retinanet_fpn_backbone",

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class LanguageGuidedFeatures(Backbone):
         language: PromptedTextEncoder,
         level: str = "",
         tau: float = 0.07,
-        concat: bool = True,
+        concat: str = "scores",
         concat_logits: bool = True,
         kernels: bool = True,
     ):
@@ -34,9 +35,11 @@ class LanguageGuidedFeatures(Backbone):
                 ``embedding_stride`` is the stride of the dense embedding.
             level: the feature that has the score map concatenated; empty: the one of the same stride.
             tau: temperature.
-            concat: False leaves the features as they are; the loss alone reads the score map.
-            concat_logits: concatenate score map / tau, as released for detection, or the score map, as
-                released for segmentation.
+            concat: "scores" concatenates the K score channels, as released. "text" concatenates the text
+                that each location sees, C channels whatever the number of names (:func:`seen_text`). "none"
+                leaves the features as they are; the loss alone reads the score map.
+            concat_logits: with "scores", concatenate score map / tau, as released for detection, or the score
+                map, as released for segmentation.
             kernels: compute the score map by a kernel if there is one; False: by its definition.
 
         Raises:
@@ -59,7 +62,8 @@ class LanguageGuidedFeatures(Backbone):
         self.concat_logits = concat_logits
         self.kernels = kernels
         self.score_map_stride = visual.embedding_stride
-        channels = shapes[level].channels + concat * len(language.class_names)
+        guide = {"scores": len(language.class_names), "text": language.embed_dim, "none": 0}[concat]
+        channels = shapes[level].channels + guide
         shapes[level] = ShapeSpec(channels=channels, stride=shapes[level].stride)
         self.guided_shapes = shapes
 
@@ -74,16 +78,20 @@ class LanguageGuidedFeatures(Backbone):
         """
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
-        Returns: the output of ``visual``, with the score map in one of its features, and ``score_map``.
+        Returns: the output of ``visual``, with the score map or the text seen in one of its features,
+            ``score_map``, and ``text_embeddings`` (B or 1, K, C).
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
         text = self.language(features["global_embedding"], dense)
         scores, logits = pixel_text_scores(dense, text, self.tau, self.kernels)
-        if self.concat:
-            guide = logits if self.concat_logits else scores
+        if self.concat != "none":
+            if self.concat == "text":
+                guide = seen_text(logits, text)
+            else:
+                guide = logits if self.concat_logits else scores
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
-        return {**features, "score_map": scores}
+        return {**features, "score_map": scores, "text_embeddings": text}
 
     def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
         """Return the score maps of names, which do not have to be classes.
@@ -108,6 +116,19 @@ class LanguageGuidedFeatures(Backbone):
             score_map = torch.cat([score_map, scores], dim=1)
         known = [*class_names, *others]
         return score_map[:, [known.index(name) for name in names]]
+
+
+def seen_text(logits: Tensor, text: Tensor) -> Tensor:
+    """Return the text that each location sees: the mean of the embeddings by the softmax of its scores.
+
+    Args:
+        logits: (B, K, h, w) score map over the temperature.
+        text: (B or 1, K, C) text embeddings, which are normalized here.
+    Returns: (B, C, h, w), times sqrt(C), so that a channel has unit size.
+    """
+    weights = logits.float().softmax(dim=1).to(text.dtype).flatten(2)
+    words = F.normalize(text, dim=-1).expand(logits.shape[0], -1, -1).transpose(1, 2)
+    return (words @ weights).unflatten(2, logits.shape[2:]) * text.shape[2] ** 0.5
 
 
 def guidance_of(model: nn.Module) -> LanguageGuidedFeatures | None:

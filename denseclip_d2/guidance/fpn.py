@@ -39,7 +39,7 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
         Returns: the neck's features, such as ``p2``..``p6`` of an FPN, and what :meth:`score_maps` reads.
         """
         features = super().forward(x)
-        kept = ("score_map", "global_embedding", "dense_embedding")
+        kept = ("score_map", "text_embeddings", "global_embedding", "dense_embedding")
         return {**self.fpn(features), **{name: features[name] for name in kept}}
 
 

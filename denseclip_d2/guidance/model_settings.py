@@ -28,6 +28,7 @@ class ModelSettings:
     res5_dilation: int | None = _setting("MODEL.DENSECLIP.VISUAL.RES5_DILATION")
     dense: str | None = _setting("MODEL.DENSECLIP.VISUAL.DENSE_FEATURES")
     tau: float | None = _setting("MODEL.DENSECLIP.SCORE_MAP.TAU")
+    concat: str | None = _setting("MODEL.DENSECLIP.SCORE_MAP.CONCAT")
     concat_logits: bool | None = _setting("MODEL.DENSECLIP.SCORE_MAP.CONCAT_LOGITS")
     prompt_mode: str | None = _setting("MODEL.DENSECLIP.PROMPT.MODE")
     precomputed_text: bool | None = _setting("MODEL.DENSECLIP.PROMPT.PRECOMPUTED")
@@ -43,7 +44,15 @@ class ModelSettings:
         if "retinanet" not in cfg.MODEL.BACKBONE.NAME:
             settings = replace(settings, fpn_p7_relu=None)
         if not guided:
-            language = ("dense", "tau", "concat_logits", "prompt_mode", "precomputed_text", "decoder_heads")
+            language = (
+                "dense",
+                "tau",
+                "concat",
+                "concat_logits",
+                "prompt_mode",
+                "precomputed_text",
+                "decoder_heads",
+            )
             settings = replace(settings, **dict.fromkeys(language))
         return settings
 

@@ -38,6 +38,7 @@ class PromptedTextEncoder(nn.Module):
     prompts: Tensor | None
     contexts: nn.Parameter | None
     packs: nn.ModuleList | None
+    learned_embedding: nn.Parameter | None
 
     @configurable
     def __init__(
@@ -53,6 +54,7 @@ class PromptedTextEncoder(nn.Module):
         template: str = "a photo of a {}.",
         context_init: str = "",
         context_std: float = 1.0,
+        learned_name: str = "",
         cuda_graph: bool = True,
         pack_tokens: int = PACK_TOKENS["cpu"],
         decoder_width: int = 256,
@@ -69,6 +71,7 @@ class PromptedTextEncoder(nn.Module):
             max_name_tokens: token ids of a name, with start and end; 0: as many as the longest name has.
             context_init: words that contexts begin from, of ``n_ctx`` tokens; empty: random contexts.
             context_std: standard deviation of random contexts.
+            learned_name: a class name whose embedding is learned instead of read, such as "background".
             cuda_graph: see :class:`CUDAGraphTextEncoder`.
             pack_tokens: tokens that the text encoder reads as one sequence.
 
@@ -87,6 +90,9 @@ class PromptedTextEncoder(nn.Module):
         self._make_text(embed_dim, pack_tokens)
         self._make_contexts(context_init, context_std)
         embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
+        self.embed_dim, self.learned_name = embed_dim, learned_name
+        learned = nn.init.normal_(torch.empty(embed_dim), std=embed_dim**-0.5)
+        self.register_parameter("learned_embedding", nn.Parameter(learned) if learned_name else None)
         self._make_decoder(embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
 
     @classmethod
@@ -108,6 +114,7 @@ class PromptedTextEncoder(nn.Module):
             "template": prompt.TEMPLATE,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
+            "learned_name": prompt.LEARNED_NAME if cfg.MODEL.DENSECLIP.CLASSIFIER == "text" else "",
             "cuda_graph": prompt.CUDA_GRAPH,
             "pack_tokens": tokens_of_pack(torch.device(cfg.MODEL.DEVICE)),
             "decoder_width": context_decoder.WIDTH,
@@ -126,9 +133,12 @@ class PromptedTextEncoder(nn.Module):
             ValueError: training mode without a text encoder.
         """
         if self.mode == "pre":
-            return self._encode(self._contexts_from(global_embedding, dense_embedding))
-        text = self._text()
-        return text if self.mode != "post" else self._refined(text, global_embedding, dense_embedding)
+            text = self._encode(self._contexts_from(global_embedding, dense_embedding))
+        else:
+            text = self._text()
+        if self.mode == "post":
+            text = self._refined(text, global_embedding, dense_embedding)
+        return self._with_learned(text)
 
     @torch.no_grad()
     def embed(self, names: Sequence[str], global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
@@ -179,6 +189,24 @@ class PromptedTextEncoder(nn.Module):
             raise ValueError("The model has precomputed text embeddings and no text encoder.")
         return self.text_encoder, self.prompts
 
+    def set_class_names(self, names: Sequence[str], text_embeddings: Tensor | None = None) -> None:
+        """Read other names, of any number, in place of the class names.
+
+        Args:
+            text_embeddings: (K, C), what :meth:`encode_names` returned for the names; None: to be computed.
+
+        Raises:
+            ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
+        """
+        check_class_names(names)
+        encoder, prompts = self.encoder_and_prompts()
+        self.prompts = self._tokenize(names, max_name_tokens=0).to(prompts.device)
+        self.class_names, self.packs = tuple(names), None
+        if text_embeddings is not None:
+            self.register_buffer("text_embeddings", text_embeddings, persistent=False)
+        elif self.text_embeddings is not None:
+            self.precompute_(keep_encoder=True)
+
     def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
         """Compute the text embeddings once, for inference with the same outputs.
 
@@ -216,6 +244,14 @@ class PromptedTextEncoder(nn.Module):
     def _encode(self, contexts: Tensor | None) -> Tensor:
         encoder, prompts = self.encoder_and_prompts()
         return self._graphed(encoder, self.packs or prompts, contexts)
+
+    def _with_learned(self, text: Tensor) -> Tensor:
+        """Return (B, K, C) embeddings, with the learned one in place of the text of ``learned_name``."""
+        if self.learned_embedding is None or self.learned_name not in self.class_names:
+            return text
+        learned = torch.zeros(text.shape[1], 1, dtype=torch.bool, device=text.device)
+        learned[self.class_names.index(self.learned_name)] = True
+        return torch.where(learned, self.learned_embedding.to(text.dtype), text)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
         text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace

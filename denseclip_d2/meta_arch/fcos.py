@@ -1,7 +1,11 @@
+from functools import partial
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead
+
+from .text_heads import TextFCOSHead, embed_dim_of
 
 
 @META_ARCH_REGISTRY.register()
@@ -20,9 +24,14 @@ class ConfigurableFCOS(FCOS):
     def from_config(cls, cfg) -> dict:
         fcos, backbone = cfg.MODEL.FCOS, build_backbone(cfg)
         shapes = [backbone.output_shape()[name] for name in fcos.IN_FEATURES]
-        head = FCOSHead(
+        embed_dim = embed_dim_of(cfg)
+        kind = (
+            partial(TextFCOSHead, embed_dim=embed_dim)
+            if embed_dim
+            else partial(FCOSHead, num_classes=fcos.NUM_CLASSES)
+        )
+        head = kind(
             input_shape=shapes,
-            num_classes=fcos.NUM_CLASSES,
             conv_dims=[shapes[0].channels] * fcos.NUM_CONVS,
             prior_prob=fcos.PRIOR_PROB,
             norm=fcos.NORM,

@@ -1,13 +1,22 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from ..guidance import LanguageGuidedFeatures, label_map_loss, pixel_text_loss, pixel_text_softmax_loss
+from ..guidance import (
+    LanguageGuidedFeatures,
+    TextClassifier,
+    label_map_loss,
+    pixel_text_loss,
+    pixel_text_softmax_loss,
+)
+from .text_heads import dense_predictions, with_text_roi_heads
 
 
 @contextmanager
@@ -73,7 +82,7 @@ class PixelTextSupervision(nn.Module):
         Raises:
             ValueError: NUM_CLASSES differs from the number of class names; a mask target without masks.
         """
-        system, denseclip = super(), cfg.MODEL.DENSECLIP
+        system, denseclip, cfg = super(), cfg.MODEL.DENSECLIP, with_text_roi_heads(cfg)
         # A meta-architecture without from_config, as PanopticDeepLab is, reads the config itself.
         arguments = system.from_config(cfg) if hasattr(system, "from_config") else {"cfg": cfg}
         _check_classes(cfg, cls.num_classes_key, arguments.get("backbone"))
@@ -92,10 +101,32 @@ class PixelTextSupervision(nn.Module):
         batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
         with captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
+        return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Find these classes from now on, in place of the ones before. Their number may differ.
+
+        Args:
+            names: see :meth:`PromptedTextEncoder.set_class_names`.
+
+        Raises:
+            ValueError: the model has weights of its own for each class, or no text encoder; names that
+                cannot be read.
+        """
+        if self.backbone.concat == "scores" or not any(isinstance(m, TextClassifier) for m in self.modules()):
+            raise ValueError(
+                "This model has learned weights for each of its classes, and finds no others. Other names "
+                "need a model trained with MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text'."
+            )
+        self.backbone.language.set_class_names(names)
+        for module in self.modules():
+            if hasattr(module, "num_classes"):
+                setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
+
+    def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         by_label = self.num_classes_key == "SEM_SEG_HEAD"
-        pixel_text = self._label_map_loss if by_label else self._instances_loss
-        loss = pixel_text(features["score_map"], batched_inputs)
-        return {**losses, "loss_pixel_text": self.pixel_text_weight * loss}
+        loss = (self._label_map_loss if by_label else self._instances_loss)(scores, batched_inputs)
+        return {"loss_pixel_text": self.pixel_text_weight * loss}
 
     def _instances_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
         instances = [x["instances"] for x in batched_inputs]
@@ -124,6 +155,25 @@ class PixelTextSupervision(nn.Module):
         padded = [F.pad(y, sides, value=ignore_value) for y, sides in zip(labels, beyond, strict=True)]
         logits = scores.float() / self.backbone.tau
         return label_map_loss(logits, torch.stack(padded), ignore_value, self.kernels)
+
+
+class DensePixelTextSupervision(PixelTextSupervision):
+    """:class:`PixelTextSupervision` for dense detectors, whose heads may read text embeddings."""
+
+    def forward(self, batched_inputs: list[dict]):
+        """Run ``DenseDetector.forward``, which itself hands the head no more than the pyramid's levels."""
+        detector: Any = self
+        images = detector.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        levels = [features[name] for name in detector.head_in_features]
+        predictions = dense_predictions(detector, features)
+        if not self.training:
+            results = detector.forward_inference(images, levels, predictions)
+            return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+        batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
+        instances = [x["instances"] for x in batched_inputs]
+        losses = detector.forward_training(images, levels, predictions, instances)
+        return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
 
 
 def language_guided(meta_arch: type[nn.Module], section: str) -> type[PixelTextSupervision]:

@@ -1,10 +1,12 @@
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..utils.distributed import sum_over_processes
+from .text_heads import TextRetinaNetHead, embed_dim_of
 
 
 @META_ARCH_REGISTRY.register()
@@ -15,6 +17,17 @@ class RetinaNetGlobalNorm(RetinaNet):
     anchors of all processes, so that their mean over processes is the loss of the global batch. On one
     process, the losses are Detectron2's.
     """
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        arguments = super().from_config(cfg)
+        if embed_dim := embed_dim_of(cfg):
+            shapes = arguments["backbone"].output_shape()
+            levels = [shapes[name] for name in arguments["head_in_features"]]
+            head = {**RetinaNetHead.from_config(cfg, levels), "embed_dim": embed_dim}
+            del head["num_classes"]
+            arguments["head"] = TextRetinaNetHead(**head)
+        return arguments
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         labels = torch.stack(gt_labels)

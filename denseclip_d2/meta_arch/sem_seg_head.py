@@ -4,7 +4,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
-from ..guidance import label_map_loss
+from ..data.tasks import is_panoptic
+from ..guidance import TextClassifier, label_map_loss
+from .text_heads import TEXT, embed_dim_of
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -15,20 +17,34 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
     0.01, and the loss is :func:`label_map_loss`.
     """
 
+    predictor: nn.Conv2d
+
     @configurable
     def __init__(
-        self, input_shape: dict[str, ShapeSpec], *, dropout: float = 0.1, kernels: bool = True, **kwargs
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        dropout: float = 0.1,
+        kernels: bool = True,
+        embed_dim: int = 0,
+        **kwargs,
     ):
         """
         Args:
             dropout: probability of dropping a channel in training.
             kernels: compute the loss in less memory; False: by its plain definition.
+            embed_dim: width of the text embeddings to classify by; 0: a learned vector for each class.
             input_shape, kwargs: as for ``SemSegFPNHead``.
         """
         super().__init__(input_shape, **kwargs)
         self.dropout = nn.Dropout2d(dropout)
         self.kernels = kernels
-        nn.init.normal_(self.predictor.weight, std=0.01)
+        self.classifier = None
+        if embed_dim:
+            self.predictor = nn.Conv2d(self.predictor.in_channels, embed_dim, kernel_size=1)
+            self.classifier = TextClassifier(embed_dim)
+        else:
+            nn.init.normal_(self.predictor.weight, std=0.01)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -36,11 +52,14 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             **super().from_config(cfg, input_shape),
             "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT,
             "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
+            # The score map of a panoptic model has the things; this head also knows stuff.
+            "embed_dim": 0 if is_panoptic(cfg) else embed_dim_of(cfg),
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         towers = zip(self.scale_heads, self.in_features, strict=True)
-        return self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
+        x = self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
+        return x if self.classifier is None else self.classifier(x, features[TEXT])
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         loss = label_map_loss(predictions, targets, self.ignore_value, self.kernels)

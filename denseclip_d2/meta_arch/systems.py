@@ -4,18 +4,18 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
 from .fcos import ConfigurableFCOS
-from .pixel_text import PixelTextSupervision, language_guided
+from .pixel_text import DensePixelTextSupervision, PixelTextSupervision, language_guided
 from .retinanet import RetinaNetGlobalNorm
 from .semantic_fpn import SlidingWindowSegmentor
 
 
 @META_ARCH_REGISTRY.register()
-class DenseCLIPRetinaNet(PixelTextSupervision, RetinaNetGlobalNorm):
+class DenseCLIPRetinaNet(DensePixelTextSupervision, RetinaNetGlobalNorm):
     num_classes_key = "RETINANET"
 
 
 @META_ARCH_REGISTRY.register()
-class DenseCLIPFCOS(PixelTextSupervision, ConfigurableFCOS):
+class DenseCLIPFCOS(DensePixelTextSupervision, ConfigurableFCOS):
     num_classes_key = "FCOS"
 
 

@@ -21,7 +21,8 @@ KEYS = {
 }
 """Old keys and sections, with the key that each one became; empty: it has no effect anymore."""
 
-VALUES = {
+VALUES: dict[str, dict[object, str]] = {
+    "MODEL.DENSECLIP.SCORE_MAP.CONCAT": {True: "scores", False: "none", "True": "scores", "False": "none"},
     "MODEL.META_ARCHITECTURE": {
         "CLIPFCOS": "ConfigurableFCOS",
         "CLIPRetinaNet": "RetinaNetGlobalNorm",
@@ -29,7 +30,7 @@ VALUES = {
     },
     "MODEL.SEM_SEG_HEAD.NAME": {"CLIPSemSegFPNHead": "SemSegFPNHeadWithDropout"},
 }
-"""Names of classes that earlier versions registered, by the key that holds them."""
+"""Values of earlier versions, by the key that holds them."""
 
 
 def update_key(key: str) -> str:
@@ -42,7 +43,7 @@ def update_key(key: str) -> str:
 
 def update_value(key: str, value: object) -> object:
     """Return what the value of a dotted key is called now."""
-    return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+    return VALUES.get(key, {}).get(value, value) if isinstance(value, str | bool) else value
 
 
 def update_content(content: dict) -> dict:

@@ -1,0 +1,47 @@
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TextClassifier(nn.Module):
+    """Class logits as scaled cosine similarities with text embeddings, in place of K learned weight vectors.
+
+    The weights of the classes are their text embeddings. One classifier therefore takes any names, in any
+    number, also at test time.
+    """
+
+    background: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, embed_dim: int, *, background: bool = False, scale: float = 10.0, prior: float = 0.0):
+        """
+        Args:
+            embed_dim: C, the width of the text embeddings.
+            background: append a class with a learned embedding.
+            scale: initial factor of the cosine similarities. It is learned.
+            prior: initial probability of each class, for sigmoid losses. It sets a learned bias. 0: no bias.
+        """
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        learned = nn.init.normal_(torch.empty(embed_dim), std=embed_dim**-0.5)
+        self.register_parameter("background", nn.Parameter(learned) if background else None)
+        bias = torch.tensor(math.log(prior / (1 - prior))) if prior else None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """
+        Args:
+            x: (B, C, ...) visual embeddings.
+            text: (B or 1, K, C) text embeddings.
+        Returns: (B, K, ...) logits; K + 1 with a background class, which is the last.
+        """
+        if self.background is not None:
+            background = self.background.to(text.dtype).expand(text.shape[0], 1, -1)
+            text = torch.cat([text, background], dim=1)
+        text = F.normalize(text, dim=-1).expand(x.shape[0], -1, -1)
+        logits = self.log_scale.exp() * (text @ F.normalize(x.flatten(2), dim=1))
+        if self.bias is not None:
+            logits = logits + self.bias
+        return logits.unflatten(2, x.shape[2:])

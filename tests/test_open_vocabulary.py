@@ -1,0 +1,166 @@
+"""Names at test time: guidance of fixed width, and heads that classify by text embeddings."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch.testing import assert_close
+
+from denseclip_d2.builder import build_model
+from denseclip_d2.config import load_config
+from denseclip_d2.guidance import TextClassifier
+from denseclip_d2.guidance.features import seen_text
+
+NAMES = ("red circle", "green square", "blue cross")
+TEXT = ["MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text"]
+AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True]
+SYSTEMS = {
+    "semantic_fpn": ("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", "SEM_SEG_HEAD", []),
+    "retinanet": ("configs/Shapes/denseclip_retinanet_tiny.yaml", "RETINANET", []),
+    "fcos": ("configs/Shapes/systems/fcos.yaml", "FCOS", []),
+    "mask_rcnn": ("configs/Shapes/denseclip_mask_rcnn_tiny.yaml", "ROI_HEADS", AGNOSTIC),
+    "cascade": ("configs/Shapes/systems/cascade_mask_rcnn.yaml", "ROI_HEADS", AGNOSTIC),
+}
+
+
+def open_model(system: str, names=NAMES, *more):
+    file, section, opts = SYSTEMS[system]
+    names = (*names, "background") if section == "SEM_SEG_HEAD" else tuple(names)
+    opts = [*TEXT, *opts, f"MODEL.{section}.NUM_CLASSES", len(names), "MODEL.DENSECLIP.CLASS_NAMES", names]
+    torch.manual_seed(0)
+    return build_model(load_config(file, [*opts, "MODEL.WEIGHTS", "", *more]))
+
+
+def image(*, labels: bool = False, objects: bool = False) -> dict:
+    x = {"image": torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255}
+    if labels:
+        x["sem_seg"] = torch.zeros(64, 96, dtype=torch.long)
+        x["sem_seg"][:20] = 2
+    if objects:
+        instances = Instances((64, 96))
+        instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 90.0, 60.0]]))
+        instances.gt_classes = torch.tensor([0, 2])
+        x["instances"] = instances
+    return x
+
+
+def test_logits_are_scaled_cosines_with_the_names():
+    classifier = TextClassifier(8, scale=7.0)
+    x, text = torch.randn(2, 8, 3, 5), torch.randn(2, 4, 8)
+    expected = 7 * torch.einsum("bchw,bkc->bkhw", F.normalize(x, dim=1), F.normalize(text, dim=2))
+    assert_close(classifier(x, text), expected)
+    assert_close(classifier(x, text[:1, [2, 0]]), classifier(x, text[:1])[:, [2, 0]])
+
+
+def test_a_prior_and_a_learned_background_are_added():
+    classifier = TextClassifier(8, background=True, prior=0.01)
+    logits = classifier(torch.zeros(1, 8, 5), torch.randn(1, 3, 8))
+    assert_close(logits.sigmoid(), torch.full((1, 4, 5), 0.01))
+
+
+def test_seen_text_has_the_width_of_the_text_whatever_the_number_of_names():
+    text = torch.randn(1, 6, 16)
+    logits = torch.full((2, 6, 3, 4), -100.0)
+    logits[:, 4] = 100.0
+    expected = F.normalize(text[0, 4], dim=0)[None, :, None, None].expand(2, -1, 3, 4) * 4
+    assert_close(seen_text(logits, text), expected)
+    assert seen_text(torch.randn(2, 900, 3, 4), torch.randn(2, 900, 16)).shape == (2, 16, 3, 4)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_no_weight_depends_on_the_number_of_names(system):
+    few, many = open_model(system), open_model(system, [f"thing {i}" for i in range(20)])
+    shapes = {name: x.shape for name, x in few.state_dict().items()}
+    assert shapes == {name: x.shape for name, x in many.state_dict().items()}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_training_reaches_the_classifier_and_the_text(system):
+    model = open_model(system).train()
+    semantic = system == "semantic_fpn"
+    inputs = image(labels=semantic, objects=not semantic)
+    if "mask" in system or system == "cascade":
+        model.roi_heads.mask_on = False
+    with EventStorage():
+        losses = model([inputs, inputs])
+    assert "loss_pixel_text" in losses
+    sum(loss for name, loss in losses.items() if name != "loss_pixel_text").backward()
+    learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(name.endswith("classifier.log_scale") for name in learned)
+    assert "backbone.language.contexts" in learned
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_model_given_names_is_the_model_built_with_them(system):
+    names = ("a", "yellow star", "red circle", "dog", "violet bar")
+    given, built = open_model(system).eval(), open_model(system, names).eval()
+    built.load_state_dict(given.state_dict())
+    given.set_class_names(built.backbone.language.class_names)
+    with torch.no_grad():
+        (ours,), (theirs,) = given([image()]), built([image()])
+    if system == "semantic_fpn":
+        assert ours["sem_seg"].shape == (6, 64, 96)
+        assert_close(ours["sem_seg"], theirs["sem_seg"])
+    else:
+        assert_close(ours["instances"].scores, theirs["instances"].scores)
+        assert_close(ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor)
+        assert torch.equal(ours["instances"].pred_classes, theirs["instances"].pred_classes)
+
+
+def test_the_order_of_names_is_the_order_of_classes():
+    model = open_model("semantic_fpn").eval()
+    with torch.no_grad():
+        before = model([image()])[0]["sem_seg"]
+        model.set_class_names(["background", "blue cross", "red circle", "green square"])
+        after = model([image()])[0]["sem_seg"]
+    assert_close(after, before[[3, 2, 0, 1]])
+
+
+def test_a_learned_name_is_not_read():
+    model = open_model("semantic_fpn").eval()
+    with torch.no_grad():
+        before = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
+        model.backbone.language.learned_embedding.fill_(2)
+        after = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert (after[:, 3] == 2).all()
+
+
+def test_other_names_need_a_text_classifier():
+    model = build_model(load_config(SYSTEMS["semantic_fpn"][0], []))
+    with pytest.raises(ValueError, match="learned weights for each of its classes"):
+        model.set_class_names(["dog"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "No class names"),
+        (["", "a"], "empty"),
+        (["a", "a"], "more than once"),
+        (["word " * 90], "tokens"),
+    ],
+)
+def test_bad_names_end_in_words(names, message):
+    with pytest.raises(ValueError, match=message):
+        open_model("retinanet").set_class_names(names)
+
+
+@pytest.mark.parametrize(
+    ("system", "opts", "message"),
+    [
+        ("mask_rcnn", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG True"),
+        ("mask_rcnn", ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False], "CLS_AGNOSTIC_MASK True"),
+        ("mask_rcnn", ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"], "one of StandardROIHeads, CascadeROIHeads"),
+        (
+            "retinanet",
+            ["MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"],
+            "language-guided backbone",
+        ),
+        ("semantic_fpn", ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"], "SemSegFPNHeadWithDropout"),
+    ],
+)
+def test_what_cannot_classify_by_text_is_refused(system, opts, message):
+    with pytest.raises(ValueError, match=f"CLASSIFIER 'text' needs .*{message}"):
+        open_model(system, NAMES, *opts)
