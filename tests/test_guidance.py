@@ -192,7 +192,8 @@ def test_outputs_are_the_declared_pyramid_and_the_score_map():
     for name, shape in model.output_shape().items():
         assert features[name].shape == (2, shape.channels, 64 // shape.stride, 128 // shape.stride)
     assert set(model.output_shape()) == {"p2", "p3", "p4", "p5", "p6"}
-    assert set(features) - set(model.output_shape()) == {"score_map", "global_embedding", "dense_embedding"}
+    embeddings = {"text_embeddings", "global_embedding", "dense_embedding"}
+    assert set(features) - set(model.output_shape()) == {"score_map", *embeddings}
     assert features["score_map"].shape == (2, 5, 2, 4)
     assert features["score_map"].abs().max() <= 1
     assert model.size_divisibility == 32
@@ -230,7 +231,7 @@ def test_score_maps_of_features_in_half_precision_are_float32():
 
 
 def test_without_concatenation_the_pyramid_is_that_of_the_features_alone():
-    model = guided_fpn(concat=False).eval()
+    model = guided_fpn(concat="none").eval()
     images = torch.rand(1, 3, 64, 64)
     outputs = model(images)
     pyramid = model.fpn(model.visual(images))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
-from .prompts import check_class_names, check_prompts, tokenize_names
+from .prompts import check_class_names, check_prompts, split_synonyms, tokenize_names
 from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
 
@@ -64,7 +64,8 @@ class PromptedTextEncoder(nn.Module):
     ):
         """
         Args:
-            class_names: K names, in the order of the class ids.
+            class_names: K names, in the order of the class ids. Synonyms such as "sofa|couch" share a class
+                by the mean of their text embeddings.
             text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
             tokenizer: of the text encoder; None: CLIP's.
             embed_dim: C, needed without a text encoder.
@@ -87,7 +88,8 @@ class PromptedTextEncoder(nn.Module):
         self.n_ctx, self.max_name_tokens = n_ctx, max_name_tokens
         self.text_encoder, self._tokenizer = text_encoder, tokenizer
         self._graphed = CUDAGraphTextEncoder(cuda_graph)
-        self._make_text(embed_dim, pack_tokens)
+        self._pack_tokens, self._owners = pack_tokens, list(range(len(class_names)))
+        self._make_text(embed_dim)
         self._make_contexts(context_init, context_std)
         embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
         self.embed_dim, self.learned_name = embed_dim, learned_name
@@ -151,17 +153,31 @@ class PromptedTextEncoder(nn.Module):
         Raises:
             ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
         """
-        check_class_names(names)
-        encoder, prompts = self.encoder_and_prompts()
-        prompts = self._tokenize(names, max_name_tokens=0).to(prompts.device)
         if self.mode == "pre":
-            return encoder(prompts, self._contexts_from(global_embedding, dense_embedding))
-        text = encoder(prompts, self.contexts)
+            return self.encode_names(names, self._contexts_from(global_embedding, dense_embedding))
+        text = self.encode_names(names, self.contexts)
         if self.mode != "post":
             return text
         # The queries attend to one another, and in training the class names were beside them.
         text = torch.cat([self._text(), text], dim=1)
         return self._refined(text, global_embedding, dense_embedding)[:, -len(names) :]
+
+    @torch.no_grad()
+    def encode_names(self, names: Sequence[str], contexts: Tensor | None) -> Tensor:
+        """Return text embeddings of any names, before the image refines them.
+
+        Args:
+            names: n names of any length.
+            contexts: (B, N, D), such as :attr:`contexts`; None in mode "template".
+        Returns: (B, n, C).
+        Raises:
+            ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
+        """
+        check_class_names(names)
+        encoder, prompts = self.encoder_and_prompts()
+        words, owners = split_synonyms(names)
+        text = encoder(self._tokenize(words, max_name_tokens=0).to(prompts.device), contexts)
+        return _mean_of_synonyms(text, owners)
 
     @torch.no_grad()
     def init_contexts(self) -> None:
@@ -193,15 +209,16 @@ class PromptedTextEncoder(nn.Module):
         """Read other names, of any number, in place of the class names.
 
         Args:
-            text_embeddings: (K, C), what :meth:`encode_names` returned for the names; None: to be computed.
+            text_embeddings: (K, C), the names' own from :meth:`encode_names`; None: to be computed.
 
         Raises:
             ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
         """
         check_class_names(names)
-        encoder, prompts = self.encoder_and_prompts()
-        self.prompts = self._tokenize(names, max_name_tokens=0).to(prompts.device)
-        self.class_names, self.packs = tuple(names), None
+        _, prompts = self.encoder_and_prompts()
+        self.class_names = tuple(names)
+        self._lay_out(max_name_tokens=0)
+        self.to(prompts.device)
         if text_embeddings is not None:
             self.register_buffer("text_embeddings", text_embeddings, persistent=False)
         elif self.text_embeddings is not None:
@@ -243,7 +260,7 @@ class PromptedTextEncoder(nn.Module):
 
     def _encode(self, contexts: Tensor | None) -> Tensor:
         encoder, prompts = self.encoder_and_prompts()
-        return self._graphed(encoder, self.packs or prompts, contexts)
+        return _mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
     def _with_learned(self, text: Tensor) -> Tensor:
         """Return (B, K, C) embeddings, with the learned one in place of the text of ``learned_name``."""
@@ -261,7 +278,7 @@ class PromptedTextEncoder(nn.Module):
         queries = self.queries.expand(global_embedding.shape[0], -1, -1)
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
-    def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
+    def _make_text(self, embed_dim: int) -> None:
         """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
@@ -269,9 +286,16 @@ class PromptedTextEncoder(nn.Module):
             self._check_precomputable()
             self.text_embeddings = torch.randn(len(self.class_names), embed_dim)
             return
-        self.prompts = self._tokenize(self.class_names, self.max_name_tokens)
+        self._lay_out(self.max_name_tokens)
+
+    def _lay_out(self, max_name_tokens: int) -> None:
+        """Tokenize the class names, and lay the tokens out for the text encoder."""
+        encoder = self.text_encoder
+        assert encoder is not None
+        words, self._owners = split_synonyms(self.class_names)
+        self.prompts = self._tokenize(words, max_name_tokens)
         n_ctx = 0 if self.mode == "template" else self.n_ctx
-        self.packs = self.text_encoder.pack(self.prompts, n_ctx, pack_tokens)
+        self.packs = encoder.pack(self.prompts, n_ctx, self._pack_tokens)
 
     def _make_contexts(self, context_init: str, std: float) -> None:
         self.register_parameter("contexts", None)
@@ -316,6 +340,15 @@ class PromptedTextEncoder(nn.Module):
         prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
         check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
         return prompts
+
+
+def _mean_of_synonyms(text: Tensor, owners: Sequence[int]) -> Tensor:
+    """Return (B, K, C) means of the embeddings (B, S, C) of words that are of the same name."""
+    if not owners or len(owners) == owners[-1] + 1:
+        return text
+    index = torch.tensor(owners, device=text.device)
+    sums = text.new_zeros(len(text), owners[-1] + 1, text.shape[2]).index_add(1, index, text)
+    return sums / index.bincount().to(text.dtype)[:, None]
 
 
 @contextmanager

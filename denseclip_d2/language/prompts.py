@@ -6,6 +6,9 @@ from torch import Tensor
 
 from .tokenizers import Tokenizer, clip_tokenizer
 
+SYNONYM = "|"
+"""Separates the synonyms of a class, which share the mean of their text embeddings."""
+
 
 def check_class_names(names: Sequence[str]) -> None:
     """Check that class names tell the classes apart.
@@ -21,11 +24,20 @@ def check_class_names(names: Sequence[str]) -> None:
         wrong = next(name for name in names if not isinstance(name, str))
         raise ValueError(f"Class names must be strings, not {wrong!r}. {hint}")
     plain = [" ".join(name.lower().split()) for name in names]
+    for i, name in enumerate(plain):
+        if SYNONYM in name and not all(word.strip() for word in name.split(SYNONYM)):
+            raise ValueError(f"The name of class {i}, {name!r}, has an empty synonym. {hint}")
     if "" in plain:
         raise ValueError(f"The name of class {plain.index('')} is empty. {hint}")
     repeated = [name for name, count in Counter(plain).items() if count > 1]
     if repeated:
         raise ValueError(f"Class names given more than once: {', '.join(map(repr, repeated))}. {hint}")
+
+
+def split_synonyms(names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the words of names such as "sofa|couch", and the number of the name that each word is of."""
+    words = [(word.strip(), i) for i, name in enumerate(names) for word in name.split(SYNONYM)]
+    return [word for word, _ in words], [i for _, i in words]
 
 
 def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer | None = None) -> Tensor:

@@ -103,11 +103,11 @@ class PixelTextSupervision(nn.Module):
             losses = super().forward(batched_inputs)
         return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
 
-    def set_class_names(self, names: Sequence[str]) -> None:
+    def set_class_names(self, names: Sequence[str], text_embeddings: Tensor | None = None) -> None:
         """Find these classes from now on, in place of the ones before. Their number may differ.
 
         Args:
-            names: see :meth:`PromptedTextEncoder.set_class_names`.
+            names, text_embeddings: see :meth:`PromptedTextEncoder.set_class_names`.
 
         Raises:
             ValueError: the model has weights of its own for each class, or no text encoder; names that
@@ -118,7 +118,7 @@ class PixelTextSupervision(nn.Module):
                 "This model has learned weights for each of its classes, and finds no others. Other names "
                 "need a model trained with MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text'."
             )
-        self.backbone.language.set_class_names(names)
+        self.backbone.language.set_class_names(names, text_embeddings)
         for module in self.modules():
             if hasattr(module, "num_classes"):
                 setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
