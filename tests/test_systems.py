@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
-from configs import prepared_cfg
 from PIL import Image
 from test_engine import final_metrics
 from torch.testing import assert_close
 
+from configs import prepared_cfg
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import load_config
 from denseclip_d2.data.tasks import num_classes_section
