@@ -24,7 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="an exported model.onnx")
-    parser.add_argument("image", metavar="image")
+    parser.add_argument("image")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
     parser.add_argument("--output", default="seen.png", help="image to write (%(default)s)")
     parser.add_argument(

@@ -111,6 +111,13 @@ def test_results_of_other_options_are_not_taken_for_these(ablation, train, tmp_p
         run_all(other, tmp_path / "out", train)
 
 
+def test_results_under_a_keys_old_name_are_taken(train, tmp_path):
+    texts = [TWO_ROWS.replace("MAX_ITER: 2", f"{key}: 1") for key in ("KEEP_CHECKPOINTS", "MAX_TO_KEEP")]
+    old, new = (read_sweep(write_rows(tmp_path / "rows.yaml", text)) for text in texts)
+    run_all(old, tmp_path / "out", train)
+    assert [*finished(new, tmp_path / "out").values()] == [*finished(old, tmp_path / "out").values()] != []
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

@@ -32,7 +32,7 @@ def run_tool(monkeypatch, *args, small=SMALL) -> None:
     runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
 
 
-def test_the_tool_prints_and_writes_every_contender_of_every_case(tmp_path, monkeypatch, capsys):
+def test_the_tool_prints_and_writes_every_candidate_of_every_case(tmp_path, monkeypatch, capsys):
     out = tmp_path / "new/report.json"
     run_tool(
         monkeypatch, "--config-file", MASK_RCNN, "--classes", 5, 7,
@@ -85,7 +85,7 @@ def test_detectors_grow_along_each_axis_alone(tmp_path, monkeypatch):
     assert threads == [1, before := torch.get_num_threads(), *([1, before] * 3), 2, before]
 
 
-def test_contenders_can_be_chosen(tmp_path, monkeypatch):
+def test_candidates_can_be_chosen(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     run_tool(
         monkeypatch, "--config-file", RETINANET, "--only", "inference", "--candidates", "DenseCLIP", "CLIP",
@@ -163,7 +163,7 @@ def test_there_are_real_names_for_as_many_classes(number):
     check_class_names(names)
 
 
-def test_contenders_are_one_detector_with_and_without_language():
+def test_candidates_are_one_detector_with_and_without_language():
     cfg = load_config(RETINANET, SMALL)
     configs = candidate_configs(cfg, 5)
     models = {name: Candidate(own, 1, (64, 96), 5, training=True).model for name, own in configs.items()}
@@ -193,7 +193,7 @@ def test_objects_are_inside_the_image_and_of_the_classes():
     assert torch.equal(instances.gt_masks.get_bounding_boxes().tensor, boxes)
 
 
-def test_contenders_take_turns_after_one_round_that_does_not_count():
+def test_candidates_take_turns_after_one_round_that_does_not_count():
     order = []
     steps = {name: lambda name=name: order.append(name) for name in "ab"}
     seconds = interleaved(steps, 3, CPU)

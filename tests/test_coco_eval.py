@@ -152,9 +152,9 @@ def by_pycocotools(content: dict, found: list[dict], task: str, limit: int = 100
     return evaluation
 
 
-def assert_pycocotools_figures(found, expected: COCOeval) -> None:
+def assert_pycocotools_metrics(found, expected: COCOeval) -> None:
     """Compare bit for bit. -1 means that a metric is undefined."""
-    assert [*found.figures.values()] == expected.stats[:6].tolist()
+    assert [*found.metrics.values()] == expected.stats[:6].tolist()
     np.testing.assert_array_equal(found.precision, expected.eval["precision"][..., 0, -1])
 
 
@@ -167,10 +167,10 @@ def test_coco_has_pycocotools_figures_to_the_last_bit(case, task):
     content, found = CASES[case]()
     before = json.dumps([content, found])
     evaluation = evaluate_coco(content, found, task, category_ids(content, {}))
-    assert_pycocotools_figures(evaluation, by_pycocotools(content, found, task))
+    assert_pycocotools_metrics(evaluation, by_pycocotools(content, found, task))
     assert json.dumps([content, found]) == before
     if case == "plain":
-        assert 0.05 < evaluation.figures["AP"] < 0.9
+        assert 0.05 < evaluation.metrics["AP"] < 0.9
 
 
 def test_photographs_have_pycocotools_figures_to_the_last_bit(coco_root):
@@ -190,14 +190,14 @@ def test_photographs_have_pycocotools_figures_to_the_last_bit(coco_root):
     assert any(annotation["iscrowd"] for annotation in content["annotations"])
     for task in ("bbox", "segm"):
         evaluation = evaluate_coco(content, found, task, category_ids(content, {}))
-        assert_pycocotools_figures(evaluation, by_pycocotools(content, found, task))
+        assert_pycocotools_metrics(evaluation, by_pycocotools(content, found, task))
 
 
 @pytest.mark.parametrize("limit", [10, 300])
 def test_other_numbers_of_detections_count(limit):
     content, found = CASES["more than 100 of a class"]()
     evaluation = evaluate_coco(content, found, "bbox", category_ids(content, {}), max_detections=limit)
-    assert_pycocotools_figures(evaluation, by_pycocotools(content, found, "bbox", limit))
+    assert_pycocotools_metrics(evaluation, by_pycocotools(content, found, "bbox", limit))
     usual = by_pycocotools(content, found, "bbox")
     assert (evaluation.precision != usual.eval["precision"][..., 0, -1]).any()
 
@@ -210,7 +210,7 @@ def test_images_can_be_chosen():
     few["annotations"] = [a for a in content["annotations"] if a["image_id"] in chosen]
     expected = by_pycocotools(few, [d for d in found if d["image_id"] in chosen], "bbox")
     evaluation = evaluate_coco(content, found, "bbox", ids, image_ids=chosen)
-    assert_pycocotools_figures(evaluation, expected)
+    assert_pycocotools_metrics(evaluation, expected)
 
 
 # Ids and values
@@ -251,7 +251,7 @@ def test_ids_of_any_kind_have_the_figures_of_plain_ones(case, task):
         record["category_id"] = change["category"](record["category_id"])
     content["images"].reverse()  # in the order of ids, not of the file
     evaluation = evaluate_coco(content, found, task, category_ids(content, {}))
-    assert_pycocotools_figures(evaluation, expected)
+    assert_pycocotools_metrics(evaluation, expected)
 
 
 def test_one_object_with_id_0_is_found():
@@ -260,7 +260,7 @@ def test_one_object_with_id_0_is_found():
     content["annotations"] = [{**content["annotations"][0], "id": 0}]
     perfect = [{**content["annotations"][0], "score": 0.9}]
     assert by_pycocotools(content, perfect, "bbox").stats[0] == 0
-    assert evaluate_coco(content, perfect, "bbox", category_ids(content, {})).figures["AP"] == pytest.approx(
+    assert evaluate_coco(content, perfect, "bbox", category_ids(content, {})).metrics["AP"] == pytest.approx(
         1
     )
 
@@ -282,7 +282,7 @@ def test_values_that_are_missing_are_made_up_for(task):
             del annotation["iscrowd"], annotation["area"], annotation["bbox"]
         else:
             annotation |= {"iscrowd": None, "area": None, "bbox": None}
-    assert_pycocotools_figures(evaluate_coco(content, found, task, ids), expected)
+    assert_pycocotools_metrics(evaluate_coco(content, found, task, ids), expected)
 
     content, found = scene(13)
     for annotation in content["annotations"]:
@@ -290,7 +290,7 @@ def test_values_that_are_missing_are_made_up_for(task):
     expected = by_pycocotools(content, found, "bbox")
     for annotation in content["annotations"]:
         del annotation["area"], annotation["segmentation"]
-    assert_pycocotools_figures(evaluate_coco(content, found, "bbox", ids), expected)
+    assert_pycocotools_metrics(evaluate_coco(content, found, "bbox", ids), expected)
 
 
 @pytest.mark.parametrize("mask", [[], None, [[]], [[1.0, 2.0, 30.0, 40.0]], [[1.0, 2.0, 3.0]], "gone"])
@@ -304,7 +304,7 @@ def test_an_object_without_a_mask_counts_as_one_with_an_empty_mask(mask, caplog)
         if mask == "gone":
             del annotation["segmentation"]
     evaluation = evaluate_coco(content, found, "segm", category_ids(content, {}))
-    assert_pycocotools_figures(evaluation, expected)
+    assert_pycocotools_metrics(evaluation, expected)
     assert "3 objects have no mask. They count as missed" in caplog.text
 
 
@@ -317,7 +317,7 @@ def test_objects_of_other_images_and_categories_do_not_count():
         {**stray, "id": 9999, "category_id": 77},
     ]
     ids = category_ids(content, {})
-    assert_pycocotools_figures(evaluate_coco(content, found, "bbox", ids), expected)
+    assert_pycocotools_metrics(evaluate_coco(content, found, "bbox", ids), expected)
     for wrong in ({"image_id": 77}, {"category_id": 77}):
         with pytest.raises(ValueError, match="ground truth does not have .*77.*Evaluate the model"):
             evaluate_coco(content, [*found, {**found[0], **wrong}], "bbox", ids)
@@ -404,9 +404,9 @@ def test_lvis_has_the_figures_of_its_package_to_the_last_bit(case, task, tmp_pat
     for limit in (300, -1):
         expected = by_lvis(content, found, task, tmp_path / "lvis.json", limit)
         evaluation = evaluate_lvis(content, found, task, ids, max_detections=limit)
-        assert evaluation.figures == {name: expected.results[name] for name in evaluation.figures}
+        assert evaluation.metrics == {name: expected.results[name] for name in evaluation.metrics}
         np.testing.assert_array_equal(evaluation.precision, expected.eval["precision"][..., 0])
-    assert len(evaluation.figures) == 9
+    assert len(evaluation.metrics) == 9
 
 
 def test_lvis_takes_ids_of_any_kind(tmp_path):
@@ -426,7 +426,7 @@ def test_lvis_takes_ids_of_any_kind(tmp_path):
         )
         record["id"] = 0
     evaluation = evaluate_lvis(content, found, "bbox", category_ids(content, {}))
-    assert evaluation.figures == {name: expected.results[name] for name in evaluation.figures}
+    assert evaluation.metrics == {name: expected.results[name] for name in evaluation.metrics}
 
 
 # Detectron2's evaluator
@@ -488,12 +488,12 @@ def test_results_keep_the_files_own_ids_and_classes_their_order(registered, tmp_
         for image in data.content["images"] for d in data.found if d["image_id"] == image["id"]
     ]  # fmt: skip
     evaluation = evaluate_coco(data.content, written, "bbox", [*data.classes])
-    assert results["bbox"]["AP"] == 100 * evaluation.figures["AP"] > 1
+    assert results["bbox"]["AP"] == 100 * evaluation.metrics["AP"] > 1
     for k, name in enumerate(data.metadata.thing_classes):
         assert results["bbox"][f"AP-{name}"] == 100 * evaluation.precision[..., k].ravel().mean()
     chosen = [image["id"] for image in data.content["images"][:3]]
     evaluation = evaluate_coco(data.content, written, "bbox", [*data.classes], image_ids=chosen)
-    assert evaluator.evaluate(chosen)["bbox"]["AP"] == 100 * evaluation.figures["AP"] != results["bbox"]["AP"]
+    assert evaluator.evaluate(chosen)["bbox"]["AP"] == 100 * evaluation.metrics["AP"] != results["bbox"]["AP"]
 
 
 def test_a_model_that_diverged_ends_alike_whatever_is_installed(registered, tmp_path, caplog):
@@ -522,6 +522,6 @@ def test_ground_truth_can_come_from_the_metadata(registered, tmp_path):
         expected = evaluate_coco(
             half, json.loads((output / "coco_instances_results.json").read_text()), "bbox", [*data.classes]
         )
-        assert results["bbox"]["AP"] == 100 * expected.figures["AP"]
+        assert results["bbox"]["AP"] == 100 * expected.metrics["AP"]
     whole = evaluate_coco(data.content, data.found, "bbox", [*data.classes])
-    assert results["bbox"]["AP"] != pytest.approx(100 * whole.figures["AP"])
+    assert results["bbox"]["AP"] != pytest.approx(100 * whole.metrics["AP"])

@@ -38,7 +38,7 @@ SIX = ("cat", "dog", "garden gnome", "wheelbarrow", "watering can", "rake")
 
 
 @pytest.fixture
-def images(tmp_path, catalogs):
+def folder(tmp_path, catalogs):
     """Write a folder "my" with train.json, val.json and images: 20 and 4 images. Each fifth is empty."""
     root = tmp_path / "my"
     (root / "images").mkdir(parents=True)
@@ -73,15 +73,15 @@ def own(root: Path, *opts, config: str = CONFIG, val: bool = False):
     return prepared_cfg(config, [*keys, "OUTPUT_DIR", str(root / "output"), *opts])
 
 
-def test_a_run_is_compared_with_its_config_file_alone(images):
+def test_a_run_is_compared_with_its_config_file_alone(folder):
     """The file may name the data itself: then only the command line's pairs differ."""
-    source = ["DATASETS.CUSTOM.TRAIN", (str(images / "train.json"), str(images / "images"))]
+    source = ["DATASETS.CUSTOM.TRAIN", (str(folder / "train.json"), str(folder / "images"))]
     cfg, reference = prepare_run(CONFIG, [*source, "SOLVER.BASE_LR", 0.5])
     assert (reference.DATASETS.TRAIN, reference.SOLVER.MAX_ITER) == (("shapes_train",), 1000)
     lines = overrides_of(reference, cfg)
     assert any(line.startswith("DATASETS.TRAIN: ") for line in lines)
     assert not any("DENSECLIP.CLASS_NAMES" in line for line in lines)
-    file = images / "file.yaml"
+    file = folder / "file.yaml"
     file.write_text(f"_BASE_: {Path(CONFIG).resolve()}\nDATASETS: {{CUSTOM: {{TRAIN: {[*source[1]]}}}}}\n")
     cfg, reference = prepare_run(str(file), ["SOLVER.MAX_ITER", 7])
     assert (cfg.SOLVER.MAX_ITER, reference.SOLVER.MAX_ITER) == (7, 500)
@@ -99,34 +99,34 @@ def edit(path: Path, change) -> None:
 # Values that depend on the data
 
 
-def test_classes_come_from_the_file(images):
-    cfg = own(images, val=True)
+def test_classes_come_from_the_file(folder):
+    cfg = own(folder, val=True)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("my_train",), ("my_val",))
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 6
     assert cfg.MODEL.DENSECLIP.CLASS_NAMES == SIX
-    assert own(images, config=MASKS).MODEL.ROI_HEADS.NUM_CLASSES == 6
+    assert own(folder, config=MASKS).MODEL.ROI_HEADS.NUM_CLASSES == 6
 
 
-def test_names_that_the_config_has_for_others_are_not_taken(images):
+def test_names_that_the_config_has_for_others_are_not_taken(folder):
     """The configs of ADE20K list its names. The configs of COCO have positions for names of three tokens."""
-    cfg = own(images, "MODEL.WEIGHTS", "", config=COCO)
+    cfg = own(folder, "MODEL.WEIGHTS", "", config=COCO)
     assert (cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS) == (SIX, 0)
     names = tuple(name.upper() for name in SIX)
-    cfg = own(images, "MODEL.DENSECLIP.CLASS_NAMES", names)
+    cfg = own(folder, "MODEL.DENSECLIP.CLASS_NAMES", names)
     assert names == cfg.MODEL.DENSECLIP.CLASS_NAMES
 
 
 @pytest.mark.parametrize(("asked", "federated"), [(4, True), (6, False)])
-def test_lviss_federated_loss_takes_frequencies_from_the_file(images, asked, federated):
-    config = images / "federated.yaml"
+def test_lviss_federated_loss_takes_frequencies_from_the_file(folder, asked, federated):
+    config = folder / "federated.yaml"
     config.write_text(
         f"_BASE_: {Path(MASKS).resolve()}\n"
         "MODEL:\n  ROI_BOX_HEAD: {USE_SIGMOID_CE: True, USE_FED_LOSS: True, "
         f"FED_LOSS_NUM_CLASSES: {asked}}}\n"
     )
-    cfg = own(images, config=str(config))
+    cfg = own(folder, config=str(config))
     assert federated == cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS  # otherwise every batch would have all classes
-    objects = json.loads((images / "train.json").read_text())["annotations"]
+    objects = json.loads((folder / "train.json").read_text())["annotations"]
     count = Counter(annotation["category_id"] for annotation in objects)  # one per image
     weights = get_fed_loss_cls_weights(cfg.DATASETS.TRAIN)
     assert weights.tolist() == [count[id_] for id_ in sorted(count)]
@@ -135,16 +135,16 @@ def test_lviss_federated_loss_takes_frequencies_from_the_file(images, asked, fed
     assert losses["loss_cls"].isfinite()
 
 
-def test_a_part_is_held_out_by_seed_and_nothing_is_lost(images):
-    cfg = own(images)
+def test_a_part_is_held_out_by_seed_and_nothing_is_lost(folder):
+    cfg = own(folder)
     train, test = (DatasetCatalog.get(name[0]) for name in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
     assert (len(train), len(test)) == (16, 4)
     names = Counter(record["file_name"] for record in [*train, *test])
     assert len(names) == 20 and set(names.values()) == {1}
-    assert own(images).DATASETS.TEST == cfg.DATASETS.TEST
-    other = DatasetCatalog.get(own(images, "SEED", 2).DATASETS.TEST[0])
+    assert own(folder).DATASETS.TEST == cfg.DATASETS.TEST
+    other = DatasetCatalog.get(own(folder, "SEED", 2).DATASETS.TEST[0])
     assert {r["file_name"] for r in other} != {r["file_name"] for r in test}
-    cfg = own(images, "DATASETS.CUSTOM.VAL_FRACTION", 0.0)
+    cfg = own(folder, "DATASETS.CUSTOM.VAL_FRACTION", 0.0)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("my_train",), ())
 
 
@@ -156,8 +156,8 @@ def test_few_held_out_images_change_when_images_are_added():
     assert held_out_images(["a", "b"], 0.9, 0) and len(held_out_images(["a", "b"], 0.01, 0)) == 1
 
 
-def test_the_held_out_part_is_evaluated_under_the_files_own_ids(images):
-    cfg = own(images)
+def test_the_held_out_part_is_evaluated_under_the_files_own_ids(folder):
+    cfg = own(folder)
     name = cfg.DATASETS.TEST[0]
     check_test_sets(cfg)
     Trainer.build_evaluator(cfg, name)
@@ -168,8 +168,8 @@ def test_the_held_out_part_is_evaluated_under_the_files_own_ids(images):
     assert file.stat().st_mtime_ns == before  # each evaluation of a training would write the same
     assert [c["id"] for c in written["categories"]] == [7, 10, 13, 16, 19, 22]
     assert len(written["images"]) == 4
-    edit(images / "train.json", lambda c: c["images"].pop())
-    cfg = own(images)  # an earlier run's file must not replace this run's
+    edit(folder / "train.json", lambda c: c["images"].pop())
+    cfg = own(folder)  # an earlier run's file must not replace this run's
     Trainer.build_evaluator(cfg, name)
     again = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
     assert {i["file_name"] for i in again["images"]} == {
@@ -184,47 +184,50 @@ def schedule(cfg) -> tuple:
     return cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD
 
 
-def test_the_schedule_is_for_the_number_of_images_and_not_too_short(images):
+def test_the_schedule_is_for_the_number_of_images_and_not_too_short(folder):
     """Of 20 images, 16 have boxes. Detectron2 trains on these only, but the tiny configs use all."""
-    assert schedule(own(images, config=COCO, val=True)) == (500, (333, 458), 50, 0)
-    cfg = own(images, "DATASETS.CUSTOM.MIN_ITER", 1, config=COCO, val=True)
+    assert schedule(own(folder, config=COCO, val=True)) == (500, (333, 458), 50, 0)
+    cfg = own(folder, "DATASETS.CUSTOM.MIN_ITER", 1, config=COCO, val=True)
     assert (round(87960 * 16 / 117266), 16) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.REFERENCE_IMAGES)
-    assert own(images, val=True).SOLVER.REFERENCE_IMAGES == 20
-    assert own(images).SOLVER.REFERENCE_IMAGES == 16
-    assert own(images, "DATASETS.CUSTOM.MIN_ITER", 2000).SOLVER.MAX_ITER == 1000  # the config's
-    assert own(images, "SOLVER.REFERENCE_IMAGES", 0).SOLVER.REFERENCE_IMAGES == 0
+    assert own(folder, val=True).SOLVER.REFERENCE_IMAGES == 20
+    assert own(folder).SOLVER.REFERENCE_IMAGES == 16
+    assert own(folder, "DATASETS.CUSTOM.MIN_ITER", 2000).SOLVER.MAX_ITER == 1000  # the config's
+    assert own(folder, "SOLVER.REFERENCE_IMAGES", 0).SOLVER.REFERENCE_IMAGES == 0
 
 
-def test_what_is_set_by_hand_stays_and_the_rest_follows(images):
-    assert schedule(own(images, "SOLVER.MAX_ITER", 200)) == (200, (156, 186), 20, 0)
-    cfg = own(images, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (100,), "TEST.EVAL_PERIOD", 50)
+def test_what_is_set_by_hand_stays_and_the_rest_follows(folder):
+    assert schedule(own(folder, "SOLVER.MAX_ITER", 200)) == (200, (156, 186), 20, 0)
+    cfg = own(folder, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (100,), "TEST.EVAL_PERIOD", 50)
     assert schedule(cfg) == (200, (100,), 20, 50)
-    assert schedule(own(images, "SOLVER.MAX_ITER", 2)) == (2, (1,), 0, 0)
+    assert schedule(own(folder, "SOLVER.MAX_ITER", 2)) == (2, (1,), 0, 0)
+    for key in ("MAX_NAME_TOKENS", "NAME_LENGTH"):  # also as earlier versions called it
+        cfg = own(folder, f"MODEL.DENSECLIP.PROMPT.{key}", 9)
+        assert cfg.MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS == 9
 
 
-def test_a_runs_own_config_is_left_as_it_is(images):
-    cfg = own(images, "SOLVER.MAX_ITER", 200, "MODEL.DENSECLIP.CLASS_NAMES", tuple("abcdef"))
-    (images / "config.yaml").write_text(cfg.dump())
-    again = prepared_cfg(str(images / "config.yaml"), [])
+def test_a_runs_own_config_is_left_as_it_is(folder):
+    cfg = own(folder, "SOLVER.MAX_ITER", 200, "MODEL.DENSECLIP.CLASS_NAMES", tuple("abcdef"))
+    (folder / "config.yaml").write_text(cfg.dump())
+    again = prepared_cfg(str(folder / "config.yaml"), [])
     assert again.DATASETS == cfg.DATASETS and schedule(again) == schedule(cfg)
     assert again.MODEL.DENSECLIP == cfg.MODEL.DENSECLIP
 
 
-def test_a_run_that_goes_on_keeps_its_schedule(images):
+def test_a_run_that_goes_on_keeps_its_schedule(folder):
     """Even if images were added since. The schedule is in the run's config.yaml."""
-    arguments = ("--train", images / "train.json", images / "images", "OUTPUT_DIR", images / "output")
+    arguments = ("--train", folder / "train.json", folder / "images", "OUTPUT_DIR", folder / "output")
     few = ("SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0)
-    done = run_tool("train_net.py", *arguments, *few, "SOLVER.MAX_ITER", 2, datasets=images)
+    done = run_tool("train_net.py", *arguments, *few, "SOLVER.MAX_ITER", 2, datasets=folder)
     assert done.returncode == 0, done.stderr
-    log = (images / "output/log.txt").read_text()
+    log = (folder / "output/log.txt").read_text()
     assert "for 16 images: warm-up 0, lower rate at 1, evaluation at the end" in log
-    edit(images / "train.json", lambda c: c["images"].pop(0))
-    done = run_tool("train_net.py", *arguments[:3], "--resume", *arguments[3:], *few, datasets=images)
+    edit(folder / "train.json", lambda c: c["images"].pop(0))
+    done = run_tool("train_net.py", *arguments[:3], "--resume", *arguments[3:], *few, datasets=folder)
     assert done.returncode == 0, done.stderr
-    kept = prepared_cfg(str(images / "output/config.yaml"), [])
+    kept = prepared_cfg(str(folder / "output/config.yaml"), [])
     assert (kept.SOLVER.MAX_ITER, kept.SOLVER.REFERENCE_IMAGES) == (2, 16)
-    assert "ended: 2 iterations" in (images / "output/report.html").read_text()
-    assert (images / "output/log.txt").read_text().count("The report of this run") == 2  # one per command
+    assert "ended: 2 iterations" in (folder / "output/report.html").read_text()
+    assert (folder / "output/log.txt").read_text().count("The report of this run") == 2  # one per command
 
 
 # Label maps
@@ -265,43 +268,43 @@ def test_a_folder_of_label_images(tmp_path, catalogs, with_val):
         (lambda c: c["annotations"][0].update(segmentation=[]), "needs masks, and 1 of the 16 annotations"),
     ],
 )
-def test_a_file_that_cannot_be_learned_from(images, change, error):
-    edit(images / "train.json", change)
+def test_a_file_that_cannot_be_learned_from(folder, change, error):
+    edit(folder / "train.json", change)
     with pytest.raises(ValueError, match=error):
-        own(images, config=MASKS)
+        own(folder, config=MASKS)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "filepath\ttitle\n"])
-def test_another_file_is_not_cocos(images, text):
-    (images / "train.json").write_text(text)
+def test_another_file_is_not_cocos(folder, text):
+    (folder / "train.json").write_text(text)
     with pytest.raises(ValueError, match="train.json.* is not in COCO's format"):
-        own(images)
+        own(folder)
 
 
-def test_a_file_that_is_spoiled_later_is_told_by_its_reader(images):
-    names = own(images).DATASETS.TRAIN
-    edit(images / "train.json", lambda c: c["images"][0].pop("file_name"))
+def test_a_file_that_is_spoiled_later_is_told_by_its_reader(folder):
+    names = own(folder).DATASETS.TRAIN
+    edit(folder / "train.json", lambda c: c["images"][0].pop("file_name"))
     read_own.cache_clear()
     with pytest.raises(ValueError, match="^/.*train.json: image 1 has the file_name None"):
         load_datasets(names, filter_empty=True, check_images=False)
 
 
-def test_what_is_not_there(images):
+def test_what_is_not_there(folder):
     for missing, error in (("images", "no folder .*images"), ("train.json", "no file .*train.json")):
-        (images / missing).rename(images / "elsewhere")
+        (folder / missing).rename(folder / "elsewhere")
         with pytest.raises(FileNotFoundError, match=error):
-            own(images)
-        (images / "elsewhere").rename(images / missing)
-    (images / "images/train_1.png").unlink()
-    cfg = own(images, "DATASETS.CUSTOM.VAL_FRACTION", 0.0)
+            own(folder)
+        (folder / "elsewhere").rename(folder / missing)
+    (folder / "images/train_1.png").unlink()
+    cfg = own(folder, "DATASETS.CUSTOM.VAL_FRACTION", 0.0)
     with pytest.raises(
         ValueError, match="(?s)1 of 20 images of .*train.json.* cannot be used.*train_1.png is missing"
     ):
         Trainer(cfg)
 
 
-def test_options_that_do_not_go_together(images):
-    source = (str(images / "val.json"), str(images / "images"))
+def test_options_that_do_not_go_together(folder):
+    source = (str(folder / "val.json"), str(folder / "images"))
     for opts, config, error in (
         (["DATASETS.CUSTOM.VAL", source], CONFIG, r"\(--val\) needs .*\(--train\)"),
         (["DATASETS.CUSTOM.TRAIN", source], SEMANTIC, r"SemanticFPN takes .*SEMANTIC \(--train-semantic\)"),
@@ -311,27 +314,27 @@ def test_options_that_do_not_go_together(images):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=error):
             prepared_cfg(config, opts)
-    edit(images / "train.json", lambda c: c.update(images=c["images"][1:2]))
+    edit(folder / "train.json", lambda c: c.update(images=c["images"][1:2]))
     with pytest.raises(ValueError, match="1 training image: none can be held out.*VAL_FRACTION to 0"):
-        own(images)
-    assert own(images, "DATASETS.CUSTOM.VAL_FRACTION", "0").DATASETS.TEST == ()
+        own(folder)
+    assert own(folder, "DATASETS.CUSTOM.VAL_FRACTION", "0").DATASETS.TEST == ()
 
 
 @pytest.mark.parametrize("name", ["Dog ", "dog", ""])
-def test_names_that_do_not_tell_classes_apart(images, name):
-    edit(images / "train.json", lambda c: c["categories"][0].update(name=name))
+def test_names_that_do_not_tell_classes_apart(folder, name):
+    edit(folder / "train.json", lambda c: c["categories"][0].update(name=name))
     with pytest.raises(ValueError, match="more than once: 'dog'|class 0 is empty"):
-        Trainer(own(images))
+        Trainer(own(folder))
 
 
-def test_files_called_alike_are_told_apart_by_their_folders(images, tmp_path):
+def test_files_called_alike_are_told_apart_by_their_folders(folder, tmp_path):
     """CVAT calls the file of every task annotations/instances_default.json."""
     sources = {}
     for task, split in (("task1", "train"), ("task2", "val")):
         (tmp_path / task / "annotations").mkdir(parents=True)
         file = tmp_path / task / "annotations/instances_default.json"
-        shutil.copy(images / f"{split}.json", file)
-        sources[split] = (str(file), str(images / "images"))
+        shutil.copy(folder / f"{split}.json", file)
+        sources[split] = (str(file), str(folder / "images"))
     opts = ["DATASETS.CUSTOM.TRAIN", sources["train"], "DATASETS.CUSTOM.VAL", sources["val"]]
     for _ in range(2):  # loaded again, the names are the same
         cfg = prepared_cfg(CONFIG, opts)
@@ -340,31 +343,31 @@ def test_files_called_alike_are_told_apart_by_their_folders(images, tmp_path):
     assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
 
 
-def test_one_file_with_two_folders_of_images_is_two_datasets(images):
+def test_one_file_with_two_folders_of_images_is_two_datasets(folder):
     """Also where every end of its path is the name of the first."""
-    shutil.copytree(images / "images", images / "dark")
-    file = str(images / "train.json")
-    train, val = (file, str(images / "images")), (file, str(images / "dark"))
-    for name in ["_".join(images.parts[-length:]) for length in range(1, len(images.parts))]:
+    shutil.copytree(folder / "images", folder / "dark")
+    file = str(folder / "train.json")
+    train, val = (file, str(folder / "images")), (file, str(folder / "dark"))
+    for name in ["_".join(folder.parts[-length:]) for length in range(1, len(folder.parts))]:
         DatasetCatalog.register(f"{name}_train", list)
     cfg = prepared_cfg(CONFIG, ["DATASETS.CUSTOM.TRAIN", train, "DATASETS.CUSTOM.VAL", val])
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("train_2",), ("train_3",))
-    for name, folder in (("train_2", "images"), ("train_3", "dark")):
-        assert {Path(r["file_name"]).parent.name for r in DatasetCatalog.get(name)} == {folder}
+    for name, parent in (("train_2", "images"), ("train_3", "dark")):
+        assert {Path(r["file_name"]).parent.name for r in DatasetCatalog.get(name)} == {parent}
 
 
 # Folders
 
 
-def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(images):
+def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(folder):
     """The same objects as in the COCO files, and the validation images of the folder."""
-    root = images / "yolo"
+    root = folder / "yolo"
     for split in ("train", "val"):
-        content = json.loads((images / f"{split}.json").read_text())
+        content = json.loads((folder / f"{split}.json").read_text())
         (root / "labels" / split).mkdir(parents=True)
         (root / "images" / split).mkdir(parents=True)
         for image in content["images"]:
-            shutil.copy(images / "images" / image["file_name"], root / "images" / split)
+            shutil.copy(folder / "images" / image["file_name"], root / "images" / split)
             boxes = [a for a in content["annotations"] if a["image_id"] == image["id"]]
             lines = [
                 f"{(a['category_id'] - 7) // 3} {(x + w / 2) / 64} {(y + h / 2) / 48} {w / 64} {h / 48}\n"
@@ -375,9 +378,9 @@ def test_a_yolo_folder_is_trained_and_evaluated_on_its_own_parts(images):
     names = "\n".join(f"  {i}: {name}" for i, name in enumerate(SIX))
     (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n{names}\n")
     source = (str(root / "data.yaml"),)
-    expected = {r["file_name"].split("/")[-1]: r for r in registered(own(images, val=True), "TRAIN")}
+    expected = {r["file_name"].split("/")[-1]: r for r in registered(own(folder, val=True), "TRAIN")}
     for _ in range(2):
-        cfg = prepared_cfg(CONFIG, ["DATASETS.CUSTOM.TRAIN", source, "OUTPUT_DIR", str(images / "output")])
+        cfg = prepared_cfg(CONFIG, ["DATASETS.CUSTOM.TRAIN", source, "OUTPUT_DIR", str(folder / "output")])
         assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("yolo_train",), ("yolo_val",))
     assert cfg.MODEL.DENSECLIP.CLASS_NAMES == SIX and cfg.SOLVER.REFERENCE_IMAGES == 20
     records = registered(cfg, "TRAIN")
@@ -420,35 +423,35 @@ def classes_of(cfg) -> list[list[str]]:
     ],
     ids=["listed in reverse", "other order", "strings", "words", "fewer", "one more, without objects"],
 )
-def test_the_classes_of_val_are_matched_by_name(images, change):
+def test_the_classes_of_val_are_matched_by_name(folder, change):
     """Perfect detections have AP 100 in every class with objects. The other classes have no AP."""
-    own(images, val=True)
+    own(folder, val=True)
     expected = [[SIX[i]] if i else [] for i in range(4)]
-    edit(images / "val.json", change)
-    cfg = own(images, val=True)
+    edit(folder / "val.json", change)
+    cfg = own(folder, val=True)
     assert classes_of(cfg) == expected
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 6
     results = evaluate_truth(cfg)
     by_class = {name: results[f"AP-{name}"] for name in SIX}
     assert all(by_class[name] == pytest.approx(100) for name in SIX[1:4]), by_class
     assert all(math.isnan(by_class[name]) for name in (SIX[0], *SIX[4:])), by_class
-    written = json.loads((images / "output/inference" / cfg.DATASETS.TEST[0] / RESULTS).read_text())
-    own_ids = {c["id"]: c["name"] for c in json.loads((images / "val.json").read_text())["categories"]}
+    written = json.loads((folder / "output/inference" / cfg.DATASETS.TEST[0] / RESULTS).read_text())
+    own_ids = {c["id"]: c["name"] for c in json.loads((folder / "val.json").read_text())["categories"]}
     assert [own_ids[result["category_id"]] for result in written] == [*SIX[1:4]]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_classes_that_share_a_name_are_not_matched(images, split):
-    edit(images / f"{split}.json", lambda c: c["categories"].append({"id": 1, "name": SIX[1]}))
+def test_classes_that_share_a_name_are_not_matched(folder, split):
+    edit(folder / f"{split}.json", lambda c: c["categories"].append({"id": 1, "name": SIX[1]}))
     with pytest.raises(ValueError, match=rf"{split}.json has several categories with the name 'dog'"):
-        own(images, val=True)
+        own(folder, val=True)
 
 
-def test_names_of_images_in_another_encoding_are_held_out_as_others(images):
+def test_names_of_images_in_another_encoding_are_held_out_as_others(folder):
     name = os.fsdecode("für.png".encode("latin-1"))  # as listed in a folder
-    (images / "images/train_1.png").rename(images / "images" / name)
-    edit(images / "train.json", lambda c: c["images"][1].update(file_name=name))
-    cfg = own(images)
+    (folder / "images/train_1.png").rename(folder / "images" / name)
+    edit(folder / "train.json", lambda c: c["images"][1].update(file_name=name))
+    cfg = own(folder)
     records = [r for split in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) for r in DatasetCatalog.get(split[0])]
     assert sum(Path(record["file_name"]).name == name for record in records) == 1
     assert all(Path(record["file_name"]).is_file() for record in records)
@@ -479,24 +482,28 @@ def evaluate_truth(cfg) -> dict:
     return evaluator.evaluate()["bbox"]
 
 
-def test_names_that_are_not_trained_are_refused_with_both_files(images):
-    edit(images / "val.json", lambda c: c["categories"][1].update(name="hound"))
+def test_names_that_are_not_trained_are_refused_with_both_files(folder):
+    edit(folder / "val.json", lambda c: c["categories"][1].update(name="hound"))
     with pytest.raises(ValueError, match=r"val.json has objects of 'hound'.*train.json: 'cat', 'dog'"):
-        own(images, val=True)
+        own(folder, val=True)
 
 
-def test_classes_in_another_order_are_not_gone_on_with(images):
-    cfg = own(images, "SOLVER.MAX_ITER", 2)
-    output = images / "output"
+def test_classes_in_another_order_are_not_gone_on_with(folder):
+    cfg = own(folder, "SOLVER.MAX_ITER", 2)
+    output = folder / "output"
     output.mkdir()
     (output / "config.yaml").write_text(cfg.dump())
     (output / "last_checkpoint").write_text("model_0000001.pth")
-    keep_schedule(own(images), [])
+    keep_schedule(own(folder), [])
     assert prepared_cfg(str(output / "config.yaml"), []).DATASETS.CUSTOM.CLASS_NAMES == SIX
-    edit(images / "train.json", lambda c: c["categories"][0].update(id=99))
-    edit(images / "train.json", lambda c: [a.update(category_id=10) for a in c["annotations"]])
+    edit(folder / "train.json", lambda c: c["categories"][0].update(id=99))
+    edit(folder / "train.json", lambda c: [a.update(category_id=10) for a in c["annotations"]])
     with pytest.raises(ValueError, match=r"now dog.*, cat. Those of the run in .*output are cat, dog"):
-        keep_schedule(own(images), ["SOLVER.MAX_ITER"])
+        keep_schedule(own(folder), ["SOLVER.MAX_ITER"])
+    (output / "config.yaml").write_text(cfg.dump().replace("CUSTOM:", "OWN:"))  # of an earlier version
+    with pytest.raises(ValueError, match="Those of the run in"):
+        keep_schedule(own(folder), ["SOLVER.MAX_ITER"])
+    (output / "config.yaml").write_text(cfg.dump())
     with pytest.raises(ValueError, match=r"now dog.*, cat. Those of this config are cat, dog"):
         prepared_cfg(str(output / "config.yaml"), [])
 

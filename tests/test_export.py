@@ -38,12 +38,12 @@ def convert(folder, source, *args, output="model.safetensors", config=CONFIG) ->
     convert_checkpoint.main(convert_checkpoint.build_parser().parse_args(options))
 
 
-@pytest.mark.parametrize("fold", [False, True])
-def test_the_header_alone_gives_the_same_detections(tmp_path, small_shapes, trained, fold):
+@pytest.mark.parametrize("precompute", [False, True])
+def test_the_header_alone_gives_the_same_detections(tmp_path, small_shapes, trained, precompute):
     image = next(small_shapes[0].glob("val/*.png"))
     cfg = load_config(CONFIG, [*OPTS, "MODEL.WEIGHTS", trained])
     expected = Predictor(cfg)(image, score_map_names=["red solid circle"])
-    convert(tmp_path, trained, *(["--precompute-text"] if fold else []), *OPTS)
+    convert(tmp_path, trained, *(["--precompute-text"] if precompute else []), *OPTS)
     code = (
         "import sys, torch, denseclip_d2\n"
         "output = denseclip_d2.Predictor.from_files(sys.argv[1])(sys.argv[2], ['red solid circle'])\n"

@@ -222,9 +222,9 @@ def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
     images = [torch.from_numpy(x[:90, :150, ::-1].copy()).movedim(2, 0).float() for x in map(_shapes, (7, 8))]
     with torch.no_grad():
         expected = model([{"image": image} for image in images])
-        images = model.preprocess_image([{"image": image} for image in images]).tensor
-    assert images.shape == (2, 3, 96, 160)  # padded
-    torch.save(images, tmp_path / "images.pt")
+        padded = model.preprocess_image([{"image": image} for image in images]).tensor
+    assert padded.shape == (2, 3, 96, 160)
+    torch.save(padded, tmp_path / "images.pt")
     code = (
         "import sys, torch\n"
         "sys.modules.update(denseclip_d2=None, detectron2=None)\n"  # neither can be imported

@@ -89,7 +89,7 @@ def image() -> np.ndarray:
 def test_prediction_is_fast_by_default_with_the_same_outputs(name, image):
     predictor, fast = outputs_of(name, image)
     assert not any(isinstance(m, _BatchNorm) for m in predictor.model.backbone.visual.modules())
-    plain_predictor, plain = outputs_of(name, image, FAST=False)
+    plain_predictor, plain = outputs_of(name, image, OPTIMIZE_FOR_INFERENCE=False)
     assert any(isinstance(m, _BatchNorm) for m in plain_predictor.model.backbone.visual.modules())
     assert_outputs_are_near(fast, plain, boxes=0.01, scores=1e-4)
 

@@ -185,4 +185,4 @@ def test_a_model_that_was_not_evaluated_says_so():
     data = yaml.safe_load(text.split("---\n")[1])
     assert data["pipeline_tag"] == "image-segmentation" and "model-index" not in data
     assert "Not evaluated." in text
-    assert card.FIGURE.fullmatch("sem_seg/mIoU") and not card.FIGURE.fullmatch("sem_seg/IoU-red")
+    assert card.METRIC.fullmatch("sem_seg/mIoU") and not card.METRIC.fullmatch("sem_seg/IoU-red")

@@ -33,7 +33,7 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture
-def images(small_shapes) -> list[Path]:
+def paths(small_shapes) -> list[Path]:
     return sorted(small_shapes[0].glob("val/*.png"))
 
 
@@ -54,10 +54,10 @@ def same(one: dict, other: dict) -> None:
     torch.testing.assert_close(one["score_maps"], other["score_maps"], rtol=1e-3, atol=1e-4)
 
 
-def test_lists_and_generators_have_the_outputs_of_single_images(predictor, images, monkeypatch):
+def test_lists_and_generators_have_the_outputs_of_single_images(predictor, paths, monkeypatch):
     """Images of one size form a batch, and each keeps its own names."""
-    whole = read_image(images[0])
-    images = [images[0], whole[:96, :128], whole, whole[:96, -128:], images[1]]
+    whole = read_image(paths[0])
+    images = [paths[0], whole[:96, :128], whole, whole[:96, -128:], paths[1]]
     alone = [predictor(image, NAMES) for image in images]
     sizes = []
     monkeypatch.setattr(predictor, "batch_size", 4)
@@ -68,7 +68,7 @@ def test_lists_and_generators_have_the_outputs_of_single_images(predictor, image
         for one, other in zip(alone, outputs, strict=True):
             same(one, other)
     assert sizes == [2, 2, 1] * 2
-    first, second = predictor([(images[0], NAMES[1:]), (images[1], [])])
+    first, second = predictor([(paths[0], NAMES[1:]), (paths[1], [])])
     torch.testing.assert_close(first["score_maps"], alone[0]["score_maps"][1:], rtol=1e-3, atol=1e-4)
     assert "score_maps" not in second
     hook.remove()
@@ -81,8 +81,8 @@ def test_a_generator_may_be_endless(predictor):
     assert len(taken) == 2
 
 
-def test_batches_shrink_if_memory_runs_out(predictor, images, monkeypatch, caplog):
-    whole = read_image(images[0])
+def test_batches_shrink_if_memory_runs_out(predictor, paths, monkeypatch, caplog):
+    whole = read_image(paths[0])
     images = [whole, whole[::-1], whole[:, ::-1], whole[::-1, ::-1]]
     alone, predict = [predictor(image) for image in images], predictor._predict
 
@@ -102,14 +102,14 @@ def test_batches_shrink_if_memory_runs_out(predictor, images, monkeypatch, caplo
         predictor(images)
 
 
-def test_a_broken_image_is_named_and_can_be_skipped(predictor, images, tmp_path, caplog):
+def test_a_broken_image_is_named_and_can_be_skipped(predictor, paths, tmp_path, caplog):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(images[0].read_bytes()[:1000])
+    broken.write_bytes(paths[0].read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"{broken} is broken or truncated"):
-        predictor([images[0], broken])
+        predictor([paths[0], broken])
     with pytest.raises(FileNotFoundError, match="nowhere.png: there is no such file"):
         predictor("nowhere.png")
-    first, second, third = predictor.stream([images[0], broken, images[1]], skip_broken=True)
+    first, second, third = predictor.stream([paths[0], broken, paths[1]], skip_broken=True)
     assert (len(first), second, len(third)) == (1, {}, 1)
     assert f"Skipped: {broken} is broken" in caplog.text
 
@@ -182,12 +182,12 @@ def test_a_video_keeps_its_number_of_frames(tmp_path):
     assert not (tmp_path / "out/overview.png").exists()
 
 
-def test_broken_files_of_a_folder_are_skipped(tmp_path, images):
+def test_broken_files_of_a_folder_are_skipped(tmp_path, paths):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for path in images[:2]:
+    for path in paths[:2]:
         (folder / path.name).write_bytes(path.read_bytes())
-    Image.open(images[2]).convert("RGB").save(folder / "cut.jpg")
+    Image.open(paths[2]).convert("RGB").save(folder / "cut.jpg")
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:2000])
     (folder / "no.mp4").write_bytes(b"no video")
     arguments = ("--input", folder, "--output", tmp_path / "out")
@@ -197,7 +197,7 @@ def test_broken_files_of_a_folder_are_skipped(tmp_path, images):
     assert f"Skipped: {folder}/cut.jpg is broken or truncated (image file is truncated" in done.stderr
     assert f"Skipped: {folder}/no.mp4 cannot be read as a video." in done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == sorted([*(path.name for path in images[:2]), "detections.json", "overview.png"])
+    assert written == sorted([*(path.name for path in paths[:2]), "detections.json", "overview.png"])
     again = run_tool("demo.py", *arguments, datasets=tmp_path, config=zoo)
     assert again.returncode == 1
     assert "exists. Choose another --output, or add --overwrite." in again.stderr
@@ -236,8 +236,8 @@ def test_images_that_pillow_cannot_read_are_named(tmp_path, predictor):
     check_outputs(sources, str(out), overwrite=False)
     outcome = draw_sources(predictor, sources, str(out))
     assert outcome.seen == 1
-    (fault,) = outcome.faults
-    assert fault.startswith(f"{folder / 'x.HEIC'} is not an image that Pillow reads here. Convert HEIC")
+    (error,) = outcome.errors
+    assert error.startswith(f"{folder / 'x.HEIC'} is not an image that Pillow reads here. Convert HEIC")
     assert sorted(path.name for path in out.iterdir()) == ["detections.json", "overview.png", "x.png"]
 
 
@@ -264,7 +264,7 @@ def test_a_truncated_video_is_named_and_its_frames_are_kept(tmp_path, predictor)
     out = tmp_path / "out"
     out.mkdir()
     outcome = draw_sources(predictor, [Source(str(cut), "cut", "video")], str(out))
-    assert len(outcome.faults) == 1 and "cut.avi breaks off after" in outcome.faults[0]
+    assert len(outcome.errors) == 1 and "cut.avi breaks off after" in outcome.errors[0]
     assert 0 < outcome.seen < 60
     assert len(list(read_frames(str(out / "cut.mp4")))) == outcome.seen
 
@@ -308,11 +308,11 @@ def test_detections_are_a_coco_file_with_the_datasets_ids(tmp_path, small_shapes
     ]  # fmt: skip
 
 
-def test_label_maps_become_one_annotation_per_class(tmp_path, images):
+def test_label_maps_become_one_annotation_per_class(tmp_path, paths):
     predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
-    draw_sources(predictor, find_sources([str(images[0])]), str(tmp_path))
+    draw_sources(predictor, find_sources([str(paths[0])]), str(tmp_path))
     found = COCO(tmp_path / "detections.json")
-    labels = predictor(images[0])["sem_seg"].argmax(0).numpy()
+    labels = predictor(paths[0])["sem_seg"].argmax(0).numpy()
     assert {a["category_id"] for a in found.anns.values()} == set(np.unique(labels).tolist())
     for annotation in found.anns.values():
         assert np.array_equal(found.annToMask(annotation), labels == annotation["category_id"])

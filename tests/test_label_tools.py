@@ -21,7 +21,7 @@ CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASKS = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
 FOLDER = Path(__file__).parent / "label_tools"
 USED = ("wheelbarrow", "garden gnome", "cat")  # the classes with objects
-TRACEABLE = {"barrow": [(4, 6, 20, 16)], "gnome": [(34, 10, 12, 24)], "cat": [(10, 8, 30, 30)]}
+WHOLE = {"barrow": [(4, 6, 20, 16)], "gnome": [(34, 10, 12, 24)], "cat": [(10, 8, 30, 30)]}
 PARTS = {"barrows": [(44, 4, 16, 16), (44, 28, 16, 16)]}
 HOLE_KEPT, HOLE_FILLED, FILLED_BY_CONTOUR = 880, 1024, 961  # a contour runs through the centers of pixels
 
@@ -62,7 +62,7 @@ FILES = (
     File(
         "imantics/coco.json",
         classes=USED,
-        boxes={**TRACEABLE, "ring": [(8, 6, 31, 31)], "barrows": [(44, 4, 15, 39)]},
+        boxes={**WHOLE, "ring": [(8, 6, 31, 31)], "barrows": [(44, 4, 15, 39)]},
         crowds=(),
         ring=FILLED_BY_CONTOUR,
     ),
@@ -78,7 +78,7 @@ FILES = (
     ),
     File("labelme2coco/dataset.json", classes=USED, boxes=PARTS, crowds=(), ring=HOLE_FILLED),
     File("pycocowriter/built.json", ring=HOLE_KEPT),
-    File("pycocowriter/from_table.json", classes=USED, boxes=TRACEABLE, crowds=(), images=IMAGES[:3]),
+    File("pycocowriter/from_table.json", classes=USED, boxes=WHOLE, crowds=(), images=IMAGES[:3]),
     File("pylabel/garden.json", classes=USED),
     File("sahi/coco.json", crowds=(), ring=HOLE_FILLED),
     File("supervision/coco.json", crowds=("ring", "barrows"), ring=HOLE_KEPT),

@@ -117,9 +117,11 @@ def test_sync_bn_stays_on_several_gpus(monkeypatch):
     assert "statistics of the first process" in overrides_of(cfg, cfg)[-1]
 
 
-def test_departures_name_what_changes_the_result_and_nothing_else():
+def test_overrides_name_what_changes_the_result_and_nothing_else():
     recipe = load_config(CONFIG, [])
-    assert overrides_of(recipe, load_config(CONFIG, ["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", "5"])) == []
+    checkpoints = ["SOLVER.BEST_METRIC", "bbox/AP", "SOLVER.MAX_TO_KEEP", "3"]
+    neutral = load_config(CONFIG, ["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", "5", *checkpoints])
+    assert overrides_of(recipe, neutral) == []
     changed = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.AMP.ENABLED", "True"])
     assert sorted(overrides_of(recipe, changed)) == [
         "SOLVER.AMP.ENABLED: True instead of False",

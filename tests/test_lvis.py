@@ -154,8 +154,8 @@ def test_a_detector_trains_by_the_federated_loss_and_is_evaluated_as_lvis_does(c
     metrics = final_metrics(Path(config.OUTPUT_DIR))
     name = config.DATASETS.TEST[0]
     found = read_detections(name, Path(config.OUTPUT_DIR, "inference", name), ("bbox", "segm"))
-    assert len(found.figures) == 18
-    for key, value in found.figures.items():  # also for rare, common and frequent classes, for the report
+    assert len(found.metrics) == 18
+    for key, value in found.metrics.items():  # also for rare, common and frequent classes, for the report
         logged = metrics[key] if metrics[key] >= 0 else math.nan  # LVIS has -100 here
         assert_close(float(value), logged, atol=1e-9, rtol=1e-9, equal_nan=True, msg=key)
     assert found.objects.nonzero()[0].tolist() == [FREQUENT - 1, RARE - 1]
@@ -203,7 +203,7 @@ def test_false_boxes_of_a_class_that_is_not_marked_throughout_do_not_count(tmp_p
     (tmp_path / "lvis_instances_results.json").write_text(json.dumps(results))
     report = read_detections(name, tmp_path, ["bbox"])
     assert report.confusions[-1].sum() == exhaustive
-    assert report.figures["bbox/APf"] == pytest.approx(25.25 if exhaustive else 50.5, abs=0.1)
+    assert report.metrics["bbox/APf"] == pytest.approx(25.25 if exhaustive else 50.5, abs=0.1)
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
 

@@ -499,7 +499,7 @@ def test_the_page_stays_small(detector, monkeypatch, boxes):
     """LVIS's 1203 classes and a day of iterations. Noise makes the largest JPEGs."""
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
     panels = 2 * page.IMAGES * (2 + 3)
-    assert panels * len(encoded(noise, *SIZES[-1])) < page.MAX_IMAGES
+    assert panels * len(encoded(noise, *SIZES[-1])) < page.MAX_IMAGE_BYTES
     rng, count = np.random.default_rng(0), 1203
     many = DetectionResults(
         class_names=[f"class number {i} of many" for i in range(count)],
@@ -515,7 +515,7 @@ def test_the_page_stays_small(detector, monkeypatch, boxes):
     losses = {f"loss_{name}": 1.5 for name in range(9)}
     lines = (json.dumps({"iteration": i, **losses}) for i in range(5000))
     (detector / "metrics.json").write_text("\n".join(lines))
-    assert write_report(detector).stat().st_size < MAX_BYTES - page.MAX_IMAGES
+    assert write_report(detector).stat().st_size < MAX_BYTES - page.MAX_IMAGE_BYTES
 
 
 def test_a_long_curve_keeps_its_course():

@@ -72,7 +72,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def serve_page(tmp_path_factory):
+def served(tmp_path_factory):
     """Serve a zoo model and a model with a text encoder. Yield the address and the watched zoo model."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
@@ -88,12 +88,12 @@ def serve_page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(serve_page):
+def client(served):
     from gradio_client import Client
 
     # No timeout, because the machine may be busy.
     options = {"timeout": None}
-    client = Client(serve_page[0], verbose=False, download_files=False, httpx_kwargs=options)
+    client = Client(served[0], verbose=False, download_files=False, httpx_kwargs=options)
     yield client
     client.close()
 
@@ -120,8 +120,8 @@ def captions(outputs) -> list[str]:
     return [x["caption"] for x in outputs[4]]
 
 
-def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(serve_page, client, images):
-    _, model = serve_page
+def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(served, client, images):
+    _, model = served
     before, model.most = model.runs, 0
     model.free.clear()
     try:
@@ -143,8 +143,8 @@ def test_twenty_uploads_run_one_after_the_other_and_more_are_refused(serve_page,
             job.result()
 
 
-def test_the_slider_redraws_without_the_model(serve_page, client, images):
-    _, model = serve_page
+def test_the_slider_redraws_without_the_model(served, client, images):
+    _, model = served
     first = sent(client, images[0]).result()
     before = model.runs
     found, image, _ = client.predict(0.99, api_name="/draw")
@@ -167,7 +167,7 @@ def test_any_words_have_heat_maps_if_the_model_has_a_text_encoder(client, images
     assert "This model does not know: Hexagon, something green, &lt;b&gt;." in precomputed[0]
 
 
-def test_refusals_have_a_message_and_the_page_still_works(serve_page, client, images, tmp_path):
+def test_refusals_have_a_message_and_the_page_still_works(served, client, images, tmp_path):
     import httpx
 
     broken, many = tmp_path / "broken.png", ",".join("abcdefghi")
@@ -178,14 +178,14 @@ def test_refusals_have_a_message_and_the_page_still_works(serve_page, client, im
     ):
         assert words in sent(client, str(path), names).result()[0]
     large = {"files": ("large.png", bytes(50_000_000))}
-    answer = httpx.post(f"{serve_page[0]}gradio_api/upload", files=large, timeout=None)
+    answer = httpx.post(f"{served[0]}gradio_api/upload", files=large, timeout=None)
     assert answer.status_code == 413 and "maximum allowed size" in answer.text
     assert coco_of(sent(client, images[0]).result())["annotations"]
 
 
-def test_only_the_given_address_is_served(serve_page):
+def test_only_the_given_address_is_served(served):
     """Connect to an address of this machine that the page does not listen on."""
-    port = urlparse(serve_page[0]).port
+    port = urlparse(served[0]).port
     socket.create_connection(("127.0.0.1", port)).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port))
@@ -213,8 +213,8 @@ def draw_page(browser, path: str) -> None:
     ImageOps.posterize(shot, 6).save(path, optimize=True)
 
 
-def test_upload_names_and_slider_in_a_browser(serve_page, browser, images, tmp_path):
-    address, model = serve_page
+def test_upload_names_and_slider_in_a_browser(served, browser, images, tmp_path):
+    address, model = served
     asked = []
     browser.on("request", lambda request: asked.append(request.url))
     browser.goto(address)
@@ -307,7 +307,7 @@ def test_names_are_separated_by_commas():
     assert names_typed(typed, CLASS_NAMES, Limits()) == ["red solid circle", "A DOG"]
     assert names_typed("", CLASS_NAMES, Limits()) == []
     with pytest.raises(ValueError, match="longer than 5 characters"):
-        names_typed("horse, elephant", CLASS_NAMES, Limits(max_name_tokens=5))
+        names_typed("horse, elephant", CLASS_NAMES, Limits(name_length=5))
     with pytest.raises(ValueError, match="limit of queue is 0; it must be at least 1"):
         Limits(queue=0)
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..utils.atomic import atomic_write
+from ..utils.old_keys import update_pairs
 from .sweep import Sweep, Variant
 
 RESULT, LOG = "result.json", "output.txt"
@@ -39,7 +40,10 @@ class TrainingJob:
         if not path.exists():
             return None
         found = json.loads(path.read_bytes())
-        if found["options"] != self.options or found["config"] != self.row.config.name:
+        if (
+            update_pairs(found["options"]) != update_pairs(self.options)
+            or found["config"] != self.row.config.name
+        ):
             raise ValueError(
                 f"{self.folder} has a run of other options, {found['config']} {' '.join(found['options'])}. "
                 "Remove it, or choose another --output."

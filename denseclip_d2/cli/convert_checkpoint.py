@@ -2,7 +2,7 @@
 
 tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
 tools/convert_checkpoint.py --input model_final.pth --config-file F --precompute-text --output a.safetensors
-tools/demo.py --config-file a.safetensors     --input photo.jpg --output drawn      # its header is the config
+tools/demo.py --config-file a.safetensors --input photo.jpg --output drawn      # its header is the config
 tools/convert_checkpoint.py --input D/model_final.pth --config-file F --output hub/a.safetensors --model-card
 
 The authors' DenseCLIP checkpoints go with the configs of their names, under configs/.

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from ..data.custom_dataset import CustomDataset, custom_boxes, custom_label_maps
 from ..data.semantic import register_semantic_folders
 from ..data.tasks import is_panoptic, is_semantic, num_classes_section
+from ..utils.old_keys import update_content
 from ..utils.text import read_text
 
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD")
@@ -58,7 +59,7 @@ def keep_schedule(cfg: CfgNode, overrides: Collection[str]) -> None:
     output, own = Path(cfg.OUTPUT_DIR), cfg.DATASETS.CUSTOM
     if not (own.TRAIN or own.SEMANTIC) or not (output / "last_checkpoint").is_file():
         return
-    began = yaml.safe_load(read_text(output / "config.yaml"))
+    began = update_content(yaml.safe_load(read_text(output / "config.yaml")))
     names = began["DATASETS"].get("CUSTOM", {}).get("CLASS_NAMES", ())
     check_same_classes(names, own.CLASS_NAMES, f"the run in {output}")
     if "SOLVER.MAX_ITER" in overrides:

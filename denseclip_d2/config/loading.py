@@ -7,6 +7,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.class_names import get_class_names
 from ..data.semantic import register_semantic_folders
+from ..utils.old_keys import update_key
 from .checks import check_config, check_device
 from .custom_dataset import keep_schedule, use_custom_dataset
 from .header import header_config, merge_header_config
@@ -59,7 +60,7 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
         ValueError, FileNotFoundError: as :func:`load_config`; data that cannot be used.
     """
     cfg, reference = _load(config_file, opts)
-    overrides = frozenset(opts[::2])
+    overrides = frozenset(map(update_key, opts[::2]))
     set_pixels(reference)
     register_semantic_folders(cfg)
     use_custom_dataset(cfg, reference, overrides)

@@ -41,7 +41,7 @@ class CaptionTable(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        """Return an image, RGB, and its caption. Raise as :func:`.images.read_image` does."""
+        """Return an image, RGB, and its caption. Raise as :func:`.image_io.read_image` does."""
         path, title = self.rows[index]
         return Image.fromarray(read_image(path, "RGB")), title
 

@@ -78,7 +78,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def keep_tracebacks_in_the_log(loggers: Iterable[str] = ("detectron2", "fvcore", "denseclip_d2")) -> None:
-    """Write the tracebacks of errors with words of :func:`format_error` to log.txt, and not to the console.
+    """Write the tracebacks of errors that :func:`format_error` knows to log.txt, and not to the console.
 
     The file becomes UTF-8, whatever the locale.
 

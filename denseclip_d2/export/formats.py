@@ -35,7 +35,7 @@ class Format:
         runtime: runs the file.
         static_graph: whether a model must have no data-dependent control flow. Images are then preprocessed,
             and their sides are multiples of the backbone's stride.
-        any_precision: whether ``PRECISIONS`` other than float32 are possible.
+        any_precision: whether ``EXPORT_PRECISIONS`` other than float32 are possible.
     """
 
     file: str

@@ -100,7 +100,7 @@ def both(
 def _eager(whole: TraceableModel, image: np.ndarray) -> dict[str, Tensor]:
     """Return the outputs for one image with Detectron2's own pre- and postprocessing."""
     resized = whole.resized(torch.from_numpy(image)[None])[0]
-    height, width = resized.shape[1:] if whole.preprocessed else resized.shape[:2]
+    height, width = resized.shape[1:] if whole.preprocessed else image.shape[:2]
     inputs = [{"image": resized, "height": height, "width": width}]
     (output,) = whole.model(inputs)
     expected = {}
@@ -154,10 +154,12 @@ def _compared(
         pixels, scores = (_greatest_difference(expected[x], given[x]) for x in ("boxes", "scores"))
         if "masks" in expected:
             pixel_mismatch.append(
-                _undecided(expected["masks"], given["masks"], expected["masks"].sum().item())
+                _pixel_mismatch(expected["masks"], given["masks"], expected["masks"].sum().item())
             )
     if "labels" in expected:
-        pixel_mismatch.append(_undecided(expected["labels"], given["labels"], expected["labels"].numel()))
+        pixel_mismatch.append(
+            _pixel_mismatch(expected["labels"], given["labels"], expected["labels"].numel())
+        )
     if "score_map" in expected:
         cosines = _greatest_difference(expected["score_map"], given["score_map"])
         if not cosines <= SCORES:
@@ -202,7 +204,7 @@ def _greatest_difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item() if a.numel() else 0.0
 
 
-def _undecided(a: Tensor, b: Tensor, pixels: float) -> float:
+def _pixel_mismatch(a: Tensor, b: Tensor, pixels: float) -> float:
     """
     Raises:
         ValueError: masks or labels differ in too large a part of ``pixels``.

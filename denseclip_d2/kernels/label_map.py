@@ -49,9 +49,9 @@ def label_map_cross_entropy_op(logits: Tensor, labels: Tensor, ignore_value: int
     down, across = enlarging(height, size[0]), enlarging(width, size[1])
     band = max(1, CHUNK // (size[1] * num_classes))
     with torch.autocast("cpu", enabled=False):
-        for cells, custom_label_maps, own_grad in zip(logits.detach(), labels, grad, strict=True):
+        for cells, image_labels, own_grad in zip(logits.detach(), labels, grad, strict=True):
             cells = cells.float().permute(1, 2, 0).contiguous()
-            for rows, row_labels in zip(down.split(band), custom_label_maps.split(band), strict=True):
+            for rows, row_labels in zip(down.split(band), image_labels.split(band), strict=True):
                 near = near_rows(rows)
                 weights = rows[:, near], across
                 part, part_grad = _cross_entropy(enlarge(cells[near], *weights), row_labels, ignore_value)

@@ -86,7 +86,8 @@ class Recipe:
             )
         if not self.muon_lr >= 0 or not self.uniformity_weight >= 0:
             raise ValueError(
-                f"muon_lr = {self.muon_lr}, uniformity_weight = {self.uniformity_weight}: each is at least 0."
+                f"muon_lr = {self.muon_lr}, uniformity_weight = {self.uniformity_weight}: "
+                "both must be at least 0."
             )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}; use {' or '.join(PRECISIONS)}.")

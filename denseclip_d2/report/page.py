@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 FILE = "report.html"
 IMAGES = 4
 """How many of the best images are shown, and of the worst; several test sets share them."""
-MAX_IMAGES = 3_600_000
+MAX_IMAGE_BYTES = 3_600_000
 """The most bytes of all images, so that the page stays below 5 MB."""
 FEW = 20
 """The most classes that are listed at once. A longer list is folded, below its best and worst classes."""
@@ -167,7 +167,7 @@ def _add_images(
         chosen = [*best, *worst]
         shown = show(
             predictor, [records[i] for i in chosen], [quality[i][0] for i in chosen],
-            threshold=getattr(found, "threshold", 0.5), max_bytes=MAX_IMAGES // share,
+            threshold=getattr(found, "threshold", 0.5), max_bytes=MAX_IMAGE_BYTES // share,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         part.no_images = str(error)

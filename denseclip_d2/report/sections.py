@@ -1,4 +1,4 @@
-"""The part of the page about a test set, ready for the template."""
+"""The section of the page about a test set, ready for the template."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ class Section:
         confused: a sentence about the confusions.
         quality: the metric that ranks the images.
         best, worst: images; if empty, ``no_images`` says why.
-        notes: warnings about this part.
+        notes: warnings about this test set.
     """
 
     title: str

@@ -7,5 +7,6 @@ from .vocabulary import VOCABULARIES
 __all__ = ["register_shapes"]
 
 # Where Detectron2 looks for its built-in datasets.
-for _world in VOCABULARIES.values():
-    register_shapes(Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / _world.name, _world)
+_root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+for _vocabulary in VOCABULARIES.values():
+    register_shapes(_root / _vocabulary.name, _vocabulary)

@@ -185,7 +185,7 @@ def _connect(
     """Connect events to actions. The model runs one request at a time. The slider does not wait for it."""
     file, model, names, threshold, button = inputs
     found, result, image, *_, prediction, _ = shown
-    looking: dict[str, Any] = {
+    predicting: dict[str, Any] = {
         "inputs": [file, prediction, model, names, threshold], "outputs": shown, "concurrency_limit": 1,
         "concurrency_id": "model",
     }  # fmt: skip
@@ -197,15 +197,15 @@ def _connect(
         path, names = examples[example]
         return path, ", ".join(page.names_for(model, names))
 
-    blocks.load(lambda _, *rest: run(examples[0][0], *rest), **looking, api_visibility="private")
+    blocks.load(lambda _, *rest: run(examples[0][0], *rest), **predicting, api_visibility="private")
     gr.on(
-        [file.upload, names.submit, button.click], run, **looking, api_name="predict",
+        [file.upload, names.submit, button.click], run, **predicting, api_name="predict",
         trigger_mode="always_last",
     )  # fmt: skip
     taken = samples.click(take, [samples, model], [file, names], concurrency_id="model", **private)
     chosen = model.change(in_words(page.about), model, about, concurrency_id="model", **private)
     for event in (taken, chosen):
-        event.success(run, **looking, api_visibility="private")
+        event.success(run, **predicting, api_visibility="private")
     threshold.change(
         in_words(page.draw, kept, kept), [prediction, threshold], [found, result, image], api_name="draw",
         show_progress="hidden", trigger_mode="always_last",

@@ -40,7 +40,7 @@ class Limits:
     megapixels: int = 50  # of an image, from its header, before it is decoded
     side: int = 1280  # pixels of the longer side; larger images are made smaller
     names: int = 8  # in one request
-    max_name_tokens: int = 60  # characters of a name
+    name_length: int = 60  # characters of a name
     queue: int = 50  # waiting requests
 
     def __post_init__(self):
@@ -96,9 +96,9 @@ def names_typed(text: str, class_names: Sequence[str], limits: Limits) -> list[s
     if len(names) > limits.names:
         raise ValueError(f"{len(names)} names. The limit is {limits.names}.")
     for name in names:
-        if len(name) > limits.max_name_tokens:
-            start = f"{name[: limits.max_name_tokens]}..."
-            raise ValueError(f"The name {start!r} is longer than {limits.max_name_tokens} characters.")
+        if len(name) > limits.name_length:
+            start = f"{name[: limits.name_length]}..."
+            raise ValueError(f"The name {start!r} is longer than {limits.name_length} characters.")
     return names
 
 

@@ -17,19 +17,19 @@
 #include <vector>
 
 // Return the image of a binary PPM as a tensor (1, H, W, 3), RGB or BGR.
-ov::Tensor read_picture(const std::string& path, bool bgr) {
+ov::Tensor read_image(const std::string& path, bool bgr) {
   std::ifstream file(path, std::ios::binary);
   std::string kind;
   size_t width = 0, height = 0, most = 0;
   if (!(file >> kind >> width >> height >> most) || kind != "P6" || most != 255)
     throw std::runtime_error(path + " is not a binary PPM with 8 bits per channel");
   file.get();  // one white space before the pixels
-  ov::Tensor picture(ov::element::u8, {1, height, width, 3});
-  auto* pixels = picture.data<uint8_t>();
-  if (!file.read(reinterpret_cast<char*>(pixels), picture.get_byte_size()))
+  ov::Tensor image(ov::element::u8, {1, height, width, 3});
+  auto* pixels = image.data<uint8_t>();
+  if (!file.read(reinterpret_cast<char*>(pixels), image.get_byte_size()))
     throw std::runtime_error(path + " is truncated");
-  for (size_t i = 0; bgr && i < picture.get_size(); i += 3) std::swap(pixels[i], pixels[i + 2]);
-  return picture;
+  for (size_t i = 0; bgr && i < image.get_size(); i += 3) std::swap(pixels[i], pixels[i + 2]);
+  return image;
 }
 
 // Return the strings of a JSON list. Class names have no quotes in them.
@@ -66,7 +66,7 @@ int main(int count, char** arguments) try {
   const auto model = core.read_model(arguments[1]);
   const auto said = [&](const char* key) { return model->get_rt_info<std::string>("framework", key); };
   auto request = core.compile_model(model, "CPU").create_infer_request();
-  request.set_tensor("pictures", read_picture(arguments[2], said("pixel_format") == "BGR"));
+  request.set_tensor("images", read_image(arguments[2], said("pixel_format") == "BGR"));
   request.infer();
   std::cout << std::fixed;
   const auto names = strings(said("class_names"));
