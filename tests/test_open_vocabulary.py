@@ -1,16 +1,20 @@
 """Names at test time: guidance of fixed width, and heads that classify by text embeddings."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
+from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
+from denseclip_d2.inference import Predictor
 
 NAMES = ("red circle", "green square", "blue cross")
 TEXT = ["MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text"]
@@ -30,6 +34,15 @@ def open_model(system: str, names=NAMES, *more):
     opts = [*TEXT, *opts, f"MODEL.{section}.NUM_CLASSES", len(names), "MODEL.DENSECLIP.CLASS_NAMES", names]
     torch.manual_seed(0)
     return build_model(load_config(file, [*opts, "MODEL.WEIGHTS", "", *more]))
+
+
+def shapes_config(system: str, folder) -> CfgNode:
+    """Return the config of :func:`open_model`, with its weights in a file."""
+    file, section, opts = SYSTEMS[system]
+    names = (*NAMES, "background") if section == "SEM_SEG_HEAD" else NAMES
+    torch.save({"model": open_model(system).state_dict()}, folder / "model.pth")
+    opts = [*TEXT, *opts, f"MODEL.{section}.NUM_CLASSES", len(names), "MODEL.DENSECLIP.CLASS_NAMES", names]
+    return load_config(file, [*opts, "MODEL.WEIGHTS", str(folder / "model.pth"), "DATASETS.TEST", ()])
 
 
 def image(*, labels: bool = False, objects: bool = False) -> dict:
@@ -164,3 +177,50 @@ def test_bad_names_end_in_words(names, message):
 def test_what_cannot_classify_by_text_is_refused(system, opts, message):
     with pytest.raises(ValueError, match=f"CLASSIFIER 'text' needs .*{message}"):
         open_model(system, NAMES, *opts)
+
+
+def test_the_predictor_takes_names_per_call(tmp_path):
+    predictor = Predictor(shapes_config("semantic_fpn", tmp_path))
+    array = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    first = predictor(array, names=["background", "red circle", "green square"])["sem_seg"]
+    two = predictor(array, names=["dog", "background"])["sem_seg"]
+    assert (len(first), len(two), predictor.class_names) == (3, 2, ("dog", "background"))
+    encoded = []
+    predictor.model.backbone.language.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    again = predictor([array, array], names=("background", "red circle", "green square"))
+    assert torch.equal(again[0]["sem_seg"], first) and not encoded  # each name is encoded once
+    predictor.set_names(["red circle", "dog|hound"])
+    assert predictor(array)["sem_seg"].shape == (2, 64, 96)
+    with pytest.raises(ValueError, match=r"names takes a list of names, such as \['dog'\]"):
+        predictor(array, names="dog")
+
+
+def test_synonyms_share_the_mean_of_their_embeddings():
+    language = open_model("retinanet").eval().backbone.language
+    sofa, couch = language.encode_names(["sofa", "couch"], language.contexts)[0]
+    ((both,),) = language.encode_names(["sofa | couch"], language.contexts)
+    assert_close(both, (sofa + couch) / 2)
+    with pytest.raises(ValueError, match="empty synonym"):
+        language.encode_names(["sofa|"], language.contexts)
+
+
+def test_names_for_a_while_leave_the_model_as_it_was():
+    model = open_model("mask_rcnn").eval()
+    with torch.no_grad():
+        (before,) = model([image()])
+        with model.given_names(["dog"]):
+            (one,) = model([image()])
+        (after,) = model([image()])
+    assert not one["instances"].pred_classes.any()
+    assert torch.equal(before["instances"].scores, after["instances"].scores)
+    assert model.roi_heads.num_classes == 3
+
+
+def test_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
+    model = open_model("retinanet")
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    other = open_model("retinanet", ["dog", "cat"])
+    report = DenseCLIPCheckpointer(other, for_training=True)
+    report.load(str(tmp_path / "model.pth"))
+    theirs = model.state_dict()
+    assert all(torch.equal(x, theirs[name]) for name, x in other.state_dict().items())

@@ -20,8 +20,9 @@ from ..config import prepare_run
 from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
 from ..guidance import LanguageGuidedFeatures, guidance_of
+from ..language.prompts import check_class_names
 from ..meta_arch import SlidingWindowSegmentor
-from ..meta_arch.pixel_text import captured_features
+from ..meta_arch.pixel_text import PixelTextSupervision, captured_features
 from ..meta_arch.preprocess import seen_by_backbone
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ ImageInput = str | Path | Image.Image | np.ndarray
 
 
 class Predictor(DefaultPredictor):
-    """Detectron2's ``DefaultPredictor`` with strict loading, batches and score maps.
+    """Detectron2's ``DefaultPredictor`` with strict loading, batches, score maps and names at test time.
 
     Attributes:
         batch_size: the batch size for images of the same size after resizing. It is halved if memory is too
@@ -66,20 +67,54 @@ class Predictor(DefaultPredictor):
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
+        self._text: dict[str, Tensor] = {}  # embeddings of names that were read
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
-    @overload
-    def __call__(self, image: ImageInput, score_map_names: Sequence[str] = ...) -> dict: ...
-    @overload
-    def __call__(self, image: list | tuple, score_map_names: Sequence[str] = ...) -> list[dict]: ...
-    @overload
-    def __call__(self, image: Iterator, score_map_names: Sequence[str] = ...) -> Iterator[dict]: ...
+    def set_names(self, names: Sequence[str]) -> None:
+        """Find these classes from now on, of any number. Each name is encoded once and kept.
 
-    def __call__(self, image, score_map_names=()):
+        Args:
+            names: such as "garden gnome"; synonyms, such as "sofa|couch", share a class.
+
+        Raises:
+            ValueError: the model finds the classes it was trained on alone, or a name cannot be read.
+        """
+        if isinstance(names, str):
+            raise ValueError(f"names takes a list of names, such as [{names!r}].")
+        names = tuple(names)
+        if names == self.class_names:
+            return
+        if not isinstance(self.model, PixelTextSupervision):
+            raise ValueError("This model has no language, and finds the classes it was trained on alone.")
+        self.model.check_takes_names()
+        language = self.model.backbone.language
+        check_class_names(names)
+        if language.mode == "pre":  # the text depends on the image
+            self.model.set_class_names(names)
+            return
+        if unread := [name for name in names if name not in self._text]:
+            self._text.update(zip(unread, language.encode_names(unread, language.contexts)[0], strict=True))
+        self.model.set_class_names(names, torch.stack([self._text[name] for name in names]))
+
+    @overload
+    def __call__(
+        self, image: ImageInput, score_map_names: Sequence[str] = ..., *, names: Sequence[str] | None = ...
+    ) -> dict: ...
+    @overload
+    def __call__(
+        self, image: list | tuple, score_map_names: Sequence[str] = ..., *, names: Sequence[str] | None = ...
+    ) -> list[dict]: ...
+    @overload
+    def __call__(
+        self, image: Iterator, score_map_names: Sequence[str] = ..., *, names: Sequence[str] | None = ...
+    ) -> Iterator[dict]: ...
+
+    def __call__(self, image, score_map_names=(), *, names=None):
         """
         Args:
             image: a :data:`ImageInput`, a list of them, or a generator of them, which may be infinite.
+            names: classes to find, as of :meth:`set_names`, from this call on; None: those of the model.
             score_map_names: names of classes, or any words (:meth:`LanguageGuidedFeatures.score_maps`).
         Returns: the model's output for the image and, for names, ``score_maps``: (names, H, W), cosines. A
             list of outputs for a list, a generator for a generator.
@@ -87,6 +122,8 @@ class Predictor(DefaultPredictor):
             FileNotFoundError, ValueError: a file that does not exist or cannot be read; an array of another
                 kind; a name that cannot be read, or that is no class of a model without a text encoder.
         """
+        if names is not None:
+            self.set_names(names)
         if isinstance(image, Iterator):
             return self.stream(image, score_map_names)
         if isinstance(image, list | tuple):

@@ -110,18 +110,40 @@ class PixelTextSupervision(nn.Module):
             names, text_embeddings: see :meth:`PromptedTextEncoder.set_class_names`.
 
         Raises:
-            ValueError: the model has weights of its own for each class, or no text encoder; names that
-                cannot be read.
+            ValueError: see :meth:`check_takes_names`; names that cannot be read.
         """
+        self.check_takes_names()
+        self.backbone.language.set_class_names(names, text_embeddings)
+        for module in self.modules():
+            if hasattr(module, "num_classes"):
+                setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
+
+    def check_takes_names(self) -> None:
+        """
+        Raises:
+            ValueError: the model has weights of its own for each class, or no text encoder.
+        """
+        if self.backbone.language.precomputed:
+            raise ValueError(
+                "The weights hold precomputed text embeddings, and no text encoder that reads other names. "
+                "Convert the weights without --precompute-text."
+            )
         if self.backbone.concat == "scores" or not any(isinstance(m, TextClassifier) for m in self.modules()):
             raise ValueError(
                 "This model has learned weights for each of its classes, and finds no others. Other names "
                 "need a model trained with MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text'."
             )
-        self.backbone.language.set_class_names(names, text_embeddings)
-        for module in self.modules():
-            if hasattr(module, "num_classes"):
-                setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
+
+    @contextmanager
+    def given_names(self, names: Sequence[str]) -> Iterator[None]:
+        """Find other classes for a while, as of :meth:`set_class_names`."""
+        language, before = self.backbone.language, self.backbone.language.class_names
+        text = language.text_embeddings
+        self.set_class_names(names)
+        try:
+            yield
+        finally:
+            self.set_class_names(before, text)
 
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         by_label = self.num_classes_key == "SEM_SEG_HEAD"
