@@ -220,7 +220,7 @@ def test_an_older_run_has_a_report_without_what_it_did_not_record(detector):
     (detector / "run.json").unlink()
     seen = Page(write_report(detector)).text
     assert "settings are unknown: this folder has no run.json" in seen
-    assert "Departures from the config file and learning rates are unknown" in seen
+    assert "Overrides of the config file and learning rates are unknown" in seen
     assert "By class" in seen and "ended: 2 iterations" in seen
     record_evaluation(str(detector))
     seen = Page(write_report(detector)).text

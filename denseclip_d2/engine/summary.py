@@ -48,7 +48,7 @@ def format_summary(summary: dict[str, list]) -> str:
         [
             "This run:",
             indent(tabulate(summary["settings"], tablefmt="plain"), "  "),
-            "Departures from the config file:",
+            "Overrides of the config file:",
             *(f"  {line}" for line in summary["overrides"] or ["none"]),
             "Learning rates, weight decays and what they are for:",
             indent(tabulate(summary["parameter_groups"], tablefmt="plain", headers="firstrow"), "  "),
