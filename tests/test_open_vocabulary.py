@@ -9,9 +9,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
-from denseclip_d2.builder import build_model
+from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
+from denseclip_d2.engine import Trainer
+from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor
@@ -224,3 +226,37 @@ def test_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
     report.load(str(tmp_path / "model.pth"))
     theirs = model.state_dict()
     assert all(torch.equal(x, theirs[name]) for name, x in other.state_dict().items())
+
+
+def test_a_page_or_demo_gets_the_background_with_its_names(tmp_path):
+    predictor = Predictor(shapes_config("semantic_fpn", tmp_path))
+    assert predictor.takes_names
+    predictor.set_names(["dog"], background=True)
+    assert predictor.class_names == ("dog", "background")
+    predictor.set_names([])
+    assert predictor.class_names == (*NAMES, "background")
+    boxes = Predictor(shapes_config("retinanet", tmp_path))
+    boxes.set_names(["dog"], background=True)
+    assert boxes.class_names == ("dog",)
+
+
+def evaluated(system: str, folder, test: str) -> tuple[torch.nn.Module, dict]:
+    cfg = shapes_config(system, folder)
+    cfg.merge_from_list(["DATASETS.TEST", (test,), "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", 0])
+    model = build_model_with_weights(cfg).eval()
+    check_test_sets(cfg)
+    return model, Trainer.test(cfg, model)
+
+
+def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_path):
+    """The model was built for three other classes."""
+    _, _, val = small_shapes
+    model, results = evaluated("retinanet", tmp_path, val)
+    assert "AP-red solid circle" in results["bbox"]
+    assert model.backbone.language.class_names == NAMES and model.num_classes == 3
+
+
+def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tmp_path):
+    model, results = evaluated("semantic_fpn", tmp_path, "val")
+    assert "IoU-red solid circle" in results["sem_seg"]
+    assert model.backbone.language.class_names == (*NAMES, "background")

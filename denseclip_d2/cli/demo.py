@@ -5,6 +5,7 @@ tools/demo.py --config-file F --input photos/ 'more/*.png' clip.mp4 --output DIR
 tools/demo.py --config-file F --camera 0 --output DIR MODEL.WEIGHTS W                # until Ctrl-C
 tools/demo.py --config-file F --dataset shapes_val --count 12 --output DIR MODEL.WEIGHTS W
 tools/demo.py --zoo Shapes/denseclip_retinanet_tiny.yaml --dataset shapes_val --output DIR
+tools/demo.py --config-file F --names "garden gnome" tree --input a.jpg --output DIR MODEL.WEIGHTS W
 
 DIR gets a PNG of every image, beside its ground truth if there is any, an MP4 of every video, overview.png
 of the first images, and detections.json in COCO's format. The exit status is 0; it is 3 if unreadable inputs
@@ -36,6 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--input", nargs="+", metavar="FILE", help="images, videos, folders, globs")
     source.add_argument("--camera", metavar="DEVICE", help="number of a camera, or address of a stream")
     source.add_argument("--dataset", help="a registered dataset; draws its ground truth too")
+    parser.add_argument(
+        "--names", nargs="+", metavar="NAME",
+        help="classes to find, in any words, of a model with MODEL.DENSECLIP.CLASSIFIER 'text'",
+    )  # fmt: skip
     parser.add_argument("--count", type=int, help="number of images and frames (--dataset: 12; else all)")
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run in DIR")
@@ -68,6 +73,8 @@ def main(args: argparse.Namespace) -> int:
     with output_folder(args.output, "--output"):
         check_outputs(sources, args.output, overwrite=args.overwrite)
         predictor = Predictor(cfg)
+        if args.names:
+            predictor.set_names(args.names, background=True)
         predictor.batch_size = args.batch_size or predictor.batch_size
         seen, faults = draw_sources(
             predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,

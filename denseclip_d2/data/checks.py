@@ -15,7 +15,7 @@ from ..utils.text import read_text
 from .coco_json import nameless_category
 from .image_checks import check_image_files, describe_dataset
 from .semantic import check_some_labels
-from .tasks import is_semantic, num_classes_section
+from .tasks import is_semantic, num_classes_section, takes_any_names
 
 
 def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: bool) -> list[dict]:
@@ -51,6 +51,8 @@ def load_datasets(names: Sequence[str], *, filter_empty: bool, check_images: boo
 def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     """Check that loaded datasets have the same classes, as many as the model, and ignore the same label.
 
+    Datasets to test a model on that takes any names may have any classes.
+
     Raises:
         ValueError: the number or the names of classes, or their order, or the ignored labels differ.
     """
@@ -64,6 +66,8 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
                 f"{dataset!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for "
                 "another task. Give DATASETS other datasets."
             )
+        if takes_any_names(cfg) and name not in cfg.DATASETS.TRAIN:
+            continue  # the model is evaluated with the names of the dataset
         if len(own) != num_classes:
             raise ValueError(
                 f"{dataset!r} has {len(own)} classes, MODEL.{section}.NUM_CLASSES is {num_classes}. "

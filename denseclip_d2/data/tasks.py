@@ -36,6 +36,12 @@ def predicts_masks(cfg: CfgNode) -> bool:
     return cfg.MODEL.MASK_ON and num_classes_section(cfg) == "ROI_HEADS"
 
 
+def takes_any_names(cfg: CfgNode) -> bool:
+    """Return whether the model finds classes of any name, and not those it was trained on alone."""
+    denseclip = cfg.MODEL.DENSECLIP
+    return denseclip.CLASSIFIER == "text" and denseclip.SCORE_MAP.CONCAT != "scores"
+
+
 def is_panoptic(cfg: CfgNode) -> bool:
     """Return whether the model joins instances and labels in ``panoptic_seg``."""
     return _is_a(_system(cfg), PanopticFPN) or is_panoptic_deeplab(cfg)

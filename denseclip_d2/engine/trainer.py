@@ -15,12 +15,15 @@ from torch import nn
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
+from ..data.class_names import get_class_names
 from ..data.mapper import build_mapper
+from ..data.tasks import num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
 from ..data.unused_annotations import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
 from ..inference.tta import with_tta
 from ..language.prompting import precomputed_text
+from ..meta_arch import PixelTextSupervision
 from .hooks import BestCheckpointer, BestWeights, EvalHook, PeriodicCheckpointer, RunState
 from .lr_scheduler import build_lr_scheduler
 from .optimizer import build_gradient_clipper, build_optimizer
@@ -167,8 +170,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
-        with precomputed_text(model):
-            return super().test(cfg, model, evaluators)
+        """Evaluate a model on ``DATASETS.TEST``, one that takes any names with the names of each dataset."""
+        if not takes_any_names(cfg):
+            with precomputed_text(model):
+                return super().test(cfg, model, evaluators)
+        guided = next(m for m in model.modules() if isinstance(m, PixelTextSupervision))
+        results = {}
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            own = cfg.clone()
+            own.defrost()
+            own.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", (name,)])
+            own.MODEL.DENSECLIP.CLASS_NAMES = ()
+            names = own.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(own)
+            own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
+            with guided.given_names(names), precomputed_text(model):
+                results[name] = super().test(own, model, evaluators and evaluators[i : i + 1])
+        return results if len(results) != 1 else results[name]
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, augmented: nn.Module) -> dict:

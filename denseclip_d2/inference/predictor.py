@@ -19,6 +19,7 @@ from ..builder import build_model_with_weights, class_names_of, inference_precis
 from ..config import prepare_run
 from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
+from ..data.tasks import takes_any_names
 from ..guidance import LanguageGuidedFeatures, guidance_of
 from ..language.prompts import check_class_names
 from ..meta_arch import SlidingWindowSegmentor
@@ -68,21 +69,35 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
         self._text: dict[str, Tensor] = {}  # embeddings of names that were read
+        self._trained_names: tuple[str, ...] | None = None  # while others are set
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
-    def set_names(self, names: Sequence[str]) -> None:
-        """Find these classes from now on, of any number. Each name is encoded once and kept.
+    @property
+    def takes_names(self) -> bool:
+        """Whether :meth:`set_names` can set other names than the model was trained on."""
+        guided = self.guidance
+        return takes_any_names(self.cfg) and guided is not None and not guided.language.precomputed
+
+    def set_names(self, names: Sequence[str], *, background: bool = False) -> None:
+        """Find these classes from the next call on, of any number. Each name is encoded once and kept.
 
         Args:
-            names: such as "garden gnome"; synonyms, such as "sofa|couch", share a class.
+            names: such as "garden gnome"; synonyms, such as "sofa|couch", share a class. Empty: the names
+                that the model was trained on.
+            background: append the learned name that the model was trained on, such as "background", if any:
+                a segmentor gives every pixel one of the names.
 
         Raises:
             ValueError: the model finds the classes it was trained on alone, or a name cannot be read.
         """
         if isinstance(names, str):
             raise ValueError(f"names takes a list of names, such as [{names!r}].")
-        names = tuple(names)
+        self._trained_names = self._trained_names or self.class_names
+        names = tuple(names) or self._trained_names
+        learned = self.guidance.language.learned_name if self.guidance else ""
+        if background and learned in self._trained_names and learned not in names:
+            names = (*names, learned)
         if names == self.class_names:
             return
         if not isinstance(self.model, PixelTextSupervision):

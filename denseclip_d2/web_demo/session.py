@@ -236,13 +236,16 @@ def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
 
     Args:
         image: (H, W, 3) uint8, BGR.
-        names: names whose score maps are drawn, if the model knows them.
+        names: names whose score maps are drawn, if the model knows them. A model that takes any names finds
+            these alone.
         file_name: name of the image in the COCO file.
 
     Raises:
         ValueError: names have the same tokens, or are too long for the text encoder.
     """
     cfg = predictor.cfg
+    if predictor.takes_names:
+        predictor.set_names(names, background=True)
     class_names = predictor.class_names
     known = class_names if predictor.guidance else []
     readable = [name for name in names if name in known or reads_any_words(predictor)]
