@@ -1,5 +1,7 @@
 """Names at test time: guidance of fixed width, and heads that classify by text embeddings."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
+from denseclip_d2.evaluation.seen import with_seen_and_unseen
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor
@@ -252,7 +255,8 @@ def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_pa
     """The model was built for three other classes."""
     _, _, val = small_shapes
     model, results = evaluated("retinanet", tmp_path, val)
-    assert "AP-red solid circle" in results["bbox"]
+    assert "AP-red solid circle" in results["bbox"] and "AP_seen" not in results["bbox"]
+    assert results["bbox"]["AP_unseen"] >= 0  # the model was trained on other names
     assert model.backbone.language.class_names == NAMES and model.num_classes == 3
 
 
@@ -260,3 +264,16 @@ def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tm
     model, results = evaluated("semantic_fpn", tmp_path, "val")
     assert "IoU-red solid circle" in results["sem_seg"]
     assert model.backbone.language.class_names == (*NAMES, "background")
+
+
+def test_metrics_of_seen_and_unseen_classes_are_means_over_them():
+    metrics = {
+        "mIoU": 1.0,
+        "IoU-a": 20.0,
+        "IoU-b": 40.0,
+        "IoU-c": 9.0,
+        "IoU-d": math.nan,
+        "IoU-background": 99.0,
+    }
+    found = with_seen_and_unseen({"sem_seg": metrics}, ("a", "b", "background"), "background")
+    assert found == {"sem_seg": {**metrics, "IoU_seen": 30.0, "IoU_unseen": 9.0}}

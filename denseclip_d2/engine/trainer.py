@@ -15,12 +15,13 @@ from torch import nn
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.class_names import get_class_names
+from ..data.class_names import clean_class_names, get_class_names
 from ..data.mapper import build_mapper
 from ..data.tasks import num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
 from ..data.unused_annotations import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
+from ..evaluation.seen import with_seen_and_unseen
 from ..inference.tta import with_tta
 from ..language.prompting import precomputed_text
 from ..meta_arch import PixelTextSupervision
@@ -184,7 +185,10 @@ class Trainer(DefaultTrainer):
             names = own.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(own)
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
             with guided.given_names(names), precomputed_text(model):
-                results[name] = super().test(own, model, evaluators and evaluators[i : i + 1])
+                metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
+            trained = clean_class_names(cfg.MODEL.DENSECLIP.CLASS_NAMES)
+            learned = cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+            results[name] = with_seen_and_unseen(metrics, trained, learned)
         return results if len(results) != 1 else results[name]
 
     @classmethod

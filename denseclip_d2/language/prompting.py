@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
-from .prompts import check_class_names, check_prompts, split_synonyms, tokenize_names
+from .prompts import check_class_names, check_prompts, mean_of_synonyms, split_synonyms, tokenize_names
 from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
 
@@ -177,7 +177,7 @@ class PromptedTextEncoder(nn.Module):
         encoder, prompts = self.encoder_and_prompts()
         words, owners = split_synonyms(names)
         text = encoder(self._tokenize(words, max_name_tokens=0).to(prompts.device), contexts)
-        return _mean_of_synonyms(text, owners)
+        return mean_of_synonyms(text, owners)
 
     @torch.no_grad()
     def init_contexts(self) -> None:
@@ -260,7 +260,7 @@ class PromptedTextEncoder(nn.Module):
 
     def _encode(self, contexts: Tensor | None) -> Tensor:
         encoder, prompts = self.encoder_and_prompts()
-        return _mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
+        return mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
     def _with_learned(self, text: Tensor) -> Tensor:
         """Return (B, K, C) embeddings, with the learned one in place of the text of ``learned_name``."""
@@ -340,15 +340,6 @@ class PromptedTextEncoder(nn.Module):
         prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
         check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
         return prompts
-
-
-def _mean_of_synonyms(text: Tensor, owners: Sequence[int]) -> Tensor:
-    """Return (B, K, C) means of the embeddings (B, S, C) of words that are of the same name."""
-    if not owners or len(owners) == owners[-1] + 1:
-        return text
-    index = torch.tensor(owners, device=text.device)
-    sums = text.new_zeros(len(text), owners[-1] + 1, text.shape[2]).index_add(1, index, text)
-    return sums / index.bincount().to(text.dtype)[:, None]
 
 
 @contextmanager

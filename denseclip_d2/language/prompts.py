@@ -40,6 +40,15 @@ def split_synonyms(names: Sequence[str]) -> tuple[list[str], list[int]]:
     return [word for word, _ in words], [i for _, i in words]
 
 
+def mean_of_synonyms(text: Tensor, owners: Sequence[int]) -> Tensor:
+    """Return (B, K, C) means of the embeddings (B, S, C) of words that are of the same name."""
+    if not owners or len(owners) == owners[-1] + 1:
+        return text
+    index = torch.tensor(owners, device=text.device)
+    sums = text.new_zeros(len(text), owners[-1] + 1, text.shape[2]).index_add(1, index, text)
+    return sums / index.bincount().to(text.dtype)[:, None]
+
+
 def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer | None = None) -> Tensor:
     """Return the token ids of ``[sot] name [eot]`` for every name (paper, sec. 3.3).
 

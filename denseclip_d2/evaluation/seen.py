@@ -1,0 +1,36 @@
+"""Metrics of seen classes, which a model was trained on, and of unseen ones, apart."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+from ..data.class_names import clean_class_names
+
+PER_CLASS = ("AP-", "IoU-")
+"""How the names of metrics of one class begin."""
+
+
+def with_seen_and_unseen(results: Mapping[str, dict], seen: Collection[str], ignored: str = "") -> dict:
+    """Return results with the means over seen and over unseen classes, such as "AP_seen" and "IoU_unseen".
+
+    Args:
+        results: an evaluation's metrics by task; those of classes are "AP-NAME" and "IoU-NAME".
+        seen: names of the classes that the model was trained on, as :func:`clean_class_names` has them.
+        ignored: a class that is neither, such as "background".
+
+    Classes without objects in the test set, whose metrics are NaN, do not count.
+    """
+    return {task: {**metrics, **dict(_means(metrics, seen, ignored))} for task, metrics in results.items()}
+
+
+def _means(metrics: Mapping[str, float], seen: Collection[str], ignored: str) -> Iterator[tuple[str, float]]:
+    for prefix in PER_CLASS:
+        names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
+        of_classes = {
+            read: metrics[prefix + name]
+            for read, name in zip(clean_class_names(names), names, strict=True)
+            if name != ignored and math.isfinite(metrics[prefix + name])
+        }
+        for kind, is_seen in (("seen", True), ("unseen", False)):
+            values = [value for name, value in of_classes.items() if (name in seen) is is_seen]
+            if values:
+                yield f"{prefix[:-1]}_{kind}", sum(values) / len(values)
