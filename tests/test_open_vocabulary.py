@@ -139,7 +139,7 @@ def test_a_learned_name_is_not_read():
     model = open_model("semantic_fpn").eval()
     with torch.no_grad():
         before = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
-        model.backbone.language.learned_embedding.fill_(2)
+        model.backbone.language.learned.embedding.fill_(2)
         after = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
     assert torch.equal(before[:, :3], after[:, :3])
     assert (after[:, 3] == 2).all()

@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from denseclip_d2.language import text_encoder as module
+from denseclip_d2.language.precomputed import precomputed_text
 from denseclip_d2.language.prefix_tree import build_prefix_tree
-from denseclip_d2.language.prompting import precomputed_text
 from denseclip_d2.language.prompts import tokenize_names
 
 UNEQUAL = ["tv", "traffic light", "traffic cone", "a very long name of a class indeed", "dog"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..builder import replace_sync_bn, sync_bn_supported
 from ..checkpoint import DenseCLIPCheckpointer
-from ..language.prompting import precomputed_text
+from ..language.precomputed import precomputed_text
 from .optimizer import clip_gradients
 from .run_checks import distributed
 from .train_loop import TrainLoop

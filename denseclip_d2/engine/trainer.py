@@ -23,7 +23,7 @@ from ..data.unused_annotations import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
 from ..evaluation.seen import with_seen_and_unseen
 from ..inference.tta import with_tta
-from ..language.prompting import precomputed_text
+from ..language.precomputed import precomputed_text
 from ..meta_arch import PixelTextSupervision
 from .hooks import BestCheckpointer, BestWeights, EvalHook, PeriodicCheckpointer, RunState
 from .lr_scheduler import build_lr_scheduler

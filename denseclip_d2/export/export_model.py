@@ -58,11 +58,10 @@ def export_model(
 
     Args:
         cfg: with MODEL.WEIGHTS of the whole model.
-        format: of ``FORMATS``.
+        format, precision: of ``FORMATS`` and of ``EXPORT_PRECISIONS``.
         preprocessed, score_map, paste_masks: see :class:`TraceableModel`.
         images: images to verify with; empty: generated shapes. "int8" is also calibrated on them; empty: on
             the first of ``DATASETS.TRAIN``, and verified with them.
-        precision: of ``EXPORT_PRECISIONS``.
 
     Raises:
         ValueError, FileNotFoundError: the model cannot be exported; the file differs from it; no weights.

@@ -95,9 +95,9 @@ class Predictor(DefaultPredictor):
             raise ValueError(f"names takes a list of names, such as [{names!r}].")
         self._trained_names = self._trained_names or self.class_names
         names = tuple(names) or self._trained_names
-        learned = self.guidance.language.learned_name if self.guidance else ""
-        if background and learned in self._trained_names and learned not in names:
-            names = (*names, learned)
+        learned = self.guidance.language.learned if self.guidance else None
+        if background and learned and learned.name in self._trained_names and learned.name not in names:
+            names = (*names, learned.name)
         if names == self.class_names:
             return
         if not isinstance(self.model, PixelTextSupervision):

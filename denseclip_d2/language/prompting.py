@@ -1,5 +1,4 @@
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
+from .learned_embedding import LearnedEmbedding
 from .prompts import check_class_names, check_prompts, mean_of_synonyms, split_synonyms, tokenize_names
 from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
@@ -29,7 +29,7 @@ class PromptedTextEncoder(nn.Module):
     "template", a fixed sentence and nothing learned.
 
     Training computes the text in every forward pass. Inference computes the text once: see
-    :meth:`precompute_` and :func:`precomputed_text`. The buffer ``text_embeddings`` (K, C) holds the result.
+    :meth:`precompute_` and :func:`.precomputed_text`. The buffer ``text_embeddings`` (K, C) holds the result.
     The buffer is in the state dict if the model has no text encoder.
     """
 
@@ -38,7 +38,6 @@ class PromptedTextEncoder(nn.Module):
     prompts: Tensor | None
     contexts: nn.Parameter | None
     packs: nn.ModuleList | None
-    learned_embedding: nn.Parameter | None
 
     @configurable
     def __init__(
@@ -64,8 +63,7 @@ class PromptedTextEncoder(nn.Module):
     ):
         """
         Args:
-            class_names: K names, in the order of the class ids. Synonyms such as "sofa|couch" share a class
-                by the mean of their text embeddings.
+            class_names: K names, in order of the class ids. Synonyms, "sofa|couch", share their mean.
             text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
             tokenizer: of the text encoder; None: CLIP's.
             embed_dim: C, needed without a text encoder.
@@ -77,25 +75,20 @@ class PromptedTextEncoder(nn.Module):
             pack_tokens: tokens that the text encoder reads as one sequence.
 
         Raises:
-            ValueError: names that :func:`check_class_names` or :func:`check_prompts` refuses, an unknown
-                mode, or mode "pre" without a text encoder.
+            ValueError: names that cannot be read, an unknown mode, or "pre" without a text encoder.
         """
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
-        check_class_names(class_names)
         self.class_names, self.mode, self.template = tuple(class_names), mode, template
         self.n_ctx, self.max_name_tokens = n_ctx, max_name_tokens
         self.text_encoder, self._tokenizer = text_encoder, tokenizer
         self._graphed = CUDAGraphTextEncoder(cuda_graph)
-        self._pack_tokens, self._owners = pack_tokens, list(range(len(class_names)))
-        self._make_text(embed_dim)
+        self._make_text(embed_dim, pack_tokens)
         self._make_contexts(context_init, context_std)
-        embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
-        self.embed_dim, self.learned_name = embed_dim, learned_name
-        learned = nn.init.normal_(torch.empty(embed_dim), std=embed_dim**-0.5)
-        self.register_parameter("learned_embedding", nn.Parameter(learned) if learned_name else None)
-        self._make_decoder(embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
+        self.embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
+        self.learned = LearnedEmbedding(learned_name, self.embed_dim) if learned_name else None
+        self._make_decoder(self.embed_dim, decoder_width, decoder_heads, decoder_layers, decoder_dropout)
 
     @classmethod
     def from_config(cls, cfg, class_names: Sequence[str]):
@@ -140,7 +133,7 @@ class PromptedTextEncoder(nn.Module):
             text = self._text()
         if self.mode == "post":
             text = self._refined(text, global_embedding, dense_embedding)
-        return self._with_learned(text)
+        return self.learned(text, self.class_names) if self.learned else text
 
     @torch.no_grad()
     def embed(self, names: Sequence[str], global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
@@ -262,14 +255,6 @@ class PromptedTextEncoder(nn.Module):
         encoder, prompts = self.encoder_and_prompts()
         return mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
-    def _with_learned(self, text: Tensor) -> Tensor:
-        """Return (B, K, C) embeddings, with the learned one in place of the text of ``learned_name``."""
-        if self.learned_embedding is None or self.learned_name not in self.class_names:
-            return text
-        learned = torch.zeros(text.shape[1], 1, dtype=torch.bool, device=text.device)
-        learned[self.class_names.index(self.learned_name)] = True
-        return torch.where(learned, self.learned_embedding.to(text.dtype), text)
-
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
         text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace
         return text + self.gamma * self.context_decoder(text, global_embedding, dense_embedding)
@@ -278,8 +263,10 @@ class PromptedTextEncoder(nn.Module):
         queries = self.queries.expand(global_embedding.shape[0], -1, -1)
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
-    def _make_text(self, embed_dim: int) -> None:
+    def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
         """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
+        check_class_names(self.class_names)
+        self._pack_tokens, self._owners = pack_tokens, list(range(len(self.class_names)))
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
         if self.text_encoder is None:
@@ -340,21 +327,3 @@ class PromptedTextEncoder(nn.Module):
         prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
         check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
         return prompts
-
-
-@contextmanager
-def precomputed_text(model: nn.Module) -> Iterator[None]:
-    """Compute the text embeddings of a model once, for what is evaluated in the block.
-
-    Args:
-        model: any model, with or without language. Training after the block computes the text again.
-    """
-    encoders = [module for module in model.modules() if isinstance(module, PromptedTextEncoder)]
-    encoders = [encoder for encoder in encoders if encoder.text_embeddings is None]
-    for encoder in encoders:
-        encoder.precompute_(keep_encoder=True)
-    try:
-        yield
-    finally:
-        for encoder in encoders:
-            encoder.text_embeddings = None
