@@ -17,6 +17,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.seen import with_seen_and_unseen
+from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor
@@ -277,3 +278,9 @@ def test_metrics_of_seen_and_unseen_classes_are_means_over_them():
     }
     found = with_seen_and_unseen({"sem_seg": metrics}, ("a", "b", "background"), "background")
     assert found == {"sem_seg": {**metrics, "IoU_seen": 30.0, "IoU_unseen": 9.0}}
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript", "torch_export"])
+def test_such_models_are_not_exported_yet(format, tmp_path):
+    with pytest.raises(ValueError, match="CLASSIFIER is 'text'.*not support yet"):
+        check_exportable(shapes_config("retinanet", tmp_path), format)

@@ -47,6 +47,9 @@ def _reasons(cfg: CfgNode) -> list[str]:
         "MODEL.DENSECLIP.PROMPT.MODE is 'pre', whose text embeddings depend on the image": (
             is_guided(cfg) and cfg.MODEL.DENSECLIP.PROMPT.MODE == "pre"
         ),
+        "MODEL.DENSECLIP.CLASSIFIER is 'text', or SCORE_MAP.CONCAT is, which exports do not support yet": (
+            "text" in (cfg.MODEL.DENSECLIP.CLASSIFIER, cfg.MODEL.DENSECLIP.SCORE_MAP.CONCAT)
+        ),
         "TEST.SLIDING_WINDOW.ENABLED is True, and the number of windows depends on the image; set it to "
         "False": cfg.TEST.SLIDING_WINDOW.ENABLED,
         "MODEL.WEIGHTS is empty; set it to the weights of the trained model": not cfg.MODEL.WEIGHTS,
