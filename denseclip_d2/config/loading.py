@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..data.class_names import get_class_names
+from ..data.class_names import class_names_of_datasets
 from ..data.semantic import register_semantic_folders
 from ..utils.old_keys import update_key
 from .checks import check_config, check_device
@@ -75,13 +75,12 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
 
 def _set_class_names(cfg: CfgNode, overrides: Collection[str]) -> None:
     """Fill in empty class names, and warn if names of a config file meet another dataset."""
-    names, of_datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.clone()
-    of_datasets.MODEL.DENSECLIP.CLASS_NAMES = ()
+    names, datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     chosen = "DATASETS.TRAIN" in overrides and "MODEL.DENSECLIP.CLASS_NAMES" not in overrides
     if names and not chosen:
         return
     try:
-        found = get_class_names(of_datasets)
+        found = class_names_of_datasets(cfg, datasets)
     except (ValueError, OSError):
         return
     cfg.MODEL.DENSECLIP.CLASS_NAMES = names or found
@@ -89,7 +88,7 @@ def _set_class_names(cfg: CfgNode, overrides: Collection[str]) -> None:
         logger.warning(
             "The model reads the class names of the config file (%s, ...), not those of %s (%s, ...). For "
             "those, set MODEL.DENSECLIP.CLASS_NAMES to ().",
-            names[0], [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][0], found[0],
+            names[0], datasets[0], found[0],
         )  # fmt: skip
 
 

@@ -18,10 +18,17 @@ def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
     Raises:
         ValueError: neither has names, or the dataset is not registered.
     """
-    if cfg.MODEL.DENSECLIP.CLASS_NAMES:
-        return tuple(cfg.MODEL.DENSECLIP.CLASS_NAMES)
-    datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST][:1]
-    for name in datasets:
+    names, datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    return tuple(names) if names else class_names_of_datasets(cfg, datasets)
+
+
+def class_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the first dataset's classes of the model's kind, as :func:`get_class_names` does.
+
+    Raises:
+        ValueError: the dataset has no names, or is not registered.
+    """
+    for name in datasets[:1]:
         check_registered(name)
         metadata = MetadataCatalog.get(name)
         if "thing_classes" not in metadata.as_dict() and metadata.get("json_file"):
@@ -32,8 +39,8 @@ def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
             check_class_names(name, names)
             return clean_class_names(names)
     raise ValueError(
-        f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets or 'DATASETS.TRAIN'} has no "
-        "thing_classes or stuff_classes in its metadata. Set one of them."
+        f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} has "
+        "no thing_classes or stuff_classes in its metadata. Set one of them."
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.class_names import clean_class_names, get_class_names
+from ..data.class_names import class_names_of_datasets, clean_class_names
 from ..data.mapper import build_mapper
 from ..data.tasks import num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
@@ -176,19 +176,17 @@ class Trainer(DefaultTrainer):
             with precomputed_text(model):
                 return super().test(cfg, model, evaluators)
         guided = next(m for m in model.modules() if isinstance(m, PixelTextSupervision))
+        trained, learned = guided.backbone.language.class_names, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
         results = {}
         for i, name in enumerate(cfg.DATASETS.TEST):
             own = cfg.clone()
             own.defrost()
-            own.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", (name,)])
-            own.MODEL.DENSECLIP.CLASS_NAMES = ()
-            names = own.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(own)
+            own.DATASETS.TEST = (name,)
+            names = class_names_of_datasets(cfg, [name])
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
             with guided.given_names(names), precomputed_text(model):
                 metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
-            trained = clean_class_names(cfg.MODEL.DENSECLIP.CLASS_NAMES)
-            learned = cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
-            results[name] = with_seen_and_unseen(metrics, trained, learned)
+            results[name] = with_seen_and_unseen(metrics, clean_class_names(trained), learned)
         return results if len(results) != 1 else results[name]
 
     @classmethod
