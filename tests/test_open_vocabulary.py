@@ -150,6 +150,21 @@ def test_other_names_need_a_text_classifier():
     model = build_model(load_config(SYSTEMS["semantic_fpn"][0], []))
     with pytest.raises(ValueError, match="learned weights for each of its classes"):
         model.set_class_names(["dog"])
+    model.backbone.language.precompute_()  # converting these weights otherwise would not help
+    with pytest.raises(ValueError, match="learned weights for each of its classes"):
+        model.set_class_names(["dog"])
+    model = open_model("retinanet")
+    model.backbone.language.precompute_()
+    with pytest.raises(ValueError, match="Convert the weights without --precompute-text"):
+        model.set_class_names(["dog"])
+
+
+def test_seen_classes_are_those_of_the_model_if_the_config_has_none(semantic_shapes, tmp_path):
+    opts = [*TEXT, "MODEL.WEIGHTS", "", "DATASETS.TRAIN", ("train",), "DATASETS.TEST", ("val",)]
+    cfg = load_config(SYSTEMS["semantic_fpn"][0], [*opts, "OUTPUT_DIR", str(tmp_path)])
+    assert not cfg.MODEL.DENSECLIP.CLASS_NAMES
+    results = Trainer.test(cfg, build_model(cfg).eval())["sem_seg"]
+    assert "IoU_seen" in results and "IoU_unseen" not in results
 
 
 @pytest.mark.parametrize(

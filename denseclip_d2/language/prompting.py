@@ -266,7 +266,7 @@ class PromptedTextEncoder(nn.Module):
     def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
         """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
         check_class_names(self.class_names)
-        self._pack_tokens, self._owners = pack_tokens, list(range(len(self.class_names)))
+        self._pack_tokens = pack_tokens
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
         if self.text_encoder is None:

@@ -123,15 +123,15 @@ class PixelTextSupervision(nn.Module):
         Raises:
             ValueError: the model has weights of its own for each class, or no text encoder.
         """
-        if self.backbone.language.precomputed:
-            raise ValueError(
-                "The weights hold precomputed text embeddings, and no text encoder that reads other names. "
-                "Convert the weights without --precompute-text."
-            )
         if self.backbone.concat == "scores" or not any(isinstance(m, TextClassifier) for m in self.modules()):
             raise ValueError(
                 "This model has learned weights for each of its classes, and finds no others. Other names "
                 "need a model trained with MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text'."
+            )
+        if self.backbone.language.precomputed:
+            raise ValueError(
+                "The weights hold precomputed text embeddings, and no text encoder that reads other names. "
+                "Convert the weights without --precompute-text."
             )
 
     @contextmanager
