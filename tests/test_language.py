@@ -115,7 +115,7 @@ def test_context_decoder_equals_the_original(reference, name, width, layers, emb
     )
 
 
-@pytest.mark.parametrize("mode, batch", [("post", 2), ("pre", 2), ("context", 1), ("template", 1)])
+@pytest.mark.parametrize("mode, batch", [("post", 2), ("pre", 2), ("context", 1), ("template", 1), ("random", 1)])
 def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, batch):
     model = prompted(mode)
     embeddings = model(torch.rand(2, 32, requires_grad=True), torch.rand(2, 32, 3, 4))
@@ -128,6 +128,7 @@ def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, b
         "pre": {"queries", "context_decoder"},
         "context": {"contexts"},
         "template": set(),
+        "random": set(),
     }[mode]
     assert learned == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if "contexts" in learned:
@@ -148,6 +149,14 @@ def test_post_model_prompting_starts_as_a_whisper():
 def test_template_speaks_the_whole_sentence():
     model = prompted("template", template="a photo of a {}.", max_name_tokens=5)
     assert model.prompts.tolist() == tokenize_names([f"a photo of a {n}." for n in NAMES]).tolist()
+
+
+def test_random_text_belongs_to_the_name_alone():
+    model = prompted("random")
+    text = model(torch.rand(2, 32), torch.rand(2, 32, 3, 4))[0]
+    assert text.shape == (3, 32)
+    assert_close(model.encode_names(["zebra", NAMES[1]], None)[0, 1], text[1])
+    assert_close(text.norm(dim=1), torch.ones(3), atol=0.5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     denseclip.PROMPT = CfgNode()
     # "post": learned contexts, and embeddings that the image refines; "pre": contexts made from the image;
-    # "context": learned contexts alone (CoOp); "template": a fixed sentence (paper, sec. 3.3).
+    # "context": learned contexts alone (CoOp); "template": a fixed sentence (paper, sec. 3.3); "random": a
+    # random vector for each name, to find out in an experiment what the words contribute.
     denseclip.PROMPT.MODE = "post"
     # Number of context vectors.
     denseclip.PROMPT.N_CTX = 8

@@ -97,7 +97,7 @@ _DENSECLIP = {
     "VISUAL.WINDOW_SIZE": whole(0),
     "VISUAL.GLOBAL_ATTN_INDEXES": each(whole(0)),
     "VISUAL.PROJECTION": one_of("attention_pool", "linear"),
-    "PROMPT.MODE": one_of("post", "pre", "context", "template"),
+    "PROMPT.MODE": one_of("post", "pre", "context", "template", "random"),
     "PROMPT.N_CTX": whole(0),
     "PROMPT.CONTEXT_STD": POSITIVE,
     "PROMPT.MAX_NAME_TOKENS": either(whole(0, 0), whole(3)),

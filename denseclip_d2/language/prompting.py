@@ -9,10 +9,12 @@ from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
 from .learned_embedding import LearnedEmbedding
 from .prompts import check_class_names, check_prompts, mean_of_synonyms, split_synonyms, tokenize_names
+from .random_text import random_text
 from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
 from .tokenizers import Tokenizer, get_tokenizer
 
-MODES = ("post", "pre", "context", "template")
+MODES = ("post", "pre", "context", "template", "random")
+WITHOUT_CONTEXTS = ("template", "random")
 
 PRECOMPUTED_CANNOT_TRAIN = (
     "A model with precomputed text embeddings has no contexts to train. Set "
@@ -26,7 +28,8 @@ class PromptedTextEncoder(nn.Module):
 
     Modes: "post", learned contexts whose embeddings the image refines: t + gamma * decoder(t, image);
     "pre", contexts that a decoder makes from the image; "context", learned contexts alone (CoOp);
-    "template", a fixed sentence and nothing learned.
+    "template", a fixed sentence and nothing learned; "random", a fixed random vector for each name
+    (:func:`random_text`), which an experiment compares the others with.
 
     Training computes the text in every forward pass. Inference computes the text once: see
     :meth:`precompute_` and :func:`.precomputed_text`. The buffer ``text_embeddings`` (K, C) holds the result.
@@ -168,6 +171,8 @@ class PromptedTextEncoder(nn.Module):
         """
         check_class_names(names)
         encoder, prompts = self.encoder_and_prompts()
+        if self.mode == "random":
+            return random_text(names, self.embed_dim).to(prompts.device)[None]
         words, owners = split_synonyms(names)
         text = encoder(self._tokenize(words, max_name_tokens=0).to(prompts.device), contexts)
         return mean_of_synonyms(text, owners)
@@ -253,6 +258,8 @@ class PromptedTextEncoder(nn.Module):
 
     def _encode(self, contexts: Tensor | None) -> Tensor:
         encoder, prompts = self.encoder_and_prompts()
+        if self.mode == "random":
+            return random_text(self.class_names, self.embed_dim).to(prompts.device)[None]
         return mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
@@ -281,7 +288,7 @@ class PromptedTextEncoder(nn.Module):
         assert encoder is not None
         words, self._owners = split_synonyms(self.class_names)
         self.prompts = self._tokenize(words, max_name_tokens)
-        n_ctx = 0 if self.mode == "template" else self.n_ctx
+        n_ctx = 0 if self.mode in WITHOUT_CONTEXTS else self.n_ctx
         self.packs = encoder.pack(self.prompts, n_ctx, self._pack_tokens)
 
     def _make_contexts(self, context_init: str, std: float) -> None:
@@ -322,7 +329,7 @@ class PromptedTextEncoder(nn.Module):
     def _tokenize(self, names: Sequence[str], max_name_tokens: int) -> Tensor:
         encoder, n_ctx = self.text_encoder, self.n_ctx
         assert encoder is not None
-        if self.mode == "template":  # the length is that of a name, not of a sentence with it
+        if self.mode in WITHOUT_CONTEXTS:  # the length is that of a name, not of a sentence with it
             names, n_ctx, max_name_tokens = [self.template.format(name) for name in names], 0, 0
         prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
         check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
