@@ -115,7 +115,9 @@ def test_context_decoder_equals_the_original(reference, name, width, layers, emb
     )
 
 
-@pytest.mark.parametrize("mode, batch", [("post", 2), ("pre", 2), ("context", 1), ("template", 1), ("random", 1)])
+@pytest.mark.parametrize(
+    "mode, batch", [("post", 2), ("pre", 2), ("context", 1), ("template", 1), ("random", 1)]
+)
 def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, batch):
     model = prompted(mode)
     embeddings = model(torch.rand(2, 32, requires_grad=True), torch.rand(2, 32, 3, 4))
