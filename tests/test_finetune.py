@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from denseclip_d2.builder import build_model
@@ -106,6 +107,31 @@ def test_a_model_of_the_zoo_gets_the_text_encoder_of_its_clip(caplog):
     assert_close(contexts, clip.backbone.language.contexts, rtol=0, atol=0)
     with pytest.raises(ValueError, match="has precomputed text embeddings.*TEXT_WEIGHTS to the weights of"):
         load(model_of(SIX), ZOO, "")
+
+
+def test_weights_without_text_encoder_predict_with_that_of_their_clip(tmp_path):
+    """A header keeps the address of the CLIP, and no path of this machine."""
+    opts = ["MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text"]
+    trained = model_of(SIX, *opts)
+    DenseCLIPCheckpointer(trained, str(tmp_path)).load(CLIP)
+    DenseCLIPCheckpointer(trained, str(tmp_path)).save("trained")
+    path, source = str(tmp_path / "a.safetensors"), str(tmp_path / "trained.pth")
+    cfg = load_config(CONFIG, [*opts, "MODEL.RETINANET.NUM_CLASSES", 6])
+    export(trained, cfg, SIX, source=source, output=path, omit_text_encoder=True)
+    assert not any("text_encoder" in name for name in load_file(path))
+    loaded = load_config(path, [])
+    assert loaded.MODEL.DENSECLIP.TEXT_WEIGHTS == CLIP
+    model = build_model(loaded)
+    DenseCLIPCheckpointer.from_config(loaded, model, for_training=False).load(path)
+    for name, tensor in trained.state_dict().items():
+        assert_close(model.state_dict()[name], tensor, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"Missing \(\d+\): backbone.language.text_encoder"):
+        DenseCLIPCheckpointer(model, for_training=False).load(path)
+    local = load_config(CONFIG, ["MODEL.DENSECLIP.TEXT_WEIGHTS", source])
+    with pytest.raises(ValueError, match="need MODEL.DENSECLIP.TEXT_WEIGHTS, the address of the CLIP"):
+        export(
+            trained, local, SIX, source=source, output=str(tmp_path / "b.safetensors"), omit_text_encoder=True
+        )
 
 
 def test_a_text_encoder_comes_from_a_clip_under_any_prefix_and_from_nothing_else(tmp_path):

@@ -69,7 +69,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             for_training: begin training: weights of a CLIP, of a model of other classes, or none are enough;
                 False: every tensor must come from the file.
             allow_partial: load what fits, and raise only if nothing fits.
-            text_weights: a CLIP whose text encoder training begins from, if the loaded weights have none.
+            text_weights: a CLIP whose text encoder the model takes, if the loaded weights have none.
             backbone_weights: what a backbone that is no CLIP's begins from, see :func:`read_backbone`.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -184,11 +184,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             check_header(filename, self.model, start=start)
         reshaped.update(resize_positions(weights, self.model))
         needed = list(state)
+        if not from_clip and not self.allow_partial:
+            weights, contexts = with_text_encoder(
+                weights, self.model, filename, self.text_weights, for_training=self.for_training
+            )
+            needed = [name for name in needed if name not in contexts]
         if start and not from_clip:
-            weights, contexts = with_text_encoder(weights, self.model, filename, self.text_weights)
             weights, merged, new = load_for_new_classes(weights, self.model, filename)
             reshaped.update(merged)
-            needed = [name for name in needed if name not in {*contexts, *new}]
+            needed = [name for name in needed if name not in new]
         if from_clip and self.for_training:
             needed = names_in_clip(self.model)
             if backbone := self._read_backbone():

@@ -29,6 +29,8 @@ _DEPENDENT = {
     "backbone.fpn.simfp_*": math.inf,
 }
 _LANGUAGE = "backbone.language."
+TEXT_ENCODER = f"{_LANGUAGE}text_encoder."
+"""How the names of the text encoder's tensors begin."""
 _TEXT_KEY = "MODEL.DENSECLIP.TEXT_WEIGHTS"
 
 
@@ -75,21 +77,26 @@ def load_for_new_classes(
 
 
 def with_text_encoder(
-    weights: dict[str, Tensor], model: nn.Module, path: str, source: str
+    weights: dict[str, Tensor], model: nn.Module, path: str, source: str, *, for_training: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Add a text encoder to weights that have precomputed text embeddings instead.
+    """Add the text encoder of a CLIP to weights without one. Training does not change a text encoder.
 
     Args:
         weights: under the names of ``model``.
         path: the file of the weights.
-        source: a CLIP's weights, which have the text encoder.
+        source: a CLIP's weights, which have the text encoder; empty: none.
+        for_training: also replace precomputed text embeddings.
 
-    Returns: the weights, unchanged if they have a text encoder; the names of tensors that stay new.
+    Returns: the weights, unchanged if they need no text encoder or there is no source; the names of tensors
+        that stay new.
     Raises:
-        ValueError: there is no source, or it has another text encoder.
+        ValueError: there is no source for weights to train from, or it has another text encoder.
     """
     guided = guidance_of(model)
-    if f"{_LANGUAGE}text_embeddings" not in weights or guided is None or guided.language.precomputed:
+    if guided is None or guided.language.precomputed or any(x.startswith(TEXT_ENCODER) for x in weights):
+        return weights, []
+    precomputed = f"{_LANGUAGE}text_embeddings" in weights
+    if (precomputed and not for_training) or not (precomputed or source):
         return weights, []
     if not source:
         raise ValueError(
@@ -101,7 +108,7 @@ def with_text_encoder(
         check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False), key=_TEXT_KEY)
     text = _read_text_encoder(source, model)
     weights = {name: t for name, t in weights.items() if name != f"{_LANGUAGE}text_embeddings"}
-    return {**weights, **text}, [f"{_LANGUAGE}contexts"]
+    return {**weights, **text}, [f"{_LANGUAGE}contexts"] if precomputed else []
 
 
 def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
@@ -110,12 +117,11 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not of a CLIP with this text encoder.
     """
-    prefix = f"{_LANGUAGE}text_encoder."
-    needed = {name for name in model.state_dict() if name.startswith(prefix)}
+    needed = {name for name in model.state_dict() if name.startswith(TEXT_ENCODER)}
 
     def text_in(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         clip = rename_clip(weights, model) if is_clip(weights) else {}
-        return {name: tensor for name, tensor in clip.items() if name.startswith(prefix)}
+        return {name: tensor for name, tensor in clip.items() if name.startswith(TEXT_ENCODER)}
 
     local = PathManager.get_local_path(source)
     if not PathManager.isfile(local):

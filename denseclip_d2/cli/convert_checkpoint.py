@@ -2,6 +2,7 @@
 
 tools/convert_checkpoint.py --input released.pth --config-file F --output model.safetensors
 tools/convert_checkpoint.py --input model_final.pth --config-file F --precompute-text --output a.safetensors
+tools/convert_checkpoint.py --input model_final.pth --config-file F --omit-text-encoder --output b.safetensors
 tools/demo.py --config-file a.safetensors --input photo.jpg --output drawn      # its header is the config
 tools/convert_checkpoint.py --input D/model_final.pth --config-file F --output hub/a.safetensors --model-card
 
@@ -30,9 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", required=True, metavar="FILE", help="weights of the whole model")
     add_config(parser, help="the config of the weights")
     parser.add_argument("--output", required=True, metavar="OUT", help="the .safetensors to write")
-    parser.add_argument(
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument(
         "--precompute-text", action="store_true",
         help="store precomputed text embeddings and omit the text encoder, for inference",
+    )  # fmt: skip
+    text.add_argument(
+        "--omit-text-encoder", action="store_true",
+        help="omit the text encoder, which is then read from the CLIP of MODEL.DENSECLIP.TEXT_WEIGHTS",
     )  # fmt: skip
     parser.add_argument("--half", action="store_true", help="write float16, at half the size")
     parser.add_argument("--allow-partial", action="store_true", help="accept weights that lack tensors")
@@ -65,14 +71,19 @@ def main(args: argparse.Namespace) -> None:
     guided = guidance_of(model)
     if args.precompute_text and guided is None:
         raise ValueError("--precompute-text: this model is without language, and has no text embeddings.")
-    checkpointer = DenseCLIPCheckpointer(model, for_training=False, allow_partial=args.allow_partial)
-    checkpointer.load(args.input)
+    DenseCLIPCheckpointer(
+        model, for_training=False, allow_partial=args.allow_partial,
+        text_weights=cfg.MODEL.DENSECLIP.TEXT_WEIGHTS,
+    ).load(args.input)  # fmt: skip
     if args.precompute_text and guided:
         guided.language.precompute_()
         cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = True
     source = PathManager.get_local_path(args.input.partition("?")[0])
     class_names = class_names_of(model, cfg)
-    export(model, cfg, class_names, source=source, output=args.output, half=args.half)
+    export(
+        model, cfg, class_names, source=source, output=args.output, half=args.half,
+        omit_text_encoder=args.omit_text_encoder,
+    )  # fmt: skip
     size = Path(args.output).stat().st_size
     if args.model_card:
         card = model_card(
@@ -81,4 +92,4 @@ def main(args: argparse.Namespace) -> None:
         )  # fmt: skip
         write_card(folder, card)
         print(f"Wrote {folder / 'README.md'}: replace OWNER/REPO by your name and the repository's")
-    print(f"Wrote {args.output}: {len(model.state_dict())} tensors, {size / 2**20:.1f} MiB")
+    print(f"Wrote {args.output}: {size / 2**20:.1f} MiB")

@@ -10,9 +10,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.CLIP_MODEL = "RN50-quickgelu"
     # Class names, in the order of their ids. Empty: the names of the first training set.
     denseclip.CLASS_NAMES = ()
-    # Weights of a CLIP, as in MODEL.WEIGHTS, whose text encoder training starts with if MODEL.WEIGHTS has
-    # precomputed text embeddings in its place, as the model zoo has. Empty: training from such weights is
-    # refused.
+    # Weights of a CLIP, as in MODEL.WEIGHTS, whose text encoder the model takes if MODEL.WEIGHTS has none.
+    # Training also takes it in place of precomputed text embeddings.
     denseclip.TEXT_WEIGHTS = ""
     # How heads classify: "kway", by a learned vector for each class, as released; or "text", by the cosine
     # similarity with the text embeddings. With SCORE_MAP.CONCAT "text" or "none", such a model takes any

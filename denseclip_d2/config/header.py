@@ -60,6 +60,8 @@ def portable(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
     """Return a config as a header has it: with the class names, without the settings of this machine."""
     cfg = cfg.clone()
     cfg.defrost()
+    if "://" not in cfg.MODEL.DENSECLIP.TEXT_WEIGHTS:  # a file of this machine
+        cfg.MODEL.DENSECLIP.TEXT_WEIGHTS = ""
     cfg.merge_from_list(
         [*_local(default_config()), "MODEL.WEIGHTS", "", "MODEL.DENSECLIP.VISUAL.WEIGHTS", ""]
     )
@@ -77,6 +79,5 @@ def _local(cfg: CfgNode) -> list:
         "DATASETS.CUSTOM.VAL", cfg.DATASETS.CUSTOM.VAL,
         "DATASETS.CUSTOM.SEMANTIC", cfg.DATASETS.CUSTOM.SEMANTIC,
         "DATASETS.CUSTOM.CLASS_NAMES", cfg.DATASETS.CUSTOM.CLASS_NAMES,
-        "MODEL.DENSECLIP.TEXT_WEIGHTS", cfg.MODEL.DENSECLIP.TEXT_WEIGHTS,
         "OUTPUT_DIR", cfg.OUTPUT_DIR,
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..checkpoint.finetune import TEXT_ENCODER
 from ..config.header import portable
 from ..guidance import guidance_of
 from ..guidance.model_settings import settings_of
@@ -22,6 +23,7 @@ def export(
     source: str,
     output: str,
     half: bool = False,
+    omit_text_encoder: bool = False,
 ) -> None:
     """Write a model's weights atomically as safetensors that need no config file.
 
@@ -32,17 +34,27 @@ def export(
         class_names: of the model's classes, in the order of their ids.
         source: the file that the weights came from.
         half: write float16 instead of float32, rounded.
+        omit_text_encoder: leave the text encoder to the CLIP of the config's ``TEXT_WEIGHTS``.
 
     Raises:
-        FileExistsError, ValueError: see :func:`check_output`; a value is too large for float16.
+        FileExistsError, ValueError: see :func:`check_output`; a value is too large for float16; the text
+            encoder is omitted, and ``TEXT_WEIGHTS`` is no address.
     """
     check_output(output)
+    state = model.state_dict()
+    if omit_text_encoder:
+        if "://" not in cfg.MODEL.DENSECLIP.TEXT_WEIGHTS:
+            raise ValueError(
+                "Weights without text encoder need MODEL.DENSECLIP.TEXT_WEIGHTS, the address of the CLIP "
+                "that has the text encoder, such as openclip://RN50-quickgelu/openai."
+            )
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(TEXT_ENCODER)}
     header = {
         "format": "pt",
         "settings": json.dumps(settings_of(model).by_key()),
         **about(model, cfg, class_names, source=source),
     }
-    write_safetensors(Path(output), model.state_dict(), header, half=half)
+    write_safetensors(Path(output), state, header, half=half)
 
 
 def about(model: nn.Module, cfg: CfgNode, class_names: Sequence[str], *, source: str) -> dict[str, str]:
