@@ -21,7 +21,7 @@ from .checkpoint import DenseCLIPCheckpointer
 from .config import set_pixels
 from .config.checks import leaves
 from .config.projects import default_config
-from .data.class_names import get_class_names
+from .data.class_names import get_class_names, get_stuff_names
 from .guidance import guidance_of
 from .utils.memory import available_memory
 from .utils.random_state import get_random_state, set_random_state
@@ -75,6 +75,7 @@ def _completed(cfg: CfgNode) -> CfgNode:
     set_pixels(cfg)
     if cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip_"):
         cfg.MODEL.DENSECLIP.CLASS_NAMES = get_class_names(cfg)
+        cfg.MODEL.DENSECLIP.STUFF_NAMES = get_stuff_names(cfg)
     return cfg
 
 

@@ -21,9 +21,12 @@ from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor
+from denseclip_d2.shapes.dataset import generate_shapes, register_shapes
 
 NAMES = ("red circle", "green square", "blue cross")
 TEXT = ["MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text"]
+STUFF = ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHeadWithDropout", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3]
+STUFF += ["MODEL.DENSECLIP.STUFF_NAMES", ("night sky", "background")]
 AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True]
 SYSTEMS = {
     "semantic_fpn": ("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", "SEM_SEG_HEAD", []),
@@ -31,6 +34,7 @@ SYSTEMS = {
     "fcos": ("configs/Shapes/systems/fcos.yaml", "FCOS", []),
     "mask_rcnn": ("configs/Shapes/denseclip_mask_rcnn_tiny.yaml", "ROI_HEADS", AGNOSTIC),
     "cascade": ("configs/Shapes/systems/cascade_mask_rcnn.yaml", "ROI_HEADS", AGNOSTIC),
+    "panoptic_fpn": ("configs/Shapes/systems/panoptic_fpn.yaml", "ROI_HEADS", [*AGNOSTIC, *STUFF]),
 }
 
 
@@ -98,15 +102,15 @@ def test_no_weight_depends_on_the_number_of_names(system):
 def test_training_reaches_the_classifier_and_the_text(system):
     model = open_model(system).train()
     semantic = system == "semantic_fpn"
-    inputs = image(labels=semantic, objects=not semantic)
-    if "mask" in system or system == "cascade":
+    inputs = image(labels=semantic or system == "panoptic_fpn", objects=not semantic)
+    if hasattr(model, "roi_heads"):
         model.roi_heads.mask_on = False
     with EventStorage():
         losses = model([inputs, inputs])
     assert "loss_pixel_text" in losses
     sum(loss for name, loss in losses.items() if name != "loss_pixel_text").backward()
     learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any(name.endswith("classifier.log_scale") for name in learned)
+    assert {name for name, _ in model.named_parameters() if "classifier" in name} <= learned
     assert "backbone.language.contexts" in learned
 
 
@@ -118,10 +122,10 @@ def test_a_model_given_names_is_the_model_built_with_them(system):
     given.set_class_names(built.backbone.language.class_names)
     with torch.no_grad():
         (ours,), (theirs,) = given([image()]), built([image()])
-    if system == "semantic_fpn":
-        assert ours["sem_seg"].shape == (6, 64, 96)
+    if "sem_seg" in ours:
+        assert ours["sem_seg"].shape == (6 if system == "semantic_fpn" else 3, 64, 96)
         assert_close(ours["sem_seg"], theirs["sem_seg"])
-    else:
+    if "instances" in ours:
         assert_close(ours["instances"].scores, theirs["instances"].scores)
         assert_close(ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor)
         assert torch.equal(ours["instances"].pred_classes, theirs["instances"].pred_classes)
@@ -134,6 +138,34 @@ def test_the_order_of_names_is_the_order_of_classes():
         model.set_class_names(["background", "blue cross", "red circle", "green square"])
         after = model([image()])[0]["sem_seg"]
     assert_close(after, before[[3, 2, 0, 1]])
+
+
+def test_a_panoptic_model_takes_names_of_things_and_of_stuff(tmp_path):
+    predictor = Predictor(shapes_config("panoptic_fpn", tmp_path))
+    array = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    before = predictor(array)
+    predictor.set_names(["dog", "red circle"], stuff=["background", "snow", "night sky", "road"])
+    given = predictor(array)
+    assert given["sem_seg"].shape == (5, 64, 96)  # and Detectron2's label of all things
+    assert {x["category_id"] for x in given["panoptic_seg"][1] if not x["isthing"]} <= {1, 2, 3, 4}
+    assert predictor.class_names == ("dog", "red circle")
+    predictor.set_names(["dog"])
+    assert predictor(array)["sem_seg"].shape == (3, 64, 96)  # the stuff of the training
+    predictor.set_names([])
+    assert_close(predictor(array)["sem_seg"], before["sem_seg"])
+    with pytest.raises(ValueError, match="more than once: 'tree'"):
+        predictor.set_names(["tree"], stuff=["tree"])
+    with pytest.raises(ValueError, match="labels no stuff"):
+        open_model("retinanet").set_class_names(["dog"], stuff_names=["tree"])
+
+
+def test_the_order_of_stuff_is_the_order_of_labels():
+    model = open_model("panoptic_fpn").eval()
+    with torch.no_grad():
+        before = model([image()])[0]["sem_seg"]
+        model.set_class_names(NAMES, stuff_names=["background", "night sky"])
+        after = model([image()])[0]["sem_seg"]
+    assert_close(after, before[[0, 2, 1]])
 
 
 def test_a_learned_name_is_not_read():
@@ -193,6 +225,7 @@ def test_bad_names_end_in_words(names, message):
             "language-guided backbone",
         ),
         ("semantic_fpn", ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"], "SemSegFPNHeadWithDropout"),
+        ("panoptic_fpn", ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"], "SemSegFPNHeadWithDropout"),
     ],
 )
 def test_what_cannot_classify_by_text_is_refused(system, opts, message):
@@ -282,6 +315,23 @@ def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tm
     assert model.backbone.language.class_names == (*NAMES, "background")
 
 
+def test_a_panoptic_model_is_evaluated_with_the_things_and_stuff_of_the_test_set(
+    tmp_path, catalogs, panopticapi
+):
+    generate_shapes(tmp_path / "shapes", num_train=1, num_val=2, seed=3)
+    register_shapes(tmp_path / "shapes")
+    model, results = evaluated("panoptic_fpn", tmp_path, "shapes_panoptic_val_separated")
+    assert "AP-red solid circle" in results["bbox"] and results["bbox"]["AP_unseen"] >= 0
+    assert "IoU-background" in results["sem_seg"]
+    assert "IoU_unseen" not in results["sem_seg"]  # all things, and the background, are no class of either
+    assert model.backbone.language.stuff_names == ("night sky", "background")
+
+
+def test_names_of_stuff_and_labels_are_as_many():
+    with pytest.raises(ValueError, match="2 names of stuff for MODEL.SEM_SEG_HEAD.NUM_CLASSES = 9"):
+        open_model("panoptic_fpn", NAMES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 9)
+
+
 def test_metrics_of_seen_and_unseen_classes_are_means_over_them():
     metrics = {
         "mIoU": 1.0,
@@ -291,7 +341,7 @@ def test_metrics_of_seen_and_unseen_classes_are_means_over_them():
         "IoU-d": math.nan,
         "IoU-background": 99.0,
     }
-    found = with_seen_and_unseen({"sem_seg": metrics}, ("a", "b", "background"), "background")
+    found = with_seen_and_unseen({"sem_seg": metrics}, ("a", "b", "background"), {"background"})
     assert found == {"sem_seg": {**metrics, "IoU_seen": 30.0, "IoU_unseen": 9.0}}
 
 

@@ -143,7 +143,7 @@ def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
     guided = guidance_of(model)
     if guided is None or guided.concat != "scores":
         return None
-    classes = len(guided.language.class_names)
+    classes = len(guided.language.names)
     return guided.guided_shapes[guided.level].channels - classes, classes
 
 

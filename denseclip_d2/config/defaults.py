@@ -10,6 +10,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.CLIP_MODEL = "RN50-quickgelu"
     # Class names, in the order of their ids. Empty: the names of the first training set.
     denseclip.CLASS_NAMES = ()
+    # Panoptic FPN with CLASSIFIER "text": the names of the stuff, without Detectron2's label 0, "things".
+    # Empty: the names of the first training set.
+    denseclip.STUFF_NAMES = ()
     # Weights of a CLIP, as in MODEL.WEIGHTS, whose text encoder the model takes if MODEL.WEIGHTS has none.
     # Training also takes it in place of precomputed text embeddings.
     denseclip.TEXT_WEIGHTS = ""

@@ -1,11 +1,12 @@
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..data.class_names import class_names_of_datasets
+from ..data.class_names import class_names_of_datasets, get_stuff_names
 from ..data.semantic import register_semantic_folders
 from ..utils.old_keys import update_key
 from .checks import check_config, check_device
@@ -50,8 +51,8 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
 
     The datasets of ``DATASETS.SEMANTIC_FOLDERS`` and ``DATASETS.CUSTOM`` are registered. A custom dataset
     sets the number of classes and the schedule (:func:`use_custom_dataset`). An empty
-    ``MODEL.DENSECLIP.CLASS_NAMES`` becomes the class names of the datasets. It stays empty if they have none:
-    the builder raises an error if the model needs names.
+    ``MODEL.DENSECLIP.CLASS_NAMES`` becomes the class names of the datasets, and ``STUFF_NAMES`` those of the
+    stuff. It stays empty if they have none: the builder raises an error if the model needs names.
 
     Args:
         resume: continue the run in ``OUTPUT_DIR`` with its schedule (:func:`keep_schedule`).
@@ -67,14 +68,16 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
     if resume:
         keep_schedule(cfg, overrides)
     _set_class_names(cfg, overrides)
-    if "MODEL.DENSECLIP.CLASS_NAMES" not in overrides:
+    for key in {"CLASS_NAMES", "STUFF_NAMES"} - {key.rpartition(".")[2] for key in overrides}:
         # The names follow from DATASETS, which the comparison shows.
-        reference.MODEL.DENSECLIP.CLASS_NAMES = cfg.MODEL.DENSECLIP.CLASS_NAMES
+        reference.MODEL.DENSECLIP[key] = cfg.MODEL.DENSECLIP[key]
     return PreparedRun(cfg, reference)
 
 
 def _set_class_names(cfg: CfgNode, overrides: Collection[str]) -> None:
-    """Fill in empty class names, and warn if names of a config file meet another dataset."""
+    """Fill in empty names, and warn if class names of a config file meet another dataset."""
+    with suppress(ValueError, OSError):
+        cfg.MODEL.DENSECLIP.STUFF_NAMES = get_stuff_names(cfg)
     names, datasets = cfg.MODEL.DENSECLIP.CLASS_NAMES, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     chosen = "DATASETS.TRAIN" in overrides and "MODEL.DENSECLIP.CLASS_NAMES" not in overrides
     if names and not chosen:

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import check_class_names, check_registered, explained_annotation_errors
-from .tasks import is_semantic
+from .tasks import is_semantic, reads_stuff_names
 
 
 def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
@@ -41,6 +41,41 @@ def class_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str,
     raise ValueError(
         f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} has "
         "no thing_classes or stuff_classes in its metadata. Set one of them."
+    )
+
+
+def get_stuff_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the names of stuff that a panoptic model reads; none for other models.
+
+    ``MODEL.DENSECLIP.STUFF_NAMES``, or if that is empty, those of the datasets as of :func:`get_class_names`.
+
+    Raises:
+        ValueError: neither has names, or the dataset is not registered.
+    """
+    names, datasets = cfg.MODEL.DENSECLIP.STUFF_NAMES, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if names and reads_stuff_names(cfg):
+        return tuple(names)
+    return stuff_names_of_datasets(cfg, datasets)
+
+
+def stuff_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the first dataset's stuff for a panoptic model, as :func:`get_stuff_names` does.
+
+    The first of the ``stuff_classes`` is left out: Detectron2's label of all things.
+
+    Raises:
+        ValueError: the dataset has no names, or is not registered.
+    """
+    if not reads_stuff_names(cfg):
+        return ()
+    for name in datasets[:1]:
+        check_registered(name)
+        if names := MetadataCatalog.get(name).get("stuff_classes", ())[1:]:
+            check_class_names(name, names)
+            return clean_class_names(names)
+    raise ValueError(
+        f"No names of stuff: MODEL.DENSECLIP.STUFF_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} "
+        'has no stuff_classes after "things" in its metadata. Set one of them.'
     )
 
 

@@ -42,6 +42,11 @@ def takes_any_names(cfg: CfgNode) -> bool:
     return denseclip.CLASSIFIER == "text" and denseclip.SCORE_MAP.CONCAT != "scores"
 
 
+def reads_stuff_names(cfg: CfgNode) -> bool:
+    """Return whether the model classifies things and stuff, each by the text of their names."""
+    return cfg.MODEL.DENSECLIP.CLASSIFIER == "text" and _is_a(_system(cfg), PanopticFPN)
+
+
 def is_panoptic(cfg: CfgNode) -> bool:
     """Return whether the model joins instances and labels in ``panoptic_seg``."""
     return _is_a(_system(cfg), PanopticFPN) or is_panoptic_deeplab(cfg)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -15,7 +15,7 @@ from torch import nn
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.class_names import class_names_of_datasets, clean_class_names
+from ..data.class_names import class_names_of_datasets, clean_class_names, stuff_names_of_datasets
 from ..data.mapper import build_mapper
 from ..data.tasks import num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
@@ -176,17 +176,18 @@ class Trainer(DefaultTrainer):
             with precomputed_text(model):
                 return super().test(cfg, model, evaluators)
         guided = next(m for m in model.modules() if isinstance(m, PixelTextSupervision))
-        trained, learned = guided.backbone.language.class_names, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+        trained, learned = guided.backbone.language.names, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
         results = {}
         for i, name in enumerate(cfg.DATASETS.TEST):
             own = cfg.clone()
             own.defrost()
             own.DATASETS.TEST = (name,)
-            names = class_names_of_datasets(cfg, [name])
+            names, stuff = class_names_of_datasets(cfg, [name]), stuff_names_of_datasets(cfg, [name])
+            ignored = {learned, MetadataCatalog.get(name).stuff_classes[0]} if stuff else {learned}
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
-            with guided.given_names(names), precomputed_text(model):
+            with guided.given_names(names, stuff), precomputed_text(model):
                 metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
-            results[name] = with_seen_and_unseen(metrics, clean_class_names(trained), learned)
+            results[name] = with_seen_and_unseen(metrics, clean_class_names(trained), ignored)
         return results if len(results) != 1 else results[name]
 
     @classmethod

@@ -9,26 +9,30 @@ PER_CLASS = ("AP-", "IoU-")
 """How the names of metrics of one class begin."""
 
 
-def with_seen_and_unseen(results: Mapping[str, dict], seen: Collection[str], ignored: str = "") -> dict:
+def with_seen_and_unseen(
+    results: Mapping[str, dict], seen: Collection[str], ignored: Collection[str] = ()
+) -> dict:
     """Return results with the means over seen and over unseen classes, such as "AP_seen" and "IoU_unseen".
 
     Args:
         results: an evaluation's metrics by task; those of classes are "AP-NAME" and "IoU-NAME".
         seen: names of the classes that the model was trained on, as :func:`clean_class_names` has them.
-        ignored: a class that is neither, such as "background".
+        ignored: classes that are neither, such as "background".
 
     Classes without objects in the test set, whose metrics are NaN, do not count.
     """
     return {task: {**metrics, **dict(_means(metrics, seen, ignored))} for task, metrics in results.items()}
 
 
-def _means(metrics: Mapping[str, float], seen: Collection[str], ignored: str) -> Iterator[tuple[str, float]]:
+def _means(
+    metrics: Mapping[str, float], seen: Collection[str], ignored: Collection[str]
+) -> Iterator[tuple[str, float]]:
     for prefix in PER_CLASS:
         names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
         of_classes = {
             read: metrics[prefix + name]
             for read, name in zip(clean_class_names(names), names, strict=True)
-            if name != ignored and math.isfinite(metrics[prefix + name])
+            if name not in ignored and math.isfinite(metrics[prefix + name])
         }
         for kind, is_seen in (("seen", True), ("unseen", False)):
             values = [value for name, value in of_classes.items() if (name in seen) is is_seen]

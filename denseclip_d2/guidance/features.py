@@ -62,7 +62,7 @@ class LanguageGuidedFeatures(Backbone):
         self.concat_logits = concat_logits
         self.kernels = kernels
         self.score_map_stride = visual.embedding_stride
-        guide = {"scores": len(language.class_names), "text": language.embed_dim, "none": 0}[concat]
+        guide = {"scores": len(language.names), "text": language.embed_dim, "none": 0}[concat]
         channels = shapes[level].channels + guide
         shapes[level] = ShapeSpec(channels=channels, stride=shapes[level].stride)
         self.guided_shapes = shapes
@@ -79,7 +79,8 @@ class LanguageGuidedFeatures(Backbone):
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
         Returns: the output of ``visual``, with the score map or the text seen in one of its features,
-            ``score_map``, and ``text_embeddings`` (B or 1, K, C).
+            ``score_map``, and ``text_embeddings`` (B or 1, K, C). A panoptic model also has
+            ``stuff_embeddings``, those of the names of stuff, which the other two are without.
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
@@ -91,6 +92,10 @@ class LanguageGuidedFeatures(Backbone):
             else:
                 guide = logits if self.concat_logits else scores
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
+        if self.language.stuff_names:
+            things = len(self.language.class_names)
+            features, scores = {**features, "stuff_embeddings": text[:, things:]}, scores[:, :things]
+            text = text[:, :things]
         return {**features, "score_map": scores, "text_embeddings": text}
 
     def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:

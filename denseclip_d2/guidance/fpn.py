@@ -39,8 +39,8 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
         Returns: the neck's features, such as ``p2``..``p6`` of an FPN, and what :meth:`score_maps` reads.
         """
         features = super().forward(x)
-        kept = ("score_map", "text_embeddings", "global_embedding", "dense_embedding")
-        return {**self.fpn(features), **{name: features[name] for name in kept}}
+        kept = ("score_map", "text_embeddings", "stuff_embeddings", "global_embedding", "dense_embedding")
+        return {**self.fpn(features), **{name: features[name] for name in kept if name in features}}
 
 
 class LanguageGuidedFPN(LanguageGuidedNeck):

@@ -69,7 +69,8 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
         self._text: dict[str, Tensor] = {}  # embeddings of names that were read
-        self._trained_names: tuple[str, ...] | None = None  # while others are set
+        # Names of things and of stuff that the model was trained on, while others are set.
+        self._trained_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
@@ -79,7 +80,7 @@ class Predictor(DefaultPredictor):
         guided = self.guidance
         return takes_any_names(self.cfg) and guided is not None and not guided.language.precomputed
 
-    def set_names(self, names: Sequence[str], *, background: bool = False) -> None:
+    def set_names(self, names: Sequence[str], *, background: bool = False, stuff: Sequence[str] = ()) -> None:
         """Find these classes from the next call on, of any number. Each name is encoded once and kept.
 
         Args:
@@ -87,30 +88,35 @@ class Predictor(DefaultPredictor):
                 that the model was trained on.
             background: append the learned name that the model was trained on, such as "background", if any:
                 a segmentor gives every pixel one of the names.
+            stuff: names of the stuff that a panoptic model labels, such as "sky". Empty: those that the model
+                was trained on.
 
         Raises:
             ValueError: the model finds the classes it was trained on alone, or a name cannot be read.
         """
         if isinstance(names, str):
             raise ValueError(f"names takes a list of names, such as [{names!r}].")
-        self._trained_names = self._trained_names or self.class_names
-        names = tuple(names) or self._trained_names
-        learned = self.guidance.language.learned if self.guidance else None
-        if background and learned and learned.name in self._trained_names and learned.name not in names:
+        language = self.guidance.language if self.guidance else None
+        own = self.class_names, language.stuff_names if language else ()
+        self._trained_names = self._trained_names or own
+        trained, trained_stuff = self._trained_names
+        names, stuff = tuple(names) or trained, tuple(stuff) or trained_stuff
+        learned = language.learned if language else None
+        if background and learned and learned.name in trained and learned.name not in names:
             names = (*names, learned.name)
-        if names == self.class_names:
+        if (names, stuff) == own:
             return
         if not isinstance(self.model, PixelTextSupervision):
             raise ValueError("This model has no language, and finds the classes it was trained on alone.")
         self.model.check_takes_names()
-        language = self.model.backbone.language
-        check_class_names(names)
+        language, read = self.model.backbone.language, (*names, *stuff)
+        check_class_names(read)
         if language.mode == "pre":  # the text depends on the image
-            self.model.set_class_names(names)
+            self.model.set_class_names(names, stuff_names=stuff)
             return
-        if unread := [name for name in names if name not in self._text]:
+        if unread := [name for name in read if name not in self._text]:
             self._text.update(zip(unread, language.encode_names(unread, language.contexts)[0], strict=True))
-        self.model.set_class_names(names, torch.stack([self._text[name] for name in names]))
+        self.model.set_class_names(names, torch.stack([self._text[name] for name in read]), stuff_names=stuff)
 
     @overload
     def __call__(

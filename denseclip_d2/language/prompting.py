@@ -48,6 +48,7 @@ class PromptedTextEncoder(nn.Module):
         *,
         class_names: Sequence[str],
         text_encoder: CLIPTextEncoder | None,
+        stuff_names: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
         embed_dim: int = 0,
         mode: str = "post",
@@ -67,6 +68,7 @@ class PromptedTextEncoder(nn.Module):
         """
         Args:
             class_names: K names, in order of the class ids. Synonyms, "sofa|couch", share their mean.
+            stuff_names: of a panoptic model, which reads them after the K names of things.
             text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
             tokenizer: of the text encoder; None: CLIP's.
             embed_dim: C, needed without a text encoder.
@@ -83,7 +85,8 @@ class PromptedTextEncoder(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
-        self.class_names, self.mode, self.template = tuple(class_names), mode, template
+        self.class_names, self.stuff_names = tuple(class_names), tuple(stuff_names)
+        self.mode, self.template = mode, template
         self.n_ctx, self.max_name_tokens = n_ctx, max_name_tokens
         self.text_encoder, self._tokenizer = text_encoder, tokenizer
         self._graphed = CUDAGraphTextEncoder(cuda_graph)
@@ -103,6 +106,7 @@ class PromptedTextEncoder(nn.Module):
             text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
         return {
             "class_names": class_names,
+            "stuff_names": cfg.MODEL.DENSECLIP.STUFF_NAMES,
             "text_encoder": text_encoder,
             "tokenizer": tokenizer,
             "embed_dim": architecture.embed_dim,
@@ -126,7 +130,8 @@ class PromptedTextEncoder(nn.Module):
         Args:
             global_embedding: (B, C).
             dense_embedding: (B, C, h, w).
-        Returns: (B, K, C) text embeddings; (1, K, C) in the modes that do not look at the image.
+        Returns: (B, K, C) text embeddings of :attr:`names`; (1, K, C) in the modes that do not look at the
+            image.
         Raises:
             ValueError: training mode without a text encoder.
         """
@@ -136,7 +141,7 @@ class PromptedTextEncoder(nn.Module):
             text = self._text()
         if self.mode == "post":
             text = self._refined(text, global_embedding, dense_embedding)
-        return self.learned(text, self.class_names) if self.learned else text
+        return self.learned(text, self.names) if self.learned else text
 
     @torch.no_grad()
     def embed(self, names: Sequence[str], global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
@@ -189,6 +194,11 @@ class PromptedTextEncoder(nn.Module):
             self.contexts.copy_(encoder.token_embedding(tokens))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The class names, and after them those of the stuff of a panoptic model."""
+        return self.class_names + self.stuff_names
+
+    @property
     def precomputed(self) -> bool:
         """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
         return self.text_encoder is None
@@ -203,18 +213,30 @@ class PromptedTextEncoder(nn.Module):
             raise ValueError("The model has precomputed text embeddings and no text encoder.")
         return self.text_encoder, self.prompts
 
-    def set_class_names(self, names: Sequence[str], text_embeddings: Tensor | None = None) -> None:
+    def set_class_names(
+        self,
+        names: Sequence[str],
+        text_embeddings: Tensor | None = None,
+        *,
+        stuff_names: Sequence[str] | None = None,
+    ) -> None:
         """Read other names, of any number, in place of the class names.
 
         Args:
-            text_embeddings: (K, C), the names' own from :meth:`encode_names`; None: to be computed.
+            text_embeddings: (K, C), of names and then stuff, from :meth:`encode_names`; None: to be computed.
+            stuff_names: names of the stuff of a panoptic model; None: those before.
 
         Raises:
-            ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
+            ValueError: names that :func:`check_class_names` refuses or that are too long; names of stuff for
+                a model without; no text encoder.
         """
+        stuff_names = self.stuff_names if stuff_names is None else tuple(stuff_names)
+        if stuff_names and not self.stuff_names:
+            raise ValueError("This model labels no stuff: it takes names of classes alone.")
         check_class_names(names)
+        check_class_names([*names, *stuff_names])
         _, prompts = self.encoder_and_prompts()
-        self.class_names = tuple(names)
+        self.class_names, self.stuff_names = tuple(names), stuff_names
         self._lay_out(max_name_tokens=0)
         self.to(prompts.device)
         if text_embeddings is not None:
@@ -259,7 +281,7 @@ class PromptedTextEncoder(nn.Module):
     def _encode(self, contexts: Tensor | None) -> Tensor:
         encoder, prompts = self.encoder_and_prompts()
         if self.mode == "random":
-            return random_text(self.class_names, self.embed_dim).to(prompts.device)[None]
+            return random_text(self.names, self.embed_dim).to(prompts.device)[None]
         return mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
@@ -272,13 +294,13 @@ class PromptedTextEncoder(nn.Module):
 
     def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
         """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
-        check_class_names(self.class_names)
+        check_class_names(self.names)
         self._pack_tokens = pack_tokens
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
         if self.text_encoder is None:
             self._check_precomputable()
-            self.text_embeddings = torch.randn(len(self.class_names), embed_dim)
+            self.text_embeddings = torch.randn(len(self.names), embed_dim)
             return
         self._lay_out(self.max_name_tokens)
 
@@ -286,7 +308,7 @@ class PromptedTextEncoder(nn.Module):
         """Tokenize the class names, and lay the tokens out for the text encoder."""
         encoder = self.text_encoder
         assert encoder is not None
-        words, self._owners = split_synonyms(self.class_names)
+        words, self._owners = split_synonyms(self.names)
         self.prompts = self._tokenize(words, max_name_tokens)
         n_ctx = 0 if self.mode in WITHOUT_CONTEXTS else self.n_ctx
         self.packs = encoder.pack(self.prompts, n_ctx, self._pack_tokens)

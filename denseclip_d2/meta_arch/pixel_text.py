@@ -103,17 +103,23 @@ class PixelTextSupervision(nn.Module):
             losses = super().forward(batched_inputs)
         return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
 
-    def set_class_names(self, names: Sequence[str], text_embeddings: Tensor | None = None) -> None:
+    def set_class_names(
+        self,
+        names: Sequence[str],
+        text_embeddings: Tensor | None = None,
+        *,
+        stuff_names: Sequence[str] | None = None,
+    ) -> None:
         """Find these classes from now on, in place of the ones before. Their number may differ.
 
         Args:
-            names, text_embeddings: see :meth:`PromptedTextEncoder.set_class_names`.
+            names, text_embeddings, stuff_names: see :meth:`PromptedTextEncoder.set_class_names`.
 
         Raises:
             ValueError: see :meth:`check_takes_names`; names that cannot be read.
         """
         self.check_takes_names()
-        self.backbone.language.set_class_names(names, text_embeddings)
+        self.backbone.language.set_class_names(names, text_embeddings, stuff_names=stuff_names)
         for module in self.modules():
             if hasattr(module, "num_classes"):
                 setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
@@ -135,15 +141,15 @@ class PixelTextSupervision(nn.Module):
             )
 
     @contextmanager
-    def given_names(self, names: Sequence[str]) -> Iterator[None]:
+    def given_names(self, names: Sequence[str], stuff_names: Sequence[str] | None = None) -> Iterator[None]:
         """Find other classes for a while, as of :meth:`set_class_names`."""
-        language, before = self.backbone.language, self.backbone.language.class_names
-        text = language.text_embeddings
-        self.set_class_names(names)
+        language = self.backbone.language
+        before, stuff, text = language.class_names, language.stuff_names, language.text_embeddings
+        self.set_class_names(names, stuff_names=stuff_names)
         try:
             yield
         finally:
-            self.set_class_names(before, text)
+            self.set_class_names(before, text, stuff_names=stuff)
 
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         by_label = self.num_classes_key == "SEM_SEG_HEAD"
@@ -216,6 +222,12 @@ def _check_classes(cfg: CfgNode, section: str, backbone: object) -> None:
     names, num_classes = cfg.MODEL.DENSECLIP.CLASS_NAMES, cfg.MODEL[section].NUM_CLASSES
     if isinstance(backbone, LanguageGuidedFeatures):
         names = backbone.language.class_names  # of the dataset, if the config has none
+        stuff, labels = backbone.language.stuff_names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if stuff and len(stuff) != labels - 1:
+            raise ValueError(
+                f"{len(stuff)} names of stuff for MODEL.SEM_SEG_HEAD.NUM_CLASSES = {labels}. Set NUM_CLASSES "
+                f"to {len(stuff) + 1}, with the label of all things, or change MODEL.DENSECLIP.STUFF_NAMES."
+            )
     if names and len(names) != num_classes:
         raise ValueError(
             f"{len(names)} class names for MODEL.{section}.NUM_CLASSES = {num_classes}. Set NUM_CLASSES to "

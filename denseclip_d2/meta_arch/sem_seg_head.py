@@ -4,9 +4,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
-from ..data.tasks import is_panoptic
+from ..data.tasks import reads_stuff_names
 from ..guidance import TextClassifier, label_map_loss
-from .text_heads import TEXT, embed_dim_of
+from .text_heads import STUFF, TEXT, embed_dim_of
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -27,6 +27,7 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
         dropout: float = 0.1,
         kernels: bool = True,
         embed_dim: int = 0,
+        stuff: bool = False,
         **kwargs,
     ):
         """
@@ -34,6 +35,8 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             dropout: probability of dropping a channel in training.
             kernels: compute the loss in less memory; False: by its plain definition.
             embed_dim: width of the text embeddings to classify by; 0: a learned vector for each class.
+            stuff: with text embeddings, classify the stuff of a panoptic model. Detectron2's label 0, all
+                things, is no word, and has a learned embedding.
             input_shape, kwargs: as for ``SemSegFPNHead``.
         """
         super().__init__(input_shape, **kwargs)
@@ -42,7 +45,7 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
         self.classifier = None
         if embed_dim:
             self.predictor = nn.Conv2d(self.predictor.in_channels, embed_dim, kernel_size=1)
-            self.classifier = TextClassifier(embed_dim)
+            self.classifier = TextClassifier(embed_dim, background=stuff)
         else:
             nn.init.normal_(self.predictor.weight, std=0.01)
 
@@ -52,14 +55,18 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             **super().from_config(cfg, input_shape),
             "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT,
             "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
-            # The score map of a panoptic model has the things; this head also knows stuff.
-            "embed_dim": 0 if is_panoptic(cfg) else embed_dim_of(cfg),
+            "embed_dim": embed_dim_of(cfg),
+            "stuff": reads_stuff_names(cfg),
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         towers = zip(self.scale_heads, self.in_features, strict=True)
         x = self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
-        return x if self.classifier is None else self.classifier(x, features[TEXT])
+        if self.classifier is None:
+            return x
+        if self.classifier.background is None:
+            return self.classifier(x, features[TEXT])
+        return self.classifier(x, features[STUFF]).roll(1, dims=1)  # things, which are last, become label 0
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         loss = label_map_loss(predictions, targets, self.ignore_value, self.kernels)

@@ -18,6 +18,9 @@ from ..guidance import TextClassifier
 TEXT = "text_embeddings"
 """The feature that heads read the text embeddings from, after the levels of their pyramid."""
 
+STUFF = "stuff_embeddings"
+"""The feature that the semantic head of a panoptic model reads the text embeddings of stuff from."""
+
 SIGMOID_PRIOR = 0.01
 """Initial probability of each class under a sigmoid loss of R-CNN heads (Focal Loss, Lin et al., 2017)."""
 
