@@ -17,6 +17,7 @@ from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.seen import with_seen_and_unseen
+from denseclip_d2.export.safetensors import export
 from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
@@ -278,6 +279,19 @@ def test_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
     report.load(str(tmp_path / "model.pth"))
     theirs = model.state_dict()
     assert all(torch.equal(x, theirs[name]) for name, x in other.state_dict().items())
+
+
+def test_exported_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
+    model, other = open_model("retinanet"), open_model("retinanet", ["dog", "cat", "ox"])
+    with torch.no_grad():
+        other.head.cls_score.weight.zero_()
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    path = str(tmp_path / "model.safetensors")
+    export(
+        model, load_config(SYSTEMS["retinanet"][0], TEXT), NAMES, source=f"{tmp_path}/model.pth", output=path
+    )
+    DenseCLIPCheckpointer(other, for_training=True).load(path)
+    assert torch.equal(other.head.cls_score.weight, model.head.cls_score.weight)
 
 
 def test_a_page_or_demo_gets_the_background_with_its_names(tmp_path):

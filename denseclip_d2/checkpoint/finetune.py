@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..guidance import guidance_of
+from ..guidance import TextClassifier, guidance_of
 from .clip import check_gelu, is_clip, is_openai_clip, rename_clip
 from .load_report import first
 from .openclip import PREFIX, parse_openclip_path
@@ -52,7 +52,7 @@ def load_for_new_classes(
     """
     state = model.state_dict()
     misshapen = {name for name in state if name in weights and weights[name].shape != state[name].shape}
-    guided, names = guidance_of(model), names_in_header(path)
+    guided, names, rows_of = guidance_of(model), names_in_header(path), _rows_of(model)
     renamed = bool(guided and names and names != list(guided.language.class_names))
     new, kept, merged = [], dict(weights), {}
     visual = _visual_channels(model)
@@ -69,7 +69,7 @@ def load_for_new_classes(
             )
         elif any(
             fnmatch(name, pattern) and (name in misshapen or len(ours) > rows)
-            for pattern, rows in _DEPENDENT.items()
+            for pattern, rows in rows_of.items()
         ):
             del kept[name]
             new.append(name)
@@ -136,6 +136,13 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
             f"{len(needed)} tensors are missing, such as {first(sorted(missing), 3)}."
         )
     return text
+
+
+def _rows_of(model: nn.Module) -> dict[str, float]:
+    """Return :data:`_DEPENDENT` for a model. The layers of heads that classify by text depend on no class."""
+    if not any(isinstance(module, TextClassifier) for module in model.modules()):
+        return _DEPENDENT
+    return dict.fromkeys(_DEPENDENT, math.inf)
 
 
 def _visual_channels(model: nn.Module) -> tuple[int, int] | None:
