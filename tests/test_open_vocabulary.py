@@ -271,6 +271,37 @@ def test_names_for_a_while_leave_the_model_as_it_was():
     assert model.roi_heads.num_classes == 3
 
 
+def test_a_bias_goes_with_its_name():
+    classifier = TextClassifier(8, background=True, biased_names=NAMES)
+    x, text = torch.randn(1, 8, 5), torch.randn(1, 3, 8)
+    plain = classifier(x, text)
+    assert_close(classifier.name_bias.bias, torch.zeros(3), check_stride=False)
+    count_biases(classifier)
+    biases = torch.tensor([1.0, 2.0, 3.0, 0.0])[:, None]
+    assert_close(classifier(x, text), plain + biases)  # the background has none
+    classifier.set_names(["dog", "blue cross", "red circle"])
+    assert_close(classifier(x, text), plain + torch.tensor([0.0, 3.0, 1.0, 0.0])[:, None])
+
+
+def count_biases(classifier: TextClassifier) -> None:
+    with torch.no_grad():
+        classifier.name_bias.bias.copy_(torch.arange(1.0, len(classifier.name_bias.bias) + 1))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_heads_learn_biases_of_the_names_of_the_training(system):
+    model = open_model(system, NAMES, "MODEL.DENSECLIP.NAME_BIAS", True).eval()
+    biased = {name: m for name, m in model.named_modules() if isinstance(m, TextClassifier)}
+    for classifier in biased.values():
+        count_biases(classifier)
+    model.set_class_names(["blue cross", "dog"])
+    for name, classifier in biased.items():
+        stuff = system == "panoptic_fpn" and "sem_seg_head" in name
+        assert classifier.name_bias().tolist() == ([1, 2] if stuff else [3, 0])
+    with torch.no_grad():
+        model([image()])
+
+
 def test_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
     model = open_model("retinanet")
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
@@ -281,9 +312,16 @@ def test_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
     assert all(torch.equal(x, theirs[name]) for name, x in other.state_dict().items())
 
 
-def test_exported_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
-    model, other = open_model("retinanet"), open_model("retinanet", ["dog", "cat", "ox"])
+def test_exported_weights_of_a_text_classifier_lose_no_more_than_biases_of_other_names(tmp_path):
+    biased = ["MODEL.DENSECLIP.NAME_BIAS", True]
+    model, other = (
+        open_model("retinanet", NAMES, *biased),
+        open_model("retinanet", ["dog", "cat", "ox"], *biased),
+    )
+    for each in (model, other):
+        count_biases(each.head.classifier)
     with torch.no_grad():
+        model.head.classifier.name_bias.bias += 1
         other.head.cls_score.weight.zero_()
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     path = str(tmp_path / "model.safetensors")
@@ -292,6 +330,7 @@ def test_exported_weights_of_a_text_classifier_start_training_on_other_classes(t
     )
     DenseCLIPCheckpointer(other, for_training=True).load(path)
     assert torch.equal(other.head.cls_score.weight, model.head.cls_score.weight)
+    assert other.head.classifier.name_bias.bias.tolist() == [1, 2, 3]
 
 
 def test_a_page_or_demo_gets_the_background_with_its_names(tmp_path):

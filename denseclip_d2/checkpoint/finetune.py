@@ -142,7 +142,7 @@ def _rows_of(model: nn.Module) -> dict[str, float]:
     """Return :data:`_DEPENDENT` for a model. The layers of heads that classify by text depend on no class."""
     if not any(isinstance(module, TextClassifier) for module in model.modules()):
         return _DEPENDENT
-    return dict.fromkeys(_DEPENDENT, math.inf)
+    return {**dict.fromkeys(_DEPENDENT, math.inf), "*.name_bias.bias": 0}
 
 
 def _visual_channels(model: nn.Module) -> tuple[int, int] | None:

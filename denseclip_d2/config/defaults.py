@@ -20,6 +20,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # similarity with the text embeddings. With SCORE_MAP.CONCAT "text" or "none", such a model takes any
     # names at test time. R-CNN heads then need class-agnostic boxes and masks.
     denseclip.CLASSIFIER = "kway"
+    # With CLASSIFIER "text": each head also learns a bias for each name of the training, which begins at 0.
+    # Other names that the model is given later have none.
+    denseclip.NAME_BIAS = False
     # Weight of `loss_pixel_text`, the auxiliary pixel-text loss (paper, sec. 3.4).
     denseclip.LOSS_WEIGHT = 1.0
     # The pixels of a class in this loss: "box", as released, or "mask" (needs MODEL.MASK_ON).

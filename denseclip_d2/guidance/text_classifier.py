@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,23 @@ class TextClassifier(nn.Module):
     background: nn.Parameter | None
     bias: nn.Parameter | None
 
-    def __init__(self, embed_dim: int, *, background: bool = False, scale: float = 10.0, prior: float = 0.0):
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        background: bool = False,
+        scale: float = 10.0,
+        prior: float = 0.0,
+        biased_names: Sequence[str] = (),
+    ):
         """
         Args:
             embed_dim: C, the width of the text embeddings.
             background: append a class with a learned embedding.
             scale: initial factor of the cosine similarities. It is learned.
             prior: initial probability of each class, for sigmoid losses. It sets a learned bias. 0: no bias.
+            biased_names: K names with a learned bias each, 0 at first. The text has these names until
+                :meth:`set_names` gives others.
         """
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
@@ -29,6 +40,12 @@ class TextClassifier(nn.Module):
         self.register_parameter("background", nn.Parameter(learned) if background else None)
         bias = torch.tensor(math.log(prior / (1 - prior))) if prior else None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self.name_bias = NameBias(biased_names) if biased_names else None
+
+    def set_names(self, names: Sequence[str]) -> None:
+        """Take text embeddings of these names from now on, which find their biases."""
+        if self.name_bias is not None:
+            self.name_bias.set_names(names)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """
@@ -44,4 +61,29 @@ class TextClassifier(nn.Module):
         logits = self.log_scale.exp() * (text @ F.normalize(x.flatten(2), dim=1))
         if self.bias is not None:
             logits = logits + self.bias
+        if self.name_bias is not None:
+            biases = F.pad(self.name_bias(), (0, int(self.background is not None))).to(logits.dtype)
+            logits = logits + biases.view(-1, *[1] * (logits.dim() - 2))
         return logits.unflatten(2, x.shape[2:])
+
+
+class NameBias(nn.Module):
+    """A learned number for each name of the training, from 0 on. Other names have 0."""
+
+    index: Tensor
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__()
+        self.names = tuple(names)
+        self.bias = nn.Parameter(torch.zeros(len(names)))
+        self.set_names(names)
+
+    def set_names(self, names: Sequence[str]) -> None:
+        """Return the numbers of these names from now on."""
+        known = {name: i for i, name in enumerate(self.names)}
+        index = torch.tensor([known.get(name, len(known)) for name in names], device=self.bias.device)
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return (K,) numbers of the names that were set last."""
+        return F.pad(self.bias, (0, 1))[self.index]

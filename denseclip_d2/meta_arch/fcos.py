@@ -5,7 +5,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 
-from .text_heads import TextFCOSHead, embed_dim_of
+from .text_heads import TextFCOSHead, biased_names_of, embed_dim_of
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,7 +26,7 @@ class ConfigurableFCOS(FCOS):
         shapes = [backbone.output_shape()[name] for name in fcos.IN_FEATURES]
         embed_dim = embed_dim_of(cfg)
         kind = (
-            partial(TextFCOSHead, embed_dim=embed_dim)
+            partial(TextFCOSHead, embed_dim=embed_dim, biased_names=biased_names_of(cfg))
             if embed_dim
             else partial(FCOSHead, num_classes=fcos.NUM_CLASSES)
         )

@@ -119,8 +119,12 @@ class PixelTextSupervision(nn.Module):
             ValueError: see :meth:`check_takes_names`; names that cannot be read.
         """
         self.check_takes_names()
-        self.backbone.language.set_class_names(names, text_embeddings, stuff_names=stuff_names)
-        for module in self.modules():
+        language = self.backbone.language
+        language.set_class_names(names, text_embeddings, stuff_names=stuff_names)
+        for name, module in self.named_modules():
+            if isinstance(module, TextClassifier):
+                labels_stuff = language.stuff_names and name.startswith("sem_seg_head.")
+                module.set_names(language.stuff_names if labels_stuff else names)
             if hasattr(module, "num_classes"):
                 setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
 

@@ -6,7 +6,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..utils.distributed import sum_over_processes
-from .text_heads import TextRetinaNetHead, embed_dim_of
+from .text_heads import TextRetinaNetHead, biased_names_of, embed_dim_of
 
 
 @META_ARCH_REGISTRY.register()
@@ -25,6 +25,7 @@ class RetinaNetGlobalNorm(RetinaNet):
             shapes = arguments["backbone"].output_shape()
             levels = [shapes[name] for name in arguments["head_in_features"]]
             head = {**RetinaNetHead.from_config(cfg, levels), "embed_dim": embed_dim}
+            head["biased_names"] = biased_names_of(cfg)
             del head["num_classes"]
             arguments["head"] = TextRetinaNetHead(**head)
         return arguments

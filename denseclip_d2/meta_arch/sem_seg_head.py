@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data.tasks import reads_stuff_names
 from ..guidance import TextClassifier, label_map_loss
-from .text_heads import STUFF, TEXT, embed_dim_of
+from .text_heads import STUFF, TEXT, biased_names_of, embed_dim_of
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -28,6 +30,7 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
         kernels: bool = True,
         embed_dim: int = 0,
         stuff: bool = False,
+        biased_names: Sequence[str] = (),
         **kwargs,
     ):
         """
@@ -37,6 +40,7 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             embed_dim: width of the text embeddings to classify by; 0: a learned vector for each class.
             stuff: with text embeddings, classify the stuff of a panoptic model. Detectron2's label 0, all
                 things, is no word, and has a learned embedding.
+            biased_names: see :class:`TextClassifier`.
             input_shape, kwargs: as for ``SemSegFPNHead``.
         """
         super().__init__(input_shape, **kwargs)
@@ -45,18 +49,20 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
         self.classifier = None
         if embed_dim:
             self.predictor = nn.Conv2d(self.predictor.in_channels, embed_dim, kernel_size=1)
-            self.classifier = TextClassifier(embed_dim, background=stuff)
+            self.classifier = TextClassifier(embed_dim, background=stuff, biased_names=biased_names)
         else:
             nn.init.normal_(self.predictor.weight, std=0.01)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        stuff = reads_stuff_names(cfg)
         return {
             **super().from_config(cfg, input_shape),
             "dropout": cfg.MODEL.SEM_SEG_HEAD.DROPOUT,
             "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
             "embed_dim": embed_dim_of(cfg),
-            "stuff": reads_stuff_names(cfg),
+            "stuff": stuff,
+            "biased_names": biased_names_of(cfg, stuff=stuff),
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Heads of Detectron2's detectors for ``MODEL.DENSECLIP.CLASSIFIER`` "text": text embeddings classify."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ def embed_dim_of(cfg: CfgNode) -> int:
     return get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim
 
 
+def biased_names_of(cfg: CfgNode, *, stuff: bool = False) -> tuple[str, ...]:
+    """Return the names of the training, of classes or stuff, if ``NAME_BIAS`` gives them a learned bias."""
+    denseclip = cfg.MODEL.DENSECLIP
+    return tuple(denseclip.STUFF_NAMES if stuff else denseclip.CLASS_NAMES) if denseclip.NAME_BIAS else ()
+
+
 ROI_HEADS = {"StandardROIHeads": "TextROIHeads", "CascadeROIHeads": "TextCascadeROIHeads"}
 """The ROI heads that classify by text, in place of Detectron2's."""
 
@@ -50,17 +57,20 @@ class _TextDenseHead(nn.Module):
 
     cls_score: nn.Conv2d
 
-    def __init__(self, *, embed_dim: int, prior_prob: float = 0.01, **kwargs):
+    def __init__(
+        self, *, embed_dim: int, biased_names: Sequence[str] = (), prior_prob: float = 0.01, **kwargs
+    ):
         """
         Args:
             embed_dim: width of the text embeddings.
+            biased_names: see :class:`TextClassifier`.
             prior_prob: initial probability of each class.
             kwargs: as for the head, without ``num_classes``.
         """
         super().__init__(num_classes=embed_dim, prior_prob=prior_prob, **kwargs)
         assert self.cls_score.bias is not None
         nn.init.zeros_(self.cls_score.bias)
-        self.classifier = TextClassifier(embed_dim, prior=prior_prob)
+        self.classifier = TextClassifier(embed_dim, prior=prior_prob, biased_names=biased_names)
         self.embed_dim = embed_dim
 
     def forward(self, features: list[Tensor], text: Tensor) -> list[list[Tensor]]:
@@ -104,10 +114,11 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     cls_score: nn.Linear
 
     @configurable
-    def __init__(self, input_shape, *, embed_dim: int, **kwargs):
+    def __init__(self, input_shape, *, embed_dim: int, biased_names: Sequence[str] = (), **kwargs):
         """
         Args:
             embed_dim: width of the text embeddings.
+            biased_names: see :class:`TextClassifier`.
             input_shape, kwargs: as for ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
@@ -115,11 +126,12 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
         prior = SIGMOID_PRIOR if self.use_sigmoid_ce else 0.0
-        self.classifier = TextClassifier(embed_dim, background=True, prior=prior)
+        self.classifier = TextClassifier(embed_dim, background=True, prior=prior, biased_names=biased_names)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
-        return {**super().from_config(cfg, input_shape), "embed_dim": embed_dim_of(cfg)}
+        own = {"embed_dim": embed_dim_of(cfg), "biased_names": biased_names_of(cfg)}
+        return {**super().from_config(cfg, input_shape), **own}
 
     def forward(self, x: Tensor, text: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         """
