@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -110,20 +111,31 @@ class PixelTextSupervision(nn.Module):
             names, text_embeddings: see :meth:`PromptedTextEncoder.set_class_names`.
 
         Raises:
-            ValueError: see :meth:`check_takes_names`; names that cannot be read.
+            ValueError: see :meth:`check_takes_names`; names that cannot be read. The classes are then those
+                of before.
         """
         self.check_takes_names()
         self.backbone.language.set_class_names(names, text_embeddings)
-        for module in self.modules():
-            if hasattr(module, "num_classes"):
-                setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
+        self._set_num_classes(len(names))
+
+    def _set_num_classes(self, number: int) -> None:
+        for module in self._with_num_classes:
+            setattr(module, "num_classes", number)  # noqa: B010 - mypy takes it for a tensor
+
+    @cached_property
+    def _with_num_classes(self) -> list[nn.Module]:
+        return [module for module in self.modules() if hasattr(module, "num_classes")]
+
+    @cached_property
+    def _classifies_by_text(self) -> bool:
+        return any(isinstance(module, TextClassifier) for module in self.modules())
 
     def check_takes_names(self) -> None:
         """
         Raises:
             ValueError: the model has weights of its own for each class, or no text encoder.
         """
-        if self.backbone.concat == "scores" or not any(isinstance(m, TextClassifier) for m in self.modules()):
+        if self.backbone.concat == "scores" or not self._classifies_by_text:
             raise ValueError(
                 "This model has learned weights for each of its classes, and finds no others. Other names "
                 "need a model trained with MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text'."
@@ -135,15 +147,16 @@ class PixelTextSupervision(nn.Module):
             )
 
     @contextmanager
-    def given_names(self, names: Sequence[str]) -> Iterator[None]:
+    def given_names(self, names: Sequence[str], text_embeddings: Tensor | None = None) -> Iterator[None]:
         """Find other classes for a while, as of :meth:`set_class_names`."""
-        language, before = self.backbone.language, self.backbone.language.class_names
-        text = language.text_embeddings
-        self.set_class_names(names)
+        language = self.backbone.language
+        before, text = language.class_names, language.text_embeddings
+        self.set_class_names(names, text_embeddings)
         try:
             yield
         finally:
-            self.set_class_names(before, text)
+            language.restore(before, text)
+            self._set_num_classes(len(before))
 
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         by_label = self.num_classes_key == "SEM_SEG_HEAD"
