@@ -94,6 +94,17 @@ def test_candidates_can_be_chosen(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["CLIP", "DenseCLIP"]
 
 
+def test_names_of_a_call_are_measured_beside_names_that_a_model_was_built_with(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--only", "names", "--config-file", MASK_RCNN, "--classes", 1, 30, "--sizes", "64x96",
+        "--repeats", 1, "--json", out,
+    )  # fmt: skip
+    rows = [(row["case"], row["name"]) for row in json.loads(out.read_text())["rows"]]
+    cases = ("64 x 96, K = 1", "64 x 96, K = 30")
+    assert rows == [(case, name) for case in cases for name in ("built with the names", "given")]
+
+
 @needs_a_compiler
 def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
     """The backend compiles nothing and takes no time."""

@@ -213,6 +213,15 @@ def test_a_runs_own_config_is_left_as_it_is(folder):
     assert again.MODEL.DENSECLIP == cfg.MODEL.DENSECLIP
 
 
+def test_a_runs_own_config_takes_other_images_to_evaluate_on(folder):
+    cfg = own(folder, val=True)
+    (folder / "config.yaml").write_text(cfg.dump())
+    (folder / "new.json").write_bytes((folder / "val.json").read_bytes())
+    new = ["DATASETS.CUSTOM.VAL", (str(folder / "new.json"), str(folder / "images"))]
+    again = prepared_cfg(str(folder / "config.yaml"), new)
+    assert (again.DATASETS.TRAIN, again.DATASETS.TEST) == (cfg.DATASETS.TRAIN, ("my_new",))
+
+
 def test_a_run_that_goes_on_keeps_its_schedule(folder):
     """Even if images were added since. The schedule is in the run's config.yaml."""
     arguments = ("--train", folder / "train.json", folder / "images", "OUTPUT_DIR", folder / "output")

@@ -1,18 +1,30 @@
 """Names at test time: guidance of fixed width, and heads that classify by text embeddings."""
 
+import copy
+import json
 import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
+from itertools import repeat
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_a_compiler
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
+from torch import nn
 from torch.testing import assert_close
 
+from configs import prepared_cfg
 from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
+from denseclip_d2.cli import demo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
@@ -21,8 +33,12 @@ from denseclip_d2.export.safetensors import export
 from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import TextClassifier
 from denseclip_d2.guidance.features import seen_text
-from denseclip_d2.inference import Predictor
-from denseclip_d2.shapes.dataset import generate_shapes, register_shapes
+from denseclip_d2.inference import Predictor, with_tta
+from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes, register_shapes
+from denseclip_d2.visual.clip_resnet import CLIPResNet
+from denseclip_d2.visualization import panels
+from denseclip_d2.visualization.panels import image_panels
+from denseclip_d2.visualization.video import write_video
 
 NAMES = ("red circle", "green square", "blue cross")
 TEXT = ["MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text"]
@@ -152,7 +168,7 @@ def test_a_panoptic_model_takes_names_of_things_and_of_stuff(tmp_path):
     assert predictor.class_names == ("dog", "red circle")
     predictor.set_names(["dog"])
     assert predictor(array)["sem_seg"].shape == (3, 64, 96)  # the stuff of the training
-    predictor.set_names([])
+    predictor.set_names(None)
     assert_close(predictor(array)["sem_seg"], before["sem_seg"])
     with pytest.raises(ValueError, match="more than once: 'tree'"):
         predictor.set_names(["tree"], stuff=["tree"])
@@ -239,15 +255,159 @@ def test_the_predictor_takes_names_per_call(tmp_path):
     array = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     first = predictor(array, names=["background", "red circle", "green square"])["sem_seg"]
     two = predictor(array, names=["dog", "background"])["sem_seg"]
-    assert (len(first), len(two), predictor.class_names) == (3, 2, ("dog", "background"))
+    assert (len(first), len(two)) == (3, 2)
     encoded = []
     predictor.model.backbone.language.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
     again = predictor([array, array], names=("background", "red circle", "green square"))
     assert torch.equal(again[0]["sem_seg"], first) and not encoded  # each name is encoded once
+    assert len(predictor(array)["sem_seg"]) == 4  # the names of the training
     predictor.set_names(["red circle", "dog|hound"])
     assert predictor(array)["sem_seg"].shape == (2, 64, 96)
-    with pytest.raises(ValueError, match=r"names takes a list of names, such as \['dog'\]"):
-        predictor(array, names="dog")
+
+
+def test_each_image_can_have_names_of_its_own(tmp_path):
+    predictor = Predictor(shapes_config("semantic_fpn", tmp_path))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (64, 96, 3), dtype=np.uint8) for _ in range(4)]
+    names = [["dog", "tree"], ["a", "b", "c"], None, ["tree", "dog"]]
+    expected = [predictor(x, names=own)["sem_seg"] for x, own in zip(images, names, strict=True)]
+    assert [len(x) for x in expected] == [2, 3, 4, 2]
+    predictor.batch_size = 3
+    ways = (
+        predictor(images, names=names),
+        predictor(iter(images), names=iter(names)),
+        predictor.stream(((x, ["sea"]) for x in images), names=names),
+    )
+    for outputs in ways:
+        for output, own in zip(outputs, expected, strict=True):
+            assert_close(output["sem_seg"], own)
+    assert output["score_maps"].shape == (1, 64, 96)
+    with pytest.raises(ValueError, match="3 lists of names for 4 images"):
+        predictor(images, names=names[:3])
+    with pytest.raises(ValueError, match="names ended before the images"):
+        list(predictor(iter(images), names=iter(names[:3])))
+
+
+def test_streams_and_threads_keep_their_names_apart(tmp_path):
+    predictor = Predictor(shapes_config("semantic_fpn", tmp_path))
+    array = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    lists = [["dog"], ["dog", "tree"], None]
+    first, *others = (predictor(repeat(array), names=names) for names in lists)
+    for _ in range(2):
+        assert len(next(first)["sem_seg"]) == 1
+        assert [len(next(stream)["sem_seg"]) for stream in others] == [2, 4]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda names: predictor(array, names=names)["sem_seg"], lists * 5))
+    assert [len(x) for x in found] == [1, 2, 4] * 5
+    for a, b in zip(found, found[3:], strict=False):
+        assert_close(a, b)
+    assert_close(copy.deepcopy(predictor)(array, names=["dog", "tree"])["sem_seg"], found[1])
+
+
+@pytest.mark.parametrize(
+    "mode, precision",
+    [
+        ("post", "float32"),
+        ("template", "float32"),
+        ("pre", "float32"),
+        ("post", "bfloat16"),
+        ("post", "float16"),
+    ],
+)
+def test_a_predictor_given_names_is_the_predictor_built_with_them(mode, precision, tmp_path):
+    names = ("dog", "red circle", "sofa|couch", "background")
+    opts = ["MODEL.DENSECLIP.PROMPT.MODE", mode, "MODEL.DENSECLIP.PROMPT.CONTEXT_INIT", ""]
+    model = open_model("semantic_fpn", NAMES, *opts)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    opts = [*TEXT, *opts, "MODEL.WEIGHTS", str(tmp_path / "model.pth"), "TEST.PRECISION", precision]
+    built, given = (
+        Predictor(
+            load_config(
+                SYSTEMS["semantic_fpn"][0],
+                [*opts, "MODEL.DENSECLIP.CLASS_NAMES", x, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(x)],
+            )
+        )
+        for x in (names, (*NAMES, "background"))
+    )
+    array = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    before = given(array)["sem_seg"]
+    expected, found = built(array)["sem_seg"], given(array, names=names)["sem_seg"]
+    assert expected.dtype == found.dtype
+    tolerance = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.1}[precision]
+    assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    assert torch.equal(given(array)["sem_seg"], before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["TEST.SLIDING_WINDOW.ENABLED", True],
+        pytest.param(["MODEL.COMPILE", True], marks=needs_a_compiler),
+    ],
+)
+def test_windows_and_compiled_models_take_names(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(CLIPResNet, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    cfg = shapes_config("semantic_fpn", tmp_path)
+    array = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    plain = Predictor(cfg)(array, names=["dog", "tree"])["sem_seg"]
+    cfg.merge_from_list([*options, "TEST.SLIDING_WINDOW.SIZE", (640, 640)])
+    output = Predictor(cfg)(array, ["sea"], names=["dog", "tree"])
+    assert_close(output["sem_seg"], plain)
+    assert output["score_maps"].shape == (1, 64, 96)
+
+
+@pytest.mark.parametrize("system", ["semantic_fpn", "retinanet", "mask_rcnn"])
+def test_test_time_augmentation_takes_more_names_than_the_model_was_built_with(system):
+    file, section, _ = SYSTEMS[system]
+    cfg = load_config(file, ["TEST.AUG.MIN_SIZES", (64,), f"MODEL.{section}.NUM_CLASSES", 3])
+    model = open_model(system).eval()
+    model.set_class_names([f"thing {i}" for i in range(40)])
+    for module in model.modules():
+        if isinstance(module, TextClassifier) and module.background is not None:
+            nn.init.zeros_(module.background)
+            nn.init.constant_(module.log_scale, 3)
+    with torch.no_grad():
+        (output,) = with_tta(cfg, model)([{**image(), "height": 64, "width": 96}])
+    if system == "semantic_fpn":
+        assert output["sem_seg"].shape == (40, 64, 96)
+    else:
+        assert output["instances"].pred_classes.max() > 3
+
+
+@pytest.fixture(scope="module")
+def segmentor(tmp_path_factory):
+    return Predictor(shapes_config("semantic_fpn", tmp_path_factory.mktemp("segmentor")))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("dog", r"names takes a list of names, such as \['dog'\]"),
+        (3, "names takes a list of names, not 3"),
+        ([], "No class names"),
+        ([[]], "No class names"),
+        (["dog", "  "], "The name of class 1 is empty"),
+        (["dog", "Dog "], "more than once: 'dog'"),
+        (["dog|hound", "hound"], "read the same to CLIP's tokenizer.*'hound'"),
+        (["dog, tree"], r"has a comma.*'dog', 'tree'.*'dog\|tree'"),
+        (["dog", 3], "Names must be strings, not 3"),
+        ([["dog", None]], "Names must be strings, not None"),
+        (["dog", "<end_of_text>"], "special token"),
+        (["word " * 90], "Shorten the names, such as 'word word"),
+        (["dog|"], "empty synonym"),
+    ],
+)
+def test_the_predictor_refuses_bad_names_and_keeps_its_own(names, message, segmentor):
+    """Also before the first image of a generator."""
+    array = np.zeros((32, 32, 3), np.uint8)
+    for call in (lambda: segmentor(array, names=names), lambda: segmentor(repeat(array), names=names)):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "MODEL.DENSECLIP.CLASS_NAMES" not in str(error.value)
+    with pytest.raises(ValueError):
+        segmentor.set_names(names)
+    assert segmentor.class_names == (*NAMES, "background")
+    assert len(segmentor(array)["sem_seg"]) == 4
 
 
 def test_synonyms_share_the_mean_of_their_embeddings():
@@ -302,14 +462,18 @@ def test_heads_learn_biases_of_the_names_of_the_training(system):
         model([image()])
 
 
-def test_weights_of_a_text_classifier_start_training_on_other_classes(tmp_path):
-    model = open_model("retinanet")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_weights_of_a_text_classifier_start_training_on_other_classes(system, tmp_path, caplog):
+    model = open_model(system)
+    for parameter in model.parameters():
+        parameter.data += 0.01
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    other = open_model("retinanet", ["dog", "cat"])
-    report = DenseCLIPCheckpointer(other, for_training=True)
-    report.load(str(tmp_path / "model.pth"))
+    other = open_model(system, ["dog", "cat"])
+    with caplog.at_level("INFO"):
+        DenseCLIPCheckpointer(other, for_training=True).load(str(tmp_path / "model.pth"))
     theirs = model.state_dict()
     assert all(torch.equal(x, theirs[name]) for name, x in other.state_dict().items())
+    assert re.search(rf"all +{len(theirs)}( +0)+$", caplog.text, re.MULTILINE)
 
 
 def test_exported_weights_of_a_text_classifier_lose_no_more_than_biases_of_other_names(tmp_path):
@@ -336,13 +500,65 @@ def test_exported_weights_of_a_text_classifier_lose_no_more_than_biases_of_other
 def test_a_page_or_demo_gets_the_background_with_its_names(tmp_path):
     predictor = Predictor(shapes_config("semantic_fpn", tmp_path))
     assert predictor.takes_names
-    predictor.set_names(["dog"], background=True)
+    predictor.set_names(predictor.with_background(["dog"]))
     assert predictor.class_names == ("dog", "background")
-    predictor.set_names([])
+    assert predictor.with_background(["background", "dog"]) == ["background", "dog"]
+    with pytest.raises(ValueError, match=r"such as \['dog'\]"):
+        predictor.with_background("dog")
+    predictor.set_names(None)
     assert predictor.class_names == (*NAMES, "background")
     boxes = Predictor(shapes_config("retinanet", tmp_path))
-    boxes.set_names(["dog"], background=True)
-    assert boxes.class_names == ("dog",)
+    assert boxes.with_background(["dog"]) == ["dog"]
+
+
+def test_the_demo_finds_names_in_a_dataset_in_images_and_in_videos(small_shapes, tmp_path):
+    root, _, val = small_shapes
+    cfg = shapes_config("retinanet", tmp_path)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    image = str(next((root / "val").iterdir()))
+    write_video(tmp_path / "clip.mp4", [np.zeros((64, 96, 3), np.uint8)] * 3, 10)
+
+    def categories(out: str, *args: str) -> dict[int, str]:
+        """Run the demo, and return the names of the classes found by their ids."""
+        args = ("--config-file", str(tmp_path / "config.yaml"), "--output", str(tmp_path / out), *args)
+        assert demo.main(demo.build_parser().parse_args([*args])) == 0
+        found = json.loads((tmp_path / out / "detections.json").read_text())
+        return {category["id"]: category["name"] for category in found["categories"]}
+
+    of_dataset = ("--dataset", val, "--count", "1")
+    assert categories("typed", *of_dataset, "--names", "dog", "sofa|couch") == {0: "dog", 1: "sofa|couch"}
+    ids = MetadataCatalog.get(val).thing_dataset_id_to_contiguous_id
+    assert categories("own", *of_dataset) == dict(zip(ids, CLASS_NAMES, strict=True))
+    inputs = ("--input", image, str(tmp_path / "clip.mp4"))
+    assert categories("both", *inputs, "--names", "dog") == {0: "dog"}
+    assert (tmp_path / "both/clip.mp4").exists()
+    assert categories("trained", *inputs) == dict(enumerate(NAMES))
+    with pytest.raises(ValueError, match="'dog, cat' has a comma"):
+        categories("bad", *inputs, "--names", "dog, cat")
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("kind", ["annotations", "sem_seg_file_name"])
+def test_the_ground_truth_is_drawn_with_its_own_names(kind, tmp_path, monkeypatch):
+    """In the colors of the names that the model was given, if it was given them."""
+    drawn = {}
+    for function in ("draw_annotations", "draw_detections", "draw_label_map", "draw_legend"):
+        monkeypatch.setattr(panels, function, lambda *args, f=function, **_: drawn.setdefault(f, args)[0])
+    monkeypatch.setattr(panels, "Panel", lambda image: image)
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "labels.png")
+    record = {"annotations": [{"category_id": 1}, {"category_id": 0}]}
+    outputs = {"instances": Instances((1, 3))}
+    if kind != "annotations":
+        record, outputs = {kind: str(tmp_path / "labels.png")}, {"sem_seg": torch.eye(3)[:, None]}
+    array, names = np.zeros((1, 3, 3), np.uint8), ["dog", "cat", "tree"]
+    image_panels(array, outputs, names, record=record, true_names=["sea", "cat"])
+    if kind == "annotations":
+        _, truth, found = drawn["draw_annotations"]
+        assert [found[a["category_id"]] for a in truth] == ["cat", "sea"] and found[:3] == names
+    else:
+        _, labels, number = drawn["draw_label_map"]
+        assert (labels.tolist(), number) == ([[3, 1, 4]], 4)
+        assert drawn["draw_legend"] == ([0, 1, 2, 3], [*names, "sea"])
 
 
 def evaluated(system: str, folder, test: str) -> tuple[torch.nn.Module, dict]:
@@ -360,6 +576,31 @@ def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_pa
     assert "AP-red solid circle" in results["bbox"] and "AP_seen" not in results["bbox"]
     assert results["bbox"]["AP_unseen"] >= 0  # the model was trained on other names
     assert model.backbone.language.class_names == NAMES and model.num_classes == 3
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_own_data_are_evaluated_with_their_names(small_shapes, trained, tmp_path):
+    """With and without the data that the model was trained on."""
+    root, train, _ = small_shapes
+    coco = json.loads((root / "annotations/instances_val.json").read_text())
+    for category in coco["categories"]:
+        category["name"] = f"thing {category['id']}"
+    (tmp_path / "own.json").write_text(json.dumps(coco))
+    opts = [
+        *TEXT,
+        "MODEL.WEIGHTS",
+        "",
+        "DATASETS.CUSTOM.VAL",
+        (str(tmp_path / "own.json"), str(root / "val")),
+    ]
+    if trained:
+        source = str(root / "annotations/instances_train.json"), str(root / "train")
+        opts += ["DATASETS.CUSTOM.TRAIN", source]
+    opts += ["DATASETS.TRAIN", (train,)] if not trained else []
+    cfg = prepared_cfg(SYSTEMS["retinanet"][0], [*opts, "OUTPUT_DIR", str(tmp_path)])
+    check_test_sets(cfg)
+    results = Trainer.test(cfg, build_model(cfg).eval())
+    assert {"AP-thing 1", "AP_unseen"} <= {*results["bbox"]} and "AP_seen" not in results["bbox"]
 
 
 def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tmp_path):

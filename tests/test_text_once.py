@@ -102,7 +102,9 @@ def test_precomputed_text_is_encoded_once(mode, runs):
     expected = counted()
     counted.runs = 0
     counted.model.precompute_(keep_encoder=True)
-    assert all(torch.equal(counted(), expected) for _ in range(3))
+    for _ in range(3):
+        counted.model.eval()  # a program may call it before every image
+        assert torch.equal(counted(), expected)
     assert counted.runs == runs and counted.model.state_dict().keys() == names
     image = torch.rand(1, 32), torch.rand(1, 32, 3, 4)
     assert counted.model.embed(["a cow"], *image).shape == (1, 1, 32)  # other names are still read

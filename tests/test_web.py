@@ -1,6 +1,8 @@
 """The web page: uploads, actions over HTTP, and the page in a browser."""
 
+import html
 import json
+import math
 import os
 import shutil
 import socket
@@ -16,7 +18,9 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import run_tool_here
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageOps
@@ -24,6 +28,7 @@ from pycocotools.coco import COCO
 
 from configs import prepared_cfg
 from denseclip_d2 import model_zoo
+from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.data import get_class_names
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 from denseclip_d2.visualization.drawing import draw_detections, draw_label_map
@@ -39,7 +44,9 @@ from denseclip_d2.web_demo.session import (
 
 RETINANET = "Shapes/denseclip_retinanet_tiny.yaml"
 TOOL = "web_demo.py"
-ANY_WORDS = "any words"
+ANY_WORDS, ANY_NAMES = "any words", "any names"
+HEXAGON = "violet hexagon"
+"""A name that no label has."""
 NAMES = "red solid circle, blue striped square"
 
 
@@ -71,19 +78,48 @@ class Watched:
         self.now -= 1
 
 
+def finder_of(name: str, folder: Path) -> CfgNode:
+    """Return the config of a Mask R-CNN that takes every region for a name that it was not trained on."""
+    text = ["MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text"]
+    agnostic = [
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        True,
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
+        True,
+    ]
+    cfg = prepared_cfg("configs/Shapes/denseclip_mask_rcnn_tiny.yaml", [*text, *agnostic])
+    model = build_model_with_weights(cfg, for_training=True).eval()
+    language, heads = model.backbone.language, model.roi_heads
+    with torch.no_grad():
+        found = F.normalize(language.encode_names([name], language.contexts)[0, 0], dim=0)
+        across = F.normalize(torch.randn_like(found) - found, dim=0)
+        across = F.normalize(across - (across @ found) * found, dim=0)
+        predictor = heads.box_predictor
+        predictor.cls_score.weight.zero_()
+        predictor.cls_score.bias.copy_(found)
+        predictor.classifier.background.copy_(0.97 * found + (1 - 0.97**2) ** 0.5 * across)
+        predictor.classifier.log_scale.fill_(math.log(200))
+        heads.mask_head.predictor.bias.fill_(9)
+    torch.save({"model": model.state_dict()}, folder / "finder.pth")
+    cfg.MODEL.WEIGHTS = str(folder / "finder.pth")
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Serve a zoo model and a model with a text encoder. Yield the address and the watched zoo model."""
+    """Serve a zoo model, one with a text encoder, one of any names. Yield address and watched zoo model."""
     pytest.importorskip("gradio", reason="Gradio is not installed: make install")
     from denseclip_d2.web_demo import app as web
 
     cfg = prepared_cfg("configs/Shapes/denseclip_semantic_fpn_tiny.yaml", ["MODEL.WEIGHTS", ""])
-    weights = tmp_path_factory.mktemp("random") / "model.pth"
-    torch.save({"model": build_model(cfg).state_dict()}, weights)
-    cfg.MODEL.WEIGHTS = str(weights)
-    configs = {RETINANET: model_zoo.get_config(RETINANET, trained=True), ANY_WORDS: cfg}
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model.pth")
+    cfg.MODEL.WEIGHTS = str(folder / "model.pth")
+    zoo = model_zoo.get_config(RETINANET, trained=True)
+    configs = {RETINANET: zoo, ANY_WORDS: cfg, ANY_NAMES: finder_of(HEXAGON, folder)}
     page = web.Page(Models(configs), Limits(queue=19))
-    with web.serve_page(page, port=0) as address:
+    with pytest.MonkeyPatch.context() as patch, web.serve_page(page, port=0) as address:
+        patch.setattr(session, "MODELS_KEPT", 3)
         yield address, Watched(page.models.get(RETINANET).model)
 
 
@@ -165,6 +201,39 @@ def test_any_words_have_heat_maps_if_the_model_has_a_text_encoder(client, images
     precomputed = sent(client, images[0], words).result()
     assert captions(precomputed) == ["red solid circle"]
     assert "This model does not know: Hexagon, something green, &lt;b&gt;." in precomputed[0]
+
+
+def found_in(outputs) -> set[str]:
+    """Return the names of the annotations that score at least 0.4, which all have masks."""
+    coco = coco_of(outputs)
+    assert all(x["segmentation"]["counts"] for x in coco["annotations"])
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    return {names[x["category_id"]] for x in coco["annotations"] if x["score"] >= 0.4}
+
+
+def test_boxes_and_masks_of_a_name_that_no_label_had(client, images):
+    assert HEXAGON not in CLASS_NAMES
+    typed = [f"red solid circle, {HEXAGON}, a dog", HEXAGON, "a dog, red solid circle", ""]
+    jobs = [sent(client, path, names, ANY_NAMES) for path, names in zip(images, typed, strict=False)]
+    outputs = [job.result() for job in jobs]
+    assert [found_in(x) for x in outputs] == [{HEXAGON}, {HEXAGON}, set(), set()]
+    assert HEXAGON in outputs[0][0] and captions(outputs[0]) == typed[0].split(", ")
+    listed = [[category["name"] for category in coco_of(x)["categories"]] for x in outputs]
+    assert listed == [*(names.split(", ") for names in typed[:3]), [*CLASS_NAMES]]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("dog|", "empty synonym"),
+        ("word " * 20, "longer than 60 characters"),
+        ("☃" * 56, "Shorten the names"),
+        ("<end_of_text>", "special token"),
+        ("dog|hound, hound", "read the same"),
+    ],
+)
+def test_bad_names_have_a_message(client, images, names, words):
+    assert words in html.unescape(sent(client, images[0], names, ANY_NAMES).result()[0])
 
 
 def test_refusals_have_a_message_and_the_page_still_works(served, client, images, tmp_path):
@@ -253,6 +322,14 @@ def test_upload_names_and_slider_in_a_browser(served, browser, images, tmp_path)
     found.get_by_text("broken.png is broken, or not an image").wait_for()
     browser.set_input_files("#image input[type=file]", images[2])
     found.get_by_text("No prediction reaches this score.").wait_for()  # the page still works
+
+    browser.locator("#model input").click()
+    browser.get_by_role("option", name=ANY_NAMES).click()
+    browser.fill("#names textarea", f"red solid circle, {HEXAGON}")
+    browser.press("#names textarea", "Enter")
+    browser.locator("#heat_maps").get_by_text(HEXAGON).wait_for()
+    browser.press("#threshold input[type=range]", "Home")
+    found.get_by_text(f"{HEXAGON} ·").wait_for()
 
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not elsewhere

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,7 +18,8 @@ from .detectors import Candidate, candidate_configs
 from .exported_files import exported
 from .kernels import KERNELS
 from .measure import Measurement, compare
-from .settings import Settings, with_values
+from .names import names
+from .settings import Settings, threads, with_values
 
 Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
 """A function without arguments, and the tensors whose gradients its backward pass computes."""
@@ -128,7 +128,7 @@ def _detectors(
     """Compare detectors; ``choose`` makes their configs from those of :func:`candidate_configs`."""
     for case in settings.sweep():
         configs = choose(candidate_configs(settings.cfg, case.classes))
-        with _threads(case.threads):
+        with threads(case.threads):
             candidates = {
                 name: Candidate(cfg, case.batch, case.size, case.classes, training=training)
                 for name, cfg in configs.items()
@@ -145,16 +145,6 @@ def _detectors(
         del candidates
         gc.collect()
         yield rows
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def loader(settings: Settings) -> Iterator[list[Measurement]]:
@@ -182,6 +172,7 @@ SECTIONS = {
     "inference": inference,
     "options": options,
     "training": training,
+    "names": names,
     "compiled": compiled,
     "loader": loader,
     "exported": exported,

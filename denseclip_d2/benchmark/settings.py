@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,6 +67,17 @@ class Settings:
         text = f"{case.size[0]} x {case.size[1]}, K = {case.classes}"
         text += f", batch {case.batch}" if len(self.batches) > 1 else ""
         return text + (f", threads {case.threads}" if len(self.threads) > 1 else "")
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let PyTorch use this number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def with_values(cfg: CfgNode, *pairs: object) -> CfgNode:

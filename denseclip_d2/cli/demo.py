@@ -18,6 +18,7 @@ import sys
 from detectron2.utils.logger import setup_logger
 
 from ..config import prepare_run
+from ..data.class_names import class_names_of_datasets
 from ..engine.setup import output_folder
 from ..inference import Predictor
 from ..visualization import Source, camera, draw_sources, find_sources, of_dataset
@@ -39,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--dataset", help="a registered dataset; draws its ground truth too")
     parser.add_argument(
         "--names", nargs="+", metavar="NAME",
-        help="classes to find, in any words, of a model with MODEL.DENSECLIP.CLASSIFIER 'text'",
+        help="classes to find, in any words, of a model with MODEL.DENSECLIP.CLASSIFIER 'text' "
+        "(--dataset: the classes of the dataset)",
     )  # fmt: skip
     parser.add_argument("--count", type=int, help="number of images and frames (--dataset: 12; else all)")
     parser.add_argument("--output", required=True, metavar="DIR")
@@ -74,7 +76,9 @@ def main(args: argparse.Namespace) -> int:
         check_outputs(sources, args.output, overwrite=args.overwrite)
         predictor = Predictor(cfg)
         if args.names:
-            predictor.set_names(args.names, background=True)
+            predictor.set_names(predictor.with_background(args.names))
+        elif args.dataset and predictor.takes_names:
+            predictor.set_names(class_names_of_datasets(cfg, [args.dataset]))
         predictor.batch_size = args.batch_size or predictor.batch_size
         seen, faults = draw_sources(
             predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 tools/train_net.py --config-file F   # processes by 
 tools/train_net.py --config-file F --resume                      # go on where a run in OUTPUT_DIR stopped
 tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
 tools/train_net.py --config-file F --train my/train.json my/images --val my/val.json my/images   # own data
+tools/train_net.py --config-file F --eval-only --val my/val.json my/images MODEL.WEIGHTS W   # of any names
 tools/train_net.py --config-file F --train my/data.yaml          # own data of YOLO, or a Pascal VOC folder
 """
 

@@ -7,9 +7,9 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.custom_dataset import CustomDataset, custom_boxes, custom_label_maps
+from ..data.custom_dataset import CustomDataset, custom_boxes, custom_label_maps, custom_test_boxes
 from ..data.semantic import register_semantic_folders
-from ..data.tasks import is_panoptic, is_semantic, num_classes_section
+from ..data.tasks import is_panoptic, is_semantic, num_classes_section, takes_any_names
 from ..utils.old_keys import update_content
 from ..utils.text import read_text
 
@@ -33,16 +33,28 @@ def use_custom_dataset(cfg: CfgNode, reference: CfgNode, overrides: Collection[s
     own = cfg.DATASETS.CUSTOM
     if not (own.TRAIN or own.SEMANTIC):
         if own.VAL:
-            raise ValueError("DATASETS.CUSTOM.VAL (--val) needs DATASETS.CUSTOM.TRAIN (--train).")
+            _use_test_boxes(cfg)
         return
     same = own == reference.DATASETS.CUSTOM
     data = _register(cfg)
     if tuple(cfg.DATASETS.TRAIN) == (data.train,):
         check_same_classes(own.CLASS_NAMES, data.class_names, "this config")
+        if own.VAL != reference.DATASETS.CUSTOM.VAL and "DATASETS.TEST" not in overrides:
+            cfg.DATASETS.TEST = data.test
         return
     _set_from(data, cfg, reference, overrides)
     if same:  # the config file names the data: then the datasets are no departure from the file
         _set_from(data, reference, reference, ())
+
+
+def _use_test_boxes(cfg: CfgNode) -> None:
+    """Evaluate a model that takes any names on ``DATASETS.CUSTOM.VAL``."""
+    if is_semantic(cfg) or not takes_any_names(cfg):
+        raise ValueError(
+            "DATASETS.CUSTOM.VAL (--val) needs DATASETS.CUSTOM.TRAIN (--train), except for detectors with "
+            "MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text', which take any names."
+        )
+    cfg.DATASETS.TEST = (custom_test_boxes(cfg.DATASETS.CUSTOM.VAL, masks=cfg.MODEL.MASK_ON),)
 
 
 def keep_schedule(cfg: CfgNode, overrides: Collection[str]) -> None:
@@ -104,7 +116,10 @@ def _register(cfg: CfgNode) -> CustomDataset:
         register_semantic_folders(cfg)
         return custom_label_maps(own.SEMANTIC, **split)
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    return custom_boxes(own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty, **split)
+    return custom_boxes(
+        own.TRAIN, own.VAL, masks=cfg.MODEL.MASK_ON, filter_empty=filter_empty,
+        any_names=takes_any_names(cfg), **split,
+    )  # fmt: skip
 
 
 def _set_from(data: CustomDataset, cfg: CfgNode, reference: CfgNode, overrides: Collection[str]) -> None:

@@ -74,6 +74,7 @@ def custom_boxes(
     filter_empty: bool,
     held_out: float,
     seed: int,
+    any_names: bool = False,
 ) -> CustomDataset:
     """Register data with boxes, or with boxes and masks.
 
@@ -85,6 +86,7 @@ def custom_boxes(
         filter_empty: whether training leaves out images without objects.
         held_out: this part, below 1; 0 holds nothing out.
         seed: decides which images are held out.
+        any_names: the model takes any names: ``val`` may have other classes than ``train``.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -105,7 +107,11 @@ def custom_boxes(
     test: tuple[str, ...] = ()
     if val or has_val(tuple(train), stamp):
         val = val or train
-        read_val = partial(_read_val, tuple(val), stamp_of(val), data.class_names, data.source.description)
+        read_val = partial(read_own, tuple(val), "val", stamp_of(val))
+        if not any_names or {*read_val().class_names} <= {*data.class_names}:
+            read_val = partial(
+                _read_val, tuple(val), stamp_of(val), data.class_names, data.source.description
+            )
         if masks:
             _check_masks(read_val())
         test = (add(_free_name(val, "val"), val, "val", read_val),)
@@ -116,6 +122,18 @@ def custom_boxes(
         test = (add(out_name, train, "train", lambda: read().part(lambda key: key in out)),)
         used -= out
     return CustomDataset(name, test, data.class_names, len(used))
+
+
+def custom_test_boxes(val: Sequence[str], *, masks: bool) -> str:
+    """Register data to evaluate a model of any names on, and return their name in Detectron2's catalog.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`custom_boxes`.
+    """
+    read = partial(read_own, tuple(val), "val", stamp_of(val))
+    if masks:
+        _check_masks(read())
+    return _register_boxes(_free_name(val, "val"), val, "val", read)
 
 
 def _read_val(

@@ -1,9 +1,9 @@
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import chain, islice
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -21,19 +21,32 @@ from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
 from ..data.tasks import takes_any_names
 from ..guidance import LanguageGuidedFeatures, guidance_of
-from ..language.prompts import check_class_names
 from ..meta_arch import SlidingWindowSegmentor
 from ..meta_arch.pixel_text import PixelTextSupervision, captured_features
 from ..meta_arch.preprocess import seen_by_backbone
+from .names import Names, NamesReader, as_list
 
 logger = logging.getLogger(__name__)
 
 ImageInput = str | Path | Image.Image | np.ndarray
 """A file, a PIL image, or an array (H, W, 3) uint8, BGR as for Detectron2's predictor."""
 
+NamesInput = Sequence[str] | Iterable[Sequence[str] | None] | None
+"""Names for all images, or names or None for each image; None: those of the model."""
+
+
+class _Input(NamedTuple):
+    """An image as Detectron2's models take it, the names of its score maps, and the names to find."""
+
+    image: dict
+    score_map_names: Sequence[str]
+    names: Names | None
+
 
 class Predictor(DefaultPredictor):
     """Detectron2's ``DefaultPredictor`` with strict loading, batches, score maps and names at test time.
+
+    Threads may share a predictor: the model works for one of them at a time.
 
     Attributes:
         batch_size: the batch size for images of the same size after resizing. It is halved if memory is too
@@ -68,9 +81,14 @@ class Predictor(DefaultPredictor):
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
-        self._text: dict[str, Tensor] = {}  # embeddings of names that were read
-        # Names of things and of stuff that the model was trained on, while others are set.
-        self._trained_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._names = NamesReader(self.cfg)
+        language = self.guidance.language if self.guidance else None
+        # Names of things and of stuff that the model was trained on, and their text embeddings.
+        self._trained = (
+            (language.class_names, language.stuff_names, language.text_embeddings)
+            if language
+            else ((), (), None)
+        )
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
@@ -80,108 +98,118 @@ class Predictor(DefaultPredictor):
         guided = self.guidance
         return takes_any_names(self.cfg) and guided is not None and not guided.language.precomputed
 
-    def set_names(self, names: Sequence[str], *, background: bool = False, stuff: Sequence[str] = ()) -> None:
-        """Find these classes from the next call on, of any number. Each name is encoded once and kept.
+    def set_names(self, names: Sequence[str] | None, *, stuff: Sequence[str] | None = None) -> None:
+        """Find these classes from now on, of any number. Each name is encoded once and kept.
 
         Args:
-            names: such as "garden gnome"; synonyms, such as "sofa|couch", share a class. Empty: the names
-                that the model was trained on.
-            background: append the learned name that the model was trained on, such as "background", if any:
-                a segmentor gives every pixel one of the names.
-            stuff: names of the stuff that a panoptic model labels, such as "sky". Empty: those that the model
+            names: such as "garden gnome"; synonyms, such as "sofa|couch", share a class. None: the names that
+                the model was trained on.
+            stuff: names of the stuff that a panoptic model labels, such as "sky". None: those that the model
                 was trained on.
 
         Raises:
-            ValueError: the model finds the classes it was trained on alone, or a name cannot be read.
+            ValueError: the model finds the classes it was trained on alone, or a name cannot be read. The
+                names are then those of before.
         """
-        if isinstance(names, str):
-            raise ValueError(f"names takes a list of names, such as [{names!r}].")
-        language = self.guidance.language if self.guidance else None
-        own = self.class_names, language.stuff_names if language else ()
-        self._trained_names = self._trained_names or own
-        trained, trained_stuff = self._trained_names
-        names, stuff = tuple(names) or trained, tuple(stuff) or trained_stuff
-        learned = language.learned if language else None
-        if background and learned and learned.name in trained and learned.name not in names:
-            names = (*names, learned.name)
-        if (names, stuff) == own:
-            return
-        if not isinstance(self.model, PixelTextSupervision):
-            raise ValueError("This model has no language, and finds the classes it was trained on alone.")
-        self.model.check_takes_names()
-        language, read = self.model.backbone.language, (*names, *stuff)
-        check_class_names(read)
-        if language.mode == "pre":  # the text depends on the image
-            self.model.set_class_names(names, stuff_names=stuff)
-            return
-        if unread := [name for name in read if name not in self._text]:
-            self._text.update(zip(unread, language.encode_names(unread, language.contexts)[0], strict=True))
-        self.model.set_class_names(names, torch.stack([self._text[name] for name in read]), stuff_names=stuff)
+        with self._names.lock:
+            trained, trained_stuff, text = self._trained
+            own = self._names.check(self.model, names) or trained
+            own_stuff = trained_stuff if stuff is None else as_list(stuff)
+            if (own, own_stuff) == (self.class_names, self._stuff_names) or not (own or own_stuff):
+                return
+            if (own, own_stuff) != (trained, trained_stuff):
+                text = self._names.read(self.model, own, own_stuff)
+            assert isinstance(self.model, PixelTextSupervision)
+            self.model.set_class_names(own, text, stuff_names=own_stuff)
+
+    @property
+    def _stuff_names(self) -> Names:
+        return self.guidance.language.stuff_names if self.guidance else ()
+
+    def with_background(self, names: Sequence[str]) -> list[str]:
+        """Return names and the learned name that the model was trained on, such as "background", if any.
+
+        A segmentor gives every pixel one of its names.
+        """
+        found, learned = [*as_list(names)], self.guidance.language.learned if self.guidance else None
+        if learned and learned.name in self._trained[0] and learned.name not in found:
+            found.append(learned.name)
+        return found
 
     @overload
     def __call__(
-        self, image: ImageInput, score_map_names: Sequence[str] = ..., *, names: Sequence[str] | None = ...
+        self, image: ImageInput, score_map_names: Sequence[str] = ..., *, names: NamesInput = ...
     ) -> dict: ...
     @overload
     def __call__(
-        self, image: list | tuple, score_map_names: Sequence[str] = ..., *, names: Sequence[str] | None = ...
+        self, image: list | tuple, score_map_names: Sequence[str] = ..., *, names: NamesInput = ...
     ) -> list[dict]: ...
     @overload
     def __call__(
-        self, image: Iterator, score_map_names: Sequence[str] = ..., *, names: Sequence[str] | None = ...
+        self, image: Iterator, score_map_names: Sequence[str] = ..., *, names: NamesInput = ...
     ) -> Iterator[dict]: ...
 
     def __call__(self, image, score_map_names=(), *, names=None):
         """
         Args:
             image: a :data:`ImageInput`, a list of them, or a generator of them, which may be infinite.
-            names: classes to find, as of :meth:`set_names`, from this call on; None: those of the model.
             score_map_names: names of classes, or any words (:meth:`LanguageGuidedFeatures.score_maps`).
-        Returns: the model's output for the image and, for names, ``score_maps``: (names, H, W), cosines. A
-            list of outputs for a list, a generator for a generator.
+            names: classes to find in this call, of any number, as of :meth:`set_names`: ["dog", "tree"] in
+                all images, or [["dog"], ["cat", "tree"]] in the first and in the second of two images. For a
+                generator of images, a generator of such lists. None: the classes of the model.
+        Returns: the model's output for the image and, for score_map_names, ``score_maps``: (names, H, W),
+            cosines. A list of outputs for a list, a generator for a generator. ``pred_classes`` and the
+            channels of ``sem_seg`` are in the order of ``names``.
         Raises:
             FileNotFoundError, ValueError: a file that does not exist or cannot be read; an array of another
                 kind; a name that cannot be read, or that is no class of a model without a text encoder.
         """
-        if names is not None:
-            self.set_names(names)
         if isinstance(image, Iterator):
-            return self.stream(image, score_map_names)
+            return self.stream(image, score_map_names, names=names)
         if isinstance(image, list | tuple):
-            return list(self.stream(image, score_map_names))
-        return next(self.stream([image], score_map_names))
+            return list(self.stream(image, score_map_names, names=names))
+        return next(self.stream([image], score_map_names, names=names))
 
     def stream(
         self,
         images: Iterable[ImageInput | tuple[ImageInput, Sequence[str]]],
         score_map_names: Sequence[str] = (),
         *,
+        names: NamesInput = None,
         skip_broken: bool = False,
     ) -> Iterator[dict]:
-        """Yield outputs as of :meth:`__call__` for any number of images, in order.
+        """Return outputs as of :meth:`__call__` for any number of images, in order.
 
         Args:
             images: read at most :attr:`batch_size` ahead. A pair of an image and names has score maps
                 of these names.
             score_map_names: names for images without their own.
+            names: as for :meth:`__call__`. Images with other names are not in the same batch.
             skip_broken: for an unreadable image, log a warning and yield an empty output instead of raising.
         """
         if isinstance(score_map_names, str):
             raise ValueError(f"score_map_names takes a list of names, such as [{score_map_names!r}].")
-        waiting = iter(images)
-        while chunk := list(islice(waiting, self.batch_size)):
-            pairs = [x if isinstance(x, tuple) else (x, score_map_names) for x in chunk]
+        number = len(images) if isinstance(images, Sized) else None
+        own_names = self._names.of_images(self.model, names, number)
+        pairs = (x if isinstance(x, tuple) else (x, score_map_names) for x in images)
+        return self._stream(pairs, own_names, skip_broken)
+
+    def _stream(self, pairs: Iterator, names: Iterator[Names | None], skip_broken: bool) -> Iterator[dict]:
+        while chunk := list(islice(pairs, self.batch_size)):
+            chunk_names = list(islice(names, len(chunk)))
+            if len(chunk_names) < len(chunk):
+                raise ValueError("names ended before the images. Give a list of names for each image.")
             inputs = {}
-            for i, (image, names) in enumerate(pairs):
+            for i, ((image, of_maps), own) in enumerate(zip(chunk, chunk_names, strict=True)):
                 try:
-                    inputs[i] = self._input(image), names
+                    inputs[i] = _Input(self._input(image), of_maps, own)
                 except (ValueError, OSError) as error:
                     if not skip_broken:
                         raise
                     logger.warning("Skipped: %s", error)
-            alike = defaultdict(list)  # by size, for padding changes score maps
-            for i, (x, _) in inputs.items():
-                alike[x["image"].shape].append(i)
+            alike = defaultdict(list)  # by names, and by size, for padding changes score maps
+            for i, x in inputs.items():
+                alike[x.names, x.image["image"].shape].append(i)
             found: dict[int, dict] = {}
             for numbers in alike.values():
                 outputs = self._within_memory([inputs[i] for i in numbers])
@@ -199,10 +227,11 @@ class Predictor(DefaultPredictor):
         pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 
-    def _within_memory(self, inputs: Sequence[tuple[dict, Sequence[str]]]) -> list[dict]:
-        """Predict inputs with their names, in halves if memory is too small."""
+    def _within_memory(self, inputs: Sequence[_Input]) -> list[dict]:
+        """Predict inputs of the same names, in halves if memory is too small."""
         try:
-            return self._predict(inputs)
+            with self._names.given(self.model, inputs[0].names):
+                return self._predict(inputs)
         except (torch.OutOfMemoryError, MemoryError):
             if len(inputs) == 1:
                 raise
@@ -214,8 +243,8 @@ class Predictor(DefaultPredictor):
         return self._within_memory(inputs[:half]) + self._within_memory(inputs[half:])
 
     @torch.no_grad()
-    def _predict(self, inputs: Sequence[tuple[dict, Sequence[str]]]) -> list[dict]:
-        images, names = map(list, zip(*inputs, strict=True))
+    def _predict(self, inputs: Sequence[_Input]) -> list[dict]:
+        images, names = [x.image for x in inputs], [x.score_map_names for x in inputs]
         asked = list(dict.fromkeys(chain.from_iterable(names)))
         if not asked:
             return self._outputs(images)

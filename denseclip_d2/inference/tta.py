@@ -61,6 +61,15 @@ class RetinaNetWithTTA(_WithTTA):
         return pooled[keep[: self.model.max_detections_per_image]]
 
 
+class RCNNWithTTA(GeneralizedRCNNWithTTA):
+    """Detectron2's ``GeneralizedRCNNWithTTA`` for a model whose classes may change at test time."""
+
+    def _merge_detections(self, *args) -> Instances:
+        self.cfg.defrost()
+        self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = self.model.roi_heads.num_classes
+        return super()._merge_detections(*args)
+
+
 class SemanticSegmentorWithTTA(_WithTTA):
     """A semantic segmentor that averages class probabilities over resized and mirrored copies of each image.
 
@@ -97,7 +106,7 @@ def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Return a model with the test-time augmentation of ``TEST.AUG``. It shares the weights of ``model``.
 
     This is :class:`RetinaNetWithTTA`, :class:`SemanticSegmentorWithTTA` or, for a Faster or Mask R-CNN,
-    Detectron2's ``GeneralizedRCNNWithTTA``.
+    :class:`RCNNWithTTA`.
 
     Raises:
         ValueError: another kind of model, or ``TEST.AUG.MIN_SIZES`` is empty.
@@ -114,7 +123,7 @@ def with_tta(cfg: CfgNode, model: nn.Module) -> nn.Module:
     elif isinstance(model, SemanticSegmentor):
         augmented = SemanticSegmentorWithTTA(model, DatasetMapperTTA(cfg), batch_size)
     elif isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN):
-        augmented = GeneralizedRCNNWithTTA(cfg, model, batch_size=batch_size)
+        augmented = RCNNWithTTA(cfg, model, batch_size=batch_size)
     else:
         raise ValueError(
             f"TEST.AUG.ENABLED is True, and there is no test-time augmentation of {type(model).__name__}, "

@@ -15,6 +15,7 @@ from .tokenizers import Tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template", "random")
 WITHOUT_CONTEXTS = ("template", "random")
+HOW_TO_NAME = "Set MODEL.DENSECLIP.CLASS_NAMES, or correct the categories of the training set."
 
 PRECOMPUTED_CANNOT_TRAIN = (
     "A model with precomputed text embeddings has no contexts to train. Set "
@@ -174,13 +175,23 @@ class PromptedTextEncoder(nn.Module):
         Raises:
             ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
         """
-        check_class_names(names)
-        encoder, prompts = self.encoder_and_prompts()
+        prompts, owners = self.read(names)
+        encoder, device = self._reader()
         if self.mode == "random":
-            return random_text(names, self.embed_dim).to(prompts.device)[None]
+            return random_text(names, self.embed_dim).to(device)[None]
+        return mean_of_synonyms(encoder(prompts.to(device), contexts), owners)
+
+    def read(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Return the token ids (S, L) of all synonyms of names, and the number of each synonym's name.
+
+        Raises:
+            ValueError: names that :func:`check_class_names` refuses, that read the same or that are too long;
+                no text encoder.
+        """
+        self._reader()
+        check_class_names(names)
         words, owners = split_synonyms(names)
-        text = encoder(self._tokenize(words, max_name_tokens=0).to(prompts.device), contexts)
-        return mean_of_synonyms(text, owners)
+        return self._tokenize(words, max_name_tokens=0), owners
 
     @torch.no_grad()
     def init_contexts(self) -> None:
@@ -209,9 +220,11 @@ class PromptedTextEncoder(nn.Module):
         Raises:
             ValueError: there is no text encoder.
         """
-        if self.text_encoder is None or self.prompts is None:
-            raise ValueError("The model has precomputed text embeddings and no text encoder.")
-        return self.text_encoder, self.prompts
+        encoder, _ = self._reader()
+        if self._laid_out != self.names:
+            self._lay_out(*self.read(self.names))
+        assert self.prompts is not None
+        return encoder, self.prompts
 
     def set_class_names(
         self,
@@ -227,22 +240,34 @@ class PromptedTextEncoder(nn.Module):
             stuff_names: names of the stuff of a panoptic model; None: those before.
 
         Raises:
-            ValueError: names that :func:`check_class_names` refuses or that are too long; names of stuff for
-                a model without; no text encoder.
+            ValueError: see :meth:`read`; names of stuff for a model without. The names are then those of
+                before.
         """
         stuff_names = self.stuff_names if stuff_names is None else tuple(stuff_names)
         if stuff_names and not self.stuff_names:
             raise ValueError("This model labels no stuff: it takes names of classes alone.")
-        check_class_names(names)
-        check_class_names([*names, *stuff_names])
-        _, prompts = self.encoder_and_prompts()
-        self.class_names, self.stuff_names = tuple(names), stuff_names
-        self._lay_out(max_name_tokens=0)
-        self.to(prompts.device)
         if text_embeddings is not None:
-            self.register_buffer("text_embeddings", text_embeddings, persistent=False)
-        elif self.text_embeddings is not None:
+            self.restore(names, stuff_names, text_embeddings)
+            return
+        check_class_names(names)
+        layout = self.read([*names, *stuff_names])
+        self.class_names, self.stuff_names = tuple(names), stuff_names
+        self._lay_out(*layout)
+        if self.text_embeddings is not None:
             self.precompute_(keep_encoder=True)
+
+    def restore(
+        self, names: Sequence[str], stuff_names: Sequence[str], text_embeddings: Tensor | None
+    ) -> None:
+        """Set names that were read before, and their text embeddings (K, C) or None, without any check."""
+        self.class_names, self.stuff_names = tuple(names), tuple(stuff_names)
+        self.register_buffer("text_embeddings", text_embeddings, persistent=False)
+
+    def _reader(self) -> tuple[CLIPTextEncoder, torch.device]:
+        """Return the text encoder and the device of token ids, as :meth:`encoder_and_prompts` does."""
+        if self.text_encoder is None or self.prompts is None:
+            raise ValueError("The model has precomputed text embeddings and no text encoder.")
+        return self.text_encoder, self.prompts.device
 
     def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
         """Compute the text embeddings once, for inference with the same outputs.
@@ -259,7 +284,7 @@ class PromptedTextEncoder(nn.Module):
         if not keep_encoder:
             self._check_precomputable()
         if not self.precomputed and self.mode != "pre":
-            encoder, _ = self.encoder_and_prompts()
+            encoder, _ = self._reader()
             was_training = encoder.training
             encoder.eval()  # PyTorch's attention for inference, as in any evaluation
             with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
@@ -294,7 +319,7 @@ class PromptedTextEncoder(nn.Module):
 
     def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
         """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
-        check_class_names(self.names)
+        check_class_names(self.names, HOW_TO_NAME)
         self._pack_tokens = pack_tokens
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
@@ -302,16 +327,16 @@ class PromptedTextEncoder(nn.Module):
             self._check_precomputable()
             self.text_embeddings = torch.randn(len(self.names), embed_dim)
             return
-        self._lay_out(self.max_name_tokens)
+        words, owners = split_synonyms(self.names)
+        self._lay_out(self._tokenize(words, self.max_name_tokens), owners)
 
-    def _lay_out(self, max_name_tokens: int) -> None:
-        """Tokenize the class names, and lay the tokens out for the text encoder."""
-        encoder = self.text_encoder
-        assert encoder is not None
-        words, self._owners = split_synonyms(self.names)
-        self.prompts = self._tokenize(words, max_name_tokens)
+    def _lay_out(self, prompts: Tensor, owners: list[int]) -> None:
+        """Lay the token ids of the class names out for the text encoder."""
+        assert self.text_encoder is not None
+        device = prompts.device if self.prompts is None else self.prompts.device
         n_ctx = 0 if self.mode in WITHOUT_CONTEXTS else self.n_ctx
-        self.packs = encoder.pack(self.prompts, n_ctx, self._pack_tokens)
+        self.packs = self.text_encoder.pack(prompts, n_ctx, self._pack_tokens).to(device)
+        self.prompts, self._owners, self._laid_out = prompts.to(device), owners, self.names
 
     def _make_contexts(self, context_init: str, std: float) -> None:
         self.register_parameter("contexts", None)

@@ -10,28 +10,35 @@ SYNONYM = "|"
 """Separates the synonyms of a class, which share the mean of their text embeddings."""
 
 
-def check_class_names(names: Sequence[str]) -> None:
+def check_class_names(names: Sequence[str], hint: str = "") -> None:
     """Check that class names tell the classes apart.
+
+    Args:
+        hint: what to do, for the end of the message.
 
     Raises:
         ValueError: no names, an empty one, one that is no string, or one given twice. Letter case and spaces
             do not count: CLIP's tokenizer drops them.
     """
-    hint = "Set MODEL.DENSECLIP.CLASS_NAMES, or correct the categories of the training set."
+    if fault := _fault_of(names):
+        raise ValueError(f"{fault} {hint}".rstrip())
+
+
+def _fault_of(names: Sequence[str]) -> str:
+    """Return what is wrong with class names; empty if nothing is."""
     if not names:
-        raise ValueError(f"No class names. {hint}")
+        return "No class names."
     if not all(isinstance(name, str) for name in names):
         wrong = next(name for name in names if not isinstance(name, str))
-        raise ValueError(f"Class names must be strings, not {wrong!r}. {hint}")
+        return f"Class names must be strings, not {wrong!r}."
     plain = [" ".join(name.lower().split()) for name in names]
     for i, name in enumerate(plain):
         if SYNONYM in name and not all(word.strip() for word in name.split(SYNONYM)):
-            raise ValueError(f"The name of class {i}, {name!r}, has an empty synonym. {hint}")
+            return f"The name of class {i}, {name!r}, has an empty synonym."
     if "" in plain:
-        raise ValueError(f"The name of class {plain.index('')} is empty. {hint}")
+        return f"The name of class {plain.index('')} is empty."
     repeated = [name for name, count in Counter(plain).items() if count > 1]
-    if repeated:
-        raise ValueError(f"Class names given more than once: {', '.join(map(repr, repeated))}. {hint}")
+    return f"Class names given more than once: {', '.join(map(repr, repeated))}." if repeated else ""
 
 
 def split_synonyms(names: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -93,18 +100,22 @@ def check_prompts(
     Raises:
         ValueError: two prompts are the same, an id is outside the vocabulary, or the longest does not fit.
     """
-    if len(prompts.unique(dim=0)) < len(prompts):
+    _, kinds, counts = prompts.unique(dim=0, return_inverse=True, return_counts=True)
+    if len(counts) < len(prompts):
+        same = list(dict.fromkeys(n for n, kind in zip(names, kinds, strict=True) if counts[kind] > 1))
         raise ValueError(
             "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
-            f"{', '.join(map(repr, names[:5]))} ... Rename the classes (MODEL.DENSECLIP.CLASS_NAMES)."
+            f"{', '.join(map(repr, same[:5]))}{' and others' if len(same) > 5 else ''}. Rename the classes."
         )
     if prompts.max() >= vocab_size:
         raise ValueError(
             f"The tokenizer returns id {prompts.max()}, but the text encoder has {vocab_size} ids."
         )
     if prompts.shape[1] + n_ctx > context_length:
+        longest = max(names, key=len)
         raise ValueError(
             f"The longest class name takes {prompts.shape[1]} tokens, beside {n_ctx} contexts "
-            f"(MODEL.DENSECLIP.PROMPT.N_CTX). The text encoder has {context_length} positions. "
-            f"Shorten the names, or {'use fewer contexts' if n_ctx else 'PROMPT.TEMPLATE'}."
+            f"(MODEL.DENSECLIP.PROMPT.N_CTX). The text encoder has {context_length} positions. Shorten the "
+            f"names, such as {longest if len(longest) <= 40 else f'{longest[:40]}...'!r}, or "
+            f"{'use fewer contexts' if n_ctx else 'PROMPT.TEMPLATE'}."
         )

@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,24 +117,36 @@ class PixelTextSupervision(nn.Module):
             names, text_embeddings, stuff_names: see :meth:`PromptedTextEncoder.set_class_names`.
 
         Raises:
-            ValueError: see :meth:`check_takes_names`; names that cannot be read.
+            ValueError: see :meth:`check_takes_names`; names that cannot be read. The classes are then those
+                of before.
         """
         self.check_takes_names()
+        self.backbone.language.set_class_names(names, text_embeddings, stuff_names=stuff_names)
+        self._tell_heads()
+
+    def _tell_heads(self) -> None:
+        """Give the heads the names that the text encoder reads."""
         language = self.backbone.language
-        language.set_class_names(names, text_embeddings, stuff_names=stuff_names)
-        for name, module in self.named_modules():
-            if isinstance(module, TextClassifier):
-                labels_stuff = language.stuff_names and name.startswith("sem_seg_head.")
-                module.set_names(language.stuff_names if labels_stuff else names)
-            if hasattr(module, "num_classes"):
-                setattr(module, "num_classes", len(names))  # noqa: B010 - mypy takes it for a tensor
+        for name, classifier in self._text_classifiers:
+            labels_stuff = language.stuff_names and name.startswith("sem_seg_head.")
+            classifier.set_names(language.stuff_names if labels_stuff else language.class_names)
+        for module in self._with_num_classes:
+            setattr(module, "num_classes", len(language.class_names))  # noqa: B010 - mypy: a tensor
+
+    @cached_property
+    def _with_num_classes(self) -> list[nn.Module]:
+        return [module for module in self.modules() if hasattr(module, "num_classes")]
+
+    @cached_property
+    def _text_classifiers(self) -> list[tuple[str, TextClassifier]]:
+        return [(name, x) for name, x in self.named_modules() if isinstance(x, TextClassifier)]
 
     def check_takes_names(self) -> None:
         """
         Raises:
             ValueError: the model has weights of its own for each class, or no text encoder.
         """
-        if self.backbone.concat == "scores" or not any(isinstance(m, TextClassifier) for m in self.modules()):
+        if self.backbone.concat == "scores" or not self._text_classifiers:
             raise ValueError(
                 "This model has learned weights for each of its classes, and finds no others. Other names "
                 "need a model trained with MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text'."
@@ -145,15 +158,22 @@ class PixelTextSupervision(nn.Module):
             )
 
     @contextmanager
-    def given_names(self, names: Sequence[str], stuff_names: Sequence[str] | None = None) -> Iterator[None]:
+    def given_names(
+        self,
+        names: Sequence[str],
+        text_embeddings: Tensor | None = None,
+        *,
+        stuff_names: Sequence[str] | None = None,
+    ) -> Iterator[None]:
         """Find other classes for a while, as of :meth:`set_class_names`."""
         language = self.backbone.language
-        before, stuff, text = language.class_names, language.stuff_names, language.text_embeddings
-        self.set_class_names(names, stuff_names=stuff_names)
+        before = language.class_names, language.stuff_names, language.text_embeddings
+        self.set_class_names(names, text_embeddings, stuff_names=stuff_names)
         try:
             yield
         finally:
-            self.set_class_names(before, text, stuff_names=stuff)
+            language.restore(*before)
+            self._tell_heads()
 
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         by_label = self.num_classes_key == "SEM_SEG_HEAD"

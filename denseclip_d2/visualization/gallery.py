@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.class_names import class_names_of_datasets
 from ..inference import Predictor
 from ..utils.atomic import atomic_write
 from .coco_file import coco_file, ids_of_dataset
@@ -91,10 +92,12 @@ def draw_sources(
     Raises:
         OSError: the folder cannot be written.
     """
-    class_names = predictor.class_names
-    ids = ids_of_dataset(dataset, len(class_names))
+    class_names = true_names = predictor.class_names
+    if dataset and predictor.takes_names:
+        true_names = class_names_of_datasets(predictor.cfg, [dataset])
+    ids = ids_of_dataset(dataset if class_names == true_names else "", len(class_names))
     errors: list[str] = []
-    items, images = tee(islice(_items(predictor, sources, names, errors), count))
+    items, images = tee(islice(_items(predictor, sources, names, true_names, errors), count))
     predicted = zip(items, predictor.stream((x.image, x.names) for x in images), strict=True)
     first = next(predicted, None)
     if first is None:
@@ -105,8 +108,8 @@ def draw_sources(
             add(item.entry, outputs)
             progress.update()
             return image_panels(
-                item.image[:, :, ::-1], outputs, class_names, record=item.source.record, names=item.names,
-                tau=predictor.tau, threshold=threshold,
+                item.image[:, :, ::-1], outputs, class_names, record=item.source.record,
+                true_names=true_names, names=item.names, tau=predictor.tau, threshold=threshold,
             )  # fmt: skip
 
         _write(chain([first], predicted), panels, output)
@@ -132,12 +135,15 @@ def _write(
 
 
 def _items(
-    predictor: Predictor, sources: Sequence[Source], names: Sequence[str], errors: list[str]
+    predictor: Predictor,
+    sources: Sequence[Source],
+    names: Sequence[str],
+    true_names: Sequence[str],
+    errors: list[str],
 ) -> Iterator[_Item]:
-    class_names = predictor.class_names
     for source in sources:
         record = source.record
-        wanted = names or (names_in(record, class_names) if predictor.guidance else [])
+        wanted = names or (names_in(record, true_names) if predictor.guidance else [])
         try:
             for number, image in enumerate(source.frames()):
                 entry = {"file_name": source.path, "height": image.shape[0], "width": image.shape[1]}

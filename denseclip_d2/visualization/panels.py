@@ -50,6 +50,7 @@ def image_panels(
     class_names: Sequence[str],
     *,
     record: dict,
+    true_names: Sequence[str] = (),
     names: Sequence[str] = (),
     tau: float = 1.0,
     threshold: float = 0.5,
@@ -60,25 +61,32 @@ def image_panels(
         image: (H, W, 3) uint8, RGB.
         predictions: output of a :class:`Predictor` for the image.
         record: ground truth in Detectron2's dataset format; empty without ground truth.
+        true_names: the class names of the ground truth; empty: ``class_names``.
         names: the names of ``score_maps``.
         tau: the temperature of ``score_maps``.
         threshold: lowest score of the detections drawn.
     """
-    row = {}
+    row, true_names = {}, true_names or class_names
+    drawn_names = list(dict.fromkeys([*class_names, *true_names]))  # a name has one color
+    places = np.array([drawn_names.index(name) for name in true_names])
     if "instances" in predictions:
         instances = predictions["instances"]
         if "annotations" in record:
-            truth, masks = record["annotations"], instances.has("pred_masks")
-            row["ground truth"] = Panel(draw_annotations(image, truth, class_names, with_masks=masks))
+            truth = [{**a, "category_id": places[a["category_id"]]} for a in record["annotations"]]
+            drawn = draw_annotations(image, truth, drawn_names, with_masks=instances.has("pred_masks"))
+            row["ground truth"] = Panel(drawn)
         drawn = draw_detections(image, instances, class_names, threshold)
         row[f"detections that score {threshold:.0%} or more"] = Panel(drawn)
     else:
         maps = {"segmentation": label_map(predictions)}
         if "sem_seg_file_name" in record:
-            maps = {"ground truth": read_labels(record["sem_seg_file_name"]), **maps}
-        row = {title: Panel(draw_label_map(image, map_, len(class_names))) for title, map_ in maps.items()}
+            labels = read_labels(record["sem_seg_file_name"])
+            ignored = labels >= len(places)
+            labels = np.where(ignored, len(drawn_names), places[np.where(ignored, 0, labels)])
+            maps = {"ground truth": labels, **maps}
+        row = {title: Panel(draw_label_map(image, map_, len(drawn_names))) for title, map_ in maps.items()}
         present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
-        row[LEGEND] = Panel(draw_legend(present[present < len(class_names)].tolist(), class_names))
+        row[LEGEND] = Panel(draw_legend(present[present < len(drawn_names)].tolist(), drawn_names))
     for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
         heat = draw_score_map(image, scores.cpu().numpy(), tau)
         row[f"score map: {name}"] = Panel(heat, scale="sigmoid(cosine / tau)")

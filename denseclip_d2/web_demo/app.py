@@ -98,6 +98,8 @@ class Page:
         what = "This model has no text encoder. Only its class names have heat maps."
         if predictor.guidance is None:
             what = "This model is not language-guided, and has no heat maps."
+        elif predictor.takes_names:
+            what = "This model finds the names that you type, in any words; without names, its classes."
         elif reads_any_words(predictor):
             what = "This model has a text encoder. Any words have heat maps."
         return f"{what} <details><summary>{len(names)} classes</summary>{escape(', '.join(names))}</details>"

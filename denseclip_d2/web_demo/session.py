@@ -244,12 +244,11 @@ def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
         ValueError: names have the same tokens, or are too long for the text encoder.
     """
     cfg = predictor.cfg
-    if predictor.takes_names:
-        predictor.set_names(names, background=True)
-    class_names = predictor.class_names
+    typed = predictor.with_background(names) if names and predictor.takes_names else None
+    class_names = typed or predictor.class_names
     known = class_names if predictor.guidance else []
     readable = [name for name in names if name in known or reads_any_words(predictor)]
-    outputs = predictor(image, score_map_names=readable)
+    outputs = predictor(image, score_map_names=readable, names=typed)
     heat_maps = {
         name: draw_score_map(_rgb(image), scores.cpu().numpy(), predictor.tau)
         for name, scores in zip(readable, outputs.pop("score_maps", []), strict=True)
@@ -263,7 +262,7 @@ def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     folder = Path(tempfile.mkdtemp(prefix="denseclip_d2_"))
     prediction = Prediction(image, file_name, class_names, seen, heat_maps, unread, folder)
     weakref.finalize(prediction, shutil.rmtree, folder, ignore_errors=True)
-    ids = ids_of_dataset(next(iter(cfg.DATASETS.TEST), ""), len(class_names))
+    ids = ids_of_dataset("" if typed else next(iter(cfg.DATASETS.TEST), ""), len(class_names))
     with coco_file(prediction.detections, class_names, ids) as add:
         add({"file_name": file_name, "height": len(image), "width": image.shape[1]}, outputs)
     return prediction
