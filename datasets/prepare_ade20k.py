@@ -9,22 +9,18 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installation
 
+from denseclip_d2.data.label_maps import DATASETS, convert_label_maps  # noqa: E402
 from denseclip_d2.utils.atomic import atomic_dir, atomic_write  # noqa: E402
 
 NAME = "ADEChallengeData2016"
 URL = f"http://data.csail.mit.edu/places/ADEchallenge/{NAME}.zip"
-NUM_IMAGES = {"training": 20210, "validation": 2000}
-NUM_CLASSES = 150
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -94,46 +90,6 @@ def download(file: Path) -> None:
         ) from error
 
 
-def find_labels(root: Path, split: str, allow_partial: bool) -> list[Path]:
-    """Return the label images of a split.
-
-    Raises:
-        ValueError: an image or a label image is missing.
-    """
-    images = {path.stem for path in (root / "images" / split).glob("*.jpg")}
-    labels = sorted((root / "annotations" / split).glob("*.png"))
-    unpaired = sorted(images ^ {path.stem for path in labels})
-    if unpaired:
-        raise ValueError(
-            f"{root}: {len(unpaired)} of the {len(images)} images and {len(labels)} label images of {split} "
-            f"have no counterpart, such as {unpaired[0]}. Download or unpack the dataset again."
-        )
-    expected = NUM_IMAGES[split]
-    if not labels or (len(labels) != expected and not allow_partial):
-        raise ValueError(
-            f"{root} has {len(labels)} of the {expected} {split} images (images/{split}/*.jpg and "
-            f"annotations/{split}/*.png). Download or unpack the dataset again, or give --allow-partial."
-        )
-    return labels
-
-
-def convert(source: Path, target: Path) -> None:
-    """Write a label image for Detectron2 to ``target`` atomically.
-
-    Raises:
-        ValueError: ``source`` is broken, or no label image of the dataset.
-    """
-    try:
-        with Image.open(source) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{source} is broken ({error}). Download or unpack the dataset again.") from error
-    if mode != "L" or labels.max(initial=0) > NUM_CLASSES:
-        raise ValueError(f"{source} has other labels than 0 to {NUM_CLASSES}: it is of another dataset.")
-    with atomic_write(target, "wb") as file:
-        Image.fromarray(labels - np.uint8(1)).save(file, "PNG")  # 0 becomes 255
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the missing label images. Exit with an error if this fails."""
     args = parse_args(argv)
@@ -146,19 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             unpack(file, root)
         if not root.is_dir():
             sys.exit(f"error: {root} does not exist. Give --zip FILE or --download, or unpack {URL} there.")
-        pairs = [
-            (source, root / "annotations_detectron2" / split / source.name)
-            for split in NUM_IMAGES
-            for source in find_labels(root, split, args.allow_partial)
-        ]
-        todo = [(source, target) for source, target in pairs if not target.exists()]
-        for folder in {target.parent for _, target in todo}:
-            folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(tqdm(pool.map(lambda pair: convert(*pair), todo), total=len(todo), unit="file"))
+        print(convert_label_maps(DATASETS["ade20k"], root, args.allow_partial))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"{root}/annotations_detectron2 has the labels of {len(pairs)} images, {len(todo)} of them new")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from denseclip_d2.cli import demo
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
-from denseclip_d2.evaluation.seen import with_seen_and_unseen
+from denseclip_d2.evaluation.seen import only_seen_and_unseen, with_seen_and_unseen
 from denseclip_d2.export.safetensors import export
 from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import TextClassifier
@@ -637,6 +637,17 @@ def test_metrics_of_seen_and_unseen_classes_are_means_over_them():
     }
     found = with_seen_and_unseen({"sem_seg": metrics}, ("a", "b", "background"), {"background"})
     assert found == {"sem_seg": {**metrics, "IoU_seen": 30.0, "IoU_unseen": 9.0}}
+
+
+def test_a_class_is_seen_if_training_had_one_of_its_synonyms():
+    metrics = {
+        "IoU-dining table|table": 6.0,
+        "IoU-TV, telly": 4.0,
+        "IoU-motorbike": 3.0,
+        "IoU-sofa, bench": 1.0,
+    }
+    found = with_seen_and_unseen({"sem_seg": metrics}, ("table", "tv", "motorcycle", "couch|sofas"))
+    assert only_seen_and_unseen(found) == {"sem_seg": {"IoU_seen": 5.0, "IoU_unseen": 2.0}}
 
 
 @pytest.mark.parametrize("format", ["onnx", "torchscript", "torch_export"])

@@ -110,7 +110,7 @@ def test_other_datasets_are_refused_by_name(prepare, ade20k, fault):
 
 
 def test_an_incomplete_ade20k_needs_allow_partial(prepare, ade20k):
-    with pytest.raises(SystemExit, match="has 3 of the 20210 training images.*--allow-partial"):
+    with pytest.raises(SystemExit, match="has 3 of ADE20K's 20210 images .*--allow-partial"):
         prepare.main(["--root", str(ade20k)])
 
 

@@ -13,6 +13,7 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from semantic import RECIPE, load, semantic_config
 
+from configs import prepared_cfg
 from denseclip_d2.config import load_config
 from denseclip_d2.data import get_class_names, register_semantic_folder
 from denseclip_d2.data.checks import check_classes
@@ -45,6 +46,17 @@ def test_ade20k_names_are_the_first_synonyms():
     assert names[65] == "toilet"
     check_class_names(names)
     assert tokenize_names(names, length=5).shape == (150, 5)  # as in the release
+
+
+def test_a_model_of_any_names_reads_the_synonyms_that_tell_classes_apart():
+    names = MetadataCatalog.get("ade20k_sem_seg_val").stuff_classes
+    opts = ["DATASETS.TRAIN", ("ade20k_sem_seg_train",), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 150]
+    read = get_class_names(prepared_cfg("configs/OV-Segmentation/Base-SemanticFPN-OV.yaml", opts))
+    assert read[6] == "road|route"
+    assert read[names.index("earth, ground")] == "earth"  # "land, ground, soil" is another class
+    assert read[names.index("land, ground, soil")] == "land|soil"
+    assert read[names.index("screen")] == "screen"
+    check_class_names(read)
 
 
 def test_a_synonym_that_two_classes_share_names_neither(catalogs):

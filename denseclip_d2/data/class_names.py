@@ -1,12 +1,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import check_class_names, check_registered, explained_annotation_errors
-from .tasks import is_semantic, reads_stuff_names
+from .tasks import is_semantic, reads_stuff_names, takes_any_names
 
 
 def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def class_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str,
         kinds = ("stuff_classes", "thing_classes") if is_semantic(cfg) else ("thing_classes", "stuff_classes")
         for names in filter(None, map(metadata.get, kinds)):
             check_class_names(name, names)
-            return clean_class_names(names)
+            return clean_class_names(names, synonyms=takes_any_names(cfg))
     raise ValueError(
         f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} has "
         "no thing_classes or stuff_classes in its metadata. Set one of them."
@@ -72,20 +73,28 @@ def stuff_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str,
         check_registered(name)
         if names := MetadataCatalog.get(name).get("stuff_classes", ())[1:]:
             check_class_names(name, names)
-            return clean_class_names(names)
+            return clean_class_names(names, synonyms=takes_any_names(cfg))
     raise ValueError(
         f"No names of stuff: MODEL.DENSECLIP.STUFF_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} "
         'has no stuff_classes after "things" in its metadata. Set one of them.'
     )
 
 
-def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
+def clean_class_names(names: Sequence[str], *, synonyms: bool = False) -> tuple[str, ...]:
     """Return the names of a dataset as a sentence has them, because the text encoder reads them.
 
     Of a list of synonyms, such as ADE20K's "road, route", the first is kept. LVIS's "bow_(weapon)" becomes
     "bow weapon", because the word in parentheses tells the senses apart. A name stays as it is if two classes
     would share its short form.
+
+    Args:
+        synonyms: keep all synonyms that no other class has, "road|route", for a model that takes any names.
     """
-    words = [" ".join(re.sub(r"[_()]", " ", name.split(",")[0]).split()) for name in names]
-    counts = Counter(words)
-    return tuple(short if counts[short] == 1 else name for short, name in zip(words, names, strict=True))
+    words = [[" ".join(re.sub(r"[_()]", " ", word).split()) for word in name.split(",")] for name in names]
+    every, first = Counter(chain(*words)), Counter(of_class[0] for of_class in words)
+
+    def cleaned(name: str, of_class: list[str]) -> str:
+        own = [word for word in of_class if synonyms and word and every[word] == 1]
+        return "|".join(own) or (of_class[0] if first[of_class[0]] == 1 else name)
+
+    return tuple(map(cleaned, names, words))

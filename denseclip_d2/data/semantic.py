@@ -25,6 +25,7 @@ def register_semantic_folder(
     class_names: Sequence[str],
     *,
     ignore_label: int = 255,
+    unlabeled: bool = False,
     **metadata,
 ) -> None:
     """Register images and label images with Detectron2. The files need not exist yet.
@@ -35,12 +36,13 @@ def register_semantic_folder(
             names of the images. Their values are class ids.
         class_names: in the order of the class ids, from 0.
         ignore_label: the value of pixels that are left out of training and evaluation.
+        unlabeled: the folder has images without labels too, which are left out without a warning.
         metadata: more of Detectron2's metadata, such as ``stuff_colors``.
 
     Raises:
         AssertionError: the name is already registered.
     """
-    DatasetCatalog.register(name, lambda: load_semantic_folder(image_root, label_root))
+    DatasetCatalog.register(name, lambda: load_semantic_folder(image_root, label_root, unlabeled))
     MetadataCatalog.get(name).set(
         stuff_classes=list(class_names),
         image_root=str(image_root),
@@ -84,10 +86,15 @@ def register_semantic_folders(cfg: CfgNode) -> None:
                 )
 
 
-def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list[dict]:
+def load_semantic_folder(
+    image_root: str | Path, label_root: str | Path, unlabeled: bool = False
+) -> list[dict]:
     """Return the images that have a label image of the same name, in Detectron2's format.
 
     Detectron2's ``load_sem_seg`` pairs by position if the numbers are equal, whatever the names.
+
+    Args:
+        unlabeled: images without a label image are expected. Otherwise a warning counts them.
 
     Raises:
         ValueError: there is none.
@@ -95,7 +102,7 @@ def load_semantic_folder(image_root: str | Path, label_root: str | Path) -> list
     # Images that Pillow cannot read are kept, so that the check of images reports them.
     images = _files(Path(image_root), {*OTHER_SUFFIXES, *Image.registered_extensions()})
     labels = _files(Path(label_root), {".png"})
-    if unpaired := images.keys() ^ labels.keys():
+    if unpaired := labels.keys() - images.keys() if unlabeled else images.keys() ^ labels.keys():
         logger.warning(
             "%d files of %d images in %s and %d label images in %s have no counterpart (%s, say): left out.",
             *(len(unpaired), len(images), image_root, len(labels), label_root, min(unpaired)),

@@ -11,7 +11,7 @@ DATASETS = tuple(
     f"{name}_{split}"
     for name in (
         "shapes", "shapes_sem_seg", "shapes192", "shapes192_sem_seg", "coco_2017", "lvis_v1",
-        "ade20k_sem_seg", "cityscapes_fine_sem_seg",
+        "ade20k_sem_seg", "cityscapes_fine_sem_seg", "coco_stuff_sem_seg", "pascal_context_59_sem_seg",
     )
     for split in ("train", "val")
 )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
@@ -21,7 +21,7 @@ from ..data.tasks import num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
 from ..data.unused_annotations import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
-from ..evaluation.seen import with_seen_and_unseen
+from ..evaluation.seen import only_seen_and_unseen, with_seen_and_unseen
 from ..inference.tta import with_tta
 from ..language.precomputed import precomputed_text
 from ..meta_arch import PixelTextSupervision
@@ -187,7 +187,8 @@ class Trainer(DefaultTrainer):
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
             with guided.given_names(names, stuff_names=stuff), precomputed_text(model):
                 metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
-            results[name] = with_seen_and_unseen(metrics, clean_class_names(trained), ignored)
+            results[name] = with_seen_and_unseen(metrics, clean_class_names(trained, synonyms=True), ignored)
+            print_csv_format(only_seen_and_unseen(results[name]))  # Detectron2 has printed the others
         return results if len(results) != 1 else results[name]
 
     @classmethod
