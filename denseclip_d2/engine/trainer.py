@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader, build_
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import create_small_table, setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
@@ -188,6 +188,10 @@ class Trainer(DefaultTrainer):
             with guided.given_names(names, stuff_names=stuff), precomputed_text(model):
                 metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
             results[name] = with_seen_and_unseen(metrics, clean_class_names(trained), ignored)
+            for task, found in results[name].items():
+                apart = {key: value for key, value in found.items() if key.endswith("seen")}
+                if apart:  # Detectron2 has printed the other metrics
+                    logger.info("%s of %s:\n%s", task, name, create_small_table(apart))
         return results if len(results) != 1 else results[name]
 
     @classmethod
