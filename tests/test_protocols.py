@@ -149,9 +149,9 @@ def test_rare_classes_of_lvis_have_no_labels_in_training(lvis):
 
 def test_a_file_of_other_categories_is_refused(coco):
     file = coco / "coco/annotations/instances_train2017.json"
-    file.write_text(file.read_text().replace('"parking meter"', '"parking metre"'))
+    file.write_text(file.read_text().replace('"parking meter"', '"parking spot"'))
     with pytest.raises(
-        ValueError, match=r"categories than coco_2017_train: no 'parking meter', 'parking metre'"
+        ValueError, match=r"categories than coco_2017_train: no 'parking meter', 'parking spot'"
     ):
         records(TRAIN)
 
