@@ -569,12 +569,14 @@ def evaluated(system: str, folder, test: str) -> tuple[torch.nn.Module, dict]:
     return model, Trainer.test(cfg, model)
 
 
-def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_path):
+def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_path, caplog):
     """The model was built for three other classes."""
     _, _, val = small_shapes
+    caplog.set_level("INFO")
     model, results = evaluated("retinanet", tmp_path, val)
     assert "AP-red solid circle" in results["bbox"] and "AP_seen" not in results["bbox"]
     assert results["bbox"]["AP_unseen"] >= 0  # the model was trained on other names
+    assert "AP_unseen" in caplog.text
     assert model.backbone.language.class_names == NAMES and model.num_classes == 3
 
 

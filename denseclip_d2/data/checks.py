@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils.file_io import PathManager
 
 from ..utils.text import read_text
 from .coco_json import nameless_category
+from .coco_source import listed
 from .image_checks import check_image_files, describe_dataset
 from .semantic import check_some_labels
 from .tasks import is_semantic, num_classes_section, takes_any_names
@@ -137,6 +138,9 @@ def explained_annotation_errors(names: Iterable[str]) -> Iterator[None]:
         files = [*filter(None, (each.get("json_file") for each in metadata))]
         for file in files:
             _check_category_names(file)
+        if "thing_classes" in str(error):  # Detectron2 found other names in the file than it knows
+            for each in metadata:
+                _check_same_categories(each)
         needed = f"A file in {'LVIS' if of_lvis else 'COCO'}'s format is needed; fetch or make it again."
         raise ValueError(
             f"Malformed annotations in {', '.join(map(describe_dataset, names))}: {type(error).__name__}: "
@@ -165,6 +169,17 @@ def _check_category_names(json_file: str) -> None:
         return  # no categories at all, which is another error
     if fault:
         raise ValueError(f"{json_file}: {fault}") from None
+
+
+def _check_same_categories(metadata: Metadata) -> None:
+    known, file = set(metadata.get("thing_classes", ())), metadata.get("json_file")
+    found = {category["name"] for category in json.loads(read_text(file))["categories"]} if file else known
+    if found != known:
+        differences = [f"no {name!r}" for name in sorted(known - found)] + [*map(repr, sorted(found - known))]
+        raise ValueError(
+            f"{file} has other categories than {metadata.name}: {listed(differences, 3)}. Put the file of "
+            f"{metadata.name} there, or register yours under another name."
+        ) from None
 
 
 def check_registered(name: str) -> None:

@@ -10,12 +10,14 @@ from iopath.common.file_io import file_lock
 from ..utils.atomic import atomic_write
 from .coco_eval import evaluate_coco
 from .ground_truth import Content, category_ids, finite, with_category_ids
+from .seen import base_and_novel
 
 
 class COCOEvaluator(_COCOEvaluator):
     """Detectron2's evaluator of COCO's boxes and masks, with the metrics of :func:`.coco_eval.evaluate_coco`.
 
     Ids may be of any kind. The results have the ids of the ground truth. Detections with NaN are left out.
+    Datasets with ``novel_classes`` in their metadata also get :func:`.seen.base_and_novel`.
     """
 
     def __init__(
@@ -47,16 +49,19 @@ class COCOEvaluator(_COCOEvaluator):
         content = self._coco_api.dataset
         results, ids, tasks = prepared(self, predictions, content, "coco_instances_results.json")
         for task in tasks:
-            evaluated = None  # Detectron2's word for no detections at all
+            evaluated = precision = None  # Detectron2's word for no detections at all
             if results:
                 limit = self._max_dets_per_image[-1]
                 evaluation = evaluate_coco(
                     content, results, task, ids, image_ids=img_ids, max_detections=limit
                 )
-                curves = {"precision": evaluation.precision[..., None, None]}
+                precision = evaluation.precision
+                curves = {"precision": precision[..., None, None]}
                 evaluated = SimpleNamespace(stats=[*evaluation.metrics.values()], eval=curves)
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(evaluated, task, class_names=names)
+            if novel := self._metadata.get("novel_classes"):
+                self._results[task] |= base_and_novel(precision, names, novel)
 
 
 def prepared(

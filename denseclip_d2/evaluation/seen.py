@@ -1,8 +1,10 @@
-"""Metrics of seen classes, which a model was trained on, and of unseen ones, apart."""
+"""Metrics of classes that a model was trained on, and of other classes, apart."""
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from ..data.class_names import clean_class_names
 from ..language.prompts import split_synonyms
@@ -33,6 +35,26 @@ def only_seen_and_unseen(results: Mapping[str, dict]) -> dict:
         task: {name: value for name, value in metrics.items() if name.endswith(("_seen", "_unseen"))}
         for task, metrics in results.items()
     }
+
+
+def base_and_novel(
+    precision: np.ndarray | None, names: Sequence[str], novel: Collection[str]
+) -> dict[str, float]:
+    """Return "AP50_base" and "AP50_novel", 0 to 100: AP50 over two kinds of a dataset's classes.
+
+    The kinds are those of the dataset's protocol, whatever the model was trained on. NaN: the kind has no
+    object, or nothing was detected.
+
+    Args:
+        precision: as in :class:`.coco_eval.Evaluation`; None without detections.
+        names: K class names.
+        novel: the names of novel classes. The others are base classes.
+    """
+    ap50 = np.full(len(names), -1.0) if precision is None else precision[0].mean(axis=0)
+    is_novel = np.isin(names, [*novel])
+    kinds = {"AP50_base": ap50[~is_novel], "AP50_novel": ap50[is_novel]}
+    means = {kind: values[values >= 0] for kind, values in kinds.items()}
+    return {kind: float(100 * v.mean()) if len(v) else math.nan for kind, v in means.items()}
 
 
 def _means(
