@@ -1,3 +1,5 @@
+from typing import Any
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data.tasks import is_panoptic
 from ..guidance import TextClassifier, label_map_loss
-from .text_heads import TEXT, embed_dim_of
+from .text_heads import CLIP, TEXT, embed_dim_of
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -56,10 +58,13 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             "embed_dim": 0 if is_panoptic(cfg) else embed_dim_of(cfg),
         }
 
-    def layers(self, features: dict[str, Tensor]) -> Tensor:
+    def layers(self, features: dict[str, Any]) -> Tensor:
         towers = zip(self.scale_heads, self.in_features, strict=True)
         x = self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
-        return x if self.classifier is None else self.classifier(x, features[TEXT])
+        if self.classifier is None:
+            return x
+        logits, clip = self.classifier(x, features[TEXT]), features[CLIP]
+        return clip.mix_softmax(logits, clip.resized(logits.shape[2:])) if clip else logits
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         loss = label_map_loss(predictions, targets, self.ignore_value, self.kernels)
