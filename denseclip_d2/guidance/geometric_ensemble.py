@@ -1,6 +1,6 @@
 """The trained probabilities of classes mixed with those of the score map, at test time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,32 +73,36 @@ class CLIPScores:
         return pooled.flatten(1).log_softmax(dim=1)
 
     def mix_sigmoid(self, logits: Tensor, clip: Tensor) -> Tensor:
-        """Return logits whose sigmoids are the means of those of ``logits`` and of CLIP's probabilities.
+        """Return logits of the means of the sigmoids of ``logits`` and CLIP's probabilities.
+
+        Their greatest is that of the sigmoids, so that CLIP tells the classes apart, and not objects from
+        what is around them.
 
         Args:
             logits: (N, K, ...), each class for itself.
             clip: (N, W, ...) CLIP's log-probabilities.
         """
-        mean = self._mean(F.logsigmoid(logits.float()), clip)
+        mean = self._mean(F.logsigmoid(logits.float()), clip, torch.amax)
         return self._replaced(logits, mean - torch.log(-torch.expm1(mean)))
 
     def mix_softmax(self, logits: Tensor, clip: Tensor) -> Tensor:
         """Return logarithms of the means of the softmax of ``logits`` and CLIP's probabilities.
 
-        As in FC-CLIP, the background keeps its probability, and the means share what remains.
+        Their sum is that of the softmax: as in FC-CLIP, the background keeps its probability.
 
         Args:
             logits: (N, K, ...), or (N, K + 1, ...) with the background.
             clip: (N, W, ...) CLIP's log-probabilities.
         """
         trained = logits.float().log_softmax(dim=1)
-        mean = self._mean(trained, clip)
-        before, after = trained[:, self.words].logsumexp(1, True), mean.logsumexp(1, True)
-        return self._replaced(trained, mean + before - after)
+        return self._replaced(trained, self._mean(trained, clip, torch.logsumexp))
 
-    def _mean(self, trained: Tensor, clip: Tensor) -> Tensor:
+    def _mean(self, trained: Tensor, clip: Tensor, total: Callable[..., Tensor]) -> Tensor:
+        """Return the logarithms of the means, scaled to the total of the trained probabilities."""
+        trained = trained[:, self.words]
         weights = self.weights.view(-1, *[1] * (trained.dim() - 2))
-        return torch.lerp(trained[:, self.words], clip.expand_as(trained[:, self.words]), weights)
+        mean = torch.lerp(trained, clip.expand_as(trained), weights)
+        return mean + total(trained, dim=1, keepdim=True) - total(mean, dim=1, keepdim=True)
 
     def _replaced(self, logits: Tensor, of_words: Tensor) -> Tensor:
         return logits.index_copy(1, self.words, of_words.to(logits.dtype))
