@@ -38,6 +38,7 @@ BAD = [
     ("MODEL.DENSECLIP.VISUAL.NORM", "", " is ''; it has to be one of 'BN', 'SyncBN'"),
     ("MODEL.DENSECLIP.VISUAL.NORM", "BatchNorm", " is 'BatchNorm'; it has to be one of 'BN', 'SyncBN'"),
     ("MODEL.DENSECLIP.VISUAL.FREEZE_AT", 6, " is 6; it has to be a whole number of at least 0 and at most 5."),
+    ("MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.BETA", 1.5, " is 1.5; it has to be a number of at least 0 and at most 1."),
     ("MODEL.DENSECLIP.VISUAL.FREEZE_AT", -1, " is -1; it has to be a whole number"),
     ("MODEL.DENSECLIP.VISUAL.POS_EMBED", "cut", " is 'cut'; it has to be one of 'interpolate', 'crop'."),
     ("MODEL.DENSECLIP.VISUAL.RESOLUTION", -1, " is -1; it has to be a whole number of at least 0."),

@@ -31,7 +31,7 @@ from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.seen import only_seen_and_unseen, with_seen_and_unseen
 from denseclip_d2.export.safetensors import export
 from denseclip_d2.export.support import check_exportable
-from denseclip_d2.guidance import TextClassifier
+from denseclip_d2.guidance import CLIPScores, GeometricEnsemble, TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor, with_tta
 from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes, register_shapes
@@ -656,3 +656,114 @@ def test_a_class_is_seen_if_training_had_one_of_its_synonyms():
 def test_such_models_are_not_exported_yet(format, tmp_path):
     with pytest.raises(ValueError, match="CLASSIFIER is 'text'.*not support yet"):
         check_exportable(shapes_config("retinanet", tmp_path), format)
+
+
+def mixture(weights, words=None, logits=None, stride: int = 32) -> CLIPScores:
+    words = torch.arange(len(weights)) if words is None else torch.tensor(words)
+    return CLIPScores(
+        torch.zeros(1, len(weights), 1, 1) if logits is None else logits, words, weights, stride
+    )
+
+
+def test_the_ensemble_of_sigmoids_keeps_the_greatest():
+    p, q = torch.tensor([[0.9, 0.2, 0.4]]), torch.tensor([[0.1, 0.3, 0.6]])
+    for b in (torch.zeros(3), torch.ones(3), torch.tensor([0.0, 1.0, 0.25])):
+        mean = p ** (1 - b) * q**b
+        assert_close(mixture(b).mix_sigmoid(p.logit(), q.log()).sigmoid(), 0.9 * mean / mean.max())
+
+
+def test_the_ensemble_of_a_softmax_keeps_the_background_and_shares_the_rest():
+    p, q = torch.tensor([[0.3, 0.1, 0.2, 0.4]]), torch.tensor([[0.5, 0.1, 0.4]])
+    for b in (0.0, 0.25, 1.0):
+        mean = p[:, :3] ** (1 - b) * q**b
+        expected = torch.cat([0.6 * mean / mean.sum(), p[:, 3:]], dim=1)
+        logits = mixture(torch.full((3,), b)).mix_softmax(p.log() + 5, q.log())
+        assert_close(logits.softmax(dim=1), expected)
+    unequal = mixture(torch.tensor([0.0, 0.0, 1.0])).mix_softmax(p.log(), q.log()).softmax(dim=1)
+    assert_close(unequal, torch.tensor([[0.225, 0.075, 0.3, 0.4]]))
+
+
+def test_names_of_the_training_have_alpha_others_beta_and_a_learned_name_neither():
+    ensemble = GeometricEnsemble(("sofa|couch", "dog", "background"), 0.2, 0.6, "background")
+    scores = torch.randn(1, 4, 2, 3)
+    clip = ensemble(scores, ("Dog", "background", "cat", "settee|couch"), tau=0.1, stride=32)
+    assert clip.words.tolist() == [0, 2, 3]
+    assert_close(clip.weights, torch.tensor([0.2, 0.6, 0.2]))
+    assert_close(clip.resized((2, 3)), (scores[:, [0, 2, 3]] / 0.1).log_softmax(dim=1))
+    logits = torch.randn(1, 4, 2, 3)
+    kept = clip.mix_softmax(logits, clip.resized((2, 3))).softmax(dim=1)[:, 1]
+    assert_close(kept, logits.softmax(dim=1)[:, 1])
+
+
+def test_the_score_map_is_averaged_over_a_box():
+    logits = torch.zeros(2, 2, 4, 4)
+    logits[1, 0, :, :2], logits[1, 1, :, 2:] = 3.0, 5.0
+    boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[0.0, 0, 48, 128], [0, 0, 128, 128]]))]
+    found = mixture(torch.ones(2), logits=logits).in_boxes(boxes)
+    assert_close(found[0], torch.tensor([3.0, 0.0]).log_softmax(dim=0))
+    assert_close(found[1], torch.tensor([1.5, 2.5]).log_softmax(dim=0), rtol=0.05, atol=0)
+
+
+ENSEMBLE = "MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE."
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_with_one_the_score_map_alone_classifies(system):
+    model = open_model(system, NAMES, ENSEMBLE + "ALPHA", 1.0).eval()
+    with torch.no_grad():
+        features = model.backbone(torch.rand(1, 3, 64, 96))
+        clip, text = features["clip_scores"], features["text_embeddings"]
+        if system == "semantic_fpn":
+            found = model.sem_seg_head.layers(features).softmax(dim=1)
+            found, expected = found[:, :3] / (1 - found[:, 3:]), clip.resized((16, 24)).exp()
+        elif system in ("retinanet", "fcos"):
+            logits = model.head([features[name] for name in model.head_in_features], text, clip)[0][0]
+            found = logits.sigmoid().unflatten(1, (-1, 3))  # anchors, names
+            found = found / found.amax(dim=2, keepdim=True)
+            q = clip.resized(found.shape[3:]).exp()[:, None]
+            expected = (q / q.amax(dim=2, keepdim=True)).expand_as(found)
+        else:
+            predictor = model.roi_heads.box_predictor
+            predictor = predictor[0] if system == "cascade" else predictor
+            boxes = [Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0], [0.0, 0.0, 90.0, 60.0]]))]
+            x = torch.randn(2, predictor.cls_score.in_features)
+            found = predictor(x, text, boxes, clip)[0].softmax(dim=1)
+            found, expected = found[:, :3] / (1 - found[:, 3:]), clip.in_boxes(boxes).exp()
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_mixes_names_that_it_was_not_trained_on(system):
+    model = open_model(system, NAMES, ENSEMBLE + "BETA", 0.5).eval()
+    if system in ("mask_rcnn", "cascade"):
+        model.roi_heads.mask_on = False
+    model.test_score_thresh = 0.0  # of dense detectors, whose initial scores are low
+
+    def scores() -> list[torch.Tensor]:
+        ensemble, found = model.backbone.ensemble, []
+        for model.backbone.ensemble in (None, ensemble):
+            (output,) = model([image()])
+            if system == "semantic_fpn":
+                found.append(output["sem_seg"].softmax(dim=0))
+            else:
+                scores, classes = output["instances"].scores, output["instances"].pred_classes
+                found.append(scores.new_zeros(3).index_add(0, classes, scores))
+        return found
+
+    with torch.no_grad():
+        assert_close(*scores())
+        model.set_class_names(["dog", "red circle", "yellow star"])
+        without, with_clip = scores()
+    assert not torch.allclose(without, with_clip)
+
+
+def test_the_ensemble_needs_heads_that_classify_by_text():
+    with pytest.raises(ValueError, match="GEOMETRIC_ENSEMBLE mixes .*CLASSIFIER is 'kway'"):
+        load_config(SYSTEMS["retinanet"][0], [ENSEMBLE + "BETA", 0.5])
+
+
+def test_an_ensemble_is_not_exported(tmp_path):
+    cfg = shapes_config("retinanet", tmp_path)
+    cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.BETA = 0.5
+    with pytest.raises(ValueError, match="GEOMETRIC_ENSEMBLE mixes by names.*to 0"):
+        check_exportable(cfg, "onnx")

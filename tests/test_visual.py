@@ -160,6 +160,13 @@ def test_freezing_stops_the_first_stages_and_their_statistics():
             assert torch.equal(buffer, before[name]) == name.startswith(frozen), name
 
 
+def test_a_frozen_encoder_keeps_the_dense_embedding():
+    model = CLIPResNet(**TINY, freeze_at=5).train()
+    assert not any(p.requires_grad for p in model.parameters())
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model(x)["dense_embedding"], model.eval()(x)["dense_embedding"])
+
+
 @pytest.mark.parametrize(
     "norm, kind", [("BN", nn.BatchNorm2d), ("SyncBN", nn.SyncBatchNorm), ("FrozenBN", FrozenBatchNorm2d)]
 )

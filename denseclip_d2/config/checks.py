@@ -145,6 +145,12 @@ def _check_crop(cfg: CfgNode) -> None:
 def _check_classifier(cfg: CfgNode) -> None:
     """Refuse a text classifier where the model has none, or has weights of its own for each class."""
     if cfg.MODEL.DENSECLIP.CLASSIFIER == "kway":
+        if any(cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.values()):
+            raise ValueError(
+                "MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE mixes scores of heads that classify by text, and "
+                "MODEL.DENSECLIP.CLASSIFIER is 'kway'. Set its ALPHA and BETA to 0. Or train with CLASSIFIER "
+                "'text'."
+            )
         return
     wrong = ""
     section, heads = num_classes_section(cfg), cfg.MODEL.ROI_HEADS.NAME

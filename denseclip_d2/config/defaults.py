@@ -23,6 +23,12 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # With CLASSIFIER "text": each head also learns a bias for each name of the training, which begins at 0.
     # Other names that the model is given later have none.
     denseclip.NAME_BIAS = False
+    # Mix the heads' class probabilities p with CLIP's at test time, as F-VLM and FC-CLIP do: p^(1 - b) q^b.
+    # ALPHA is b of the names that the model was trained on, BETA is b of other names. q is the softmax of the
+    # score map over TAU, at the location or in the box. 0 is p, 1 is q. Needs CLASSIFIER "text".
+    denseclip.GEOMETRIC_ENSEMBLE = CfgNode()
+    denseclip.GEOMETRIC_ENSEMBLE.ALPHA = 0.0
+    denseclip.GEOMETRIC_ENSEMBLE.BETA = 0.0
     # Weight of `loss_pixel_text`, the auxiliary pixel-text loss (paper, sec. 3.4).
     denseclip.LOSS_WEIGHT = 1.0
     # The pixels of a class in this loss: "box", as released, or "mask" (needs MODEL.MASK_ON).
@@ -44,8 +50,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Norm of the visual encoder: any that Detectron2's `get_norm` has. The recipe trains it (SyncBN). A ViT
     # has this norm in its pyramid alone; its blocks have CLIP's layer norms.
     denseclip.VISUAL.NORM = "SyncBN"
-    # Freeze the first stages with their norms: 0 none, 1 the stem, 2 the stem and res2, ... 5 all. The stages
-    # of a ViT are the blocks up to the tap of each level; its pyramid is never frozen.
+    # Freeze the first stages with their norms: 0 none, 1 the stem, 2 the stem and res2, ... 5 all, with the
+    # layers after them that a CLIP has: the dense embedding stays the pretrained one. The stages of a ViT are
+    # the blocks up to the tap of each level; its pyramid is never frozen.
     denseclip.VISUAL.FREEZE_AT = 0
     # How the positional embedding fits an (h, w) map: "interpolate" it, or "crop" its top left corner, as the
     # released detectors do.

@@ -84,6 +84,8 @@ NORM_OR_NONE = one_of("", *NORMS)
 _DENSECLIP = {
     "CLASS_NAMES": each(TEXT),
     "STUFF_NAMES": each(TEXT),
+    "GEOMETRIC_ENSEMBLE.ALPHA": PROBABILITY,
+    "GEOMETRIC_ENSEMBLE.BETA": PROBABILITY,
     "LOSS_WEIGHT": number(0),
     "LOSS_TARGET": one_of("box", "mask"),
     "LOSS_TYPE": one_of("binary", "softmax"),

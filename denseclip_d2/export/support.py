@@ -47,6 +47,8 @@ def _reasons(cfg: CfgNode) -> list[str]:
         "MODEL.DENSECLIP.PROMPT.MODE is 'pre', whose text embeddings depend on the image": (
             is_guided(cfg) and cfg.MODEL.DENSECLIP.PROMPT.MODE == "pre"
         ),
+        "MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE mixes by names, which a file does not have; set ALPHA and BETA "
+        "to 0": any(cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.values()),
         "MODEL.DENSECLIP.CLASSIFIER is 'text', or SCORE_MAP.CONCAT is, which exports do not support yet": (
             "text" in (cfg.MODEL.DENSECLIP.CLASSIFIER, cfg.MODEL.DENSECLIP.SCORE_MAP.CONCAT)
         ),

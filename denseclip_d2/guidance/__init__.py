@@ -13,11 +13,14 @@ from .build import (
 )
 from .features import LanguageGuidedFeatures, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
+from .geometric_ensemble import CLIPScores, GeometricEnsemble
 from .losses import label_map_loss, pixel_text_loss, pixel_text_softmax_loss, region_targets
 from .simple_pyramid import SimplePyramid
 from .text_classifier import TextClassifier
 
 __all__ = [
+    "CLIPScores",
+    "GeometricEnsemble",
     "LanguageGuidedFPN",
     "LanguageGuidedFeatures",
     "LanguageGuidedNeck",

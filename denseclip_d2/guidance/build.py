@@ -11,6 +11,7 @@ from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
 from .features import LanguageGuidedFeatures
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, build_fpn
+from .geometric_ensemble import GeometricEnsemble
 from .model_settings import ModelSettings
 from .simple_pyramid import LastMapViT, SimplePyramid
 
@@ -30,6 +31,7 @@ def _register(build: Callable[..., Backbone]) -> Callable[..., Backbone]:
 
 def _guidance(cfg, visual: VisualEncoder) -> dict:
     score_map, class_names = cfg.MODEL.DENSECLIP.SCORE_MAP, cfg.MODEL.DENSECLIP.CLASS_NAMES
+    mixed = cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE
     if not class_names:
         raise ValueError(
             "MODEL.DENSECLIP.CLASS_NAMES is empty. Set it to the names of the classes, or to "
@@ -43,6 +45,11 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
         "concat": score_map.CONCAT,
         "concat_logits": score_map.CONCAT_LOGITS,
         "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
+        "ensemble": GeometricEnsemble(
+            tuple(class_names), mixed.ALPHA, mixed.BETA, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+        )
+        if mixed.ALPHA or mixed.BETA
+        else None,
     }
 
 

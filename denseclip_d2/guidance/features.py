@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import pixel_text_scores
 from ..language import PromptedTextEncoder
+from .geometric_ensemble import GeometricEnsemble
 
 
 class LanguageGuidedFeatures(Backbone):
@@ -28,6 +30,7 @@ class LanguageGuidedFeatures(Backbone):
         concat: str = "scores",
         concat_logits: bool = True,
         kernels: bool = True,
+        ensemble: GeometricEnsemble | None = None,
     ):
         """
         Args:
@@ -41,6 +44,7 @@ class LanguageGuidedFeatures(Backbone):
             concat_logits: with "scores", concatenate score map / tau, as released for detection, or the score
                 map, as released for segmentation.
             kernels: compute the score map by a kernel if there is one; False: by its definition.
+            ensemble: mixes the score map with what heads predict, at test time; None: nothing is mixed.
 
         Raises:
             ValueError: ``level`` is not a feature of the score map's stride.
@@ -61,6 +65,7 @@ class LanguageGuidedFeatures(Backbone):
         self.concat = concat
         self.concat_logits = concat_logits
         self.kernels = kernels
+        self.ensemble = ensemble
         self.score_map_stride = visual.embedding_stride
         guide = {"scores": len(language.names), "text": language.embed_dim, "none": 0}[concat]
         channels = shapes[level].channels + guide
@@ -74,13 +79,14 @@ class LanguageGuidedFeatures(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self.guided_shapes)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Any]:
         """
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
         Returns: the output of ``visual``, with the score map or the text seen in one of its features,
-            ``score_map``, and ``text_embeddings`` (B or 1, K, C). A panoptic model also has
-            ``stuff_embeddings``, those of the names of stuff, which the other two are without.
+            ``score_map``, ``text_embeddings`` (B or 1, K, C), and ``clip_scores`` for heads to mix with their
+            own (:class:`CLIPScores`), None in training and without an ensemble. A panoptic model also has
+            ``stuff_embeddings``, those of the names of stuff, which the others are without.
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
@@ -96,7 +102,10 @@ class LanguageGuidedFeatures(Backbone):
             things = len(self.language.class_names)
             features, scores = {**features, "stuff_embeddings": text[:, things:]}, scores[:, :things]
             text = text[:, :things]
-        return {**features, "score_map": scores, "text_embeddings": text}
+        clip = None
+        if self.ensemble and not self.training:
+            clip = self.ensemble(scores, self.language.class_names, self.tau, self.score_map_stride)
+        return {**features, "score_map": scores, "text_embeddings": text, "clip_scores": clip}
 
     def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
         """Return the score maps of names, which do not have to be classes.

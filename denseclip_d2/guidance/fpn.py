@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
@@ -32,14 +33,18 @@ class LanguageGuidedNeck(LanguageGuidedFeatures):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self.fpn.output_shape()
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Any]:
         """
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
-        Returns: the neck's features, such as ``p2``..``p6`` of an FPN, and what :meth:`score_maps` reads.
+        Returns: the neck's features, such as ``p2``..``p6`` of an FPN, and what heads and :meth:`score_maps`
+            read.
         """
         features = super().forward(x)
-        kept = ("score_map", "text_embeddings", "stuff_embeddings", "global_embedding", "dense_embedding")
+        kept = (
+            "score_map", "text_embeddings", "stuff_embeddings", "clip_scores", "global_embedding",
+            "dense_embedding",
+        )  # fmt: skip
         return {**self.fpn(features), **{name: features[name] for name in kept if name in features}}
 
 

@@ -47,6 +47,12 @@ def split_synonyms(names: Sequence[str]) -> tuple[list[str], list[int]]:
     return [word for word, _ in words], [i for _, i in words]
 
 
+def seen_names(names: Sequence[str], trained: Sequence[str]) -> list[bool]:
+    """Return whether each name shares a word with the names of the training, case aside."""
+    known = {word.lower() for word in split_synonyms(trained)[0]}
+    return [not known.isdisjoint(word.lower() for word in split_synonyms([name])[0]) for name in names]
+
+
 def mean_of_synonyms(text: Tensor, owners: Sequence[int]) -> Tensor:
     """Return (B, K, C) means of the embeddings (B, S, C) of words that are of the same name."""
     if not owners or len(owners) == owners[-1] + 1:

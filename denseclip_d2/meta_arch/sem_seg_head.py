@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.tasks import reads_stuff_names
 from ..guidance import TextClassifier, label_map_loss
-from .text_heads import STUFF, TEXT, biased_names_of, embed_dim_of
+from .text_heads import CLIP, STUFF, TEXT, biased_names_of, embed_dim_of
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -65,14 +66,15 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             "biased_names": biased_names_of(cfg, stuff=stuff),
         }
 
-    def layers(self, features: dict[str, Tensor]) -> Tensor:
+    def layers(self, features: dict[str, Any]) -> Tensor:
         towers = zip(self.scale_heads, self.in_features, strict=True)
         x = self.predictor(self.dropout(sum(tower(features[name]) for tower, name in towers)))
         if self.classifier is None:
             return x
-        if self.classifier.background is None:
-            return self.classifier(x, features[TEXT])
-        return self.classifier(x, features[STUFF]).roll(1, dims=1)  # things, which are last, become label 0
+        if self.classifier.background is not None:  # things, which are last, become label 0
+            return self.classifier(x, features[STUFF]).roll(1, dims=1)
+        logits, clip = self.classifier(x, features[TEXT]), features[CLIP]
+        return clip.mix_softmax(logits, clip.resized(logits.shape[2:])) if clip else logits
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         loss = label_map_loss(predictions, targets, self.ignore_value, self.kernels)

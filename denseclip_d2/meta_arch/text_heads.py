@@ -14,13 +14,16 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
-from ..guidance import TextClassifier
+from ..guidance import CLIPScores, TextClassifier
 
 TEXT = "text_embeddings"
 """The feature that heads read the text embeddings from, after the levels of their pyramid."""
 
 STUFF = "stuff_embeddings"
 """The feature that the semantic head of a panoptic model reads the text embeddings of stuff from."""
+
+CLIP = "clip_scores"
+"""The feature that heads mix with their own scores at test time, or None."""
 
 SIGMOID_PRIOR = 0.01
 """Initial probability of each class under a sigmoid loss of R-CNN heads (Focal Loss, Lin et al., 2017)."""
@@ -73,18 +76,24 @@ class _TextDenseHead(nn.Module):
         self.classifier = TextClassifier(embed_dim, prior=prior_prob, biased_names=biased_names)
         self.embed_dim = embed_dim
 
-    def forward(self, features: list[Tensor], text: Tensor) -> list[list[Tensor]]:
+    def forward(
+        self, features: list[Tensor], text: Tensor, clip: CLIPScores | None = None
+    ) -> list[list[Tensor]]:
         """
         Args:
             features: levels of the pyramid.
             text: (B or 1, K, C) text embeddings.
+            clip: to be mixed with the class scores.
         Returns: for each output of the head, its levels. The first is logits (B, A * K, h, w).
         """
         embeddings, *others = super().forward(features)
         logits = []
         for x in embeddings:
             anchors = x.unflatten(1, (-1, self.embed_dim)).transpose(1, 2)  # (B, C, A, h, w)
-            logits.append(self.classifier(anchors, text).transpose(1, 2).flatten(1, 2))
+            scores = self.classifier(anchors, text)
+            if clip:
+                scores = clip.mix_sigmoid(scores, clip.resized(x.shape[2:])[:, :, None])
+            logits.append(scores.transpose(1, 2).flatten(1, 2))
         return [logits, *others]
 
 
@@ -96,7 +105,7 @@ class TextFCOSHead(_TextDenseHead, FCOSHead):
     """Detectron2's FCOS head with a :class:`TextClassifier`."""
 
 
-def dense_predictions(detector: Any, features: dict[str, Tensor]) -> list[list[Tensor]]:
+def dense_predictions(detector: Any, features: dict[str, Any]) -> list[list[Tensor]]:
     """Return the outputs of a dense detector's head, which may read text embeddings.
 
     Args:
@@ -104,7 +113,7 @@ def dense_predictions(detector: Any, features: dict[str, Tensor]) -> list[list[T
     """
     levels = [features[name] for name in detector.head_in_features]
     if isinstance(detector.head, _TextDenseHead):
-        return detector.head(levels, features[TEXT])
+        return detector.head(levels, features[TEXT], features[CLIP])
     return detector.head(levels)
 
 
@@ -133,20 +142,26 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         own = {"embed_dim": embed_dim_of(cfg), "biased_names": biased_names_of(cfg)}
         return {**super().from_config(cfg, input_shape), **own}
 
-    def forward(self, x: Tensor, text: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, text: Tensor, boxes: Sequence[Boxes], clip: CLIPScores | None = None
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             x: (N, ...) features of the regions of all images.
             text: (B or 1, K, C) text embeddings.
-            counts: number of regions of each image.
+            boxes: the regions of each image.
+            clip: to be mixed with the class scores.
         Returns: logits (N, K + 1) and box deltas (N, 4).
         """
         x = x.flatten(1)
         embeddings = self.cls_score(x)
-        regions = [embeddings] if len(text) == 1 else embeddings.split(counts)
+        regions = [embeddings] if len(text) == 1 else embeddings.split([len(own) for own in boxes])
         pairs = zip(regions, text, strict=True)
-        logits = [self.classifier(own.t()[None], words[None])[0].t() for own, words in pairs]
-        return torch.cat(logits), self.bbox_pred(x)
+        logits = torch.cat([self.classifier(own.t()[None], words[None])[0].t() for own, words in pairs])
+        if clip:
+            mix = clip.mix_sigmoid if self.use_sigmoid_ce else clip.mix_softmax
+            logits = mix(logits, clip.in_boxes(boxes))
+        return logits, self.bbox_pred(x)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -157,13 +172,17 @@ class TextROIHeads(StandardROIHeads):
     def _init_box_head(cls, cfg, input_shape) -> dict:
         found = super()._init_box_head(cfg, input_shape)
         predictor = TextFastRCNNOutputLayers(cfg, found["box_head"].output_shape)
-        return {**found, "box_in_features": [*found["box_in_features"], TEXT], "box_predictor": predictor}
+        return {
+            **found,
+            "box_in_features": [*found["box_in_features"], TEXT, CLIP],
+            "box_predictor": predictor,
+        }
 
-    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
-        *levels, text = [features[name] for name in self.box_in_features]
+    def _forward_box(self, features: dict[str, Any], proposals: list[Instances]):
+        *levels, text, clip = [features[name] for name in self.box_in_features]
         boxes = [x.proposal_boxes for x in proposals]
         x = self.box_head(self.box_pooler(levels, boxes))
-        predictions = self.box_predictor(x, text, [len(own) for own in boxes])
+        predictions = self.box_predictor(x, text, boxes, clip)
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
@@ -186,12 +205,16 @@ class TextCascadeROIHeads(CascadeROIHeads):
             TextFastRCNNOutputLayers(cfg, head.output_shape, box2box_transform=predictor.box2box_transform)
             for head, predictor in zip(found["box_heads"], found["box_predictors"], strict=True)
         ]
-        return {**found, "box_in_features": [*found["box_in_features"], TEXT], "box_predictors": predictors}
+        return {
+            **found,
+            "box_in_features": [*found["box_in_features"], TEXT, CLIP],
+            "box_predictors": predictors,
+        }
 
-    def _run_stage(self, features: list[Tensor], proposals: list[Instances], stage: int):
-        *levels, text = features
+    def _run_stage(self, features: list, proposals: list[Instances], stage: int):
+        *levels, text, clip = features
         boxes = [x.proposal_boxes for x in proposals]
         x = self.box_pooler(levels, boxes)
         if self.training:
             x = _ScaleGradient.apply(x, 1.0 / self.num_cascade_stages)
-        return self.box_predictor[stage](self.box_head[stage](x), text, [len(own) for own in boxes])
+        return self.box_predictor[stage](self.box_head[stage](x), text, boxes, clip)

@@ -53,7 +53,8 @@ class CLIPResNet(ModifiedResNet, Backbone):
                 convolutions after it. The dense embedding then has stride 16, and res5 is the mean of 2 x 2
                 cells.
             norm: the name of a norm for ``detectron2.layers.get_norm``.
-            freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.
+            freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all, and the attention
+                pool.
             activation_checkpointing: recompute each block in the backward pass.
             with_embeddings: False leaves out the attention pool.
         """
@@ -149,6 +150,8 @@ class CLIPResNet(ModifiedResNet, Backbone):
     def _freeze(self, freeze_at: int) -> None:
         stem = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"]
         groups = [stem, *([layer] for layer in self.stages.values())]
+        if self.attnpool is not None:
+            groups[-1].append("attnpool")
         for name in sum(groups[:freeze_at], []):
             getattr(self, name).requires_grad_(False)
             setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(getattr(self, name)))

@@ -2,7 +2,7 @@ from collections import OrderedDict
 
 import torch.nn.functional as F
 from detectron2.config import configurable
-from timm.layers import Mlp
+from timm.layers import Mlp, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
@@ -71,6 +71,10 @@ class CLIPTimm(TimmBackbone):
         self.head = nn.Sequential(head)
         self.embed_dim = embed_dim
         self.dense = dense
+        if stages.get("freeze_at") == 5:  # also what comes after the last stage
+            self.trunk.requires_grad_(False)
+            self.head.requires_grad_(False)
+            self.trunk = freeze_batch_norm_2d(self.trunk)
 
     @classmethod
     def from_config(cls, cfg, with_embeddings: bool = True):

@@ -57,7 +57,7 @@ class CLIPViT(VisionTransformer, Backbone):
             same without the attention of the last block (MaskCLIP, Zhou et al., ECCV 2022).
         norm: the pyramid's, for ``detectron2.layers.get_norm``; "" leaves it out.
         freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 also the blocks before the
-            tap of res2, ... 5 all blocks. A frozen block is never dropped.
+            tap of res2, ... 5 all blocks and the layers after them. A frozen block is never dropped.
         drop_path_rate: rate of stochastic depth in the last block; it rises from 0 in the first.
         window_size: side of the attention windows of most blocks, in cells; 0 for none.
         global_attn_indexes: the blocks with global attention, from 0; empty for four, evenly spread.
@@ -224,6 +224,9 @@ class CLIPViT(VisionTransformer, Backbone):
         for block in self.transformer.resblocks[:depth]:
             block.requires_grad_(False)
             block.drop_path.p = 0.0
+        if freeze_at == 5 and self.proj is not None:
+            for part in (self.ln_post, self.proj):
+                part.requires_grad_(False)
 
 
 def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
