@@ -8,13 +8,16 @@ import open_clip
 import pytest
 from architectures import VIT
 
+from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
+
 transformers = pytest.importorskip("transformers", reason="the extra `hub` is not installed")
 
-VOCABULARY = ["red", "square", "dog", "traffic", "light", "hair", "drier", "a", "photo", "of", "."]
+WORDS = ["red", "square", "dog", "traffic", "light", "hair", "drier", "a", "photo", "of", "."]
+VOCABULARY = list(dict.fromkeys(WORDS + " ".join(SEMANTIC_CLASS_NAMES).split()))
 PAD = {"roberta": 1, "m2m_100": 1}
 BERT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "vocab_size": 20, "max_position_embeddings": 90,
+    "vocab_size": 80, "max_position_embeddings": 90,
 }  # fmt: skip
 # By kind: the config, open_clip's pooler and projection, and the tokens around the words.
 TOWERS: dict[str, tuple[dict, str, str | None, str]] = {
@@ -22,12 +25,12 @@ TOWERS: dict[str, tuple[dict, str, str | None, str]] = {
     "bert": (BERT, "cls_pooler", "linear", "<s> $A </s>"),
     "xlm-roberta": ({**BERT, "hidden_size": 64}, "cls_last_hidden_state_pooler", None, "<s> $A </s>"),
     "mt5": (
-        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 20},
+        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 80},
         "mean_pooler", "mlp", "$A </s>",
     ),
     "m2m_100": (
         {"d_model": 32, "encoder_layers": 2, "encoder_ffn_dim": 64, "encoder_attention_heads": 2,
-         "decoder_layers": 1, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "vocab_size": 20,
+         "decoder_layers": 1, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "vocab_size": 80,
          "max_position_embeddings": 90},
         "cls_pooler", "linear", "eng_Latn $A </s>",
     ),

@@ -10,6 +10,7 @@ from denseclip_d2.analysis.architectures import check_architectures
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.config import load_config
+from denseclip_d2.engine import Trainer
 from denseclip_d2.language import HubTextEncoder, PromptedTextEncoder, build_text_encoder
 from denseclip_d2.language.tokenizers import get_tokenizer
 
@@ -106,6 +107,18 @@ def test_a_model_begins_from_open_clips_weights(tmp_path):
     assert isinstance(loaded, HubTextEncoder)
     for name, tensor in model.text.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_contexts_of_such_an_encoder_are_trained(semantic_shapes, tmp_path):
+    torch.save(clip_of("m2m_100").state_dict(), tmp_path / "clip.pt")
+    cfg = load_config(CONFIG, options("m2m_100", str(tmp_path / "clip.pt"), tmp_path / "output"))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    language = trainer.model.backbone.language
+    before = language.contexts.detach().clone()
+    trainer.train()
+    assert not torch.equal(language.contexts, before)
+    assert all(p.grad is None for p in language.text_encoder.parameters())
 
 
 def test_a_tokenizer_comes_from_a_folder_or_the_error_says_where_to_put_it(tmp_path):
