@@ -35,7 +35,7 @@ def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") ->
     Raises:
         ValueError: open_clip has no such architecture, or its text encoder cannot read contexts.
     """
-    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+    config = _config_of(name)
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
         raise ValueError(
@@ -66,8 +66,11 @@ def pixels_of(name: str, tag: str = "") -> tuple[list[float], list[float]]:
         tag: of open_clip's weights; empty: the first that it lists for the architecture.
     """
     tag = tag or next(iter(open_clip.list_pretrained_tags_by_model(name)), "")
-    config = open_clip.get_model_config(name) or {}
-    entry = get_pretrained_cfg(name, tag) or config.get("preprocess_cfg", {})
+    entry = get_pretrained_cfg(name, tag) or (_config_of(name) or {}).get("preprocess_cfg", {})
     mean = entry.get("mean") or OPENAI_DATASET_MEAN
     std = entry.get("std") or OPENAI_DATASET_STD
     return [round(255 * x, 8) for x in mean], [round(255 * x, 8) for x in std]
+
+
+def _config_of(name: str) -> dict | None:
+    return open_clip.get_model_config(name) if name in open_clip.list_models() else None
