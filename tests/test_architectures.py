@@ -157,7 +157,6 @@ def test_pixels_follow_the_architecture_unless_the_config_says_otherwise(caplog)
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("roberta-ViT-B-32", "text encoder of Hugging Face .roberta-base."),
         ("coca_ViT-B-32", "is a CoCa"),
         ("vit_relpos_medium_patch16_cls_224", "images of one size alone"),
     ],

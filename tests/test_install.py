@@ -27,10 +27,9 @@ UNDECLARED = {
     "detectron2": "not on PyPI under its own name",
     "panopticapi": "not on PyPI",
     "triton": "comes with torch where there are GPUs for it",
-    "transformers": "for tokenizers of other architectures, which say so",
 }
 """Imports that are not requirements, with the reason."""
-INDIRECT = {"ftfy", "shapely"}
+INDIRECT = {"ftfy", "sentencepiece", "shapely"}
 """Requirements that other packages import on behalf of this one."""
 
 
@@ -57,7 +56,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
     """Names of distributions come from the installed ones."""
     modules = (imported("denseclip_d2") | imported("tools")) - UNDECLARED.keys()
     distributions = importlib.metadata.packages_distributions()
-    declared = requirements("lvis", "web", "export", "openvino")
+    declared = requirements("lvis", "web", "export", "openvino", "hub")
     for module in modules:
         names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
         assert names & declared.keys(), f"{module}: none of {names} is declared in pyproject.toml"

@@ -9,7 +9,7 @@ from ..builder import build_model
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..config import set_pixels
 from ..guidance import guidance_of
-from ..language import CLIPTextEncoder
+from ..language import build_text_encoder
 from ..visual.vit_pyramid import LEVELS
 
 SIDE = 64
@@ -40,7 +40,7 @@ def check_architectures(cfg: CfgNode, name: str) -> str:
         except (ImportError, FileNotFoundError):  # there is no tokenizer
             cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = True
             model = build_model(cfg)
-            CLIPTextEncoder.from_architecture(architecture)
+            build_text_encoder(architecture)
             note = f", tokenizer {architecture.text.hf_tokenizer_name} not here"
         return _try_visual_encoder(model, architecture) + note
 

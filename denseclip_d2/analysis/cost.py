@@ -22,7 +22,7 @@ from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..language.text_encoder import CLIPTextEncoder
+from ..language import TextEncoder
 from ..meta_arch.preprocess import seen_by_backbone
 
 # As in mmdet and the paper: the box head on 1000 proposals, the mask head on 100.
@@ -144,7 +144,7 @@ def _count(task: str, model: nn.Module, size: tuple[int, int]) -> Count:
 
 
 def _text_encoders(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, CLIPTextEncoder)]
+    return [name for name, module in model.named_modules() if isinstance(module, TextEncoder)]
 
 
 def _without_text_encoder(model: nn.Module, by_module: dict[str, int], *details: dict[str, int]) -> Count:

@@ -18,8 +18,9 @@ from .clip import (
     names_in_clip,
     rename_clip,
     resize_positions,
+    with_timm_names,
 )
-from .finetune import load_for_new_classes, with_text_encoder
+from .finetune import complete_clip, load_for_new_classes, with_text_encoder
 from .imagenet_weights import KEY as BACKBONE_KEY
 from .imagenet_weights import names_of_backbone, read_backbone
 from .load_report import LoadReport, first
@@ -69,7 +70,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             for_training: begin training: weights of a CLIP, of a model of other classes, or none are enough;
                 False: every tensor must come from the file.
             allow_partial: load what fits, and raise only if nothing fits.
-            text_weights: a CLIP whose text encoder the model takes, if the loaded weights have none.
+            text_weights: a CLIP whose text encoder the model takes, if the loaded weights have none; or a
+                release of a text encoder that transformers reads.
             backbone_weights: what a backbone that is no CLIP's begins from, see :func:`read_backbone`.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -164,12 +166,15 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         checkpoint["file"] = filename
         if by_ends:
             checkpoint["matching_heuristics"] = True
+        else:
+            checkpoint["model"] = with_timm_names(checkpoint["model"], self.model)
         return checkpoint
 
     def _count_fitting(self, weights: dict[str, Tensor]) -> int:
         """Return how many of a file's tensors have, by their names, a place in the model."""
         if is_released(weights):
             return len(weights)
+        weights = with_timm_names(weights, self.model)
         names = rename_clip(weights, self.model) if is_clip(weights) else weights
         return sum(not name.endswith(_NEGLIGIBLE) for name in self.model.state_dict() if name in names)
 
@@ -195,6 +200,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             needed = [name for name in needed if name not in new]
         if from_clip and self.for_training:
             needed = names_in_clip(self.model)
+            if not self.allow_partial:
+                weights = complete_clip(weights, self.model, filename, self.text_weights)
             if backbone := self._read_backbone():
                 source += f" with {BACKBONE_KEY}"
                 weights = {**weights, **backbone}

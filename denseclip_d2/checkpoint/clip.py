@@ -1,30 +1,55 @@
 """CLIP's own weights: where they belong in a model, and which GELU they were trained with."""
 
+import sys
 from math import isqrt
 from types import UnionType
 
 from torch import Tensor, nn
 
-from ..language.text_encoder import CLIPTextEncoder
-from ..visual import ProjectedBackbone, VisualEncoder
+from ..language import TextEncoder
+from ..visual import CLIPTimm, ProjectedBackbone, VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
 from ..visual.vit_pyramid import LEVELS
 
 # Parts of a CLIP model that dense prediction does not use.
 _OPENAI_ONLY = {"input_resolution", "context_length", "vocab_size"}
-_CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask", "text.attn_mask"}
+_POSITION_IDS = "text.transformer.embeddings.position_ids"  # no longer a part of transformers' RoBERTa
+_CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask", "text.attn_mask", _POSITION_IDS}
+_COCA_ONLY = "text_decoder."
 # Layers from features to embeddings, which a model without language does not have.
 _EMBEDDING = ("visual.attnpool.", "visual.ln_post.", "visual.proj", "visual.head.")
 
 
 def is_clip(weights: dict[str, Tensor]) -> bool:
     """Return whether weights have the names of a CLIP model."""
-    return any(name == "visual.conv1.weight" or name.startswith("visual.trunk.") for name in weights)
+    first_layers = ("visual.conv1.weight", "visual.patch_embed.proj.weight")  # the latter is EVA-CLIP's
+    return any(name in first_layers or name.startswith("visual.trunk.") for name in weights)
 
 
 def is_openai_clip(weights: dict[str, Tensor]) -> bool:
     """Return whether weights are OpenAI's: only their state dicts hold three certain numbers."""
     return is_clip(weights) and weights.keys() >= _OPENAI_ONLY
+
+
+def with_timm_names(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights with open_clip's names, ``visual.trunk``, if they are of a release that timm reads.
+
+    Such are timm's own files of a visual encoder, EVA-CLIP's release and what was trained from it (CLIPSelf,
+    DeCLIP), and TIPSv2's.
+
+    Args:
+        weights: any.
+    """
+    visual = _visual_encoder(model)
+    if not isinstance(visual, CLIPTimm):
+        return weights
+    trunk, own = visual.trunk, visual.trunk.state_dict().keys()
+    convert = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
+    bare = {name.removeprefix("visual.").removeprefix("vision_encoder.") for name in weights}
+    if convert is None or bare.isdisjoint(own):
+        return weights
+    others = {n: t for n, t in weights.items() if n.startswith(("text.", "logit_"))}
+    return {f"visual.trunk.{name}": tensor for name, tensor in convert(weights, trunk).items()} | others
 
 
 def prefix_of(model: nn.Module, kind: type | UnionType) -> str | None:
@@ -46,17 +71,18 @@ def _visual_encoder(model: nn.Module) -> VisualEncoder | None:
 
 def names_in_clip(model: nn.Module) -> list[str]:
     """Return the names of the model's tensors that CLIP's weights have."""
-    return names_under(model, _prefix_of_clips_visual(model), prefix_of(model, CLIPTextEncoder))
+    return names_under(model, _prefix_of_clips_visual(model), prefix_of(model, TextEncoder))
 
 
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return CLIP's weights under the names of ``model``, without those that it does not use."""
-    visual, text = _prefix_of_clips_visual(model), prefix_of(model, CLIPTextEncoder)
+    visual, text = _prefix_of_clips_visual(model), prefix_of(model, TextEncoder)
     left_out = {f"visual.{name}" for name in getattr(_visual_encoder(model), "left_out", ())}
     renamed = {}
     for name, tensor in weights.items():
         prefix = visual if name.startswith("visual.") else text
-        unused = name in _CLIP_ONLY or name in left_out or (text is None and name.startswith(_EMBEDDING))
+        unused = name in _CLIP_ONLY or name in left_out or name.startswith(_COCA_ONLY)
+        unused = unused or (text is None and name.startswith(_EMBEDDING))
         if prefix is not None and not unused:
             # open_clip's newer models keep the text encoder under ``text``, OpenAI's at the top.
             renamed[prefix + name.removeprefix("visual.").removeprefix("text.")] = tensor

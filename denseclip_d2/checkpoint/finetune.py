@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ..guidance import TextClassifier, guidance_of
+from ..language import HubTextEncoder
 from .clip import check_gelu, is_clip, is_openai_clip, rename_clip
 from .load_report import first
 from .openclip import PREFIX, parse_openclip_path
@@ -104,19 +105,47 @@ def with_text_encoder(
             "the weights of the CLIP that its training began from: denseclip://Shapes/clip_tiny for models "
             "of the zoo."
         )
-    if source.startswith(PREFIX):
-        check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False), key=_TEXT_KEY)
     text = _read_text_encoder(source, model)
     weights = {name: t for name, t in weights.items() if name != f"{_LANGUAGE}text_embeddings"}
     return {**weights, **text}, [f"{_LANGUAGE}contexts"] if precomputed else []
+
+
+def complete_clip(weights: dict[str, Tensor], model: nn.Module, path: str, source: str) -> dict[str, Tensor]:
+    """Add a text encoder to the weights of a CLIP that have a visual encoder alone.
+
+    Args:
+        weights: under the names of ``model``.
+        path: the file of the weights.
+        source: weights that have the text encoder.
+
+    Returns: the weights, unchanged if they have a text encoder or the model needs none.
+    Raises:
+        ValueError: there is no source, or it has another text encoder.
+    """
+    guided = guidance_of(model)
+    if (
+        guided is None
+        or guided.language.precomputed
+        or any(name.startswith(TEXT_ENCODER) for name in weights)
+    ):
+        return weights
+    if not source:
+        raise ValueError(
+            f"MODEL.WEIGHTS = {path!r} has the visual encoder of a CLIP alone. Set {_TEXT_KEY} to weights "
+            "with the text encoder: for CLIPSelf's and DeCLIP's, those of the CLIP that they began from."
+        )
+    return {**weights, **_read_text_encoder(source, model)}
 
 
 def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
     """
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not of a CLIP with this text encoder.
+        ValueError: the file does not hold this text encoder.
     """
+    if source.startswith(PREFIX):
+        check_gelu(model, source, parse_openclip_path(source)[2].get("quick_gelu", False), key=_TEXT_KEY)
+    encoder = model.get_submodule(TEXT_ENCODER.removesuffix("."))
     needed = {name for name in model.state_dict() if name.startswith(TEXT_ENCODER)}
 
     def text_in(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +158,15 @@ def _read_text_encoder(source: str, model: nn.Module) -> dict[str, Tensor]:
     weights = read_weights(local, lambda weights: len(text_in(weights)))["model"]
     if is_torchscript(local) or is_openai_clip(weights):
         check_gelu(model, source, quick_gelu=True, key=_TEXT_KEY)
-    text = text_in(weights)
+    text, misfits = text_in(weights), list[str]()
+    if not is_clip(weights) and isinstance(encoder, HubTextEncoder):
+        released, misfits = encoder.read_release(weights)
+        text = {f"{TEXT_ENCODER}{name}": tensor for name, tensor in released.items()}
+    if misfits:
+        raise ValueError(
+            f"{_TEXT_KEY} = {source!r} has another text encoder than this model's CLIP: {len(misfits)} "
+            f"tensors have no place or another shape, such as {first(misfits, 3)}."
+        )
     if missing := needed - text.keys():
         raise ValueError(
             f"{_TEXT_KEY} = {source!r} lacks the text encoder of this model's CLIP: {len(missing)} of "

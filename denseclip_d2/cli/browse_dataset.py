@@ -47,7 +47,9 @@ def main(args: argparse.Namespace) -> None:
     records = load_datasets([name] if name else [], filter_empty=False, check_images=True)
     kind = "stuff_classes" if is_semantic(cfg) else "thing_classes"
     class_names = MetadataCatalog.get(name).get(kind, [])
-    tokenizer = get_tokenizer(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))
+    tokenizer = get_tokenizer(
+        get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL), cfg.MODEL.DENSECLIP.PROMPT.TOKENIZER
+    )
 
     def scale_of(height: int, width: int) -> float:
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST

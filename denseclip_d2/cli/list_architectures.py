@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     for name in tqdm(args.names, unit="architecture"):
         try:
             built, note = True, check_architectures(cfg, name)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             built, note = False, str(error)
         rows.append({"name": name, "built": built, "note": note})
     width = max(len(name) for name in args.names)

@@ -35,7 +35,7 @@ def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") ->
     Raises:
         ValueError: open_clip has no such architecture, or its text encoder cannot read contexts.
     """
-    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+    config = _config_of(name)
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
         raise ValueError(
@@ -43,11 +43,6 @@ def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") ->
             f"Near it: {', '.join(near) or 'none'}. `open_clip.list_models()` has all."
         )
     text = config["text_cfg"]
-    if text.get("hf_model_name"):
-        raise ValueError(
-            f"{key} = {name!r} has a text encoder of Hugging Face ({text['hf_model_name']}), which cannot "
-            "read contexts. Choose one such as 'RN50-quickgelu'."
-        )
     if text.get("embed_cls"):
         raise ValueError(
             f"{key} = {name!r} is a CoCa, whose text encoder appends its own class token after the "
@@ -66,11 +61,16 @@ def pixels_of(name: str, tag: str = "") -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation of the pixels (RGB, 0 to 255) that a CLIP was trained on.
 
     Args:
-        name: of an architecture of open_clip; CLIP's values if open_clip has no weights of the architecture.
+        name: of an architecture of open_clip. If open_clip has no weights of the architecture: the values of
+            its config's ``preprocess_cfg``, or CLIP's.
         tag: of open_clip's weights; empty: the first that it lists for the architecture.
     """
     tag = tag or next(iter(open_clip.list_pretrained_tags_by_model(name)), "")
-    entry = get_pretrained_cfg(name, tag) or {}
+    entry = get_pretrained_cfg(name, tag) or (_config_of(name) or {}).get("preprocess_cfg", {})
     mean = entry.get("mean") or OPENAI_DATASET_MEAN
     std = entry.get("std") or OPENAI_DATASET_STD
     return [round(255 * x, 8) for x in mean], [round(255 * x, 8) for x in std]
+
+
+def _config_of(name: str) -> dict | None:
+    return open_clip.get_model_config(name) if name in open_clip.list_models() else None

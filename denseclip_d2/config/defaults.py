@@ -14,7 +14,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Empty: the names of the first training set.
     denseclip.STUFF_NAMES = ()
     # Weights of a CLIP, as in MODEL.WEIGHTS, whose text encoder the model takes if MODEL.WEIGHTS has none.
-    # Training also takes it in place of precomputed text embeddings.
+    # Training also takes it in place of precomputed text embeddings. Or a release of the text encoder that
+    # transformers reads, such as TIPSv2's.
     denseclip.TEXT_WEIGHTS = ""
     # How heads classify: "kway", by a learned vector for each class, as released; or "text", by the cosine
     # similarity with the text embeddings. With SCORE_MAP.CONCAT "text" or "none", such a model takes any
@@ -105,6 +106,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
     # With CLASSIFIER "text": a class name whose embedding is learned, because the word says nothing.
     denseclip.PROMPT.LEARNED_NAME = "background"
+    # Folder with the tokenizer of an architecture whose tokenizer is on the Hugging Face hub, such as SigLIP.
+    # Empty: the hub's cache, or a download.
+    denseclip.PROMPT.TOKENIZER = ""
     # For inference: the weights hold precomputed text embeddings in place of text encoder and contexts.
     denseclip.PROMPT.PRECOMPUTED = False
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.

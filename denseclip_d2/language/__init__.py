@@ -1,4 +1,6 @@
+from .build import TextEncoder, build_text_encoder
+from .hub_text_encoder import HubTextEncoder
 from .prompting import PromptedTextEncoder
 from .text_encoder import CLIPTextEncoder
 
-__all__ = ["CLIPTextEncoder", "PromptedTextEncoder"]
+__all__ = ["CLIPTextEncoder", "HubTextEncoder", "PromptedTextEncoder", "TextEncoder", "build_text_encoder"]

@@ -5,6 +5,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .build import TextEncoder
 from .text_encoder import CLIPTextEncoder
 
 
@@ -22,7 +23,7 @@ class CUDAGraphTextEncoder:
         self._captured: tuple[Hashable, ...] = ()
 
     def __call__(
-        self, encoder: CLIPTextEncoder, prompts: Tensor | nn.ModuleList, contexts: Tensor | None
+        self, encoder: TextEncoder, prompts: Tensor | nn.ModuleList, contexts: Tensor | None
     ) -> Tensor:
         """Return ``encoder(prompts, contexts)``; from a graph, in memory that the next call overwrites."""
         if contexts is None or not (self.enabled and _can_graph(contexts, encoder)):
@@ -51,10 +52,14 @@ class CUDAGraphTextEncoder:
         return type(self), (self.enabled,)
 
 
-def _can_graph(contexts: Tensor, encoder: CLIPTextEncoder) -> bool:
-    """Return whether only contexts are trained, on a GPU, by one process; several were never tried."""
+def _can_graph(contexts: Tensor, encoder: TextEncoder) -> bool:
+    """Return whether only contexts are trained, on a GPU, by one process; several were never tried.
+
+    The encoders of transformers look at masks on the host.
+    """
     return (
         contexts.is_cuda
+        and isinstance(encoder, CLIPTextEncoder)
         and contexts.requires_grad
         and torch.is_grad_enabled()
         and not any(parameter.requires_grad for parameter in encoder.parameters())

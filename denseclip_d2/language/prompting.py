@@ -5,13 +5,14 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
+from .build import TextEncoder, build_text_encoder
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
 from .learned_embedding import LearnedEmbedding
 from .prompts import check_class_names, check_prompts, mean_of_synonyms, split_synonyms, tokenize_names
 from .random_text import random_text
-from .text_encoder import PACK_TOKENS, CLIPTextEncoder, tokens_of_pack
-from .tokenizers import Tokenizer, get_tokenizer
+from .text_encoder import PACK_TOKENS, tokens_of_pack
+from .tokenizers import Tokenizer, clip_tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template", "random")
 WITHOUT_CONTEXTS = ("template", "random")
@@ -37,7 +38,7 @@ class PromptedTextEncoder(nn.Module):
     The buffer is in the state dict if the model has no text encoder.
     """
 
-    text_encoder: CLIPTextEncoder | None
+    text_encoder: TextEncoder | None
     text_embeddings: Tensor | None
     prompts: Tensor | None
     contexts: nn.Parameter | None
@@ -48,7 +49,7 @@ class PromptedTextEncoder(nn.Module):
         self,
         *,
         class_names: Sequence[str],
-        text_encoder: CLIPTextEncoder | None,
+        text_encoder: TextEncoder | None,
         stuff_names: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
         embed_dim: int = 0,
@@ -103,8 +104,8 @@ class PromptedTextEncoder(nn.Module):
         prompt, context_decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
         text_encoder = tokenizer = None
         if not prompt.PRECOMPUTED:
-            tokenizer = get_tokenizer(architecture)
-            text_encoder = CLIPTextEncoder.from_architecture(architecture, tokenizer)
+            tokenizer = get_tokenizer(architecture, prompt.TOKENIZER)
+            text_encoder = build_text_encoder(architecture, tokenizer)
         return {
             "class_names": class_names,
             "stuff_names": cfg.MODEL.DENSECLIP.STUFF_NAMES,
@@ -214,7 +215,7 @@ class PromptedTextEncoder(nn.Module):
         """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
         return self.text_encoder is None
 
-    def encoder_and_prompts(self) -> tuple[CLIPTextEncoder, Tensor]:
+    def encoder_and_prompts(self) -> tuple[TextEncoder, Tensor]:
         """Return the text encoder and the token ids of the names (K, L).
 
         Raises:
@@ -263,7 +264,7 @@ class PromptedTextEncoder(nn.Module):
         self.class_names, self.stuff_names = tuple(names), tuple(stuff_names)
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
-    def _reader(self) -> tuple[CLIPTextEncoder, torch.device]:
+    def _reader(self) -> tuple[TextEncoder, torch.device]:
         """Return the text encoder and the device of token ids, as :meth:`encoder_and_prompts` does."""
         if self.text_encoder is None or self.prompts is None:
             raise ValueError("The model has precomputed text embeddings and no text encoder.")
@@ -348,8 +349,9 @@ class PromptedTextEncoder(nn.Module):
         contexts = torch.empty(1, self.n_ctx, self.text_encoder.width)
         self.contexts = nn.Parameter(nn.init.trunc_normal_(contexts, std=std, a=-2 * std, b=2 * std))
         if context_init:
-            words = tokenize_names([context_init], tokenizer=self._tokenizer)
-            self._context_tokens = words[0, self.text_encoder.start : -1].tolist()
+            tokenizer = self._tokenizer or clip_tokenizer()
+            words = tokenizer.encode([context_init])[0]
+            self._context_tokens = words[tokenizer.start : len(words) - tokenizer.end]
             if (number := len(self._context_tokens)) != self.n_ctx:
                 raise ValueError(
                     f"context_init {context_init!r} has {number} tokens, but n_ctx is "

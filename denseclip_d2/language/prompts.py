@@ -78,7 +78,7 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
     longest = max(map(len, ids))
     length = length or longest
     if longest > length:
-        around = tokenizer.start + 1
+        around = tokenizer.start + tokenizer.end
         too_long = [
             f"{name!r} ({len(i) - around})" for name, i in zip(names, ids, strict=True) if len(i) > length
         ]

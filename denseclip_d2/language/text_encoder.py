@@ -89,10 +89,7 @@ class CLIPTextEncoder(TextTransformer):
             if isinstance(prompts, Tensor):
                 prompts = self.pack(prompts, 0 if contexts is None else contexts.shape[1])
             parts, encode = list(prompts), self._encode
-        again = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
-        embeddings = [encode(part, contexts) for part in parts[:STORED_PACKS]]
-        embeddings += [again(part, contexts) for part in parts[STORED_PACKS:]]
-        return torch.cat(embeddings, dim=1)
+        return encode_parts(encode, parts, contexts)
 
     def pack(self, ids: Tensor, n_ctx: int, max_tokens: int = 0) -> nn.ModuleList:
         """Return the prompts' token layout, of :class:`PrefixTree`; empty if the encoder reads padding.
@@ -123,10 +120,7 @@ class CLIPTextEncoder(TextTransformer):
             ids = F.pad(ids, (0, missing), value=self.pad_id)
         x, end = self.token_embedding(ids)[None], self._ends(ids)  # (1, K, L, D)
         if contexts is not None:
-            contexts = contexts[:, None].expand(-1, num_classes, -1, -1)
-            x = x.expand(len(contexts), -1, -1, -1)
-            x = torch.cat([x[:, :, : self.start], contexts, x[:, :, self.start :]], dim=2)  # (B, K, N + L, D)
-            end = end + n_ctx
+            x, end = insert_contexts(x, contexts, self.start), end + n_ctx  # (B, K, N + L, D)
         length = x.shape[2]
         x = (x + self.positional_embedding[:length]).flatten(0, 1)
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
@@ -146,6 +140,21 @@ class CLIPTextEncoder(TextTransformer):
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def encode_parts(encode: Callable[..., Tensor], parts: Sequence[Any], contexts: Tensor | None) -> Tensor:
+    """Return (B, K, C) embeddings of all parts; those after :data:`STORED_PACKS` store no activations."""
+    again = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
+    embeddings = [encode(part, contexts) for part in parts[:STORED_PACKS]]
+    embeddings += [again(part, contexts) for part in parts[STORED_PACKS:]]
+    return torch.cat(embeddings, dim=1)
+
+
+def insert_contexts(x: Tensor, contexts: Tensor, start: int) -> Tensor:
+    """Return tokens (1, K, L, D) with contexts (B, N, D) after their start tokens: (B, K, N + L, D)."""
+    contexts = contexts[:, None].expand(-1, x.shape[1], -1, -1)
+    x = x.expand(len(contexts), -1, -1, -1)
+    return torch.cat([x[:, :, :start], contexts, x[:, :, start:]], dim=2)
 
 
 def tokens_of_pack(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
@@ -14,11 +15,11 @@ class CLIPTokenizer:
     """CLIP's byte-pair encoding, ``[sot] name [eot]``; the end token has the highest id.
 
     Attributes:
-        start: number of tokens before the words, 1 or 0. Contexts go after these tokens.
+        start, end: number of tokens before and after the words, 1 or 0. Contexts go after the former.
         pad_id: fills sequences up.
     """
 
-    start, pad_id = 1, 0
+    start, end, pad_id = 1, 1, 0
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer()
@@ -47,13 +48,18 @@ class HubTokenizer:
         return int(first != [] and first[0] != self.hub.tokenizer.eos_token_id)
 
     @property
+    def end(self) -> int:
+        return len(self.hub.tokenizer([""]).input_ids[0]) - self.start
+
+    @property
     def pad_id(self) -> int:
         return self.hub.tokenizer.pad_token_id
 
     def encode(self, names: Sequence[str]) -> list[list[int]]:
         tokenizer = self.hub.tokenizer
         rows = tokenizer([self.hub.clean_fn(name) for name in names]).input_ids
-        _check_no_special(names, [row[self.start : -1] for row in rows], tokenizer.all_special_ids)
+        words = [row[self.start : len(row) - self.end] for row in rows]
+        _check_no_special(names, words, tokenizer.all_special_ids)
         if self.hub.strip_sep_token:  # as open_clip replaces the token
             rows = [[0 if token == tokenizer.sep_token_id else token for token in row] for row in rows]
         return rows
@@ -63,26 +69,46 @@ Tokenizer = CLIPTokenizer | HubTokenizer
 clip_tokenizer = cache(CLIPTokenizer)
 
 
-def get_tokenizer(architecture: CLIPArchitecture) -> Tokenizer:
+def get_tokenizer(architecture: CLIPArchitecture, folder: str = "") -> Tokenizer:
     """Return the tokenizer of an architecture's text encoder.
 
+    Args:
+        folder: with the files of a tokenizer of the hub, such as ``tokenizer.json``; empty: the hub's cache,
+            or a download.
+
     Raises:
-        FileNotFoundError: the tokenizer is on a hub, not in the hub's cache, and cannot be downloaded.
+        FileNotFoundError: the folder has no tokenizer; or the tokenizer is on a hub, not in the hub's cache,
+            and cannot be downloaded.
         ImportError: the tokenizer needs the package ``transformers``.
+        ValueError: a folder, for an architecture with CLIP's own tokenizer.
     """
-    hub_name = architecture.text.hf_tokenizer_name
-    if not hub_name:
+    text, key = architecture.text, "MODEL.DENSECLIP.PROMPT.TOKENIZER"
+    if not text.hf_tokenizer_name:
+        if folder:
+            raise ValueError(f"{key} is {folder!r}, but {architecture.name!r} has CLIP's own. Set it to ''.")
         return clip_tokenizer()
-    needs = f"{architecture.name!r} needs the tokenizer {hub_name!r} of the Hugging Face hub"
+    needs = f"{architecture.name!r} needs the tokenizer {text.hf_tokenizer_name!r} of the Hugging Face hub"
+    if folder and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{key} = {folder!r}: there is no such folder.")
     try:
-        return HubTokenizer(open_clip.get_tokenizer(architecture.name))
+        if not folder:
+            return HubTokenizer(open_clip.get_tokenizer(architecture.name))
+        return HubTokenizer(
+            HFTokenizer(folder, text.context_length, local_files_only=True, **(text.tokenizer_kwargs or {}))
+        )
     except ImportError as error:
         raise ImportError(f"{needs}, which needs a package: pip install transformers.") from error
-    except OSError as error:  # raised by the hub's client without a network
+    except (OSError, ValueError) as error:  # raised by the hub's client without a network or files
+        reason = " ".join(str(error).split())
+        if folder:
+            raise FileNotFoundError(
+                f"{needs}, which is not in {key} = {folder!r} ({reason}). Copy its files there, such as "
+                "tokenizer.json and tokenizer_config.json."
+            ) from error
         raise FileNotFoundError(
-            f"{needs}, which is not in its cache and could not be downloaded ({error}). On a machine with a "
-            f"network, `open_clip.get_tokenizer({architecture.name!r})` fetches it. Copy the hub's cache "
-            "here (the folder HF_HOME)."
+            f"{needs}, which is not in its cache and could not be downloaded ({reason}). With a network, "
+            f"`open_clip.get_tokenizer({architecture.name!r})` fetches it. Copy the hub's cache here (the "
+            f"folder HF_HOME), or set {key} to a folder with the tokenizer's files."
         ) from error
 
 

@@ -111,9 +111,15 @@ def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT] | ty
     """Return the class of an architecture's visual encoder, and its arguments.
 
     Raises:
-        ValueError: open_clip has no such architecture, or DenseCLIP does not support it.
+        ValueError: open_clip has no such architecture, DenseCLIP does not support it, or its text encoder
+            is one of Hugging Face.
     """
     architecture = get_clip_architecture(name, "--model")
+    if architecture.text.hf_model_name:
+        raise ValueError(
+            f"--model = {name!r} has a text encoder of Hugging Face ({architecture.text.hf_model_name}), "
+            "which is not trained here. Choose an architecture such as 'ViT-B-16-quickgelu'."
+        )
     kind = encoder_class(architecture)
     return kind, kind.arguments_of(architecture)
 

@@ -147,7 +147,7 @@ class CLIPViT(VisionTransformer, Backbone):
             ValueError: the architecture is not a ViT of CLIP's kind.
         """
         vision = architecture.vision
-        fields = {name: getattr(vision, name) for name in (*FIELDS, "image_size")}
+        fields = {name: getattr(vision, name) for name in (*FIELDS, "image_size", "output_tokens")}
         plain = vision == CLIPVisionCfg(**fields) and isinstance(vision.layers, int)
         if not plain or vision.pool_type not in POOLS:
             raise ValueError(
