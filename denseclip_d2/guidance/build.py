@@ -42,6 +42,7 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
         "tau": score_map.TAU,
         "concat": score_map.CONCAT,
         "concat_logits": score_map.CONCAT_LOGITS,
+        "denoise": score_map.DENOISE,
         "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
     }
 

@@ -27,6 +27,7 @@ class LanguageGuidedFeatures(Backbone):
         tau: float = 0.07,
         concat: str = "scores",
         concat_logits: bool = True,
+        denoise: float = 0.0,
         kernels: bool = True,
     ):
         """
@@ -40,6 +41,8 @@ class LanguageGuidedFeatures(Backbone):
                 leaves the features as they are; the loss alone reads the score map.
             concat_logits: with "scores", concatenate score map / tau, as released for detection, or the score
                 map, as released for segmentation.
+            denoise: threshold of :func:`denoised_scores` for the score map that evaluation returns; 0 keeps
+                all classes. The features keep the whole score map.
             kernels: compute the score map by a kernel if there is one; False: by its definition.
 
         Raises:
@@ -60,6 +63,7 @@ class LanguageGuidedFeatures(Backbone):
         self.tau = tau
         self.concat = concat
         self.concat_logits = concat_logits
+        self.denoise = denoise
         self.kernels = kernels
         self.score_map_stride = visual.embedding_stride
         guide = {"scores": len(language.class_names), "text": language.embed_dim, "none": 0}[concat]
@@ -91,6 +95,8 @@ class LanguageGuidedFeatures(Backbone):
             else:
                 guide = logits if self.concat_logits else scores
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
+        if self.denoise and not self.training:
+            scores = denoised_scores(scores, self.tau, self.denoise)
         return {**features, "score_map": scores, "text_embeddings": text}
 
     def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -116,6 +122,20 @@ class LanguageGuidedFeatures(Backbone):
             score_map = torch.cat([score_map, scores], dim=1)
         known = [*class_names, *others]
         return score_map[:, [known.index(name) for name in names]]
+
+
+def denoised_scores(scores: Tensor, tau: float, threshold: float) -> Tensor:
+    """Return score maps without the classes that an image does not seem to have (MaskCLIP, sec. 3.3).
+
+    These are the classes whose probability reaches the threshold nowhere. If none reaches it, all stay.
+
+    Args:
+        scores: (B, K, h, w), in [-1, 1].
+        tau: temperature of the softmax over classes.
+    Returns: the shape of ``scores``, -1 for the classes left out.
+    """
+    absent = (scores.float() / tau).softmax(dim=1).amax(dim=(2, 3), keepdim=True) < threshold
+    return scores.masked_fill(absent & ~absent.all(dim=1, keepdim=True), -1)
 
 
 def seen_text(logits: Tensor, text: Tensor) -> Tensor:
