@@ -18,6 +18,7 @@ from denseclip_d2.guidance import (
     pixel_text_softmax_loss,
     region_targets,
 )
+from denseclip_d2.guidance.features import denoised_scores
 from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
@@ -206,6 +207,27 @@ def test_the_pyramid_reads_the_score_map_over_tau_or_itself(concat_logits):
     model.fpn.fpn_lateral5.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     scores = model(torch.rand(1, 3, 64, 64))["score_map"]
     assert_close(seen[0][:, -5:], scores / 0.07 if concat_logits else scores)
+
+
+def test_denoising_leaves_out_the_classes_that_are_likely_nowhere():
+    peak = torch.full((2, 3, 2, 2), 0.1)
+    peak[0, 0, 0, 1] = peak[0, 2, 1, 0] = 0.9  # classes 0 and 2 of the first image; none of the second
+    expected = peak.clone()
+    expected[0, 1] = -1
+    assert torch.equal(denoised_scores(peak, tau=0.1, threshold=0.5), expected)
+
+
+def test_denoising_changes_the_score_map_of_evaluation_alone():
+    model, images = guided_fpn(tau=0.01).eval(), torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        before = model(images)
+        likely = (before["score_map"] / 0.01).softmax(dim=1).amax(dim=(2, 3))
+        model.denoise = likely.mean().item()  # some classes are below, and some above
+        after = model(images)
+        assert torch.equal(after["score_map"], denoised_scores(before["score_map"], 0.01, model.denoise))
+        assert after["score_map"].min() == -1
+        assert torch.equal(after["p5"], before["p5"])
+        assert model.train()(images)["score_map"].min() > -1
 
 
 def test_score_maps_of_other_words_stand_beside_those_of_the_classes():

@@ -116,7 +116,7 @@ def test_stages_that_are_not_there_are_not_frozen_in_anothers_place(levels, dept
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"dense": "value"}, "dense is 'value'; a timm model has one"),
+        ({"dense": "value"}, "is 'value', which timm's FastVit does not have. Choose from 'attention'"),
         ({"out_features": ["res2", "p5"]}, "timm's FastVit has no level p5. Choose levels from res2"),
         ({"norm": "GN"}, "norm is 'GN', and timm's FastVit has batch norms"),
     ],

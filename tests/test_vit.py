@@ -15,6 +15,7 @@ from denseclip_d2.engine.optimizer import build_optimizer
 from denseclip_d2.visual import CLIPResNet, CLIPViT, build_clip_vit_backbone, build_visual_encoder
 from denseclip_d2.visual.attention_pool import fit_positions, resize_positional_embedding
 from denseclip_d2.visual.clip_vit import VisualBlock
+from denseclip_d2.visual.dense_features import DENSE_FEATURES, DenseAttention
 
 RETINANET = "configs/Shapes/denseclip_retinanet_tiny.yaml"
 MASK_RCNN = "configs/Shapes/denseclip_mask_rcnn_tiny.yaml"
@@ -343,7 +344,7 @@ def test_values_are_the_last_block_without_its_attention():
     attention, value = tiny_vit().eval(), tiny_vit(dense="value").eval()
     value.load_state_dict(attention.state_dict())
     block, alone = value.transformer.resblocks[-1], torch.randn(3, 1, block_width(value))
-    assert_close(block.without_attention(alone), block(alone))
+    assert_close(block.densely(alone, DenseAttention(DENSE_FEATURES["value"], (0, 0))), block(alone))
     expected = attention(image := torch.randn(1, 3, 64, 64))
     features = value(image)
     for name in ("res2", "res5", "global_embedding"):

@@ -62,7 +62,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # is resized to it at loading. 0 keeps CLIP's grid.
     denseclip.VISUAL.RESOLUTION = 0
     # The dense embedding of a cell: "attention", the answer to its query, as released; "value", its own value
-    # without attention (MaskCLIP, ECCV 2022), which is local before training.
+    # without attention (MaskCLIP, ECCV 2022), which is local before training; or another without training:
+    # docs/without_training.md has them.
     denseclip.VISUAL.DENSE_FEATURES = "attention"
     # ResNets: 2 leaves out the pooling of res5 and dilates the convolutions after it, so the dense embedding
     # and the score map have stride 16. The pyramid gets res5 averaged over 2 x 2 cells.
@@ -133,6 +134,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.SCORE_MAP.CONCAT = "scores"
     # With "scores": concatenate s / tau (released detectors), or s (released segmentors).
     denseclip.SCORE_MAP.CONCAT_LOGITS = True
+    # Without training: leave out of the score map the classes whose probability, by the softmax of s / tau,
+    # reaches this value nowhere in the image (prompt denoising of MaskCLIP, ECCV 2022: 0.5). 0 keeps all.
+    denseclip.SCORE_MAP.DENOISE = 0.0
 
     # Detectron2's FCOS, with the values of its own config (model_zoo/configs/common/models/fcos.py).
     cfg.MODEL.FCOS = CfgNode()

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..visual.dense_features import DENSE_FEATURES
+
 
 class Rule(NamedTuple):
     """What a value has to be.
@@ -77,7 +79,7 @@ TEMPLATE = Rule(
 DEVICE = Rule("a device of torch, such as 'cuda' or 'cpu'", _is_device)
 POSITIVE = number(0, above=True)
 PROBABILITY = number(0, 1)
-RATE = number(0, 1, below=True)  # of dropout
+RATE = number(0, 1, below=True)
 NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORM_OR_NONE = one_of("", *NORMS)
 
@@ -94,7 +96,7 @@ _DENSECLIP = {
     "VISUAL.FREEZE_AT": whole(0, 5),
     "VISUAL.POS_EMBED": one_of("interpolate", "crop"),
     "VISUAL.RESOLUTION": whole(0),
-    "VISUAL.DENSE_FEATURES": one_of("attention", "value"),
+    "VISUAL.DENSE_FEATURES": one_of(*DENSE_FEATURES),
     "VISUAL.RES5_DILATION": whole(1, 2),
     "VISUAL.DROP_PATH_RATE": RATE,
     "VISUAL.WINDOW_SIZE": whole(0),
@@ -110,6 +112,7 @@ _DENSECLIP = {
     "CONTEXT_DECODER.LAYERS": whole(1),
     "CONTEXT_DECODER.DROPOUT": RATE,
     "SCORE_MAP.TAU": POSITIVE,
+    "SCORE_MAP.DENOISE": RATE,
     "SCORE_MAP.CONCAT": one_of("scores", "text", "none"),
     "CLASSIFIER": one_of("kway", "text"),
 }

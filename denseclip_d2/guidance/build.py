@@ -44,6 +44,7 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
         "tau": score_map.TAU,
         "concat": score_map.CONCAT,
         "concat_logits": score_map.CONCAT_LOGITS,
+        "denoise": score_map.DENOISE,
         "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
         "ensemble": GeometricEnsemble(
             tuple(class_names), mixed.ALPHA, mixed.BETA, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME

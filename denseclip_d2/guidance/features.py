@@ -29,6 +29,7 @@ class LanguageGuidedFeatures(Backbone):
         tau: float = 0.07,
         concat: str = "scores",
         concat_logits: bool = True,
+        denoise: float = 0.0,
         kernels: bool = True,
         ensemble: GeometricEnsemble | None = None,
     ):
@@ -43,6 +44,8 @@ class LanguageGuidedFeatures(Backbone):
                 leaves the features as they are; the loss alone reads the score map.
             concat_logits: with "scores", concatenate score map / tau, as released for detection, or the score
                 map, as released for segmentation.
+            denoise: threshold of :func:`denoised_scores` for the score map that evaluation returns; 0 keeps
+                all classes. The features keep the whole score map.
             kernels: compute the score map by a kernel if there is one; False: by its definition.
             ensemble: mixes the score map with what heads predict, at test time; None: nothing is mixed.
 
@@ -64,6 +67,7 @@ class LanguageGuidedFeatures(Backbone):
         self.tau = tau
         self.concat = concat
         self.concat_logits = concat_logits
+        self.denoise = denoise
         self.kernels = kernels
         self.ensemble = ensemble
         self.score_map_stride = visual.embedding_stride
@@ -105,6 +109,8 @@ class LanguageGuidedFeatures(Backbone):
         clip = None
         if self.ensemble and not self.training:
             clip = self.ensemble(scores, self.language.class_names, self.tau, self.score_map_stride)
+        if self.denoise and not self.training:
+            scores = denoised_scores(scores, self.tau, self.denoise)
         return {**features, "score_map": scores, "text_embeddings": text, "clip_scores": clip}
 
     def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -130,6 +136,20 @@ class LanguageGuidedFeatures(Backbone):
             score_map = torch.cat([score_map, scores], dim=1)
         known = [*class_names, *others]
         return score_map[:, [known.index(name) for name in names]]
+
+
+def denoised_scores(scores: Tensor, tau: float, threshold: float) -> Tensor:
+    """Return score maps without the classes that an image does not seem to have (MaskCLIP, sec. 3.3).
+
+    These are the classes whose probability reaches the threshold nowhere. If none reaches it, all stay.
+
+    Args:
+        scores: (B, K, h, w), in [-1, 1].
+        tau: temperature of the softmax over classes.
+    Returns: the shape of ``scores``, -1 for the classes left out.
+    """
+    absent = (scores.float() / tau).softmax(dim=1).amax(dim=(2, 3), keepdim=True) < threshold
+    return scores.masked_fill(absent & ~absent.all(dim=1, keepdim=True), -1)
 
 
 def seen_text(logits: Tensor, text: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor
 
 from ..clip_models.layers import multi_head_attention
+from .dense_features import OF_A_POOL, DenseAttention, dense_feature
 
 
 def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:
@@ -47,12 +48,15 @@ class DenseAttentionPool(AttentionPool2d):
         Args:
             grid_size: side of the grid of positional embeddings, in cells.
             position: "interpolate" the grid to each map, or "crop" its top left corner.
-            dense: the output of a cell: "attention" of its query, as released, or its own "value" (MaskCLIP,
-                Zhou et al., ECCV 2022). CLIP was trained with the query of the mean alone. Queries of cells
-                give nearly the same output; values are local.
+            dense: how a cell attends, of :data:`~.dense_features.OF_A_POOL`: "attention" of its query, as
+                released, or its own "value", for example. CLIP was trained with the query of the mean alone.
+                Queries of cells give nearly the same output; values are local.
+
+        Raises:
+            ValueError: another ``dense``.
         """
         super().__init__(grid_size, embed_dim, num_heads, output_dim)
-        self.dense = dense
+        self.dense, self.feature = dense, dense_feature(dense, OF_A_POOL, "an attention pool")
         self.grid_size = grid_size
         self.position = position
 
@@ -67,13 +71,18 @@ class DenseAttentionPool(AttentionPool2d):
         tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
         tokens = tokens + self.fitted_positions(height, width).to(tokens.dtype)
         key, value = self.k_proj(tokens), self.v_proj(tokens)
-        query = self.q_proj(tokens if self.dense == "attention" else tokens[:, :1])
-        answers = multi_head_attention(query, key, value, self.num_heads)
-        if self.dense == "value":
-            answers = torch.cat([answers, value[:, 1:]], dim=1)
+        query = self.q_proj(tokens if "q" in "".join(self.feature.pairs) else tokens[:, :1])
+        attend = DenseAttention(self.feature, (height, width))
+        if self.dense == "attention":
+            answers = multi_head_attention(query, key, value, self.num_heads)
+        else:
+            answer = multi_head_attention(query[:, :1], key, value, self.num_heads)
+            cells = multi_head_attention(query, key, value, self.num_heads, attend=attend)[:, 1:]
+            answers = torch.cat([answer, cells], dim=1)
         tokens = self.c_proj(answers)  # (B, 1 + HW, C)
+        dense = attend.refine(tokens[:, 1:])
         # Not unflatten: torch's ONNX exporter makes its sizes constants.
-        return tokens[:, 0], tokens[:, 1:].transpose(1, 2).reshape(x.shape[0], -1, height, width)
+        return tokens[:, 0], dense.transpose(1, 2).reshape(x.shape[0], -1, height, width)
 
     def fitted_positions(self, height: int, width: int) -> Tensor:
         """Return the positional embedding of a (height, width) map: (1 + height * width, D)."""

@@ -1,16 +1,28 @@
 from collections import OrderedDict
+from contextlib import nullcontext
+from functools import partial
 
 import torch.nn.functional as F
 from detectron2.config import configurable
 from timm.layers import Mlp, freeze_batch_norm_2d
+from timm.models.eva import EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .arguments import clip_arguments
-from .timm_backbone import TimmBackbone, create_trunk
+from .dense_features import (
+    DENSE_FEATURES,
+    AttentionMode,
+    DenseAttention,
+    MiddleAttention,
+    dense_feature,
+)
+from .timm_backbone import TimmBackbone, Trunk, create_trunk
 from .vit_pyramid import levels_read
 
 PROJECTIONS = ("linear", "mlp", "none", "", None)
+VIT_BLOCKS = (Block, EvaBlock, EvaBlockPostNorm)
 
 
 class CLIPTimm(TimmBackbone):
@@ -28,7 +40,8 @@ class CLIPTimm(TimmBackbone):
         embed_dim: C, the joint embedding's width.
         pool: timm's ``global_pool``; empty: the model's own.
         proj: the layers after the pool: "linear" or "mlp"; None: the model's classifier; "none": nothing.
-        dense: "attention"; :class:`CLIPViT` has another.
+        dense: "attention"; in ViTs, EVA's and SigLIP's among them, also another of
+            :data:`~.dense_features.DENSE_FEATURES`: how a cell attends in the last block.
         drop_path_rate: rate of stochastic depth in the last block; it rises from 0 in the first.
         with_embeddings: False leaves out the layers after the last map.
         stages: ``norm``, ``freeze_at``, ``activation_checkpointing`` and ``out_features`` of
@@ -56,12 +69,12 @@ class CLIPTimm(TimmBackbone):
         with_embeddings: bool = True,
         **stages,
     ):
-        if dense != "attention":
-            raise ValueError(f"dense is {dense!r}; a timm model has one dense embedding, 'attention'.")
         classes = 0 if proj in ("linear", "mlp", "none") else embed_dim
         pooling = {} if proj in ("linear", "mlp") and not pool else {"global_pool": pool}
         trunk = create_trunk(model_name, num_classes=classes, drop_path_rate=drop_path_rate, **pooling)
         width = trunk.num_features
+        known = DENSE_FEATURES if _is_vit(trunk) else ("attention",)
+        self.feature = dense_feature(dense, known, f"timm's {type(trunk).__name__}")
         super().__init__(trunk, features_only=not with_embeddings, **stages)
         head: OrderedDict[str, nn.Module] = OrderedDict()
         if with_embeddings and proj == "linear":
@@ -71,6 +84,10 @@ class CLIPTimm(TimmBackbone):
         self.head = nn.Sequential(head)
         self.embed_dim = embed_dim
         self.dense = dense
+        if dense != "attention" and with_embeddings:
+            for block in trunk.blocks:
+                block.attn.fused_attn = True  # so that :class:`AttentionMode` sees it
+            trunk.blocks[-1].register_forward_pre_hook(self._keep_input, with_kwargs=True)
         if stages.get("freeze_at") == 5:  # also what comes after the last stage
             self.trunk.requires_grad_(False)
             self.head.requires_grad_(False)
@@ -113,15 +130,30 @@ class CLIPTimm(TimmBackbone):
         Returns: ``out_features``, (B, D, H / stride, W / stride); and, with embeddings, ``global_embedding``
             (B, C) and ``dense_embedding`` (B, C, h, w) of stride ``embedding_stride``.
         """
-        features, last, size = self._features(x)
+        middle = MiddleAttention(len(self.trunk.blocks)) if self.feature.middle else None
+        with middle or nullcontext():
+            features, last, size = self._features(x)
         if last is not None:
             features["global_embedding"] = self._embed(last)
-            dense = self._embed_cells(last, size)
+            attend = DenseAttention(self.feature, size, middle)
+            dense = self._embed_cells(last if self.dense == "attention" else self._densely(attend), size)
+            dense = attend.refine(dense.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(dense.shape)
             if self.stride > self.embedding_stride:
                 fitting = [-(-side // self.embedding_stride) for side in x.shape[-2:]]
                 dense = F.interpolate(dense, fitting, mode="bilinear", align_corners=False)
             features["dense_embedding"] = dense
         return features
+
+    def _keep_input(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._last_input = args, kwargs
+
+    def _densely(self, attend: DenseAttention) -> Tensor:
+        """Return the input of ``forward_head`` with another attention in the last block."""
+        block, (args, kwargs) = self.trunk.blocks[-1], self._last_input
+        del self._last_input
+        with AttentionMode(attend):
+            run = block.forward if attend.feature.whole_block else partial(_attention_branch, block)
+            return self.trunk.norm(run(*args, **kwargs))
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.head(self.trunk.forward_head(x))  # (B, C)
@@ -140,3 +172,18 @@ class CLIPTimm(TimmBackbone):
             alone = cells.flatten(0, 2)[:, None, None]  # (B * h * w, 1, 1, D)
             alone = alone if nhwc else alone.permute(0, 3, 1, 2)
         return self._embed(alone).unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
+
+
+def _is_vit(trunk: Trunk) -> bool:
+    blocks = getattr(trunk, "blocks", ())
+    return len(blocks) > 0 and all(isinstance(block, VIT_BLOCKS) for block in blocks)
+
+
+def _attention_branch(block: Trunk, x: Tensor, **options) -> Tensor:
+    """Return what a block adds to its input before the MLP."""
+    if isinstance(block, EvaBlockPostNorm):
+        return block.norm1(block.attn(x, **options))
+    x = block.attn(block.norm1(x), **options)
+    if isinstance(block, EvaBlock):
+        return x if block.gamma_1 is None else block.gamma_1 * x
+    return block.ls1(x)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..clip_models.layers import QuickGELU
 from .arguments import clip_arguments
 from .attention_pool import fit_positions
+from .dense_features import DENSE_FEATURES, DenseAttention, MiddleAttention, dense_feature
 from .vit_block import VisualBlock, choose_global_attn_indexes
 from .vit_pyramid import (
     LEVELS,
@@ -53,8 +55,8 @@ class CLIPViT(VisionTransformer, Backbone):
         quick_gelu: use x * sigmoid(1.702 x) as OpenAI's weights need, instead of GELU.
         ls_init_value: initial value of the blocks' layer scales; None leaves them out.
         position: "interpolate" the grid to each image, or "crop" its top left corner.
-        dense: the output of a cell: "attention", the token of the last block, as released, or "value", the
-            same without the attention of the last block (MaskCLIP, Zhou et al., ECCV 2022).
+        dense: how a cell attends in the last block, of :data:`~.dense_features.DENSE_FEATURES`: "attention",
+            as released, or "value", without attention, for example.
         norm: the pyramid's, for ``detectron2.layers.get_norm``; "" leaves it out.
         freeze_at: 0 nothing, 1 the embeddings of patches, class and positions, 2 also the blocks before the
             tap of res2, ... 5 all blocks and the layers after them. A frozen block is never dropped.
@@ -69,7 +71,7 @@ class CLIPViT(VisionTransformer, Backbone):
             ``VisionTransformer``.
 
     Raises:
-        ValueError: an unknown level or block.
+        ValueError: an unknown level, block or ``dense``; windows in blocks whose attention ``dense`` needs.
     """
 
     position_key = "positional_embedding"
@@ -114,6 +116,12 @@ class CLIPViT(VisionTransformer, Backbone):
             self.ln_post = self.proj = None
         self.position, self.grid_size = position, grid_size
         self.dense, self.embed_dim = dense, embed_dim
+        self.feature = dense_feature(dense, DENSE_FEATURES, "a CLIP ViT")
+        if self.feature.middle and window_size:
+            raise ValueError(
+                f"dense is {dense!r}, which needs the global attention of all blocks, and window_size is "
+                f"{window_size}. Set window_size to 0, or choose another dense feature."
+            )
         self.quick_gelu = quick_gelu
         self.embedding_stride = token_stride(patch_size)
         self.double_class_embedding = double_class_embedding
@@ -172,21 +180,24 @@ class CLIPViT(VisionTransformer, Backbone):
         x = F.pad(x, (0, -x.shape[-1] % largest, 0, -x.shape[-2] % largest))
         size = [side // self.embedding_stride for side in x.shape[-2:]]
         tokens, features = self._embed(x, *size), {}
-        for depth, block in enumerate(self.transformer.resblocks, start=1):
-            before, tokens = tokens, self._run(block, tokens, size)
-            for name in self._out_features:
-                if self.taps[name] == depth:
-                    features[name] = getattr(self, LEVELS[name])(_as_map(tokens[:, 1:], size))
+        blocks = self.transformer.resblocks
+        middle = MiddleAttention(len(blocks)) if self.feature.middle else None
+        with middle or nullcontext():
+            for depth, block in enumerate(blocks, start=1):
+                before, tokens = tokens, self._run(block, tokens, size)
+                for name in self._out_features:
+                    if self.taps[name] == depth:
+                        features[name] = getattr(self, LEVELS[name])(_as_map(tokens[:, 1:], size))
         if self.proj is not None:
             tokens = tokens if self.final_ln_after_pool else self.ln_post(tokens)
             pooled, cells = self._global_pool(tokens)
             if self.final_ln_after_pool:
                 pooled, cells = self.ln_post(pooled), self.ln_post(cells)
-            if self.dense == "value":
-                values = self.transformer.resblocks[-1].without_attention(before[:, 1:])
-                cells = self.ln_post(values)
+            attend = DenseAttention(self.feature, size, middle)
+            if self.dense != "attention":
+                cells = self.ln_post(blocks[-1].densely(before, attend)[:, 1:])
             features["global_embedding"] = pooled @ self.proj  # (B, C)
-            features["dense_embedding"] = _as_map(cells @ self.proj, size)
+            features["dense_embedding"] = _as_map(attend.refine(cells @ self.proj), size)
         return features
 
     def _embed(self, x: Tensor, height: int, width: int) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from .arguments import stage_arguments
 from .attention_pool import DenseAttentionPool
+from .dense_features import dense_feature
 from .timm_backbone import TIMM, TimmBackbone, create_trunk
 from .vit_pyramid import levels_read
 
@@ -46,7 +47,7 @@ class ProjectedBackbone(Backbone):
             with_embeddings: False leaves the embedding out.
 
         Raises:
-            ValueError: an unknown ``embedding``.
+            ValueError: a ``dense`` that the embedding does not have.
         """
         super().__init__()
         self.backbone = backbone
@@ -57,6 +58,8 @@ class ProjectedBackbone(Backbone):
         self.position, self.dense = position, dense
         self.embedding: nn.Module | None = None
         if with_embeddings and embedding == "linear":
+            # A cell is embedded alone, so that its value is all.
+            dense_feature(dense, ("attention", "value"), "a linear embedding")
             self.embedding = nn.Linear(width, embed_dim)
         elif with_embeddings:
             self.grid_size = grid_size

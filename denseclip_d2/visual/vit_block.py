@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..clip_models.layers import multi_head_attention
+from .dense_features import DenseAttention
 
 
 class VisualBlock(ResidualAttentionBlock):
@@ -33,11 +34,14 @@ class VisualBlock(ResidualAttentionBlock):
         x = x + self.drop_path(self.ls_1(self.attention(self.ln_1(x), size)))
         return x + self.drop_path(self.ls_2(self.mlp(self.ln_2(x))))
 
-    def without_attention(self, x: Tensor) -> Tensor:
-        """Return the block's output if every token attends to itself alone: (B, N, D), as ``x``."""
-        width = x.shape[-1]
-        weight, bias = self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]
-        x = x + self.ls_1(self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
+    def densely(self, x: Tensor, attend: DenseAttention) -> Tensor:
+        """Return the block's output with another attention: (B, N, D), as ``x``."""
+        query, key, value = _projected(self.attn, self.ln_1(x))
+        answers = multi_head_attention(query, key, value, self.attn.num_heads, attend=attend)
+        answers = self.ls_1(self.attn.out_proj(answers))
+        if not attend.feature.whole_block:
+            return answers
+        x = x + answers
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
     def attention(self, x: Tensor, size: Sequence[int] = ()) -> Tensor:
