@@ -160,9 +160,9 @@ def seen_text(logits: Tensor, text: Tensor) -> Tensor:
         text: (B or 1, K, C) text embeddings, which are normalized here.
     Returns: (B, C, h, w), times sqrt(C), so that a channel has unit size.
     """
-    weights = logits.float().softmax(dim=1).to(text.dtype).flatten(2)
-    words = F.normalize(text, dim=-1).expand(logits.shape[0], -1, -1).transpose(1, 2)
-    return (words @ weights).unflatten(2, logits.shape[2:]) * text.shape[2] ** 0.5
+    weights = logits.float().softmax(dim=1).to(text.dtype)
+    words = F.normalize(text, dim=-1).expand(logits.shape[0], -1, -1)
+    return torch.einsum("bkc,bkhw->bchw", words, weights) * text.shape[2] ** 0.5
 
 
 def guidance_of(model: nn.Module) -> LanguageGuidedFeatures | None:

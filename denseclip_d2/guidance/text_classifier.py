@@ -58,13 +58,13 @@ class TextClassifier(nn.Module):
             background = self.background.to(text.dtype).expand(text.shape[0], 1, -1)
             text = torch.cat([text, background], dim=1)
         text = F.normalize(text, dim=-1).expand(x.shape[0], -1, -1)
-        logits = self.log_scale.exp() * (text @ F.normalize(x.flatten(2), dim=1))
+        logits = self.log_scale.exp() * torch.einsum("bkc,bc...->bk...", text, F.normalize(x, dim=1))
         if self.bias is not None:
             logits = logits + self.bias
         if self.name_bias is not None:
             biases = F.pad(self.name_bias(), (0, int(self.background is not None))).to(logits.dtype)
             logits = logits + biases.view(-1, *[1] * (logits.dim() - 2))
-        return logits.unflatten(2, x.shape[2:])
+        return logits
 
 
 class NameBias(nn.Module):

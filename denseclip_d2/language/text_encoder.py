@@ -115,7 +115,8 @@ class CLIPTextEncoder(TextTransformer):
 
     def encode_unpacked(self, ids: Tensor, contexts: Tensor | None = None) -> Tensor:
         """Return what :meth:`forward` does, by its definition: every prompt alone, and padded."""
-        num_classes, n_ctx = len(ids), 0 if contexts is None else contexts.shape[1]
+        # len() would be a constant of a trace.
+        num_classes, n_ctx = ids.shape[0], 0 if contexts is None else contexts.shape[1]
         if self.reads_padding and (missing := self.context_length - n_ctx - ids.shape[1]) > 0:
             ids = F.pad(ids, (0, missing), value=self.pad_id)
         x, end = self.token_embedding(ids)[None], self._ends(ids)  # (1, K, L, D)

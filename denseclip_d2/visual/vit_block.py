@@ -36,7 +36,7 @@ class VisualBlock(ResidualAttentionBlock):
 
     def densely(self, x: Tensor, attend: DenseAttention) -> Tensor:
         """Return the block's output with another attention: (B, N, D), as ``x``."""
-        query, key, value = _projected(self.attn, self.ln_1(x))
+        query, key, value = projected(self.attn, self.ln_1(x))
         answers = multi_head_attention(query, key, value, self.attn.num_heads, attend=attend)
         answers = self.ls_1(self.attn.out_proj(answers))
         if not attend.feature.whole_block:
@@ -47,7 +47,7 @@ class VisualBlock(ResidualAttentionBlock):
     def attention(self, x: Tensor, size: Sequence[int] = ()) -> Tensor:
         if self.window_size:
             return self.attn.out_proj(windowed_attention(self.attn, x, size, self.window_size))
-        query, key, value = _projected(self.attn, x)
+        query, key, value = projected(self.attn, x)
         return self.attn.out_proj(multi_head_attention(query, key, value, self.attn.num_heads))
 
 
@@ -72,7 +72,7 @@ def windowed_attention(attn: nn.MultiheadAttention, x: Tensor, size: Sequence[in
     # The class token joins every window before the projection. Later, keys and values would be copied, and
     # copies are kept for the backward pass.
     class_token = x[:, :1].repeat_interleave(windows, dim=0)
-    query, key, value = _projected(attn, torch.cat([class_token, cells], dim=1))
+    query, key, value = projected(attn, torch.cat([class_token, cells], dim=1))
 
     real, _ = window_partition(x.new_ones(1, *size, 1), window)
     real = real.flatten(1) > 0  # (windows, window * window)
@@ -105,7 +105,7 @@ def choose_global_attn_indexes(layers: int, blocks: Collection[int]) -> Collecti
     return blocks or {-(-layers * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
 
 
-def _projected(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, ...]:
+def projected(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, ...]:
     """Return query, key and value of ``x``."""
     # nn.MultiheadAttention would hold all N * N weights at inference.
     return F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
