@@ -472,7 +472,7 @@ def just_below(longest: int) -> torch.Tensor:
 class Sizes(nn.Module):
     """The part of a ``TraceableModel`` that computes resized sizes, from an image or from numbers."""
 
-    preprocessed = any_batch = False
+    inputs = {"images": {1: "height", 2: "width"}}
 
     def __init__(self, limits: tuple[int, int]):
         super().__init__()
@@ -491,7 +491,7 @@ def test_runtimes_compute_detectron2s_sizes(limits, runtime, tmp_path):
     doubled = torch.arange(1, 2001)[:, None] * torch.tensor([2, 1])
     large = torch.randint(LARGEST // 2, LARGEST + 1, (2000, 2), generator=torch.Generator().manual_seed(0))
     sizes = torch.cat([doubled, halves(*limits, LARGEST)[::9], large, just_below(limits[1])])
-    file.write_bytes(FORMATS["onnx"].content(Sizes(limits), sizes[None, :9], {}))
+    file.write_bytes(FORMATS["onnx"].content(Sizes(limits), (sizes[None, :9],), {}))
     with runtime(file) as run:
         given = torch.from_numpy(run(sizes[None].numpy())["classes"])
     torch.testing.assert_close(given, detectron2_sizes(sizes, *limits), rtol=0, atol=0)
@@ -501,7 +501,7 @@ def test_runtimes_compute_detectron2s_sizes(limits, runtime, tmp_path):
 @pytest.mark.parametrize("runtime", [onnx_runtime, pytest.param(openvino_runtime, marks=needs_openvino)])
 def test_runtimes_measure_images(runtime, tmp_path):
     file = tmp_path / "sizes.onnx"
-    file.write_bytes(FORMATS["onnx"].content(Sizes((800, 1333)), torch.zeros(1, 30, 40, 1).byte(), {}))
+    file.write_bytes(FORMATS["onnx"].content(Sizes((800, 1333)), (torch.zeros(1, 30, 40, 1).byte(),), {}))
     with runtime(file) as run:
         for size, fitted in {
             (1024, 2048): [667, 1333],

@@ -652,12 +652,6 @@ def test_a_class_is_seen_if_training_had_one_of_its_synonyms():
     assert only_seen_and_unseen(found) == {"sem_seg": {"IoU_seen": 5.0, "IoU_unseen": 2.0}}
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript", "torch_export"])
-def test_such_models_are_not_exported_yet(format, tmp_path):
-    with pytest.raises(ValueError, match="CLASSIFIER is 'text'.*not support yet"):
-        check_exportable(shapes_config("retinanet", tmp_path), format)
-
-
 def mixture(weights, words=None, logits=None, stride: int = 32) -> CLIPScores:
     words = torch.arange(len(weights)) if words is None else torch.tensor(words)
     return CLIPScores(

@@ -6,8 +6,9 @@ tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
 tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
 
-DIR gets model.onnx, model.ts or model.pt2; for a RetinaNet's model.pt2 also decode.py. docs/export.md
-describes inputs, outputs and metadata.
+DIR gets model.onnx, model.ts or model.pt2; for a RetinaNet's model.pt2 also decode.py; for a model that takes
+any names also names.onnx (.ts, .pt2), their encoder, and tokenizer.json. docs/export.md describes inputs,
+outputs and metadata.
 """
 
 import argparse
@@ -69,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
         paste_masks=args.paste_masks, images=args.images, precision=args.precision,
     )  # fmt: skip
     print(f"Verified {verdict}")
-    print(f"Wrote {' and '.join(map(str, files))}: {files[0].stat().st_size / 2**20:.1f} MiB")
+    size = sum(file.stat().st_size for file in files)
+    print(f"Wrote {' and '.join(map(str, files))}: {size / 2**20:.1f} MiB")
     if args.evaluate:
         for name, results in evaluate_file(cfg, files[0], args.format).items():
             print(f"{name}:")

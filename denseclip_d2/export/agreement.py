@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
+from .names import ReadNames
 from .runtimes import Run
 from .traceable import TraceableModel
 from .verification import both
@@ -39,7 +40,13 @@ class Agreement:
         return f"with {self.images} images, {self.detections} detections; agreement: {parts}"
 
 
-def agreement(run: Run, whole: TraceableModel, images: Sequence[np.ndarray], precision: str) -> Agreement:
+def agreement(
+    run: Run,
+    whole: TraceableModel,
+    images: Sequence[np.ndarray],
+    precision: str,
+    names: ReadNames | None = None,
+) -> Agreement:
     """Compare the outputs of a file with those of the model; arguments as for ``verify``.
 
     Raises:
@@ -48,7 +55,7 @@ def agreement(run: Run, whole: TraceableModel, images: Sequence[np.ndarray], pre
     agreeing: defaultdict[str, float] = defaultdict(float)
     counted: defaultdict[str, float] = defaultdict(float)
     number = detections = 0
-    for _, expected, given in both(run, whole, images):
+    for _, expected, given in both(run, whole, images, names):
         number += 1
         detections += len(expected.get("boxes", ()))
         for name, (part, all_of_it) in _agreeing(expected, given).items():

@@ -8,14 +8,20 @@ from detectron2.data import DatasetCatalog
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 
+from ..data.class_names import class_names_of_datasets, clean_class_names, get_class_names
 from ..data.image_io import convert_bgr, read_image
+from ..data.tasks import num_classes_section
 from ..evaluation.build import build_evaluator
+from ..evaluation.seen import with_seen_and_unseen
 from .formats import FORMATS
+from .names import encoded_names, given_names, names_file, prompt_of, takes_text
 from .runtimes import Outputs, Run
 
 
 def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
     """Evaluate an exported file on ``DATASETS.TEST`` with its runtime and Detectron2's evaluators.
+
+    A file that takes text embeddings gets those of each dataset's names, by the file of their encoder.
 
     Args:
         file: not for preprocessed images, and not of Panoptic FPN, whose outputs are not merged.
@@ -23,7 +29,29 @@ def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
     Returns: the evaluators' results, by dataset.
     """
     with FORMATS[format].runtime(file) as run:
-        return {name: evaluate_run(cfg, run, name) for name in cfg.DATASETS.TEST}
+        if not takes_text(cfg):
+            return {name: evaluate_run(cfg, run, name) for name in cfg.DATASETS.TEST}
+        with FORMATS[format].runtime(names_file(file)) as encode:
+            return {name: _evaluate_with_names(cfg, run, encode, name) for name in cfg.DATASETS.TEST}
+
+
+def _evaluate_with_names(cfg: CfgNode, run: Run, encode: Run, name: str) -> dict:
+    names, learned = class_names_of_datasets(cfg, [name]), cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+    given, added = given_names(cfg, names)
+    text = encoded_names(encode, given, prompt_of(cfg))
+    # The learned name is the file's last class, and may be any of the dataset's, or none.
+    places = np.array([names.index(x) if x in names else len(names) for x in (*given, *added)])
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL[num_classes_section(cfg)].NUM_CLASSES = int(places.max()) + 1
+
+    def run_with_names(images: np.ndarray) -> Outputs:
+        found = run(images, text)
+        return found | {key: places[found[key]] for key in ("labels", "classes") if key in found}
+
+    results = evaluate_run(own, run_with_names, name)
+    trained = clean_class_names(get_class_names(cfg), synonyms=True)
+    return with_seen_and_unseen(results, trained, {learned})
 
 
 def evaluate_run(cfg: CfgNode, run: Run, name: str) -> dict:

@@ -1,7 +1,8 @@
 """Export of a config's model to a verified file."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,10 +21,13 @@ from ..shapes.scene import draw_scene, sample_background
 from ..utils.atomic import atomic_write
 from .agreement import Agreement, agreement
 from .formats import FORMATS
-from .precision import EXPORT_PRECISIONS
+from .names import TOKENIZER, Names, NamesEncoder, ReadNames, names_file, takes_text, token_ids
+from .precision import EXPORT_PRECISIONS, store_float16
+from .runtimes import Run
 from .safetensors import about
 from .sizes import telling_sizes
 from .support import check_exportable, is_guided
+from .tokenizer_json import tokenizer_json
 from .traceable import DECODER_SOURCE, TraceableModel
 from .verification import VerificationResult, verify
 
@@ -53,8 +57,9 @@ def export_model(
 ) -> VerificationResult | Agreement:
     """Write a config's trained model as a file that needs neither this package nor Detectron2.
 
-    The file has precomputed text embeddings and fused norms. It is kept only if the outputs in its runtime
-    agree with the model's. If it ends at the heads, the page that decodes their outputs is written beside it.
+    The file has fused norms, and precomputed text embeddings or, if :func:`takes_text`, an input of them. It
+    is kept only if the outputs in its runtime agree with the model's. The names' encoder and their tokenizer
+    are written beside it, and for a file that ends at the heads the page that decodes their outputs.
 
     Args:
         cfg: with MODEL.WEIGHTS of the whole model.
@@ -70,25 +75,28 @@ def export_model(
     _check_options(cfg, format, preprocessed=preprocessed, score_map=score_map, precision=precision)
     exact = precision == "float32"
     sources = _sources(cfg, images, precision)
+    model, names = _trained_model(cfg)
     whole = kind(
-        _precomputed_model(cfg), shortest=0 if preprocessed else cfg.INPUT.MIN_SIZE_TEST,
+        model, shortest=0 if preprocessed else cfg.INPUT.MIN_SIZE_TEST,
         longest=cfg.INPUT.MAX_SIZE_TEST, preprocessed=preprocessed, score_map=score_map,
         paste_masks=paste_masks,
     )  # fmt: skip
     step = whole.model.backbone.size_divisibility if FORMATS[format].static_graph else 1
     size = partial(_size, side=cfg.INPUT.MIN_SIZE_TEST or SIDE, step=step)
-    said = {**_about(whole, cfg), "precision": precision}
-    content = FORMATS[format].content(whole, whole.preprocess(_resized(sources[0], size(TRACED))), said)
-    content = EXPORT_PRECISIONS[precision](content, (whole.preprocess(x).numpy() for x in sources))
+    said = {**_about(whole, cfg), **(names.about() if names else {}), "precision": precision}
+    text = [names.text()] if names else []
+    example = whole.preprocess(_resized(sources[0], size(TRACED)))
+    content = FORMATS[format].content(whole, (example, *text), said)
+    inputs = ([x.numpy() for x in (whole.preprocess(image), *text)] for image in sources)
+    content = EXPORT_PRECISIONS[precision](content, inputs)
     verified = _images_to_verify(whole, sources, size, every_source=not exact)
-    with atomic_write(file, "wb") as written:
-        written.write(content)
-        written.flush()
-        with FORMATS[format].runtime(Path(written.name)) as run:
-            result = verify(run, whole, verified) if exact else agreement(run, whole, verified, precision)
+    compare = verify if exact else partial(agreement, precision=precision)
+    with ExitStack() as stack:
+        run = stack.enter_context(_written(file, content, format))
+        read = stack.enter_context(_written_names(file, names, format, said)) if names else None
+        result = compare(run, whole, verified, names=read)
         if DECODER_SOURCE in said:
-            with atomic_write(file.with_name(DECODER_SOURCE), "w", encoding="utf-8") as page:
-                page.write(said[DECODER_SOURCE])
+            _write_text(file.with_name(DECODER_SOURCE), said[DECODER_SOURCE])
     return result
 
 
@@ -98,7 +106,36 @@ def files_of(cfg: CfgNode, format: str) -> list[str]:
     Raises:
         ValueError: the model cannot be exported.
     """
-    return [FORMATS[format].file, *([DECODER_SOURCE] if check_exportable(cfg, format).page else [])]
+    kind, file = check_exportable(cfg, format), Path(FORMATS[format].file)
+    names = [names_file(file).name, TOKENIZER] if takes_text(cfg) else []
+    return [file.name, *names, *([DECODER_SOURCE] if kind.page else [])]
+
+
+@contextmanager
+def _written(file: Path, content: bytes, format: str) -> Iterator[Run]:
+    """Run a file in its runtime, and keep the file if no error is raised."""
+    with atomic_write(file, "wb") as written:
+        written.write(content)
+        written.flush()
+        with FORMATS[format].runtime(Path(written.name)) as run:
+            yield run
+
+
+@contextmanager
+def _written_names(file: Path, names: Names, format: str, said: dict[str, str]) -> Iterator[ReadNames]:
+    """Write the names' encoder and the tokenizer beside a model's file, as of :func:`_written`."""
+    encoder, example = NamesEncoder(names.language).eval(), token_ids(names.trained, names.prompt)
+    content = FORMATS[format].content(encoder, (example,), said)
+    if said["precision"] != "float32":  # also for int8, which is calibrated on images
+        content = store_float16(content)
+    with _written(names_file(file), content, format) as encode:
+        yield names.verified(encode)
+    _write_text(file.with_name(TOKENIZER), tokenizer_json())
+
+
+def _write_text(file: Path, text: str) -> None:
+    with atomic_write(file, "w", encoding="utf-8") as written:
+        written.write(text)
 
 
 def _check_options(cfg: CfgNode, format: str, *, preprocessed: bool, score_map: bool, precision: str) -> None:
@@ -131,14 +168,16 @@ def _training_images(cfg: CfgNode) -> list[str]:
     return [record["file_name"] for record in records[:CALIBRATION]]
 
 
-def _precomputed_model(cfg: CfgNode) -> nn.Module:
-    """Return the trained model on the CPU, without text encoder and gradients."""
+def _trained_model(cfg: CfgNode) -> tuple[nn.Module, Names | None]:
+    """Return the trained model on the CPU without text encoder, and its names if it takes any."""
     cfg = cfg.clone()
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False])
     model = build_model_with_weights(cfg).eval().requires_grad_(False)
+    if takes_text(cfg):
+        return model, Names(model, cfg)
     if guided := guidance_of(model):
         guided.language.precompute_()
-    return model
+    return model, None
 
 
 def _about(whole: TraceableModel, cfg: CfgNode) -> dict[str, str]:

@@ -16,11 +16,14 @@ import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
-from .runtimes import INPUT, Run, onnx_runtime, openvino_runtime, runtime_subprocess
+from .names import TEXT, NamesEncoder
+from .runtimes import Run, onnx_runtime, openvino_runtime, runtime_subprocess
 from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
 
 OPSET = 17  # Detectron2's ROIAlign needs 16
 MOST = 1024  # of images and of strides along a side; torch.export needs bounds to index memory
+
+Traceable = TraceableModel | NamesEncoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Format:
     Attributes:
         file: the file's name.
         packages: required packages beside torch.
-        content: makes the file's content from a model, an example input and metadata. It adds the metadata
+        content: makes the file's content from a model, example inputs and metadata. It adds the metadata
             ``outputs`` (JSON), the names of the outputs in their order.
         runtime: runs the file.
         static_graph: whether a model must have no data-dependent control flow. Images are then preprocessed,
@@ -40,7 +43,7 @@ class Format:
 
     file: str
     packages: tuple[str, ...]
-    content: Callable[[TraceableModel, Tensor, dict[str, str]], bytes]
+    content: Callable[[Traceable, tuple[Tensor, ...], dict[str, str]], bytes]
     runtime: Callable[[Path], AbstractContextManager[Run]]
     static_graph: bool = False
     any_precision: bool = False
@@ -59,45 +62,47 @@ class Format:
             raise ValueError(f"{self.file} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def _onnx(whole: TraceableModel, example: Tensor, about: dict[str, str]) -> bytes:
+def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
     import onnx  # an extra
 
     adapter, names = _traceable(whole, example)
-    row = 2 if whole.preprocessed else 1
-    sides = {0: "images"} if whole.any_batch else {}
-    sides |= {row: "height", row + 1: "width"}
+    axes = {name: AXES[name] for name in names}
+    if TEXT in whole.inputs and "score_map" in axes:
+        axes["score_map"] = {**axes["score_map"], 1: "classes"}
     content = io.BytesIO()
     with _quiet():
         # torch's newer exporter does not support sizes that depend on the number of detections.
         torch.onnx.export(
-            adapter, (example,), content,  # type: ignore[arg-type]  # which takes files too
-            dynamo=False, opset_version=OPSET, input_names=[INPUT],
-            output_names=names, dynamic_axes={INPUT: sides, **{name: AXES[name] for name in names}},
+            adapter, example, content,  # type: ignore[arg-type]  # which takes files too
+            dynamo=False, opset_version=OPSET, input_names=list(whole.inputs),
+            output_names=names, dynamic_axes={**whole.inputs, **axes},
         )  # fmt: skip
     model = onnx.load_from_string(content.getvalue())
     onnx.helper.set_model_props(model, {**about, "outputs": json.dumps(names)})
     return model.SerializeToString()
 
 
-def _torchscript(whole: TraceableModel, example: Tensor, about: dict[str, str]) -> bytes:
+def _torchscript(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
     adapter, names = _traceable(whole, example)
     content = io.BytesIO()
     with _quiet():
-        traced = torch.jit.freeze(torch.jit.trace(adapter, (example,), check_trace=False))  # norms are fused
+        traced = torch.jit.freeze(torch.jit.trace(adapter, example, check_trace=False))  # norms are fused
     torch.jit.save(traced, content, _extra_files={**about, "outputs": json.dumps(names)})
     return content.getvalue()
 
 
-def _torch_export(whole: TraceableModel, example: Tensor, about: dict[str, str]) -> bytes:
+def _torch_export(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
     _, names = _traceable(whole, example)
-    stride = whole.model.backbone.size_divisibility
-    images, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("images", "rows", "columns"))
-    sizes = {0: images, 2: stride * rows, 3: stride * columns}
-    # Sizes of 1, of a batch or of a level's sides, would become constants.
-    side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
-    traced = example.new_zeros(2, 3, 2 * side, 3 * side)
+    sizes: list[dict] = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in whole.inputs.values()]
+    if isinstance(whole, TraceableModel):
+        stride = whole.model.backbone.size_divisibility
+        images, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("images", "rows", "columns"))
+        sizes[0] = {0: images, 2: stride * rows, 3: stride * columns}
+        # Sizes of 1, of a batch or of a level's sides, would become constants.
+        side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
+        example = (example[0].new_zeros(2, 3, 2 * side, 3 * side), *example[1:])
     with _quiet(), torch.no_grad():
-        program = torch.export.export(whole, (traced,), dynamic_shapes=(sizes,))
+        program = torch.export.export(whole, example, dynamic_shapes=tuple(sizes))
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={**about, "outputs": json.dumps(names)})
     return content.getvalue()
@@ -115,10 +120,10 @@ FORMATS = {
 }
 
 
-def _traceable(whole: TraceableModel, example: Tensor) -> tuple[TracingAdapter, list[str]]:
+def _traceable(whole: Traceable, example: tuple[Tensor, ...]) -> tuple[TracingAdapter, list[str]]:
     """Return a model that returns a tuple, and the names of its outputs."""
-    adapter = TracingAdapter(whole, (example,)).eval()
-    adapter(example)
+    adapter = TracingAdapter(whole, example).eval()
+    adapter(*example)
     return adapter, adapter.outputs_schema.keys
 
 

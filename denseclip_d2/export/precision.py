@@ -1,21 +1,23 @@
 """ONNX files of reduced precision."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from .runtimes import INPUT
-
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 PREDICTORS = ("anchor_deltas", "bbox_pred", "cls_score", "ctrness", "objectness_logits", "predictor")
 """Detectron2's names of the layers that predict. They stay float32, for 256 steps are too few."""
 
 
-def store_float16(content: bytes, images: Iterable[np.ndarray]) -> bytes:
+Inputs = Iterable[Sequence[np.ndarray]]
+"""Calibration inputs, each time one array for each input of the file."""
+
+
+def store_float16(content: bytes, inputs: Inputs = ()) -> bytes:
     """Store weights as float16. Runtimes convert them to float32 when they load the file.
 
     Raises:
@@ -25,8 +27,9 @@ def store_float16(content: bytes, images: Iterable[np.ndarray]) -> bytes:
 
     model, largest = onnx.load_from_string(content), float(np.finfo(np.float16).max)
     used, casts = {node.input[1] for node in _weighted(model)}, []
+    used |= {node.input[0] for node in model.graph.node if node.op_type == "Gather"}  # token embeddings
     for tensor in model.graph.initializer:
-        if tensor.name not in used:
+        if tensor.name not in used or tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         weights, name = onnx.numpy_helper.to_array(tensor), tensor.name
         if not np.abs(weights).max(initial=0) <= largest:
@@ -42,17 +45,18 @@ def store_float16(content: bytes, images: Iterable[np.ndarray]) -> bytes:
     return model.SerializeToString()
 
 
-def quantize_int8(content: bytes, images: Iterable[np.ndarray]) -> bytes:
+def quantize_int8(content: bytes, inputs: Inputs) -> bytes:
     """Compute all layers but the predictors in 8 bits, by ONNX Runtime's static quantization.
 
     Args:
-        images: as the file takes them. The 256 steps span the range of each layer's outputs for them.
+        inputs: as the file takes them. The 256 steps span the range of each layer's outputs for them.
     """
     import onnx  # extras
     from onnxruntime.quantization import QuantType, quantize_static
 
     model = onnx.load_from_string(content)
     layers = [node.name for node in _weighted(model) if not any(name in node.name for name in PREDICTORS)]
+    reader = _Reader([x.name for x in model.graph.input], inputs)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # it would advise a fusion that is done already
@@ -60,7 +64,7 @@ def quantize_int8(content: bytes, images: Iterable[np.ndarray]) -> bytes:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             quantize_static(
-                model, file, _Reader(images), nodes_to_quantize=layers, op_types_to_quantize=[*WEIGHTED],
+                model, file, reader, nodes_to_quantize=layers, op_types_to_quantize=[*WEIGHTED],
                 per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
             quantized = onnx.load(file)
@@ -71,23 +75,22 @@ def quantize_int8(content: bytes, images: Iterable[np.ndarray]) -> bytes:
     return quantized.SerializeToString()
 
 
-EXPORT_PRECISIONS: dict[str, Callable[[bytes, Iterable[np.ndarray]], bytes]] = {
-    "float32": lambda content, images: content,
+EXPORT_PRECISIONS: dict[str, Callable[[bytes, Inputs], bytes]] = {
+    "float32": lambda content, inputs: content,
     "float16": store_float16,
     "int8": quantize_int8,
 }
-"""Functions of an ONNX file in float32 and of calibration images."""
+"""Functions of an ONNX file in float32 and of calibration inputs."""
 
 
 class _Reader:
     """A ``CalibrationDataReader`` for ONNX Runtime."""
 
-    def __init__(self, images: Iterable[np.ndarray]):
-        self.images = iter(images)
+    def __init__(self, names: Sequence[str], inputs: Inputs):
+        self.inputs = (dict(zip(names, own, strict=True)) for own in inputs)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self.images, None)
-        return None if image is None else {INPUT: image}
+        return next(self.inputs, None)
 
 
 def _weighted(model: Any) -> list[Any]:

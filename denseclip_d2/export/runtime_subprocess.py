@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Answer = Callable[[Any], dict[str, Any]]
-"""Returns arrays by name for images."""
+"""Returns arrays by name for the arrays of all inputs."""
 
 
 def torchscript(path: str) -> Answer:
@@ -24,8 +24,8 @@ def torchscript(path: str) -> Answer:
     names = json.loads(about["outputs"])
 
     @torch.no_grad()
-    def answer(images: Any) -> dict[str, Any]:
-        outputs = model(torch.from_numpy(images))  # a tuple, or a single tensor
+    def answer(*inputs: Any) -> dict[str, Any]:
+        outputs = model(*map(torch.from_numpy, inputs))  # a tuple, or a single tensor
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {name: x.numpy() for name, x in zip(names, outputs, strict=True)}
 
@@ -45,8 +45,8 @@ def torch_export(path: str) -> Answer:
     exec(about.get("decode.py", ""), page)
 
     @torch.no_grad()
-    def answer(images: Any) -> dict[str, Any]:
-        outputs = page["decode"](model(torch.from_numpy(images)), about, images.shape[2:])
+    def answer(*inputs: Any) -> dict[str, Any]:
+        outputs = page["decode"](model(*map(torch.from_numpy, inputs)), about, inputs[0].shape[2:])
         return {name: x.numpy() for name, x in outputs.items()}
 
     return answer
@@ -62,8 +62,8 @@ def openvino(path: str, precision: str = "") -> Answer:
     names = json.loads(read.get_rt_info(["framework", "outputs"]).value)
     model = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": precision} if precision else {})
 
-    def answer(images: Any) -> dict[str, Any]:
-        given = model({"images": images})
+    def answer(*inputs: Any) -> dict[str, Any]:
+        given = model(list(inputs))
         return {name: np.array(given[name]) for name in names}
 
     return answer
@@ -80,10 +80,10 @@ def main(kind: str, *arguments: str) -> None:
     answer = KINDS[kind](*arguments)
     while True:
         try:
-            images = pickle.load(sys.stdin.buffer)
+            inputs = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(answer(images), sys.stdout.buffer)
+        pickle.dump(answer(*inputs), sys.stdout.buffer)
         sys.stdout.buffer.flush()
 
 

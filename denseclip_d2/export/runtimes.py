@@ -4,7 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,8 @@ DETECTIONS = ("boxes", "scores", "classes", "masks")
 """The outputs with one row per detection."""
 
 Outputs = dict[str, np.ndarray]
-Run = Callable[[np.ndarray], Outputs]
-"""Returns a file's outputs by name for images as of ``TraceableModel.forward``."""
+Run = Callable[..., Outputs]
+"""Returns a file's outputs by name for its inputs, arrays in their order."""
 
 
 @contextmanager
@@ -32,12 +32,13 @@ def onnx_runtime(path: Path) -> Iterator[Run]:
     except Exception as error:  # its classes have no public names
         raise ValueError(f"ONNX Runtime cannot read the file: {error}") from error
     names = json.loads(session.get_modelmeta().custom_metadata_map["outputs"])
+    own = [x.name for x in session.get_inputs()]
 
-    def run(images: np.ndarray) -> Outputs:
+    def run(*inputs: np.ndarray) -> Outputs:
         try:
-            return dict(zip(names, session.run(names, {INPUT: images}), strict=True))
+            return dict(zip(names, session.run(names, dict(zip(own, inputs, strict=True))), strict=True))
         except Exception as error:
-            raise ValueError(f"ONNX Runtime failed for images of {images.shape}: {error}") from error
+            raise ValueError(f"ONNX Runtime failed for {_shapes(inputs)}: {error}") from error
 
     yield run
 
@@ -51,8 +52,8 @@ def openvino_runtime(path: Path, *, hinted: bool = True) -> Iterator[Run]:
     """
     with runtime_subprocess("openvino", path, *(["f32"] if hinted else [])) as answer:
 
-        def run(images: np.ndarray) -> Outputs:
-            found = answer(images)
+        def run(*inputs: np.ndarray) -> Outputs:
+            found = answer(*inputs)
             if "scores" in found:  # R-CNNs without detections return one of score 0
                 real = found["scores"] > 0
                 found |= {name: found[name][real] for name in DETECTIONS if name in found}
@@ -75,12 +76,16 @@ def runtime_subprocess(kind: str, path: Path, *more: str) -> Iterator[Run]:
         assert process.stdin and process.stdout
         stdin, stdout = process.stdin, process.stdout
 
-        def run(images: np.ndarray) -> Outputs:
+        def run(*inputs: np.ndarray) -> Outputs:
             try:
-                pickle.dump(images, stdin)
+                pickle.dump(inputs, stdin)
                 stdin.flush()
                 return pickle.load(stdout)
             except (EOFError, BrokenPipeError):
-                raise ValueError(f"{kind} failed for images of {images.shape}; see above.") from None
+                raise ValueError(f"{kind} failed for {_shapes(inputs)}; see above.") from None
 
         yield run
+
+
+def _shapes(inputs: Iterable[np.ndarray]) -> str:
+    return f"inputs of {' and '.join(str(x.shape) for x in inputs)}"

@@ -5,8 +5,13 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from ..clip_models import get_clip_architecture
+from ..data.tasks import reads_stuff_names
 from .formats import FORMATS
+from .names import takes_text
 from .traceable import TRACEABLE, TraceableModel
+
+FIXED_NAMES = "convert the weights with --precompute-text, which fixes their names"
 
 
 def check_exportable(cfg: CfgNode, format: str) -> type[TraceableModel]:
@@ -49,13 +54,26 @@ def _reasons(cfg: CfgNode) -> list[str]:
         ),
         "MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE mixes by names, which a file does not have; set ALPHA and BETA "
         "to 0": any(cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.values()),
-        "MODEL.DENSECLIP.CLASSIFIER is 'text', or SCORE_MAP.CONCAT is, which exports do not support yet": (
-            "text" in (cfg.MODEL.DENSECLIP.CLASSIFIER, cfg.MODEL.DENSECLIP.SCORE_MAP.CONCAT)
-        ),
         "TEST.SLIDING_WINDOW.ENABLED is True, and the number of windows depends on the image; set it to "
         "False": cfg.TEST.SLIDING_WINDOW.ENABLED,
         "MODEL.WEIGHTS is empty; set it to the weights of the trained model": not cfg.MODEL.WEIGHTS,
         "MODEL.KEYPOINT_ON is True, and no output has keypoints": cfg.MODEL.KEYPOINT_ON,
         "MODEL.LOAD_PROPOSALS is True, and exported files have no proposals": cfg.MODEL.LOAD_PROPOSALS,
     }
+    if takes_text(cfg):
+        reasons |= _reasons_of_names(cfg)
     return [reason for reason, holds in reasons.items() if holds]
+
+
+def _reasons_of_names(cfg: CfgNode) -> dict[str, bool]:
+    """Return what can prevent an export with names as an input, and whether it does."""
+    denseclip = cfg.MODEL.DENSECLIP
+    mode = denseclip.PROMPT.MODE
+    tokenizer = get_clip_architecture(denseclip.CLIP_MODEL).text.hf_tokenizer_name
+    reasons = {
+        "MODEL.DENSECLIP.PROMPT.MODE is 'random', whose text no encoder makes": mode == "random",
+        "MODEL.DENSECLIP.NAME_BIAS is True, and an exported file sees no names": denseclip.NAME_BIAS,
+        "MODEL.DENSECLIP.CLIP_MODEL has a tokenizer that is not CLIP's": bool(tokenizer),
+        "it reads names of stuff beside those of things": reads_stuff_names(cfg),
+    }
+    return {f"{reason}; {FIXED_NAMES}": holds for reason, holds in reasons.items()}

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from ..meta_arch.retinanet import RetinaNetGlobalNorm
 from ..meta_arch.text_heads import dense_predictions
+from .names import TEXT, GivenText, given_text
 from .resize import Side, fitted_size, resize
+from .runtimes import INPUT
 
 Tensors = dict[str, Tensor]
 """Tensors by name."""
@@ -29,6 +31,7 @@ AXES: dict[str, dict[int, str]] = {
     "masks": {0: "detections", 1: "mask_height", 2: "mask_width"},
     "score_map": {0: "images", 2: "rows", 3: "columns"},
     "scores": {0: "detections"},
+    "text_embeddings": {0: "words"},
 }
 """The axes of variable length of each output."""
 DECODER_SOURCE = "decode.py"
@@ -72,11 +75,21 @@ class TraceableModel(nn.Module):
         self.preprocessed, self.score_map, self.paste_masks = preprocessed, score_map, paste_masks
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensors:
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        """The axes of variable length of each input, by the input's name, in order."""
+        row = 2 if self.preprocessed else 1
+        axes = {INPUT: {row: "height", row + 1: "width"} | ({0: "images"} if self.any_batch else {})}
+        if isinstance(getattr(self.model.backbone, "language", None), GivenText):
+            axes[TEXT] = {0: "names"}
+        return axes
+
+    def forward(self, images: Tensor, text_embeddings: Tensor | None = None) -> Tensors:
         """
         Args:
             images: (N, H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``; if preprocessed,
                 (N, 3, H, W) float32.
+            text_embeddings: (K, C) of the names to find, for a model with :class:`GivenText`.
         Returns: for detectors ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,), ``classes`` (n,)
             int64 and, if there are masks, ``masks`` (n, H, W) bool, or (n, M, M) float32 probabilities; for
             segmentors ``labels`` (N, H, W) int64; ``score_map`` (N, K, h, w) cosines. For
@@ -87,8 +100,9 @@ class TraceableModel(nn.Module):
         else:
             pixels, (height, width) = self._normalized(self.resized(images)), images.shape[1:3]
         padded = self._padded(pixels)
-        features = self.model.backbone(padded.tensor)
-        found = self.found(padded, features, height, width)
+        with given_text(self.model, text_embeddings):
+            features = self.model.backbone(padded.tensor)
+            found = self.found(padded, features, height, width)
         return {**found, "score_map": features["score_map"]} if self.score_map else found
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:

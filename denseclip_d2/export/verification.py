@@ -1,7 +1,9 @@
 """Comparison of an exported file's outputs with its model's."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from detectron2.layers import paste_masks_in_image
 from torch import Tensor
 
 from ..meta_arch.preprocess import seen_by_backbone
+from .names import ReadNames
 from .runtimes import DETECTIONS, Outputs, Run
 from .traceable import TraceableModel
 
@@ -48,21 +51,25 @@ class VerificationResult:
         )
 
 
-def verify(run: Run, whole: TraceableModel, images: Sequence[np.ndarray]) -> VerificationResult:
+def verify(
+    run: Run, whole: TraceableModel, images: Sequence[np.ndarray], names: ReadNames | None = None
+) -> VerificationResult:
     """Compare the outputs of a file with those of the model in Detectron2.
 
-    If a file takes batches, each image is in a batch with its mirror image.
+    If a file takes batches, each image is in a batch with its mirror image. If a file takes names, images
+    take turns with the lists of :attr:`Names.verified`.
 
     Args:
         run: the file.
         whole: the model.
         images: (H, W, 3) uint8, channels in the order of ``INPUT.FORMAT``.
+        names: of a file that takes text embeddings.
 
     Raises:
         ValueError: they differ, or nothing is detected.
     """
     verdict = VerificationResult()
-    for size, expected, given in both(run, whole, images):
+    for size, expected, given in both(run, whole, images, names):
         try:
             verdict = _compared(verdict, expected, given)
         except ValueError as error:
@@ -74,18 +81,19 @@ def verify(run: Run, whole: TraceableModel, images: Sequence[np.ndarray]) -> Ver
 
 
 def both(
-    run: Run, whole: TraceableModel, images: Sequence[np.ndarray]
+    run: Run, whole: TraceableModel, images: Sequence[np.ndarray], names: ReadNames | None = None
 ) -> Iterator[tuple[tuple[int, int], dict[str, Tensor], dict[str, Tensor]]]:
     """Return, for each image, its size and the outputs of the model and of the file, with masks pasted.
 
     Args, Raises: see :func:`verify`; differences are not compared.
     """
     detections = []
-    for image in images:
+    for image, (text, read) in zip(images, cycle(names or [([], nullcontext)])):
         batch = [image, image[:, ::-1].copy()] if whole.any_batch else [image]
-        given = run(torch.cat([whole.preprocess(x) for x in batch]).numpy())
+        given = run(torch.cat([whole.preprocess(x) for x in batch]).numpy(), *text)
         for i, x in enumerate(batch):
-            expected = _eager(whole, x)
+            with read():
+                expected = _eager(whole, x)
             if "boxes" in expected:
                 detections.append(len(expected["boxes"]))
             yield image.shape[:2], expected, _pasted(_of_one(given, i), expected)
