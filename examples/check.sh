@@ -20,10 +20,27 @@ for system in retinanet mask_rcnn semantic_fpn; do
   "$folder/venv/bin/python" -I examples/detect.py "$folder/$system/model.onnx" \
     "$folder/shapes/val/000000000001.png" --threshold 0.3 --output "$folder/$system/seen.png"
 done
+
+# A model that takes names. So short a training finds little, but the browser has to find the same.
+names=("red solid circle" "garden gnome|dwarf")
+text=(MODEL.DENSECLIP.CLASSIFIER text MODEL.DENSECLIP.SCORE_MAP.CONCAT text MODEL.RETINANET.SCORE_THRESH_TEST 0.0)
+config=(--config-file configs/Shapes/denseclip_retinanet_tiny.yaml)
+DETECTRON2_DATASETS=$folder "$python" tools/train_net.py "${config[@]}" "${text[@]}" MODEL.DEVICE cpu \
+  SOLVER.MAX_ITER 20 TEST.EVAL_PERIOD 0 OUTPUT_DIR "$folder/trained" > "$folder/train.txt"
+DETECTRON2_DATASETS=$folder "$python" tools/export_model.py "${config[@]}" --format onnx --output "$folder/names" \
+  --overwrite "${text[@]}" MODEL.WEIGHTS "$folder/trained/model_final.pth"
+echo "With names:"
+"$folder/venv/bin/python" -I examples/detect.py "$folder/names/model.onnx" "$folder/shapes/val/000000000001.png" \
+  --names "${names[@]}" --threshold 0 --output "$folder/names/seen.png" | sed -n 1,3p | tee "$folder/names/found.txt"
+grep -q ' at [0-9]' "$folder/names/found.txt"
+
 echo "By OpenVINO:"
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check openvino
 "$folder/venv/bin/python" -I examples/detect.py "$folder/mask_rcnn/model.onnx" --runtime openvino \
   "$folder/shapes/val/000000000001.png" --threshold 0.3 --output "$folder/mask_rcnn/openvino.png"
+"$folder/venv/bin/python" -I examples/detect.py "$folder/names/model.onnx" --runtime openvino \
+  "$folder/shapes/val/000000000001.png" --names "${names[@]}" --threshold 0 --output "$folder/names/openvino.png" |
+  sed -n 1,3p | grep ' at [0-9]'
 
 if command -v cmake > /dev/null && command -v c++ > /dev/null; then
   found=$("$folder/venv/bin/python" -c "import openvino.utils as u; print(u.get_cmake_path())")
@@ -47,12 +64,19 @@ if [ -z "$chromium" ] || ! command -v npm > /dev/null; then
 fi
 mkdir -p "$folder/browser"
 cp examples/browser/* "$folder/mask_rcnn/model.onnx" "$folder/shapes/val/000000000001.png" "$folder/browser"
+cp -r "$folder/names" "$folder/browser"
 (cd "$folder/browser" && npm install --silent --no-audit --no-fund)
 "$python" -m http.server 8471 --bind 127.0.0.1 --directory "$folder/browser" > /dev/null 2>&1 &
 trap "kill $!" EXIT
 sleep 2
-"$chromium" --headless --no-sandbox --disable-gpu --user-data-dir="$folder/chromium" --virtual-time-budget=60000 \
-  --dump-dom "http://127.0.0.1:8471/?image=000000000001.png&threshold=0.3" 2> /dev/null > "$folder/browser/page.txt"
+browse() { # print the text that the page finds, with a query
+  "$chromium" --headless --no-sandbox --disable-gpu --user-data-dir="$folder/chromium" --virtual-time-budget=60000 \
+    --dump-dom "http://127.0.0.1:8471/?image=000000000001.png&$1" 2> /dev/null |
+    sed -n '/id="found"/,/<\/pre>/p' | sed 's/<[^>]*>//g'
+}
 echo "In the browser:"
-sed -n '/id="found"/,/<\/pre>/p' "$folder/browser/page.txt"
+browse "threshold=0.3" | tee "$folder/browser/page.txt"
 grep -q ' at [0-9]' "$folder/browser/page.txt"
+query=$(IFS=,; echo "${names[*]}")
+browse "threshold=0&model=names/model.onnx&names=${query// /%20}" | sed -n 1,3p | diff "$folder/names/found.txt" -
+echo "With names, the browser finds what Python finds."

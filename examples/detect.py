@@ -4,6 +4,7 @@
 pip install -r examples/requirements.txt
 python examples/detect.py model.onnx photo.jpg --threshold 0.5 --output seen.png
 python examples/detect.py model.onnx photo.jpg --runtime openvino    # pip install numpy pillow openvino
+python examples/detect.py model.onnx photo.jpg --names "garden gnome" "sofa|couch"    # pip install tokenizers
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -26,6 +28,10 @@ def main() -> None:
     parser.add_argument("model", help="an exported model.onnx")
     parser.add_argument("image")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")
+    parser.add_argument(
+        "--names", nargs="+", default=[], metavar="NAME",
+        help="classes to find, of a model with names.onnx and tokenizer.json beside it; \"a|b\": synonyms",
+    )  # fmt: skip
     parser.add_argument("--output", default="seen.png", help="image to write (%(default)s)")
     parser.add_argument(
         "--runtime", choices=list(RUNTIMES), default="onnxruntime", help="runtime of the model (%(default)s)"
@@ -33,13 +39,20 @@ def main() -> None:
     args = parser.parse_args()
 
     about, run = RUNTIMES[args.runtime](args.model)
-    names = json.loads(about["class_names"])
+    names = args.names or json.loads(about["class_names"])
+    inputs = {}
+    if "learned_names" in about:  # the model takes any names, and adds its own
+        inputs["text_embeddings"] = encode(names, Path(args.model).parent, args.runtime)
+        names = names + json.loads(about["learned_names"])
+    elif args.names:
+        sys.exit(f"error: {args.model} finds the classes it was trained on alone; leave out --names.")
     image = read(args.image)
     pixels = np.asarray(image)
     if about["pixel_format"] == "BGR":
         pixels = pixels[:, :, ::-1]
     outputs = json.loads(about["outputs"])
-    found = dict(zip(outputs, run(outputs, np.ascontiguousarray(pixels)[None]), strict=True))
+    inputs["images"] = np.ascontiguousarray(pixels)[None]
+    found = dict(zip(outputs, run(outputs, inputs), strict=True))
 
     drawn = np.array(image)
     if "labels" in found:
@@ -74,16 +87,34 @@ def read(path: str) -> Image.Image:
     return image.convert("RGB")
 
 
-Run = Callable[[list[str], np.ndarray], list[np.ndarray]]
+def encode(names: list[str], folder: Path, runtime: str) -> np.ndarray:
+    """Return the text embeddings of names, (K, C). Synonyms, "sofa|couch", share their mean."""
+    from tokenizers import Tokenizer
+
+    about, run = RUNTIMES[runtime](str(folder / "names.onnx"))
+    words = [[word.strip() for word in name.split("|")] for name in names]
+    if not all(map(all, words)):
+        sys.exit("error: a name or a synonym is empty.")
+    prompts = [about["prompt"].format(word) for own in words for word in own]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    token_ids = np.array([x.ids for x in tokenizer.encode_batch(prompts)])
+    if token_ids.shape[1] > int(about["most_tokens"]):
+        sys.exit(f"error: a name has more than {about['most_tokens']} tokens, with its start and end.")
+    (text,) = run(["text_embeddings"], {"token_ids": token_ids})
+    ends = np.cumsum([len(own) for own in words])
+    return np.stack([own.mean(axis=0) for own in np.split(text, ends[:-1])])
+
+
+Run = Callable[[list[str], dict[str, np.ndarray]], list[np.ndarray]]
 
 
 def onnxruntime(model: str) -> tuple[dict[str, str], Run]:
-    """Return a file's metadata, and the function that computes outputs by name from images."""
+    """Return a file's metadata, and the function that computes outputs by name from inputs by name."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
-    return about, lambda names, images: session.run(names, {"images": images})
+    return about, session.run
 
 
 def openvino(model: str) -> tuple[dict[str, str], Run]:
@@ -93,8 +124,8 @@ def openvino(model: str) -> tuple[dict[str, str], Run]:
     read = openvino.Core().read_model(model)
     compiled = openvino.compile_model(read, "CPU")
 
-    def run(names: list[str], images: np.ndarray) -> list[np.ndarray]:
-        given = compiled({"images": images})
+    def run(names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        given = compiled(inputs)
         return [given[name] for name in names]
 
     return {key: value.value for key, value in read.get_rt_info()["framework"].items()}, run

@@ -64,6 +64,8 @@ int main(int count, char** arguments) try {
   if (count != 4) throw std::runtime_error("usage: detect model.onnx image.ppm threshold");
   ov::Core core;
   const auto model = core.read_model(arguments[1]);
+  if (model->inputs().size() > 1)
+    throw std::runtime_error("the model takes text embeddings of names; examples/detect.py makes them");
   const auto said = [&](const char* key) { return model->get_rt_info<std::string>("framework", key); };
   auto request = core.compile_model(model, "CPU").create_infer_request();
   request.set_tensor("images", read_image(arguments[2], said("pixel_format") == "BGR"));
