@@ -25,6 +25,9 @@ STUFF = "stuff_embeddings"
 CLIP = "clip_scores"
 """The feature that heads mix with their own scores at test time, or None."""
 
+SCALE = 50.0
+"""Initial scale of the cosine similarities of R-CNN heads (Detic, Zhou et al., ECCV 2022)."""
+
 SIGMOID_PRIOR = 0.01
 """Initial probability of each class under a sigmoid loss of R-CNN heads (Focal Loss, Lin et al., 2017)."""
 
@@ -135,7 +138,9 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
         prior = SIGMOID_PRIOR if self.use_sigmoid_ce else 0.0
-        self.classifier = TextClassifier(embed_dim, background=True, prior=prior, biased_names=biased_names)
+        self.classifier = TextClassifier(
+            embed_dim, background=True, scale=SCALE, prior=prior, biased_names=biased_names
+        )
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
