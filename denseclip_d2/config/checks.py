@@ -17,7 +17,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
-from ..data.tasks import has_sem_seg_head, num_classes_section, predicts_masks
+from ..data.tasks import has_sem_seg_head, labels_by_score_map, num_classes_section, predicts_masks
 from ..meta_arch.text_heads import ROI_HEADS
 from ..visual.timm_backbone import TIMM, check_timm_model
 from .projects import default_config
@@ -156,7 +156,9 @@ def _check_classifier(cfg: CfgNode) -> None:
     section, heads = num_classes_section(cfg), cfg.MODEL.ROI_HEADS.NAME
     if not cfg.MODEL.BACKBONE.NAME.startswith("build_denseclip"):
         wrong = f"a language-guided backbone, and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}"
-    elif has_sem_seg_head(cfg) and cfg.MODEL.SEM_SEG_HEAD.NAME != "SemSegFPNHeadWithDropout":
+    elif has_sem_seg_head(cfg) and not (
+        cfg.MODEL.SEM_SEG_HEAD.NAME == "SemSegFPNHeadWithDropout" or labels_by_score_map(cfg)
+    ):
         wrong = f"SemSegFPNHeadWithDropout, and MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME!r}"
     elif section == "ROI_HEADS" and heads not in {*ROI_HEADS, *ROI_HEADS.values()}:
         wrong = f"one of {', '.join(ROI_HEADS)}, and MODEL.ROI_HEADS.NAME is {heads!r}"

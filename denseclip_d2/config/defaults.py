@@ -11,7 +11,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Class names, in the order of their ids. Empty: the names of the first training set.
     denseclip.CLASS_NAMES = ()
     # Panoptic FPN with CLASSIFIER "text": the names of the stuff, without Detectron2's label 0, "things".
-    # Empty: the names of the first training set.
+    # Empty: the names of the first training set. ScoreMapHead: names whose pixels are "background".
     denseclip.STUFF_NAMES = ()
     # Weights of a CLIP, as in MODEL.WEIGHTS, whose text encoder the model takes if MODEL.WEIGHTS has none.
     # Training also takes it in place of precomputed text embeddings. Or a release of the text encoder that
@@ -105,7 +105,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.MAX_NAME_TOKENS = 0
     # The sentence of mode "template", with {} in place of the name.
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
-    # With CLASSIFIER "text": a class name whose embedding is learned, because the word says nothing.
+    # With CLASSIFIER "text": a class name whose embedding is learned, because the word says nothing. A
+    # ScoreMapHead learns nothing: the class has the pixels of STUFF_NAMES and BACKGROUND_THRESHOLD.
     denseclip.PROMPT.LEARNED_NAME = "background"
     # Folder with the tokenizer of an architecture whose tokenizer is on the Hugging Face hub, such as SigLIP.
     # Empty: the hub's cache, or a download.
@@ -137,6 +138,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Without training: leave out of the score map the classes whose probability, by the softmax of s / tau,
     # reaches this value nowhere in the image (prompt denoising of MaskCLIP, ECCV 2022: 0.5). 0 keeps all.
     denseclip.SCORE_MAP.DENOISE = 0.0
+
+    # ScoreMapHead: a pixel whose highest cosine is lower belongs to the class "background". -1: no pixel.
+    denseclip.SCORE_MAP.BACKGROUND_THRESHOLD = -1.0
 
     # Detectron2's FCOS, with the values of its own config (model_zoo/configs/common/models/fcos.py).
     cfg.MODEL.FCOS = CfgNode()

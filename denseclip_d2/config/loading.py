@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.class_names import class_names_of_datasets, get_stuff_names
 from ..data.semantic import register_semantic_folders
+from ..data.tasks import labels_by_score_map
 from ..utils.old_keys import update_key
 from .checks import check_config, check_device
 from .custom_dataset import keep_schedule, use_custom_dataset
@@ -68,6 +69,8 @@ def prepare_run(config_file: str, opts: Sequence, *, resume: bool = False) -> Pr
     if resume:
         keep_schedule(cfg, overrides)
     _set_class_names(cfg, overrides)
+    if labels_by_score_map(cfg) and cfg.MODEL.DENSECLIP.CLASS_NAMES:  # no weight depends on their number
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(cfg.MODEL.DENSECLIP.CLASS_NAMES)
     for key in {"CLASS_NAMES", "STUFF_NAMES"} - {key.rpartition(".")[2] for key in overrides}:
         # The names follow from DATASETS, which the comparison shows.
         reference.MODEL.DENSECLIP[key] = cfg.MODEL.DENSECLIP[key]

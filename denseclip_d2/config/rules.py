@@ -113,6 +113,7 @@ _DENSECLIP = {
     "CONTEXT_DECODER.DROPOUT": RATE,
     "SCORE_MAP.TAU": POSITIVE,
     "SCORE_MAP.DENOISE": RATE,
+    "SCORE_MAP.BACKGROUND_THRESHOLD": number(-1, 1),
     "SCORE_MAP.CONCAT": one_of("scores", "text", "none"),
     "CLASSIFIER": one_of("kway", "text"),
 }

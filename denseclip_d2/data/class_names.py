@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checks import check_class_names, check_registered, explained_annotation_errors
-from .tasks import is_semantic, reads_stuff_names, takes_any_names
+from .tasks import is_semantic, labels_by_score_map, reads_stuff_names, takes_any_names
 
 
 def get_class_names(cfg: CfgNode) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def class_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str,
 
 
 def get_stuff_names(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the names of stuff that a panoptic model reads; none for other models.
+    """Return the names of stuff that a panoptic model, or a CLIP alone, reads; none for other models.
 
     ``MODEL.DENSECLIP.STUFF_NAMES``, or if that is empty, those of the datasets as of :func:`get_class_names`.
 
@@ -54,7 +54,7 @@ def get_stuff_names(cfg: CfgNode) -> tuple[str, ...]:
         ValueError: neither has names, or the dataset is not registered.
     """
     names, datasets = cfg.MODEL.DENSECLIP.STUFF_NAMES, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if names and reads_stuff_names(cfg):
+    if names and (reads_stuff_names(cfg) or labels_by_score_map(cfg)):
         return tuple(names)
     return stuff_names_of_datasets(cfg, datasets)
 

@@ -47,6 +47,16 @@ def reads_stuff_names(cfg: CfgNode) -> bool:
     return cfg.MODEL.DENSECLIP.CLASSIFIER == "text" and _is_a(_system(cfg), PanopticFPN)
 
 
+def labels_by_score_map(cfg: CfgNode) -> bool:
+    """Return whether a segmentor has no layer to learn, and labels pixels by a CLIP's score map alone."""
+    return is_semantic(cfg) and cfg.MODEL.SEM_SEG_HEAD.NAME == "ScoreMapHead"
+
+
+def learns_a_name(cfg: CfgNode) -> bool:
+    """Return whether the embedding of ``PROMPT.LEARNED_NAME`` is learned."""
+    return cfg.MODEL.DENSECLIP.CLASSIFIER == "text" and not labels_by_score_map(cfg)
+
+
 def is_panoptic(cfg: CfgNode) -> bool:
     """Return whether the model joins instances and labels in ``panoptic_seg``."""
     return _is_a(_system(cfg), PanopticFPN) or is_panoptic_deeplab(cfg)

@@ -185,7 +185,7 @@ class Trainer(DefaultTrainer):
             names, stuff = class_names_of_datasets(cfg, [name]), stuff_names_of_datasets(cfg, [name])
             ignored = {learned, MetadataCatalog.get(name).stuff_classes[0]} if stuff else {learned}
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
-            with guided.given_names(names, stuff_names=stuff), precomputed_text(model):
+            with guided.given_names(names, stuff_names=stuff or None), precomputed_text(model):
                 metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
             results[name] = with_seen_and_unseen(metrics, clean_class_names(trained, synonyms=True), ignored)
             print_csv_format(only_seen_and_unseen(results[name]))  # Detectron2 has printed the others

@@ -8,10 +8,11 @@ from .build import (
     build_denseclip_backbone,
     build_denseclip_fpn_backbone,
     build_denseclip_retinanet_fpn_backbone,
+    build_denseclip_score_map_backbone,
     build_denseclip_semantic_fpn_backbone,
     build_denseclip_simple_fpn_backbone,
 )
-from .features import LanguageGuidedFeatures, guidance_of
+from .features import SCORE_MAP, LanguageGuidedFeatures, ScoreMapBackbone, guidance_of
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
 from .geometric_ensemble import CLIPScores, GeometricEnsemble
 from .losses import label_map_loss, pixel_text_loss, pixel_text_softmax_loss, region_targets
@@ -24,6 +25,8 @@ __all__ = [
     "LanguageGuidedFPN",
     "LanguageGuidedFeatures",
     "LanguageGuidedNeck",
+    "SCORE_MAP",
+    "ScoreMapBackbone",
     "SimplePyramid",
     "TextClassifier",
     "build_clip_backbone",
@@ -34,6 +37,7 @@ __all__ = [
     "build_denseclip_backbone",
     "build_denseclip_fpn_backbone",
     "build_denseclip_retinanet_fpn_backbone",
+    "build_denseclip_score_map_backbone",
     "build_denseclip_semantic_fpn_backbone",
     "build_denseclip_simple_fpn_backbone",
     "guidance_of",

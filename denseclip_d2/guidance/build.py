@@ -9,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from ..language import PromptedTextEncoder
 from ..visual import VisualEncoder, build_visual_encoder
 from ..visual.vit_pyramid import check_levels
-from .features import LanguageGuidedFeatures
+from .features import LanguageGuidedFeatures, ScoreMapBackbone
 from .fpn import LanguageGuidedFPN, LanguageGuidedNeck, build_fpn
 from .geometric_ensemble import GeometricEnsemble
 from .model_settings import ModelSettings
@@ -148,6 +148,12 @@ def build_denseclip_backbone(cfg, input_shape: ShapeSpec) -> LanguageGuidedFeatu
     A ViT builds the levels of ``MODEL.FPN.IN_FEATURES`` alone, which have to be those of the head.
     """
     return LanguageGuidedFeatures(**_guidance(cfg, build_visual_encoder(cfg)))
+
+
+@_register
+def build_denseclip_score_map_backbone(cfg, input_shape: ShapeSpec) -> ScoreMapBackbone:
+    """Build CLIP's encoders and the score map, without any other feature and so without a layer to learn."""
+    return ScoreMapBackbone(**_guidance(cfg, build_visual_encoder(cfg, with_levels=False)))
 
 
 @_register

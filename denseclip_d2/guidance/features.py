@@ -11,6 +11,12 @@ from ..kernels import pixel_text_scores
 from ..language import PromptedTextEncoder
 from .geometric_ensemble import GeometricEnsemble
 
+SCORE_MAP = "score_map"
+"""The feature that is the score map."""
+
+LARGEST_STRIDE = 32
+"""The encoders pad images to multiples of this number of pixels."""
+
 
 class LanguageGuidedFeatures(Backbone):
     """A visual encoder's features, of which one has a pixel-text score map concatenated (paper, sec. 3.2).
@@ -50,13 +56,13 @@ class LanguageGuidedFeatures(Backbone):
             ensemble: mixes the score map with what heads predict, at test time; None: nothing is mixed.
 
         Raises:
-            ValueError: ``level`` is not a feature of the score map's stride.
+            ValueError: ``level`` is not a feature of the score map's stride, and ``concat`` is not "none".
         """
         super().__init__()
         shapes = visual.output_shape()
         fitting = [name for name, shape in shapes.items() if shape.stride == visual.embedding_stride]
         level = level or next(iter(fitting), "")
-        if level not in fitting:
+        if concat != "none" and level not in fitting:
             raise ValueError(
                 f"level is {level!r}; the score map has stride {visual.embedding_stride}, as "
                 f"{', '.join(fitting) or f'none of the features {list(shapes)}'} has."
@@ -71,9 +77,9 @@ class LanguageGuidedFeatures(Backbone):
         self.kernels = kernels
         self.ensemble = ensemble
         self.score_map_stride = visual.embedding_stride
-        guide = {"scores": len(language.names), "text": language.embed_dim, "none": 0}[concat]
-        channels = shapes[level].channels + guide
-        shapes[level] = ShapeSpec(channels=channels, stride=shapes[level].stride)
+        if concat != "none":
+            guide = {"scores": len(language.names), "text": language.embed_dim}[concat]
+            shapes[level] = ShapeSpec(channels=shapes[level].channels + guide, stride=shapes[level].stride)
         self.guided_shapes = shapes
 
     @property
@@ -150,6 +156,17 @@ def denoised_scores(scores: Tensor, tau: float, threshold: float) -> Tensor:
     """
     absent = (scores.float() / tau).softmax(dim=1).amax(dim=(2, 3), keepdim=True) < threshold
     return scores.masked_fill(absent & ~absent.all(dim=1, keepdim=True), -1)
+
+
+class ScoreMapBackbone(LanguageGuidedFeatures):
+    """A CLIP's score map alone, for a head that needs no other feature."""
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(LARGEST_STRIDE, self.score_map_stride)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {SCORE_MAP: ShapeSpec(channels=len(self.language.class_names), stride=self.score_map_stride)}
 
 
 def seen_text(logits: Tensor, text: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -27,6 +28,9 @@ from ..meta_arch.preprocess import seen_by_backbone
 from .names import Names, NamesReader, as_list
 
 logger = logging.getLogger(__name__)
+
+BACKGROUND = "background"
+"""The class that :meth:`Predictor.from_clip` adds."""
 
 ImageInput = str | Path | Image.Image | np.ndarray
 """A file, a PIL image, or an array (H, W, 3) uint8, BGR as for Detectron2's predictor."""
@@ -69,6 +73,47 @@ class Predictor(DefaultPredictor):
         """Load from a config file and weights, or from exported weights, whose header has a config."""
         opts = ["MODEL.WEIGHTS", str(weights)] if weights else []
         return cls(prepare_run(str(config_file), opts).cfg)
+
+    @classmethod
+    def from_clip(
+        cls,
+        weights: str | Path | Mapping[str, Tensor],
+        names: Sequence[str],
+        *,
+        background: Sequence[str] | float | None = None,
+        opts: Sequence = (),
+    ) -> "Predictor":
+        """Load a CLIP alone, which labels pixels by names without training (MaskCLIP, ECCV 2022).
+
+        Args:
+            weights: "openclip://ViT-B-16-quickgelu/openai", a file, "denseclip://Shapes/clip_tiny", or a
+                state dict.
+            names: classes, in any words.
+            background: add the class "background": a list of names whose pixels it has, such as ["sky"], or
+                the cosine that the classes of other pixels reach, such as 0.2. None: no such class.
+            opts: ``KEY VALUE`` pairs over ``configs/WithoutTraining/clip.yaml``.
+
+        Raises:
+            ValueError, FileNotFoundError: see :func:`clip_opts` and :class:`DenseCLIPCheckpointer`.
+        """
+        if isinstance(weights, Mapping):
+            with TemporaryDirectory() as folder:
+                file = Path(folder, "clip.pth")
+                torch.save(dict(weights), file)
+                predictor = cls.from_clip(file, names, background=background, opts=opts)
+            predictor.cfg.MODEL.WEIGHTS = ""
+            return predictor
+        names = as_list(names)
+        pairs: list = ["DATASETS.TEST", ()]
+        if background is not None:
+            if isinstance(background, int | float):
+                pairs += ["MODEL.DENSECLIP.SCORE_MAP.BACKGROUND_THRESHOLD", float(background)]
+            else:
+                pairs += ["MODEL.DENSECLIP.STUFF_NAMES", as_list(background)]
+            names = (*names, *({BACKGROUND} - {*names}))
+        pairs += ["MODEL.DENSECLIP.CLASS_NAMES", names, *opts]
+        config = model_zoo.get_config_file(model_zoo.CLIP_CONFIG)
+        return cls(prepare_run(config, model_zoo.clip_opts(str(weights), pairs)).cfg)
 
     def __init__(self, cfg: CfgNode):
         """
@@ -127,13 +172,13 @@ class Predictor(DefaultPredictor):
         return self.guidance.language.stuff_names if self.guidance else ()
 
     def with_background(self, names: Sequence[str]) -> list[str]:
-        """Return names and the learned name that the model was trained on, such as "background", if any.
+        """Return names and the class whose word says nothing, "background", if the model has it.
 
         A segmentor gives every pixel one of its names.
         """
-        found, learned = [*as_list(names)], self.guidance.language.learned if self.guidance else None
-        if learned and learned.name in self._trained[0] and learned.name not in found:
-            found.append(learned.name)
+        found, background = [*as_list(names)], self.cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+        if self.takes_names and background in self._trained[0] and background not in found:
+            found.append(background)
         return found
 
     @overload

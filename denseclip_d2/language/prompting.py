@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
+from ..data.tasks import learns_a_name
 from .build import TextEncoder, build_text_encoder
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
@@ -118,7 +119,7 @@ class PromptedTextEncoder(nn.Module):
             "template": prompt.TEMPLATE,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
-            "learned_name": prompt.LEARNED_NAME if cfg.MODEL.DENSECLIP.CLASSIFIER == "text" else "",
+            "learned_name": prompt.LEARNED_NAME if learns_a_name(cfg) else "",
             "cuda_graph": prompt.CUDA_GRAPH,
             "pack_tokens": tokens_of_pack(torch.device(cfg.MODEL.DEVICE)),
             "decoder_width": context_decoder.WIDTH,

@@ -1,6 +1,7 @@
 from .fcos import ConfigurableFCOS
 from .pixel_text import PixelTextSupervision, language_guided
 from .retinanet import RetinaNetGlobalNorm
+from .score_map_head import ScoreMapHead
 from .sem_seg_head import SemSegFPNHeadWithDropout
 from .semantic_fpn import SlidingWindowSegmentor
 from .systems import (
@@ -14,6 +15,7 @@ from .systems import (
 __all__ = [
     "ConfigurableFCOS",
     "RetinaNetGlobalNorm",
+    "ScoreMapHead",
     "SemSegFPNHeadWithDropout",
     "SlidingWindowSegmentor",
     "DenseCLIPFCOS",

@@ -17,6 +17,7 @@ from ..guidance import (
     pixel_text_loss,
     pixel_text_softmax_loss,
 )
+from .score_map_head import ScoreMapHead
 from .text_heads import dense_predictions, with_text_roi_heads
 
 
@@ -138,8 +139,9 @@ class PixelTextSupervision(nn.Module):
         return [module for module in self.modules() if hasattr(module, "num_classes")]
 
     @cached_property
-    def _text_classifiers(self) -> list[tuple[str, TextClassifier]]:
-        return [(name, x) for name, x in self.named_modules() if isinstance(x, TextClassifier)]
+    def _text_classifiers(self) -> list[tuple[str, TextClassifier | ScoreMapHead]]:
+        kinds = TextClassifier | ScoreMapHead
+        return [(name, x) for name, x in self.named_modules() if isinstance(x, kinds)]
 
     def check_takes_names(self) -> None:
         """
@@ -247,7 +249,7 @@ def _check_classes(cfg: CfgNode, section: str, backbone: object) -> None:
     if isinstance(backbone, LanguageGuidedFeatures):
         names = backbone.language.class_names  # of the dataset, if the config has none
         stuff, labels = backbone.language.stuff_names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        if stuff and len(stuff) != labels - 1:
+        if stuff and section != "SEM_SEG_HEAD" and len(stuff) != labels - 1:
             raise ValueError(
                 f"{len(stuff)} names of stuff for MODEL.SEM_SEG_HEAD.NUM_CLASSES = {labels}. Set NUM_CLASSES "
                 f"to {len(stuff) + 1}, with the label of all things, or change MODEL.DENSECLIP.STUFF_NAMES."

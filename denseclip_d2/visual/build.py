@@ -7,15 +7,18 @@ from .projected_backbone import ProjectedBackbone
 VisualEncoder = CLIPResNet | CLIPViT | CLIPTimm | ProjectedBackbone
 
 
-def build_visual_encoder(cfg, with_embeddings: bool = True) -> VisualEncoder:
+def build_visual_encoder(cfg, with_embeddings: bool = True, *, with_levels: bool = True) -> VisualEncoder:
     """Build the visual encoder of ``MODEL.DENSECLIP.CLIP_MODEL``, or ``VISUAL.BACKBONE`` in its place.
 
     Args:
         with_embeddings: False leaves out the layers of the dense and global embedding.
+        with_levels: False leaves out the layers that make the pyramid's levels of a ViT, which no CLIP has.
     """
     if cfg.MODEL.DENSECLIP.VISUAL.BACKBONE:
         return ProjectedBackbone(cfg, with_embeddings)
-    return encoder_class(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))(cfg, with_embeddings)
+    kind = encoder_class(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))
+    no_levels = {} if with_levels or kind is CLIPResNet else {"out_features": ()}
+    return kind(cfg, with_embeddings, **no_levels)
 
 
 def encoder_class(architecture: CLIPArchitecture) -> type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm]:

@@ -1,0 +1,47 @@
+"""The config of a CLIP alone, which labels pixels by names without training."""
+
+from collections.abc import Sequence
+
+from ..checkpoint.clip_architecture import architecture_of
+from ..clip_models import OPENCLIP, get_clip_architecture, pixels_of
+from ..utils.old_keys import update_pairs
+from ..visual import encoder_class
+
+CONFIG = "WithoutTraining/clip.yaml"
+"""The config by :func:`get_config_file`, of OpenAI's ViT-B/16."""
+
+CLIP_MODEL = "MODEL.DENSECLIP.CLIP_MODEL"
+
+
+def clip_opts(weights: str, opts: Sequence = ()) -> list:
+    """Return the ``KEY VALUE`` pairs over :data:`CONFIG` that a CLIP needs.
+
+    Windows have the size of the images that the CLIP was trained on. Images have a shorter side of one and a
+    half windows, and windows overlap by half.
+
+    Args:
+        weights: as in ``MODEL.WEIGHTS``.
+        opts: pairs that come after these. One of them may name the architecture; otherwise the address of the
+            weights names it, or their shapes tell.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`architecture_of`.
+    """
+    opts = update_pairs(opts)
+    name = dict(zip(opts[::2], opts[1::2], strict=True)).get(CLIP_MODEL) or architecture_of(weights)
+    architecture = get_clip_architecture(name)
+    cells, size = encoder_class(architecture).local_cells, architecture.vision.image_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    mean, std = pixels_of(name, weights.rpartition("/")[2] if weights.startswith(OPENCLIP) else "")
+    return [
+        "MODEL.WEIGHTS", weights,
+        CLIP_MODEL, name,
+        "MODEL.PIXEL_MEAN", mean,
+        "MODEL.PIXEL_STD", std,
+        "MODEL.DENSECLIP.VISUAL.DENSE_FEATURES", cells.get("dense", "attention"),
+        "MODEL.DENSECLIP.VISUAL.RES5_DILATION", cells.get("res5_dilation", 1),
+        "INPUT.MIN_SIZE_TEST", 3 * min(sides) // 2,
+        "TEST.SLIDING_WINDOW.SIZE", sides,
+        "TEST.SLIDING_WINDOW.STRIDE", tuple(side // 2 for side in sides),
+        *opts,
+    ]  # fmt: skip
