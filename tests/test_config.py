@@ -56,6 +56,7 @@ BAD = [
     ("MODEL.DENSECLIP.PROMPT.N_CTX", -1, " is -1; it has to be a whole number of at least 0."),
     ("MODEL.DENSECLIP.PROMPT.MAX_NAME_TOKENS", 2, " is 2; it has to be a whole number"),
     ("MODEL.DENSECLIP.PROMPT.TEMPLATE", "a photo", " is 'a photo'; it has to be a sentence with {}"),
+    ("MODEL.DENSECLIP.PROMPT.TEMPLATES", ("a {}", "imagnet"), " is ('a {}', 'imagnet'); it has to be a list, each a sentence with {} in place of the name or one of 'imagenet'"),
     ("MODEL.DENSECLIP.PROMPT.PRECOMPUTED", None, " is None; it needs a value"),
     ("MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", -1, " is -1; it has to be a whole number of at least 1."),
     ("MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH", 66, " is 66, which its 4 HEADS cannot share equally"),

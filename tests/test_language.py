@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 from torch import nn
 from torch.testing import assert_close
@@ -151,6 +152,48 @@ def test_post_model_prompting_starts_as_a_whisper():
 def test_template_speaks_the_whole_sentence():
     model = prompted("template", template="a photo of a {}.", max_name_tokens=5)
     assert model.prompts.tolist() == tokenize_names([f"a photo of a {n}." for n in NAMES]).tolist()
+
+
+def test_templates_have_one_mean_of_normalized_embeddings():
+    templates = ["a photo of a {}.", "a drawing of a {}.", "{}"]
+    names = ["dog", "sofa|couch"]
+    model = prompted("template", class_names=names, templates=templates).eval()
+
+    def embedded(*words):
+        sentences = tokenize_names([template.format(word) for word in words for template in templates])
+        each = F.normalize(model.text_encoder.encode_unpacked(sentences)[0], dim=1)
+        return F.normalize(each.mean(0), dim=0)
+
+    expected = torch.stack([embedded("dog"), embedded("sofa", "couch")])
+    visual = torch.rand(2, 32), torch.rand(2, 32, 3, 4)
+    assert_close(model(*visual)[0], expected)
+    assert_close(model.encode_names(names[::-1], None)[0], expected.flip(0))
+    assert_close(model.precompute_()(*visual)[0], expected)
+
+
+def test_a_set_of_templates_has_a_name():
+    model = prompted("template", templates=["imagenet"])
+    assert len(model.prompts) == 80 * len(NAMES)
+    sentences = ["itap of my person.", "itap of my hot dog.", "itap of my traffic light."]
+    for ids in tokenize_names(sentences, model.prompts.shape[1]):
+        assert (model.prompts == ids).all(dim=1).sum() == 1
+
+
+@pytest.mark.parametrize("mode", ["template", "context"])
+def test_a_description_that_is_too_long_is_split_between_sentences(mode):
+    first, second = "It has two wings, a beak, and very long legs.", "Some are red, others are green or blue!"
+    third = "It sings."
+    model = prompted(mode, n_ctx=4, template="{}").eval()
+    whole, *parts = model.encode_names(
+        [f"{first} {second} {third}", first, f"{second} {third}"], model.contexts
+    )[0]
+    assert_close(whole, (parts[0] + parts[1]) / 2)
+    short = model.encode_names([f"{first} {third}"], model.contexts)
+    assert_close(short, model.text_encoder(tokenize_names([f"{first} {third}"]), model.contexts))
+    shared = model.encode_names([f"{first} {second} {third}", f"{second} {first} {third}"], model.contexts)
+    assert shared.shape == (1, 2, 32)  # the same sentences in two descriptions
+    with pytest.raises(ValueError, match="24 positions"):
+        model.encode_names(["word " * 30 + "and more. It sings."], model.contexts)
 
 
 def test_random_text_belongs_to_the_name_alone():

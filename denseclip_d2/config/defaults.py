@@ -105,6 +105,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.MAX_NAME_TOKENS = 0
     # The sentence of mode "template", with {} in place of the name.
     denseclip.PROMPT.TEMPLATE = "a photo of a {}."
+    # Sentences in place of it, or ("imagenet",): the 80 of CLIP's ImageNet notebook. A name has the mean of
+    # the normalized embeddings of its sentences. Empty: TEMPLATE.
+    denseclip.PROMPT.TEMPLATES = ()
     # With CLASSIFIER "text": a class name whose embedding is learned, because the word says nothing. A
     # ScoreMapHead learns nothing: the class has the pixels of STUFF_NAMES and BACKGROUND_THRESHOLD.
     denseclip.PROMPT.LEARNED_NAME = "background"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..language.sentences import TEMPLATE_SETS
 from ..visual.dense_features import DENSE_FEATURES
 
 
@@ -107,6 +108,7 @@ _DENSECLIP = {
     "PROMPT.CONTEXT_STD": POSITIVE,
     "PROMPT.MAX_NAME_TOKENS": either(whole(0, 0), whole(3)),
     "PROMPT.TEMPLATE": TEMPLATE,
+    "PROMPT.TEMPLATES": each(either(TEMPLATE, one_of(*TEMPLATE_SETS))),
     "CONTEXT_DECODER.WIDTH": whole(1),
     "CONTEXT_DECODER.HEADS": whole(1),
     "CONTEXT_DECODER.LAYERS": whole(1),

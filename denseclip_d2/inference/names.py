@@ -158,13 +158,14 @@ def as_list(names: Iterable[str]) -> Names:
 
 
 def _check_separated(names: Names) -> None:
-    """Refuse a list of names in one string, which would be read as one name."""
+    """Refuse a list of names in one string, which would be read as one name. Descriptions have commas."""
     for name in names:
-        if "," in name:
+        if "," in name and not name.rstrip().endswith((".", "!", "?")):
             words = [word.strip() for word in name.split(",")]
             raise ValueError(
                 f"The name {name!r} has a comma. Give each name as a string of its own: "
-                f"{', '.join(map(repr, words))}. Synonyms share a class: {SYNONYM.join(words)!r}."
+                f"{', '.join(map(repr, words))}. Synonyms share a class: {SYNONYM.join(words)!r}. "
+                "A description ends with a period."
             )
 
 

@@ -10,8 +10,9 @@ from .build import TextEncoder, build_text_encoder
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
 from .learned_embedding import LearnedEmbedding
-from .prompts import check_class_names, check_prompts, mean_of_synonyms, split_synonyms, tokenize_names
+from .prompts import check_class_names
 from .random_text import random_text
+from .sentences import SentenceReader
 from .text_encoder import PACK_TOKENS, tokens_of_pack
 from .tokenizers import Tokenizer, clip_tokenizer, get_tokenizer
 
@@ -58,6 +59,7 @@ class PromptedTextEncoder(nn.Module):
         n_ctx: int = 8,
         max_name_tokens: int = 0,
         template: str = "a photo of a {}.",
+        templates: Sequence[str] = (),
         context_init: str = "",
         context_std: float = 1.0,
         learned_name: str = "",
@@ -76,6 +78,8 @@ class PromptedTextEncoder(nn.Module):
             tokenizer: of the text encoder; None: CLIP's.
             embed_dim: C, needed without a text encoder.
             max_name_tokens: token ids of a name, with start and end; 0: as many as the longest name has.
+            templates: of mode "template", in place of ``template``: see :class:`SentenceReader`, which
+                normalizes the embeddings of these.
             context_init: words that contexts begin from, of ``n_ctx`` tokens; empty: random contexts.
             context_std: standard deviation of random contexts.
             learned_name: a class name whose embedding is learned instead of read, such as "background".
@@ -89,8 +93,13 @@ class PromptedTextEncoder(nn.Module):
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
         self.class_names, self.stuff_names = tuple(class_names), tuple(stuff_names)
-        self.mode, self.template = mode, template
-        self.n_ctx, self.max_name_tokens = n_ctx, max_name_tokens
+        self.mode, self.n_ctx, self._sentences = mode, n_ctx, None
+        if text_encoder is not None and mode in WITHOUT_CONTEXTS:
+            self._sentences = SentenceReader(
+                text_encoder, tokenizer, templates=templates or (template,), normalize=bool(templates)
+            )
+        elif text_encoder is not None:
+            self._sentences = SentenceReader(text_encoder, tokenizer, n_ctx=n_ctx, length=max_name_tokens)
         self.text_encoder, self._tokenizer = text_encoder, tokenizer
         self._graphed = CUDAGraphTextEncoder(cuda_graph)
         self._make_text(embed_dim, pack_tokens)
@@ -117,6 +126,7 @@ class PromptedTextEncoder(nn.Module):
             "n_ctx": prompt.N_CTX,
             "max_name_tokens": prompt.MAX_NAME_TOKENS,
             "template": prompt.TEMPLATE,
+            "templates": prompt.TEMPLATES,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
             "learned_name": prompt.LEARNED_NAME if learns_a_name(cfg) else "",
@@ -178,22 +188,21 @@ class PromptedTextEncoder(nn.Module):
             ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
         """
         prompts, owners = self.read(names)
-        encoder, device = self._reader()
+        encoder, sentences, device = self._reader()
         if self.mode == "random":
             return random_text(names, self.embed_dim).to(device)[None]
-        return mean_of_synonyms(encoder(prompts.to(device), contexts), owners)
+        return sentences.mean(encoder(prompts.to(device), contexts), owners)
 
     def read(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Return the token ids (S, L) of all synonyms of names, and the number of each synonym's name.
+        """Return the token ids (S, L) of all sentences of names, and the number of each sentence's name.
 
         Raises:
             ValueError: names that :func:`check_class_names` refuses, that read the same or that are too long;
                 no text encoder.
         """
-        self._reader()
+        _, sentences, _ = self._reader()
         check_class_names(names)
-        words, owners = split_synonyms(names)
-        return self._tokenize(words, max_name_tokens=0), owners
+        return sentences.read(names)
 
     @torch.no_grad()
     def init_contexts(self) -> None:
@@ -222,7 +231,7 @@ class PromptedTextEncoder(nn.Module):
         Raises:
             ValueError: there is no text encoder.
         """
-        encoder, _ = self._reader()
+        encoder, *_ = self._reader()
         if self._laid_out != self.names:
             self._lay_out(*self.read(self.names))
         assert self.prompts is not None
@@ -265,11 +274,15 @@ class PromptedTextEncoder(nn.Module):
         self.class_names, self.stuff_names = tuple(names), tuple(stuff_names)
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
-    def _reader(self) -> tuple[TextEncoder, torch.device]:
-        """Return the text encoder and the device of token ids, as :meth:`encoder_and_prompts` does."""
-        if self.text_encoder is None or self.prompts is None:
+    def _reader(self) -> tuple[TextEncoder, SentenceReader, torch.device]:
+        """Return the text encoder, what reads names for it, and the device of token ids.
+
+        Raises:
+            ValueError: there is no text encoder.
+        """
+        if self.text_encoder is None or self.prompts is None or self._sentences is None:
             raise ValueError("The model has precomputed text embeddings and no text encoder.")
-        return self.text_encoder, self.prompts.device
+        return self.text_encoder, self._sentences, self.prompts.device
 
     def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
         """Compute the text embeddings once, for inference with the same outputs.
@@ -286,7 +299,7 @@ class PromptedTextEncoder(nn.Module):
         if not keep_encoder:
             self._check_precomputable()
         if not self.precomputed and self.mode != "pre":
-            encoder, _ = self._reader()
+            encoder, *_ = self._reader()
             was_training = encoder.training
             encoder.eval()  # PyTorch's attention for inference, as in any evaluation
             with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
@@ -307,9 +320,10 @@ class PromptedTextEncoder(nn.Module):
 
     def _encode(self, contexts: Tensor | None) -> Tensor:
         encoder, prompts = self.encoder_and_prompts()
+        _, sentences, device = self._reader()
         if self.mode == "random":
-            return random_text(self.names, self.embed_dim).to(prompts.device)[None]
-        return mean_of_synonyms(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
+            return random_text(self.names, self.embed_dim).to(device)[None]
+        return sentences.mean(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
         text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace
@@ -325,19 +339,17 @@ class PromptedTextEncoder(nn.Module):
         self._pack_tokens = pack_tokens
         self.register_buffer("text_embeddings", None)
         self.register_buffer("prompts", None, persistent=False)
-        if self.text_encoder is None:
+        if self._sentences is None:
             self._check_precomputable()
             self.text_embeddings = torch.randn(len(self.names), embed_dim)
             return
-        words, owners = split_synonyms(self.names)
-        self._lay_out(self._tokenize(words, self.max_name_tokens), owners)
+        self._lay_out(*self._sentences.read(self.names, of_training=True))
 
     def _lay_out(self, prompts: Tensor, owners: list[int]) -> None:
         """Lay the token ids of the class names out for the text encoder."""
-        assert self.text_encoder is not None
+        assert self.text_encoder is not None and self._sentences is not None
         device = prompts.device if self.prompts is None else self.prompts.device
-        n_ctx = 0 if self.mode in WITHOUT_CONTEXTS else self.n_ctx
-        self.packs = self.text_encoder.pack(prompts, n_ctx, self._pack_tokens).to(device)
+        self.packs = self.text_encoder.pack(prompts, self._sentences.n_ctx, self._pack_tokens).to(device)
         self.prompts, self._owners, self._laid_out = prompts.to(device), owners, self.names
 
     def _make_contexts(self, context_init: str, std: float) -> None:
@@ -375,12 +387,3 @@ class PromptedTextEncoder(nn.Module):
                 "Prompt mode 'pre' makes the contexts from each image: its text embeddings cannot be "
                 "precomputed. Omit --precompute-text, or set MODEL.DENSECLIP.PROMPT.PRECOMPUTED to False."
             )
-
-    def _tokenize(self, names: Sequence[str], max_name_tokens: int) -> Tensor:
-        encoder, n_ctx = self.text_encoder, self.n_ctx
-        assert encoder is not None
-        if self.mode in WITHOUT_CONTEXTS:  # the length is that of a name, not of a sentence with it
-            names, n_ctx, max_name_tokens = [self.template.format(name) for name in names], 0, 0
-        prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
-        check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
-        return prompts

@@ -54,7 +54,11 @@ def seen_names(names: Sequence[str], trained: Sequence[str]) -> list[bool]:
 
 
 def mean_of_synonyms(text: Tensor, owners: Sequence[int]) -> Tensor:
-    """Return (B, K, C) means of the embeddings (B, S, C) of words that are of the same name."""
+    """Return (B, K, C) means of the embeddings (B, S, C) of words that are of the same name.
+
+    Args:
+        owners: S numbers of names, of which the last is the highest.
+    """
     if not owners or len(owners) == owners[-1] + 1:
         return text
     index = torch.tensor(owners, device=text.device)
@@ -93,7 +97,12 @@ def tokenize_names(names: Sequence[str], length: int = 0, tokenizer: Tokenizer |
 
 
 def check_prompts(
-    prompts: Tensor, names: Sequence[str], n_ctx: int, vocab_size: int, context_length: int
+    prompts: Tensor,
+    names: Sequence[str],
+    n_ctx: int,
+    vocab_size: int,
+    context_length: int,
+    owners: Sequence[int],
 ) -> None:
     """Check that a text encoder can read prompts and tell them apart.
 
@@ -102,13 +111,19 @@ def check_prompts(
         names: K names or sentences.
         n_ctx: context vectors of each prompt.
         vocab_size, context_length: of the text encoder.
+        owners: the number of each prompt's word.
 
     Raises:
-        ValueError: two prompts are the same, an id is outside the vocabulary, or the longest does not fit.
+        ValueError: two words have the same prompts, an id is outside the vocabulary, or the longest prompt
+            does not fit.
     """
-    _, kinds, counts = prompts.unique(dim=0, return_inverse=True, return_counts=True)
-    if len(counts) < len(prompts):
-        same = list(dict.fromkeys(n for n, kind in zip(names, kinds, strict=True) if counts[kind] > 1))
+    readings: dict[int, list[int]] = {owner: [] for owner in owners}
+    for owner, kind in zip(owners, prompts.unique(dim=0, return_inverse=True)[1].tolist(), strict=True):
+        readings[owner].append(kind)
+    counts = Counter(map(tuple, readings.values()))
+    if len(counts) < len(readings):
+        same = [name for name, i in zip(names, owners, strict=False) if counts[tuple(readings[i])] > 1]
+        same = list(dict.fromkeys(same))
         raise ValueError(
             "Some class names read the same to CLIP's tokenizer, or PROMPT.TEMPLATE has no {}: "
             f"{', '.join(map(repr, same[:5]))}{' and others' if len(same) > 5 else ''}. Rename the classes."
