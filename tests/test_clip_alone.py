@@ -1,21 +1,28 @@
 """A CLIP alone: label maps and score maps by names, without training."""
 
+import json
+import re
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from architectures import clip_of
+from conftest import run_tool_here
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from configs import prepared_cfg
 from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.checkpoint.clip_architecture import architecture_of
+from denseclip_d2.cli import demo
+from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Trainer
-from denseclip_d2.inference.predictor import BACKGROUND
-from denseclip_d2.model_zoo import CLIP_CONFIG, clip_opts, get_config_file
-from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
+from denseclip_d2.evaluation import evaluate_pointing
+from denseclip_d2.model_zoo import clip_opts
+from denseclip_d2.model_zoo.clip import BACKGROUND
+from denseclip_d2.shapes.dataset import CLASS_NAMES, SEMANTIC_CLASS_NAMES
 from denseclip_d2.shapes.scene import draw_scene
 from denseclip_d2.visual import encoder_class
 
@@ -146,8 +153,48 @@ def test_a_vit_alone_has_no_layer_that_its_weights_lack(image):
 def test_a_clip_alone_is_evaluated_as_any_segmentor(semantic_shapes, tmp_path):
     opts = ["DATASETS.TEST", ("val",), "OUTPUT_DIR", str(tmp_path), *WHOLE, "INPUT.MIN_SIZE_TEST", 128]
     background = ["MODEL.DENSECLIP.STUFF_NAMES", ("wall", "noise")]
-    cfg = prepared_cfg(get_config_file(CLIP_CONFIG), clip_opts(TINY, [*opts, *background]))
+    cfg = model_zoo.get_clip_config(TINY, opts=[*opts, *background])
     assert len(SEMANTIC_CLASS_NAMES) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     results = Trainer.test(cfg, Predictor(cfg).model)["sem_seg"]
     assert results["mIoU"] > 5  # by chance: below 2
     assert {f"IoU-{name}" for name in SEMANTIC_CLASS_NAMES} <= results.keys()
+
+
+def test_the_command_line_evaluates_a_clip_alone(semantic_shapes, tmp_path, monkeypatch):
+    run_tool_here(
+        monkeypatch, "train_net.py", "--clip", TINY, "--eval-only", "DATASETS.TEST", "('val',)",
+        "OUTPUT_DIR", tmp_path, *WHOLE, "DATALOADER.NUM_WORKERS", 0,
+        "MODEL.DENSECLIP.SCORE_MAP.BACKGROUND_THRESHOLD", 0.3,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())["sem_seg"]
+    assert results["mIoU"] > 20 and results["IoU-background"] > 50
+    log = (tmp_path / "log.txt").read_text()
+    assert re.search(rf"\| background +\| +{results['IoU-background']:.2f} \|", log)
+
+
+@pytest.mark.parametrize("background", [["wall", "dotted noise"], ["0.3"]])
+def test_the_demo_takes_a_clip_alone(background, image, tmp_path, monkeypatch):
+    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
+    run_tool_here(
+        monkeypatch, "demo.py", "--clip", TINY, "--names", "red circle", "--background", *background,
+        "--input", tmp_path / "a.png", "--output", tmp_path / "drawn", "--score-map", "blue star", *WHOLE,
+    )  # fmt: skip
+    assert (tmp_path / "drawn" / "a.png").is_file()
+    found = json.loads((tmp_path / "drawn" / "detections.json").read_text())
+    assert [x["name"] for x in found["categories"]] == ["red circle", BACKGROUND]
+
+
+def test_a_background_belongs_to_a_clip_alone(monkeypatch):
+    args = demo.build_parser().parse_args(
+        ["--zoo", "a", "--input", "a", "--output", "a", "--names", "b", "--background", "sky"]
+    )
+    with pytest.raises(ValueError, match="--background needs --clip"):
+        demo.config_of(args)
+
+
+def test_score_maps_of_a_clip_alone_point_at_objects(small_shapes):
+    records = load_datasets(small_shapes[1:], filter_empty=True, check_images=False)
+    figures = evaluate_pointing(Predictor.from_clip(TINY, CLASS_NAMES[:9]), records, CLASS_NAMES)
+    for kind in ("labeled", "unlabeled"):
+        assert figures[kind]["pointing"] > 2 * figures[kind]["pointing_chance"]
+        assert figures[kind]["auc"] > 0.7

@@ -20,12 +20,12 @@ from detectron2.utils.logger import setup_logger
 from ..config import prepare_run
 from ..engine.setup import check_writable
 from ..export import EXPORT_PRECISIONS, FORMATS, evaluate_file, export_model, files_of
-from .parser import add_config, command_parser
+from .parser import add_config, command_parser, config_and_opts
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
-    add_config(parser, help="a config, or exported weights")
+    add_config(parser, clip=True, help="a config, or exported weights")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument(
         "--precision", choices=list(EXPORT_PRECISIONS), default="float32",
@@ -59,12 +59,12 @@ def main(args: argparse.Namespace) -> None:
             "--evaluate needs a file for images without preprocessing: leave out --preprocessed."
         )
     check_writable(args.output, "--output")
-    cfg = prepare_run(args.config_file, args.opts).cfg
+    cfg = prepare_run(*config_and_opts(args)).cfg
     files = [Path(args.output) / name for name in files_of(cfg, args.format)]
     for file in files:
         if file.exists() and not args.overwrite:
             raise ValueError(f"{file} exists. Give --overwrite to replace it, or choose another --output.")
-    print(f"Exporting the model of {args.config_file} ...", flush=True)
+    print(f"Exporting the model of {args.clip or args.config_file} ...", flush=True)
     verdict = export_model(
         cfg, files[0], args.format, preprocessed=args.preprocessed, score_map=args.score_map,
         paste_masks=args.paste_masks, images=args.images, precision=args.precision,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.setup import check_writable
+from ..model_zoo import CLIP_CONFIG, clip_opts, get_config_file
 
 
 def command_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -13,12 +14,42 @@ def command_parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_config(parser: argparse.ArgumentParser, *, opts: bool = True, **config_file: Any) -> None:
-    """Add ``--config-file``, required without a default, and ``KEY VALUE`` pairs that override it."""
+def add_config(
+    parser: argparse.ArgumentParser, *, opts: bool = True, clip: bool = False, **config_file: Any
+) -> None:
+    """Add ``--config-file``, required without a default, and ``KEY VALUE`` pairs that override it.
+
+    Args:
+        clip: add ``--clip`` in its place: :func:`config_and_opts` reads both.
+    """
     required = "default" not in config_file
-    parser.add_argument("--config-file", required=required, metavar="FILE", **config_file)
+    if clip:
+        model = parser.add_mutually_exclusive_group(required=required)
+        model.add_argument("--config-file", metavar="FILE", **config_file)
+        add_clip(model)
+    else:
+        parser.add_argument("--config-file", required=required, metavar="FILE", **config_file)
     if opts:
         add_opts(parser)
+
+
+def add_clip(parser: Any) -> None:
+    """Add ``--clip`` to a parser or a group."""
+    parser.add_argument(
+        "--clip", metavar="W",
+        help="a CLIP alone, without training: openclip://ARCHITECTURE/TAG, or a file of its weights",
+    )  # fmt: skip
+
+
+def config_and_opts(args: argparse.Namespace) -> tuple[str, list]:
+    """Return the config file, and the ``KEY VALUE`` pairs over it, of ``--config-file`` or ``--clip``.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`clip_opts`.
+    """
+    if args.clip:
+        return get_config_file(CLIP_CONFIG), clip_opts(args.clip, args.opts)
+    return args.config_file, args.opts
 
 
 def add_opts(parser: argparse.ArgumentParser) -> None:

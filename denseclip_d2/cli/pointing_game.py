@@ -2,6 +2,7 @@
 
 tools/pointing_game.py --config-file configs/Shapes192/denseclip_semantic_fpn_tiny_seen.yaml \\
     --dataset shapes192_val --json words.json MODEL.WEIGHTS output/shapes192_semantic_fpn_seen/model_final.pth
+tools/pointing_game.py --clip openclip://ViT-B-16-quickgelu/openai --dataset coco_2017_val    # a CLIP alone
 """
 
 import argparse
@@ -17,13 +18,13 @@ from ..data import clean_class_names
 from ..data.checks import load_datasets
 from ..evaluation import evaluate_pointing
 from ..inference import Predictor
-from .parser import add_config, check_folder, command_parser, write_json
+from .parser import add_config, check_folder, command_parser, config_and_opts, write_json
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add_config(parser, help="a config, or exported weights")
+    add_config(parser, clip=True, help="a config, or exported weights")
     add("--dataset", required=True, help="a registered dataset with objects of any classes")
     add("--json", type=Path, metavar="OUT", help="file to write the results to")
     return parser
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     setup_logger()
-    cfg = prepare_run(args.config_file, args.opts).cfg
+    cfg = prepare_run(*config_and_opts(args)).cfg
     check_folder(args.json, "--json")
     records = load_datasets([args.dataset], filter_empty=True, check_images=True)
     names = MetadataCatalog.get(args.dataset).get("thing_classes")

@@ -7,6 +7,7 @@ tools/train_net.py --config-file F --resume                      # go on where a
 tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights on DATASETS.TEST
 tools/train_net.py --config-file F --train my/train.json my/images --val my/val.json my/images   # own data
 tools/train_net.py --config-file F --eval-only --val my/val.json my/images MODEL.WEIGHTS W   # of any names
+tools/train_net.py --clip openclip://ViT-B-16-quickgelu/openai --eval-only   # mIoU of a CLIP alone, untrained
 tools/train_net.py --config-file F --train my/data.yaml          # own data of YOLO, or a Pascal VOC folder
 """
 
@@ -27,6 +28,10 @@ from ..engine import Trainer, run, setup
 from ..engine.run_record import record_evaluation
 from ..evaluation.build import check_test_sets
 from ..inference import with_tta
+from .parser import add_clip, config_and_opts, write_json
+
+RESULTS = "results.json"
+"""The file of an evaluation's metrics in ``OUTPUT_DIR``."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-partial", action="store_true",
         help="load what fits of weights that do not hold the whole model",
     )  # fmt: skip
+    add_clip(parser)
     for split, what in (("train", "train on"), ("val", "evaluate on; without, some are held out")):
         parser.add_argument(
             f"--{split}", nargs="+", action=_DataSource, metavar="PATH", help=f"{FORMS}, to {what}"
@@ -79,8 +85,9 @@ def all_opts(args: argparse.Namespace) -> list:
 
 def main(args: argparse.Namespace) -> None:
     args.opts = all_opts(args)
-    if not args.config_file:
-        raise argparse.ArgumentError(None, "--config-file is needed; configs/ has them")
+    if bool(args.config_file) == bool(args.clip):
+        raise argparse.ArgumentError(None, "--config-file is needed, or --clip; configs/ has configs")
+    args.config_file, args.opts = config_and_opts(args)
     if args.num_gpus > max(torch.cuda.device_count(), 1):
         raise argparse.ArgumentError(
             None,
@@ -112,5 +119,6 @@ def train(args: argparse.Namespace):
         if augmented:
             results.update(Trainer.test_with_tta(cfg, augmented))
     if comm.is_main_process():
+        write_json(Path(cfg.OUTPUT_DIR, RESULTS), results)
         verify_results(cfg, results)
     return results

@@ -3,6 +3,7 @@
 tools/web_demo.py                                                    # the zoo's tiny model
 tools/web_demo.py --zoo Shapes/denseclip_semantic_fpn_tiny.yaml --port 8000
 tools/web_demo.py --config-file F MODEL.WEIGHTS W                    # a config, exported weights, hf://...
+tools/web_demo.py --clip openclip://ViT-B-16-quickgelu/openai        # a CLIP alone, without training
 tools/web_demo.py --host 0.0.0.0 --queue 20                          # for other machines
 
 The page also offers the other models of the zoo. It needs no network. Ctrl-C ends it.
@@ -17,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from .. import model_zoo
 from ..config import prepare_run
 from ..web_demo.session import Limits, Models
-from .parser import add_opts, command_parser
+from .parser import add_clip, add_opts, command_parser, config_and_opts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--zoo", metavar="NAME", default="Shapes/denseclip_retinanet_tiny.yaml",
         help="a config with trained weights in the zoo (%(default)s)",
     )  # fmt: skip
+    add_clip(model)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (%(default)s)")
     parser.add_argument(
         "--port", type=int, default=7860, help="%(default)s; 0 selects the first free port from there"
@@ -54,8 +56,9 @@ def main(args: argparse.Namespace) -> None:
 def serve(args: argparse.Namespace) -> None:
     setup_logger()
     limits = Limits(args.megabytes, args.megapixels, args.side, queue=args.queue)
-    name = args.config_file or args.zoo
-    configs = {name: prepare_run(args.config_file or f"denseclip://{name}", args.opts).cfg}
+    name = args.clip or args.config_file or args.zoo
+    args.config_file = args.config_file or f"denseclip://{args.zoo}"
+    configs = {name: prepare_run(*config_and_opts(args)).cfg}
     for other in model_zoo.trained_configs():
         configs.setdefault(other, model_zoo.get_config(other, trained=True))
     # Gradio is an extra, which --help does not need.

@@ -3,18 +3,17 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
 from ..config.projects import GET_PANOPTICAPI
 from ..data.checks import check_classes, load_datasets
-from ..data.semantic import read_labels
 from ..data.tasks import has_sem_seg_head, is_panoptic, is_semantic, predicts_masks
 from .coco import COCOEvaluator
 from .lvis import LVISEvaluator
+from .sem_seg import SemSegEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +59,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         evaluators.append(_INSTANCES[evaluator_type](dataset_name, tasks=tasks, output_dir=output_folder))
     has_label_maps = evaluator_type != "coco_panoptic_seg" or metadata.get("sem_seg_root")
     if evaluator_type in _LABEL_MAPS and has_label_maps and has_sem_seg_head(cfg):
-        evaluators.append(
-            SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=_read_labels)
-        )
+        evaluators.append(SemSegEvaluator(dataset_name, output_folder))
     if is_panoptic(cfg) and metadata.get("panoptic_json"):
         if has_panopticapi():
             evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
@@ -77,8 +74,3 @@ def has_panopticapi() -> bool:
         return find_spec("panopticapi.evaluation") is not None
     except ModuleNotFoundError:  # of the package itself
         return False
-
-
-def _read_labels(file_name: str, dtype: type) -> np.ndarray:
-    # Detectron2's own function asks NumPy 2 for a conversion that NumPy refuses.
-    return read_labels(file_name).astype(dtype)

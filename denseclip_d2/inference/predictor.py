@@ -29,9 +29,6 @@ from .names import Names, NamesReader, as_list
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND = "background"
-"""The class that :meth:`Predictor.from_clip` adds."""
-
 ImageInput = str | Path | Image.Image | np.ndarray
 """A file, a PIL image, or an array (H, W, 3) uint8, BGR as for Detectron2's predictor."""
 
@@ -94,26 +91,17 @@ class Predictor(DefaultPredictor):
             opts: ``KEY VALUE`` pairs over ``configs/WithoutTraining/clip.yaml``.
 
         Raises:
-            ValueError, FileNotFoundError: see :func:`clip_opts` and :class:`DenseCLIPCheckpointer`.
+            ValueError, FileNotFoundError: see :func:`get_clip_config` and :class:`DenseCLIPCheckpointer`.
         """
-        if isinstance(weights, Mapping):
-            with TemporaryDirectory() as folder:
-                file = Path(folder, "clip.pth")
-                torch.save(dict(weights), file)
-                predictor = cls.from_clip(file, names, background=background, opts=opts)
-            predictor.cfg.MODEL.WEIGHTS = ""
-            return predictor
         names = as_list(names)
-        pairs: list = ["DATASETS.TEST", ()]
-        if background is not None:
-            if isinstance(background, int | float):
-                pairs += ["MODEL.DENSECLIP.SCORE_MAP.BACKGROUND_THRESHOLD", float(background)]
-            else:
-                pairs += ["MODEL.DENSECLIP.STUFF_NAMES", as_list(background)]
-            names = (*names, *({BACKGROUND} - {*names}))
-        pairs += ["MODEL.DENSECLIP.CLASS_NAMES", names, *opts]
-        config = model_zoo.get_config_file(model_zoo.CLIP_CONFIG)
-        return cls(prepare_run(config, model_zoo.clip_opts(str(weights), pairs)).cfg)
+        if not isinstance(weights, Mapping):
+            return cls(model_zoo.get_clip_config(str(weights), names, background=background, opts=opts))
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "clip.pth")
+            torch.save(dict(weights), file)
+            predictor = cls.from_clip(file, names, background=background, opts=opts)
+        predictor.cfg.MODEL.WEIGHTS = ""
+        return predictor
 
     def __init__(self, cfg: CfgNode):
         """

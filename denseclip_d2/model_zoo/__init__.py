@@ -1,7 +1,7 @@
 """Configs and trained models by name, with the functions of ``detectron2.model_zoo``."""
 
 from .clip import CONFIG as CLIP_CONFIG
-from .clip import clip_opts
+from .clip import clip_opts, get_clip_config
 from .hub import resolve_hub_path
 from .zoo import get, get_checkpoint_url, get_config, get_config_file, trained_configs
 
@@ -10,6 +10,7 @@ __all__ = [
     "clip_opts",
     "get",
     "get_checkpoint_url",
+    "get_clip_config",
     "get_config",
     "get_config_file",
     "resolve_hub_path",

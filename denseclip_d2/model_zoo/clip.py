@@ -2,15 +2,48 @@
 
 from collections.abc import Sequence
 
+from detectron2.config import CfgNode
+
 from ..checkpoint.clip_architecture import architecture_of
 from ..clip_models import OPENCLIP, get_clip_architecture, pixels_of
+from ..config import prepare_run
 from ..utils.old_keys import update_pairs
 from ..visual import encoder_class
+from .zoo import get_config_file
 
 CONFIG = "WithoutTraining/clip.yaml"
 """The config by :func:`get_config_file`, of OpenAI's ViT-B/16."""
 
+BACKGROUND = "background"
+"""The class that :func:`get_clip_config` adds."""
+
 CLIP_MODEL = "MODEL.DENSECLIP.CLIP_MODEL"
+
+
+def get_clip_config(
+    weights: str,
+    names: Sequence[str] = (),
+    *,
+    background: Sequence[str] | float | None = None,
+    opts: Sequence = (),
+) -> CfgNode:
+    """Return the config of a CLIP alone: see :meth:`Predictor.from_clip`.
+
+    Args:
+        names: empty: those of ``DATASETS.TEST``.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`clip_opts` and :func:`prepare_run`.
+    """
+    pairs: list = []
+    if isinstance(background, int | float):
+        pairs += ["MODEL.DENSECLIP.SCORE_MAP.BACKGROUND_THRESHOLD", float(background)]
+    elif background is not None:
+        pairs += ["MODEL.DENSECLIP.STUFF_NAMES", tuple(background)]
+    if names:
+        added = () if background is None or BACKGROUND in names else (BACKGROUND,)
+        pairs += ["MODEL.DENSECLIP.CLASS_NAMES", (*names, *added), "DATASETS.TEST", ()]
+    return prepare_run(get_config_file(CONFIG), clip_opts(weights, [*pairs, *opts])).cfg
 
 
 def clip_opts(weights: str, opts: Sequence = ()) -> list:
