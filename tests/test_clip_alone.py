@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
-from denseclip_d2.checkpoint.clip_architecture import architecture_of
+from denseclip_d2.checkpoint.clip_architecture import facts_of
 from denseclip_d2.cli import demo
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation import evaluate_pointing
+from denseclip_d2.export.support import check_exportable
 from denseclip_d2.model_zoo import clip_opts
 from denseclip_d2.model_zoo.clip import BACKGROUND
 from denseclip_d2.shapes.dataset import CLASS_NAMES, SEMANTIC_CLASS_NAMES
@@ -61,8 +62,9 @@ def cosines(image: np.ndarray, names: list[str]) -> torch.Tensor:
 def test_logits_are_the_enlarged_cosines_over_the_temperature(tiny):
     image = np.full((144, 192, 3), 90, np.uint8)  # resizing leaves this image as it is
     image[40:90, 60:120, 1] = 250
-    logits = F.interpolate(cosines(image, NAMES) / 0.01, scale_factor=16, mode="bilinear")[0, :, :144]
-    assert_close(tiny(image)["sem_seg"], logits, atol=0.05, rtol=1e-4)  # of about 30
+    assert tiny.tau == pytest.approx(0.066, abs=5e-4)  # the weights have it
+    logits = F.interpolate(cosines(image, NAMES) / tiny.tau, scale_factor=16, mode="bilinear")[0, :, :144]
+    assert_close(tiny(image)["sem_seg"], logits, atol=1e-2, rtol=1e-4)
     assert tiny.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
 
 
@@ -82,13 +84,13 @@ def test_windows_have_clips_own_size_and_are_a_key(image):
 
 
 def test_a_pixel_below_the_threshold_is_background(tiny, image):
-    scores = tiny(image)["sem_seg"] / 100
+    scores = tiny(image)["sem_seg"] * tiny.tau
     threshold = scores.amax(0).median().item()
     background = Predictor.from_clip(TINY, NAMES, background=threshold, opts=WHOLE)
     assert background.class_names == (*NAMES, BACKGROUND)
     found = background(image)["sem_seg"]
-    assert_close(found[:3], 100 * scores)
-    assert_close(found[3], torch.full((96, 128), 100 * threshold))
+    assert_close(found[:3] * tiny.tau, scores)
+    assert_close(found[3] * tiny.tau, torch.full((96, 128), threshold))
     assert ((found.argmax(0) == 3) == (scores.amax(0) < threshold)).float().mean() > 0.99  # up to rounding
     assert background(image, names=["dog"])["sem_seg"].shape == (1, 96, 128)
     assert background.with_background(["dog"]) == ["dog", BACKGROUND]
@@ -121,7 +123,7 @@ def test_weights_are_an_address_a_file_or_a_state_dict(tiny, image, tmp_path):
 @pytest.mark.parametrize("family", ["CLIPA", "worldwide", "Sigmoid"])
 def test_the_shapes_of_weights_tell_the_architecture(family, tmp_path):
     torch.save(clip_of(family).state_dict(), tmp_path / "clip.pt")
-    assert architecture_of(str(tmp_path / "clip.pt")) == f"tiny-{family}"
+    assert facts_of(str(tmp_path / "clip.pt")).architecture == f"tiny-{family}"
 
 
 def test_an_unknown_architecture_asks_for_its_name(tmp_path):
@@ -129,13 +131,13 @@ def test_an_unknown_architecture_asks_for_its_name(tmp_path):
     weights["token_embedding.weight"] = weights["token_embedding.weight"][:100]
     torch.save(weights, tmp_path / "clip.pt")
     with pytest.raises(ValueError, match=r"no architecture of open_clip. Give .*CLIP_MODEL"):
-        architecture_of(str(tmp_path / "clip.pt"))
+        facts_of(str(tmp_path / "clip.pt"))
     assert clip_opts("none.pt", ["MODEL.DENSECLIP.CLIP_MODEL", "RN50"])[3] == "RN50"
 
 
 def test_the_address_of_openais_weights_means_the_quick_gelu():
     for name in ("ViT-B-16", "ViT-B-16-quickgelu"):
-        assert architecture_of(f"openclip://{name}/openai") == "ViT-B-16-quickgelu"
+        assert facts_of(f"openclip://{name}/openai").architecture == "ViT-B-16-quickgelu"
     opts = clip_opts("openclip://ViT-B-16-SigLIP2-256/webli")
     values = dict(zip(opts[::2], opts[1::2], strict=True))
     assert values["MODEL.PIXEL_MEAN"] == [127.5] * 3
@@ -198,3 +200,24 @@ def test_score_maps_of_a_clip_alone_point_at_objects(small_shapes):
     for kind in ("labeled", "unlabeled"):
         assert figures[kind]["pointing"] > 2 * figures[kind]["pointing_chance"]
         assert figures[kind]["auc"] > 0.7
+
+
+def test_a_clip_alone_is_exported_as_any_segmentor(tiny, image):
+    whole = check_exportable(tiny.cfg, "onnx")(tiny.model, shortest=144, longest=2048)
+    with torch.no_grad():
+        labels = whole(torch.from_numpy(image[:, :, ::-1].copy())[None])["labels"][0]
+    assert (labels == tiny(image)["sem_seg"].argmax(0)).float().mean() > 0.98  # images are resized otherwise
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("PROMPT.TEMPLATES", ("imagenet",)), ("SCORE_MAP.BACKGROUND_THRESHOLD", 0.3)]
+)
+def test_an_export_with_names_as_an_input_has_one_sentence_and_no_background(key, value):
+    cfg = model_zoo.get_clip_config(TINY, NAMES, opts=[*WHOLE, f"MODEL.DENSECLIP.{key}", value])
+    with pytest.raises(ValueError, match=rf"{key.partition('.')[2]}.*; convert the weights with --prec"):
+        check_exportable(cfg, "onnx")
+
+
+def test_the_braces_alone_are_a_template():
+    cfg = model_zoo.get_clip_config(TINY, NAMES, opts=["MODEL.DENSECLIP.PROMPT.TEMPLATE", "{}"])
+    assert cfg.MODEL.DENSECLIP.PROMPT.TEMPLATE == "{}"

@@ -1,7 +1,9 @@
 """The architecture of a CLIP by the shapes of its weights."""
 
 import logging
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import open_clip
 import torch
@@ -19,8 +21,15 @@ logger = logging.getLogger(__name__)
 GIVE_IT = "Give the architecture by MODEL.DENSECLIP.CLIP_MODEL."
 
 
-def architecture_of(path: str) -> str:
-    """Return open_clip's name of the architecture of a CLIP's weights.
+class ClipFacts(NamedTuple):
+    """What a CLIP's weights tell: open_clip's name of their architecture, and the temperature, if known."""
+
+    architecture: str
+    tau: float | None = None
+
+
+def facts_of(path: str) -> ClipFacts:
+    """Return what a CLIP's weights tell.
 
     Args:
         path: a file, or an address such as ``openclip://ViT-B-16/openai``.
@@ -32,7 +41,7 @@ def architecture_of(path: str) -> str:
     if path.startswith(PREFIX):
         name, _, entry = parse_openclip_path(path)
         plain = entry.get("quick_gelu") and not get_clip_architecture(name).quick_gelu
-        return f"{name}-quickgelu" if plain else name
+        return ClipFacts(f"{name}-quickgelu" if plain else name)
     local = PathManager.get_local_path(path) if "://" in path else path
     if not PathManager.isfile(local):
         raise FileNotFoundError(f"{path!r}: there is no such file of a CLIP's weights.")
@@ -45,7 +54,8 @@ def architecture_of(path: str) -> str:
         raise ValueError(f"{path!r} has the shapes of no architecture of open_clip. {GIVE_IT}")
     if len(found) > 1:
         logger.warning("%r may be of %s. The first is taken. %s", path, ", ".join(found), GIVE_IT)
-    return found[0]
+    scale = weights.get("logit_scale")
+    return ClipFacts(found[0], None if scale is None else round(math.exp(-scale.item()), 6))
 
 
 def _fitting(weights: dict[str, Tensor]) -> Iterator[CLIPArchitecture]:

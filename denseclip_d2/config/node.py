@@ -56,8 +56,9 @@ class CfgNode(_CfgNode):
         value = self._decode_cfg_value(text)
         if isinstance(default, dict):
             raise ValueError(_is_section(key, default, value))
-        if isinstance(default, str) and isinstance(text, str) and type(value) in (int, float):
-            return repr(text)  # a folder can have the name 2024; yacs decodes the text again
+        if isinstance(default, str) and isinstance(text, str) and type(value) in (int, float, dict):
+            # A folder can have the name 2024, and a template is "{}"; yacs decodes the text again.
+            return repr(text)
         if isinstance(value, int | list | tuple):
             return _fit(value, default, key)
         _check_type(value, default, key)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..clip_models.layers import multi_head_attention
 from ..data.class_names import get_class_names
-from ..data.tasks import takes_any_names
+from ..data.tasks import learns_a_name, takes_any_names
 from ..language import PromptedTextEncoder
 from ..language.prompts import mean_of_synonyms, split_synonyms, tokenize_names
 from ..visual.vit_block import projected
@@ -186,7 +186,8 @@ def prompt_of(cfg: CfgNode) -> str:
 
 def given_names(cfg: CfgNode, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names that a file is given, and the learned name, if any, that it adds as its last class."""
-    learned = {cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME}.intersection(get_class_names(cfg))
+    known = get_class_names(cfg) if learns_a_name(cfg) else ()
+    learned = {cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME}.intersection(known)
     return [name for name in names if name not in learned], list(learned)
 
 

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from ..clip_models import get_clip_architecture
-from ..data.tasks import reads_stuff_names
+from ..data.tasks import labels_by_score_map, reads_stuff_names
 from .formats import FORMATS
 from .names import takes_text
 from .traceable import TRACEABLE, TraceableModel
@@ -74,6 +74,9 @@ def _reasons_of_names(cfg: CfgNode) -> dict[str, bool]:
         "MODEL.DENSECLIP.PROMPT.MODE is 'random', whose text no encoder makes": mode == "random",
         "MODEL.DENSECLIP.NAME_BIAS is True, and an exported file sees no names": denseclip.NAME_BIAS,
         "MODEL.DENSECLIP.CLIP_MODEL has a tokenizer that is not CLIP's": bool(tokenizer),
+        "MODEL.DENSECLIP.PROMPT.TEMPLATES has several sentences for a name": bool(denseclip.PROMPT.TEMPLATES),
+        "its background is one of STUFF_NAMES or of BACKGROUND_THRESHOLD": labels_by_score_map(cfg)
+        and bool(denseclip.STUFF_NAMES or denseclip.SCORE_MAP.BACKGROUND_THRESHOLD > -1),
         "it reads names of stuff beside those of things": reads_stuff_names(cfg),
     }
     return {f"{reason}; {FIXED_NAMES}": holds for reason, holds in reasons.items()}

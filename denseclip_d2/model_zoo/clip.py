@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from ..checkpoint.clip_architecture import architecture_of
+from ..checkpoint.clip_architecture import ClipFacts, facts_of
 from ..clip_models import OPENCLIP, get_clip_architecture, pixels_of
 from ..config import prepare_run
 from ..utils.old_keys import update_pairs
-from ..visual import encoder_class
+from ..visual import encoder_class, untrained_dense_feature
 from .zoo import get_config_file
 
 CONFIG = "WithoutTraining/clip.yaml"
@@ -58,10 +58,11 @@ def clip_opts(weights: str, opts: Sequence = ()) -> list:
             weights names it, or their shapes tell.
 
     Raises:
-        ValueError, FileNotFoundError: see :func:`architecture_of`.
+        ValueError, FileNotFoundError: see :func:`facts_of`.
     """
     opts = update_pairs(opts)
-    name = dict(zip(opts[::2], opts[1::2], strict=True)).get(CLIP_MODEL) or architecture_of(weights)
+    given = dict(zip(opts[::2], opts[1::2], strict=True)).get(CLIP_MODEL)
+    name, tau = ClipFacts(given) if given else facts_of(weights)
     architecture = get_clip_architecture(name)
     cells, size = encoder_class(architecture).local_cells, architecture.vision.image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -71,10 +72,11 @@ def clip_opts(weights: str, opts: Sequence = ()) -> list:
         CLIP_MODEL, name,
         "MODEL.PIXEL_MEAN", mean,
         "MODEL.PIXEL_STD", std,
-        "MODEL.DENSECLIP.VISUAL.DENSE_FEATURES", cells.get("dense", "attention"),
+        "MODEL.DENSECLIP.VISUAL.DENSE_FEATURES", untrained_dense_feature(architecture),
         "MODEL.DENSECLIP.VISUAL.RES5_DILATION", cells.get("res5_dilation", 1),
         "INPUT.MIN_SIZE_TEST", 3 * min(sides) // 2,
         "TEST.SLIDING_WINDOW.SIZE", sides,
         "TEST.SLIDING_WINDOW.STRIDE", tuple(side // 2 for side in sides),
+        *(["MODEL.DENSECLIP.SCORE_MAP.TAU", tau] if tau else []),
         *opts,
     ]  # fmt: skip

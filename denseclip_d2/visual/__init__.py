@@ -1,4 +1,4 @@
-from .build import VisualEncoder, build_visual_encoder, encoder_class
+from .build import VisualEncoder, build_visual_encoder, encoder_class, untrained_dense_feature
 from .clip_resnet import CLIPResNet, build_clip_resnet_backbone
 from .clip_timm import CLIPTimm
 from .clip_vit import CLIPViT, build_clip_vit_backbone
@@ -16,4 +16,5 @@ __all__ = [
     "build_clip_vit_backbone",
     "build_visual_encoder",
     "encoder_class",
+    "untrained_dense_feature",
 ]

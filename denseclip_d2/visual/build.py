@@ -1,3 +1,5 @@
+import torch
+
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .clip_resnet import CLIPResNet
 from .clip_timm import CLIPTimm
@@ -19,6 +21,19 @@ def build_visual_encoder(cfg, with_embeddings: bool = True, *, with_levels: bool
     kind = encoder_class(get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL))
     no_levels = {} if with_levels or kind is CLIPResNet else {"out_features": ()}
     return kind(cfg, with_embeddings, **no_levels)
+
+
+def untrained_dense_feature(architecture: CLIPArchitecture) -> str:
+    """Return the dense feature that is best without training: docs/without_training.md compares them."""
+    kind = encoder_class(architecture)
+    if kind is not CLIPTimm:
+        return "naclip" if kind is CLIPViT else "value"
+    try:
+        with torch.device("meta"):
+            CLIPTimm(**CLIPTimm.arguments_of(architecture), out_features=(), dense="value", norm="BN")
+    except ValueError:  # no ViT
+        return "attention"
+    return "value"
 
 
 def encoder_class(architecture: CLIPArchitecture) -> type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm]:
