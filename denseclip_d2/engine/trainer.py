@@ -17,7 +17,7 @@ from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
 from ..data.class_names import class_names_of_datasets, clean_class_names, stuff_names_of_datasets
 from ..data.mapper import build_mapper
-from ..data.tasks import num_classes_section, takes_any_names
+from ..data.tasks import labels_by_score_map, num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
 from ..data.unused_annotations import check_learnable
 from ..evaluation.build import build_evaluator, check_test_sets
@@ -187,6 +187,9 @@ class Trainer(DefaultTrainer):
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
             with guided.given_names(names, stuff_names=stuff or None), precomputed_text(model):
                 metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
+            if labels_by_score_map(cfg):
+                results[name] = metrics  # no class was trained
+                continue
             results[name] = with_seen_and_unseen(metrics, clean_class_names(trained, synonyms=True), ignored)
             print_csv_format(only_seen_and_unseen(results[name]))  # Detectron2 has printed the others
         return results if len(results) != 1 else results[name]
