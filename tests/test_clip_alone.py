@@ -26,6 +26,7 @@ from denseclip_d2.model_zoo.clip import BACKGROUND
 from denseclip_d2.shapes.dataset import CLASS_NAMES, SEMANTIC_CLASS_NAMES
 from denseclip_d2.shapes.scene import draw_scene
 from denseclip_d2.visual import encoder_class
+from denseclip_d2.web_demo.session import Models, predict
 
 TINY = "denseclip://Shapes/clip_tiny"
 NAMES = ["red circle", "striped square", "blue star"]
@@ -222,3 +223,13 @@ def test_an_export_with_names_as_an_input_has_one_sentence_and_no_background(key
 def test_the_braces_alone_are_a_template():
     cfg = model_zoo.get_clip_config(TINY, NAMES, opts=["MODEL.DENSECLIP.PROMPT.TEMPLATE", "{}"])
     assert cfg.MODEL.DENSECLIP.PROMPT.TEMPLATE == "{}"
+
+
+@pytest.mark.parametrize("typed", [[], ["red circle", "blue star"]])
+def test_the_web_page_takes_a_clip_alone(typed, image):
+    models = Models({TINY: model_zoo.get_clip_config(TINY, opts=WHOLE)})
+    assert models.choices() == [(f"Segmentation: {TINY}", TINY)]
+    found = predict(models.get(TINY), image, typed, "a.png")
+    assert len(found.class_names) == (len(typed) or 150)  # ADE20K's
+    assert [*found.heat_maps] == typed and not found.unread
+    assert found.draw(0.3).shape[2] == 3
