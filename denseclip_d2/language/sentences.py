@@ -39,7 +39,7 @@ class SentenceReader:
             tokenizer: None: CLIP's.
             templates: sentences with {} in place of the name, or names of :data:`TEMPLATE_SETS`.
             n_ctx: context vectors before each name.
-            length: L, token ids of a name of the training; 0: as many as the longest has.
+            length: token ids of a name of the training; 0: as many as the longest has.
             normalize: normalize the embeddings before and after the mean, as CLIP's notebook does.
         """
         self.tokenizer, self.normalize = tokenizer or clip_tokenizer(), normalize
@@ -49,6 +49,9 @@ class SentenceReader:
 
     def read(self, names: Sequence[str], *, of_training: bool = False) -> tuple[Tensor, list[int]]:
         """Return the token ids (S, L) of all sentences, and the number of each sentence's name.
+
+        Args:
+            of_training: L is ``length``; False: as many as the longest sentence has.
 
         Raises:
             ValueError: names that read the same or that are too long.
