@@ -218,7 +218,16 @@ def config_keys(path: Path) -> set[tuple[str, str]]:
 def test_every_config_key_has_a_reader():
     """A key without a reader has no effect."""
     package = ROOT / "denseclip_d2"
-    sections = {"DENSECLIP", "VISUAL", "PROMPT", "CONTEXT_DECODER", "SCORE_MAP", "SLIDING_WINDOW", "CUSTOM"}
+    sections = {
+        "DENSECLIP",
+        "VISUAL",
+        "PROMPT",
+        "CONTEXT_DECODER",
+        "SCORE_MAP",
+        "GEOMETRIC_ENSEMBLE",
+        "SLIDING_WINDOW",
+        "CUSTOM",
+    }
     keys = {
         (parent, key) for parent, key in config_keys(package / "config/defaults.py") if key not in sections
     }

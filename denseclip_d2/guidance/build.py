@@ -31,7 +31,7 @@ def _register(build: Callable[..., Backbone]) -> Callable[..., Backbone]:
 
 def _guidance(cfg, visual: VisualEncoder) -> dict:
     score_map, class_names = cfg.MODEL.DENSECLIP.SCORE_MAP, cfg.MODEL.DENSECLIP.CLASS_NAMES
-    mixed = cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE
+    geometric_ensemble = cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE
     if not class_names:
         raise ValueError(
             "MODEL.DENSECLIP.CLASS_NAMES is empty. Set it to the names of the classes, or to "
@@ -47,9 +47,12 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
         "denoise": score_map.DENOISE,
         "kernels": cfg.MODEL.DENSECLIP.FUSED_OPS,
         "ensemble": GeometricEnsemble(
-            tuple(class_names), mixed.ALPHA, mixed.BETA, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+            tuple(class_names),
+            geometric_ensemble.ALPHA,
+            geometric_ensemble.BETA,
+            cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME,
         )
-        if mixed.ALPHA or mixed.BETA
+        if geometric_ensemble.ALPHA or geometric_ensemble.BETA
         else None,
     }
 

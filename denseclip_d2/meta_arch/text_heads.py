@@ -23,7 +23,7 @@ STUFF = "stuff_embeddings"
 """The feature that the semantic head of a panoptic model reads the text embeddings of stuff from."""
 
 CLIP = "clip_scores"
-"""The feature that heads mix with their own scores at test time, or None."""
+"""The feature that heads mix with their own scores at test time, where a config mixes."""
 
 SCALE = 50.0
 """Initial scale of the cosine similarities of R-CNN heads (Detic, Zhou et al., ECCV 2022)."""
@@ -37,6 +37,11 @@ def embed_dim_of(cfg: CfgNode) -> int:
     if cfg.MODEL.DENSECLIP.CLASSIFIER == "kway":
         return 0
     return get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim
+
+
+def _read_by_classifiers(cfg: CfgNode) -> list[str]:
+    """Return the features that R-CNN's classifiers read."""
+    return [TEXT, CLIP] if any(cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.values()) else [TEXT]
 
 
 def biased_names_of(cfg: CfgNode, *, stuff: bool = False) -> tuple[str, ...]:
@@ -116,7 +121,7 @@ def dense_predictions(detector: Any, features: dict[str, Any]) -> list[list[Tens
     """
     levels = [features[name] for name in detector.head_in_features]
     if isinstance(detector.head, _TextDenseHead):
-        return detector.head(levels, features[TEXT], features[CLIP])
+        return detector.head(levels, features[TEXT], features.get(CLIP))
     return detector.head(levels)
 
 
@@ -148,13 +153,13 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {**super().from_config(cfg, input_shape), **own}
 
     def forward(
-        self, x: Tensor, text: Tensor, boxes: Sequence[Boxes], clip: CLIPScores | None = None
+        self, x: Tensor, boxes: Sequence[Boxes], text: Tensor, clip: CLIPScores | None = None
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             x: (N, ...) features of the regions of all images.
-            text: (B or 1, K, C) text embeddings.
             boxes: the regions of each image.
+            text: (B or 1, K, C) text embeddings.
             clip: to be mixed with the class scores.
         Returns: logits (N, K + 1) and box deltas (N, 4).
         """
@@ -179,15 +184,16 @@ class TextROIHeads(StandardROIHeads):
         predictor = TextFastRCNNOutputLayers(cfg, found["box_head"].output_shape)
         return {
             **found,
-            "box_in_features": [*found["box_in_features"], TEXT, CLIP],
+            "box_in_features": [*found["box_in_features"], *_read_by_classifiers(cfg)],
             "box_predictor": predictor,
         }
 
     def _forward_box(self, features: dict[str, Any], proposals: list[Instances]):
-        *levels, text, clip = [features[name] for name in self.box_in_features]
+        levels = len(self.box_pooler.level_poolers)
+        inputs = [features[name] for name in self.box_in_features]
         boxes = [x.proposal_boxes for x in proposals]
-        x = self.box_head(self.box_pooler(levels, boxes))
-        predictions = self.box_predictor(x, text, boxes, clip)
+        x = self.box_head(self.box_pooler(inputs[:levels], boxes))
+        predictions = self.box_predictor(x, boxes, *inputs[levels:])
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
@@ -212,14 +218,14 @@ class TextCascadeROIHeads(CascadeROIHeads):
         ]
         return {
             **found,
-            "box_in_features": [*found["box_in_features"], TEXT, CLIP],
+            "box_in_features": [*found["box_in_features"], *_read_by_classifiers(cfg)],
             "box_predictors": predictors,
         }
 
     def _run_stage(self, features: list, proposals: list[Instances], stage: int):
-        *levels, text, clip = features
+        levels = len(self.box_pooler.level_poolers)
         boxes = [x.proposal_boxes for x in proposals]
-        x = self.box_pooler(levels, boxes)
+        x = self.box_pooler(features[:levels], boxes)
         if self.training:
             x = _ScaleGradient.apply(x, 1.0 / self.num_cascade_stages)
-        return self.box_predictor[stage](self.box_head[stage](x), text, boxes, clip)
+        return self.box_predictor[stage](self.box_head[stage](x), boxes, *features[levels:])
