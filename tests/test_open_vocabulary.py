@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partialmethod
 from itertools import repeat
 
@@ -172,6 +172,16 @@ def test_a_panoptic_model_takes_names_of_things_and_of_stuff(tmp_path):
     assert_close(predictor(array)["sem_seg"], before["sem_seg"])
     with pytest.raises(ValueError, match="more than once: 'tree'"):
         predictor.set_names(["tree"], stuff=["tree"])
+    predictor.set_names(["night sky"], stuff=["snow"])  # before, "night sky" was stuff
+    assert predictor(array)["sem_seg"].shape == (2, 64, 96)
+    for names, stuff in (([], None), (["dog"], []), ([], ["snow"])):
+        with pytest.raises(ValueError, match="No class names"):
+            predictor.set_names(names, stuff=stuff)
+    with pytest.raises(ValueError, match="No class names"):
+        predictor(array, names=[])
+    assert predictor.class_names == ("night sky",)
+    with pytest.raises(ValueError, match="at least one name of stuff"):
+        open_model("panoptic_fpn").set_class_names(["dog"], stuff_names=[])
     with pytest.raises(ValueError, match="labels no stuff"):
         open_model("retinanet").set_class_names(["dog"], stuff_names=["tree"])
 
@@ -191,8 +201,10 @@ def test_a_learned_name_is_not_read():
         before = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
         model.backbone.language.learned.embedding.fill_(2)
         after = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
+        model.set_class_names(["dog", " Background"])
+        given = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
     assert torch.equal(before[:, :3], after[:, :3])
-    assert (after[:, 3] == 2).all()
+    assert (after[:, 3] == 2).all() and (given[:, 1] == 2).all()
 
 
 def test_other_names_need_a_text_classifier():
@@ -298,6 +310,10 @@ def test_streams_and_threads_keep_their_names_apart(tmp_path):
         assert [len(next(stream)["sem_seg"]) for stream in others] == [2, 4]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda names: predictor(array, names=names)["sem_seg"], lists * 5))
+        with predictor._names.given(predictor.model, ("dog",)):
+            asked = threads.submit(lambda: predictor.class_names)
+            assert not wait([asked], timeout=0.1).done
+    assert asked.result() == (*NAMES, "background")
     assert [len(x) for x in found] == [1, 2, 4] * 5
     for a, b in zip(found, found[3:], strict=False):
         assert_close(a, b)
@@ -388,8 +404,11 @@ def segmentor(tmp_path_factory):
         ([[]], "No class names"),
         (["dog", "  "], "The name of class 1 is empty"),
         (["dog", "Dog "], "more than once: 'dog'"),
-        (["dog|hound", "hound"], "read the same to CLIP's tokenizer.*'hound'"),
+        (["dog|hound", "Hound"], "more than once: 'hound'"),
+        (["dog|Dog"], "more than once: 'dog'"),
+        (["&", "&amp;"], "read the same to CLIP's tokenizer.*'&amp;'"),
         (["dog, tree"], r"has a comma.*'dog', 'tree'.*'dog\|tree'"),
+        (["dog, "], r"has a comma.*own: 'dog'\. .*"),
         (["dog", 3], "Names must be strings, not 3"),
         ([["dog", None]], "Names must be strings, not None"),
         (["dog", "<end_of_text>"], "special token"),
@@ -439,8 +458,12 @@ def test_a_bias_goes_with_its_name():
     count_biases(classifier)
     biases = torch.tensor([1.0, 2.0, 3.0, 0.0])[:, None]
     assert_close(classifier(x, text), plain + biases)  # the background has none
-    classifier.set_names(["dog", "blue cross", "red circle"])
-    assert_close(classifier(x, text), plain + torch.tensor([0.0, 3.0, 1.0, 0.0])[:, None])
+    with torch.inference_mode():  # as a user may predict between iterations
+        classifier.set_names(["dog", "Blue  cross", "red circle"])
+    logits = classifier(x, text)
+    assert_close(logits, plain + torch.tensor([0.0, 3.0, 1.0, 0.0])[:, None])
+    logits.sum().backward()
+    assert classifier.name_bias.bias.grad.tolist() == [5, 0, 5]
 
 
 def count_biases(classifier: TextClassifier) -> None:
@@ -502,7 +525,7 @@ def test_a_page_or_demo_gets_the_background_with_its_names(tmp_path):
     assert predictor.takes_names
     predictor.set_names(predictor.with_background(["dog"]))
     assert predictor.class_names == ("dog", "background")
-    assert predictor.with_background(["background", "dog"]) == ["background", "dog"]
+    assert predictor.with_background(["Background", "dog"]) == ["Background", "dog"]
     with pytest.raises(ValueError, match=r"such as \['dog'\]"):
         predictor.with_background("dog")
     predictor.set_names(None)
@@ -693,6 +716,7 @@ def test_names_of_the_training_have_alpha_others_beta_and_a_learned_name_neither
     logits = torch.randn(1, 4, 2, 3)
     kept = clip.mix_softmax(logits, clip.resized((2, 3))).softmax(dim=1)[:, 1]
     assert_close(kept, logits.softmax(dim=1)[:, 1])
+    assert ensemble(scores[:, :1], ("Background",), tau=0.1, stride=32) is None  # nothing is mixed
 
 
 def test_the_score_map_is_averaged_over_a_box():

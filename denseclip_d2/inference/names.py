@@ -91,8 +91,9 @@ class NamesReader:
             if names in self._lists:
                 self._lists[names] = self._lists.pop(names)
                 return self._lists[names]
-            _check_separated(names)
-            model.backbone.language.read(names)
+            language = model.backbone.language
+            _check_separated(name for name in names if name not in language.names)
+            language.read(names)
             self._lists[names] = text = self._encode(model, names)
             _keep(self._lists, LISTS_KEPT)
             return text
@@ -145,7 +146,7 @@ def as_list(names: Iterable[str]) -> Names:
     """Return a list of names as a tuple.
 
     Raises:
-        ValueError: no list, or a list with something else than strings.
+        ValueError: no list, an empty one, or one with something else than strings.
     """
     if isinstance(names, str):
         raise ValueError(f"names takes a list of names, such as [{names!r}].")
@@ -154,14 +155,16 @@ def as_list(names: Iterable[str]) -> Names:
     names = tuple(names)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ValueError(f"Names must be strings, not {wrong[0]!r}.")
+    if not names:
+        raise ValueError("No class names. Give at least one.")
     return names
 
 
-def _check_separated(names: Names) -> None:
+def _check_separated(names: Iterable[str]) -> None:
     """Refuse a list of names in one string, which would be read as one name."""
     for name in names:
-        if "," in name:
-            words = [word.strip() for word in name.split(",")]
+        words = [word.strip() for word in name.split(",") if word.strip()]
+        if "," in name and words:
             raise ValueError(
                 f"The name {name!r} has a comma. Give each name as a string of its own: "
                 f"{', '.join(map(repr, words))}. Synonyms share a class: {SYNONYM.join(words)!r}."
