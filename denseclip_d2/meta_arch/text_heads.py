@@ -117,6 +117,21 @@ def dense_predictions(detector: Any, features: dict[str, Any]) -> list[list[Tens
     return detector.head(levels)
 
 
+def box_predictions(heads: Any, features: dict[str, Any], boxes: Sequence[Boxes]) -> tuple[Tensor, Tensor]:
+    """Return logits and box deltas of the box head of R-CNN heads, which may read text embeddings.
+
+    Args:
+        features: what the backbone returned.
+        boxes: the regions of each image.
+    """
+    levels = [features[name] for name in heads.box_in_features]
+    words: tuple = ()
+    if isinstance(heads.box_predictor, TextFastRCNNOutputLayers):
+        *levels, text, clip = levels
+        words = (text, boxes, clip)
+    return heads.box_predictor(heads.box_head(heads.box_pooler(levels, boxes)), *words)
+
+
 class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Detectron2's Fast R-CNN predictor with a :class:`TextClassifier` and a learned background."""
 
@@ -179,10 +194,7 @@ class TextROIHeads(StandardROIHeads):
         }
 
     def _forward_box(self, features: dict[str, Any], proposals: list[Instances]):
-        *levels, text, clip = [features[name] for name in self.box_in_features]
-        boxes = [x.proposal_boxes for x in proposals]
-        x = self.box_head(self.box_pooler(levels, boxes))
-        predictions = self.box_predictor(x, text, boxes, clip)
+        predictions = box_predictions(self, features, [x.proposal_boxes for x in proposals])
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
