@@ -26,6 +26,7 @@ from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.cli import demo
 from denseclip_d2.config import load_config
+from denseclip_d2.data.class_names import names_to_find
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.seen import only_seen_and_unseen, with_seen_and_unseen
@@ -626,6 +627,23 @@ def test_own_data_are_evaluated_with_their_names(small_shapes, trained, tmp_path
     check_test_sets(cfg)
     results = Trainer.test(cfg, build_model(cfg).eval())
     assert {"AP-thing 1", "AP_unseen"} <= {*results["bbox"]} and "AP_seen" not in results["bbox"]
+
+
+def test_the_classes_of_the_training_are_evaluated_by_the_words_of_the_config(small_shapes, tmp_path):
+    """Words in place of those of the data set, also of weights that hold their text embeddings alone."""
+    _, train, val = small_shapes
+    words = [f"{name}|thing {i}" for i, name in enumerate(CLASS_NAMES)]
+    opts = [*TEXT, "DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,), "MODEL.DENSECLIP.CLASS_NAMES", words]
+    cfg = prepared_cfg(SYSTEMS["retinanet"][0], [*opts, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", ""])
+    model, read = build_model(cfg).eval(), []
+    language = model.backbone.language.precompute_()
+    model.backbone.register_forward_hook(lambda *_: read.append(language.class_names))
+    results = Trainer.test(cfg, model)
+    assert {*read} == {tuple(words)}
+    assert {"AP-red solid circle", "AP_seen"} <= {*results["bbox"]} and "AP_unseen" not in results["bbox"]
+    assert names_to_find(cfg, val) == tuple(words)
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = words[1:]  # of a model of other classes
+    assert names_to_find(cfg, val) == tuple(CLASS_NAMES)
 
 
 def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tmp_path):
