@@ -88,9 +88,9 @@ class LanguageGuidedFeatures(Backbone):
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
         Returns: the output of ``visual``, with the score map or the text seen in one of its features,
-            ``score_map``, ``text_embeddings`` (B or 1, K, C), and ``clip_scores`` for heads to mix with their
-            own (:class:`CLIPScores`), None in training and without an ensemble. A panoptic model also has
-            ``stuff_embeddings``, those of the names of stuff, which the others are without.
+            ``score_map`` and ``text_embeddings`` (B or 1, K, C). A panoptic model also has
+            ``stuff_embeddings``, those of the names of stuff, which the others are without. At test time,
+            an ensemble adds ``clip_scores`` for heads to mix with their own (:class:`CLIPScores`).
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
@@ -106,12 +106,12 @@ class LanguageGuidedFeatures(Backbone):
             things = len(self.language.class_names)
             features, scores = {**features, "stuff_embeddings": text[:, things:]}, scores[:, :things]
             text = text[:, :things]
-        clip = None
         if self.ensemble and not self.training:
             clip = self.ensemble(scores, self.language.class_names, self.tau, self.score_map_stride)
+            features = {**features, **({"clip_scores": clip} if clip else {})}
         if self.denoise and not self.training:
             scores = denoised_scores(scores, self.tau, self.denoise)
-        return {**features, "score_map": scores, "text_embeddings": text, "clip_scores": clip}
+        return {**features, "score_map": scores, "text_embeddings": text}
 
     def score_maps(self, features: dict[str, Tensor], names: Sequence[str]) -> Tensor:
         """Return the score maps of names, which do not have to be classes.

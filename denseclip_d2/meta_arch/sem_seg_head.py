@@ -73,7 +73,7 @@ class SemSegFPNHeadWithDropout(SemSegFPNHead):
             return x
         if self.classifier.background is not None:  # things, which are last, become label 0
             return self.classifier(x, features[STUFF]).roll(1, dims=1)
-        logits, clip = self.classifier(x, features[TEXT]), features[CLIP]
+        logits, clip = self.classifier(x, features[TEXT]), features.get(CLIP)
         return clip.mix_softmax(logits, clip.resized(logits.shape[2:])) if clip else logits
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:

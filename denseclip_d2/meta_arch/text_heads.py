@@ -23,7 +23,7 @@ STUFF = "stuff_embeddings"
 """The feature that the semantic head of a panoptic model reads the text embeddings of stuff from."""
 
 CLIP = "clip_scores"
-"""The feature that heads mix with their own scores at test time, or None."""
+"""The feature that heads mix with their own scores at test time, if there is one."""
 
 SIGMOID_PRIOR = 0.01
 """Initial probability of each class under a sigmoid loss of R-CNN heads (Focal Loss, Lin et al., 2017)."""
@@ -113,7 +113,7 @@ def dense_predictions(detector: Any, features: dict[str, Any]) -> list[list[Tens
     """
     levels = [features[name] for name in detector.head_in_features]
     if isinstance(detector.head, _TextDenseHead):
-        return detector.head(levels, features[TEXT], features[CLIP])
+        return detector.head(levels, features[TEXT], features.get(CLIP))
     return detector.head(levels)
 
 
@@ -127,8 +127,7 @@ def box_predictions(heads: Any, features: dict[str, Any], boxes: Sequence[Boxes]
     levels = [features[name] for name in heads.box_in_features]
     words: tuple = ()
     if isinstance(heads.box_predictor, TextFastRCNNOutputLayers):
-        *levels, text, clip = levels
-        words = (text, boxes, clip)
+        words = (features[TEXT], boxes, features.get(CLIP))
     return heads.box_predictor(heads.box_head(heads.box_pooler(levels, boxes)), *words)
 
 
@@ -187,11 +186,7 @@ class TextROIHeads(StandardROIHeads):
     def _init_box_head(cls, cfg, input_shape) -> dict:
         found = super()._init_box_head(cfg, input_shape)
         predictor = TextFastRCNNOutputLayers(cfg, found["box_head"].output_shape)
-        return {
-            **found,
-            "box_in_features": [*found["box_in_features"], TEXT, CLIP],
-            "box_predictor": predictor,
-        }
+        return {**found, "box_predictor": predictor}
 
     def _forward_box(self, features: dict[str, Any], proposals: list[Instances]):
         predictions = box_predictions(self, features, [x.proposal_boxes for x in proposals])
@@ -222,6 +217,9 @@ class TextCascadeROIHeads(CascadeROIHeads):
             "box_in_features": [*found["box_in_features"], TEXT, CLIP],
             "box_predictors": predictors,
         }
+
+    def _forward_box(self, features: dict[str, Any], proposals: list[Instances], targets=None):
+        return super()._forward_box({CLIP: None, **features}, proposals, targets)
 
     def _run_stage(self, features: list, proposals: list[Instances], stage: int):
         *levels, text, clip = features
