@@ -112,6 +112,7 @@ def clean_class_names(names: Sequence[str], *, synonyms: bool = False) -> tuple[
 
     def cleaned(name: str, of_class: list[str]) -> str:
         own = [word for word in of_class if synonyms and word and every[word] == 1]
-        return "|".join(own) or (of_class[0] if first[of_class[0]] == 1 else name)
+        as_it_is = " ".join(name.replace(",", " ").split()) if synonyms else name  # a comma separates names
+        return "|".join(own) or (of_class[0] if first[of_class[0]] == 1 else as_it_is)
 
     return tuple(map(cleaned, names, words))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..builder import inference_precision
 from ..guidance import guidance_of
-from ..language.prompts import SYNONYM
+from ..language.prompts import SYNONYM, check_class_names
 from ..meta_arch.pixel_text import PixelTextSupervision
 
 Names = tuple[str, ...]
@@ -87,12 +87,14 @@ class NamesReader:
             if not isinstance(model, PixelTextSupervision):
                 raise ValueError("This model has no language, and finds the classes it was trained on alone.")
             model.check_takes_names()
-            names = names + (model.backbone.language.stuff_names if stuff is None else stuff)
+            stuff = model.backbone.language.stuff_names if stuff is None else stuff
+            names = names + stuff
             if names in self._lists:
                 self._lists[names] = self._lists.pop(names)
                 return self._lists[names]
             language = model.backbone.language
             _check_separated(name for name in names if name not in language.names)
+            check_class_names(names, f"The names of stuff count too: {', '.join(stuff)}." if stuff else "")
             language.read(names)
             self._lists[names] = text = self._encode(model, names)
             _keep(self._lists, LISTS_KEPT)
