@@ -35,6 +35,7 @@ from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import CLIPScores, GeometricEnsemble, TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor, with_tta
+from denseclip_d2.report.page import write_report
 from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes, register_shapes
 from denseclip_d2.visual.clip_resnet import CLIPResNet
 from denseclip_d2.visualization import panels
@@ -590,6 +591,7 @@ def evaluated(system: str, folder, test: str) -> tuple[torch.nn.Module, dict]:
     cfg.merge_from_list(["DATASETS.TEST", (test,), "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", 0])
     model = build_model_with_weights(cfg).eval()
     check_test_sets(cfg)
+    (folder / "config.yaml").write_text(cfg.dump())
     return model, Trainer.test(cfg, model)
 
 
@@ -602,6 +604,8 @@ def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_pa
     assert results["bbox"]["AP_unseen"] >= 0  # the model was trained on other names
     assert "AP_unseen" in caplog.text
     assert model.backbone.language.class_names == NAMES and model.num_classes == 3
+    drawn = re.findall("score map: ([a-z ]+)", write_report(tmp_path).read_text())  # of the report's images
+    assert drawn and {*drawn} <= {*CLASS_NAMES}
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -649,6 +653,8 @@ def test_the_classes_of_the_training_are_evaluated_by_the_words_of_the_config(sm
 def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tmp_path):
     model, results = evaluated("semantic_fpn", tmp_path, "val")
     assert "IoU-red solid circle" in results["sem_seg"]
+    drawn = re.findall("score map: ([a-z ]+)", write_report(tmp_path).read_text())
+    assert drawn and {*drawn} <= {*CLASS_NAMES, "background"}
     assert model.backbone.language.class_names == (*NAMES, "background")
 
 
