@@ -9,14 +9,14 @@ from .build import TextEncoder, build_text_encoder
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
 from .learned_embedding import LearnedEmbedding
-from .name_prompts import NamePrompts
-from .prompts import mean_of_synonyms
+from .prompts import check_class_names, check_prompts, mean_of_synonyms, split_synonyms, tokenize_names
 from .random_text import random_text
 from .text_encoder import PACK_TOKENS, tokens_of_pack
 from .tokenizers import Tokenizer, clip_tokenizer, get_tokenizer
 
 MODES = ("post", "pre", "context", "template", "random")
 WITHOUT_CONTEXTS = ("template", "random")
+HOW_TO_NAME = "Set MODEL.DENSECLIP.CLASS_NAMES, or correct the categories of the training set."
 
 PRECOMPUTED_CANNOT_TRAIN = (
     "A model with precomputed text embeddings has no contexts to train. Set "
@@ -25,7 +25,7 @@ PRECOMPUTED_CANNOT_TRAIN = (
 )
 
 
-class PromptedTextEncoder(NamePrompts):
+class PromptedTextEncoder(nn.Module):
     """Class names to text embeddings, by context-aware prompting (paper, sec. 3.3).
 
     Modes: "post", learned contexts whose embeddings the image refines: t + gamma * decoder(t, image);
@@ -38,7 +38,11 @@ class PromptedTextEncoder(NamePrompts):
     The buffer is in the state dict if the model has no text encoder.
     """
 
+    text_encoder: TextEncoder | None
+    text_embeddings: Tensor | None
+    prompts: Tensor | None
     contexts: nn.Parameter | None
+    packs: nn.ModuleList | None
 
     @configurable
     def __init__(
@@ -80,17 +84,15 @@ class PromptedTextEncoder(NamePrompts):
         Raises:
             ValueError: names that cannot be read, an unknown mode, or "pre" without a text encoder.
         """
+        super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
-        n_ctx, template = (0, template) if mode in WITHOUT_CONTEXTS else (n_ctx, "")
-        super().__init__(
-            class_names, stuff_names, text_encoder, tokenizer, embed_dim=embed_dim, n_ctx=n_ctx,
-            max_name_tokens=max_name_tokens, template=template, pack_tokens=pack_tokens,
-        )  # fmt: skip
-        self.mode = mode
-        if text_encoder is None:
-            self._check_precomputable()
+        self.class_names, self.stuff_names = tuple(class_names), tuple(stuff_names)
+        self.mode, self.template = mode, template
+        self.n_ctx, self.max_name_tokens = n_ctx, max_name_tokens
+        self.text_encoder, self._tokenizer = text_encoder, tokenizer
         self._graphed = CUDAGraphTextEncoder(cuda_graph)
+        self._make_text(embed_dim, pack_tokens)
         self._make_contexts(context_init, context_std)
         self.embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
         self.learned = LearnedEmbedding(learned_name, self.embed_dim) if learned_name else None
@@ -180,6 +182,18 @@ class PromptedTextEncoder(NamePrompts):
             return random_text(names, self.embed_dim).to(device)[None]
         return mean_of_synonyms(encoder(prompts.to(device), contexts), owners)
 
+    def read(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Return the token ids (S, L) of all synonyms of names, and the number of each synonym's name.
+
+        Raises:
+            ValueError: names that :func:`check_class_names` refuses, that read the same or that are too long;
+                no text encoder.
+        """
+        self._reader()
+        check_class_names(names)
+        words, owners = split_synonyms(names)
+        return self._tokenize(words, max_name_tokens=0), owners
+
     @torch.no_grad()
     def init_contexts(self) -> None:
         """Set the contexts to the token embeddings of the words of ``context_init``, if any.
@@ -191,6 +205,28 @@ class PromptedTextEncoder(NamePrompts):
             tokens = torch.tensor(self._context_tokens, device=prompts.device)
             self.contexts.copy_(encoder.token_embedding(tokens))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class names, and after them those of the stuff of a panoptic model."""
+        return self.class_names + self.stuff_names
+
+    @property
+    def precomputed(self) -> bool:
+        """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
+        return self.text_encoder is None
+
+    def encoder_and_prompts(self) -> tuple[TextEncoder, Tensor]:
+        """Return the text encoder and the token ids of the names (K, L).
+
+        Raises:
+            ValueError: there is no text encoder.
+        """
+        encoder, _ = self._reader()
+        if self._laid_out != self.names:
+            self._lay_out(*self.read(self.names))
+        assert self.prompts is not None
+        return encoder, self.prompts
+
     def set_class_names(
         self,
         names: Sequence[str],
@@ -198,9 +234,43 @@ class PromptedTextEncoder(NamePrompts):
         *,
         stuff_names: Sequence[str] | None = None,
     ) -> None:
-        super().set_class_names(names, text_embeddings, stuff_names=stuff_names)
-        if text_embeddings is None and self.text_embeddings is not None:
+        """Read other names, of any number, in place of the class names.
+
+        Args:
+            text_embeddings: (K, C), of names and then stuff, from :meth:`encode_names`; None: to be computed.
+            stuff_names: names of the stuff of a panoptic model; None: those before.
+
+        Raises:
+            ValueError: see :meth:`read`; names of stuff for a model without, or none for a model
+                with. The names are then those of before.
+        """
+        stuff_names = self.stuff_names if stuff_names is None else tuple(stuff_names)
+        if stuff_names and not self.stuff_names:
+            raise ValueError("This model labels no stuff: it takes names of classes alone.")
+        if self.stuff_names and not stuff_names:
+            raise ValueError("This model labels stuff. Give at least one name of stuff.")
+        if text_embeddings is not None:
+            self.restore(names, stuff_names, text_embeddings)
+            return
+        check_class_names(names)
+        layout = self.read([*names, *stuff_names])
+        self.class_names, self.stuff_names = tuple(names), stuff_names
+        self._lay_out(*layout)
+        if self.text_embeddings is not None:
             self.precompute_(keep_encoder=True)
+
+    def restore(
+        self, names: Sequence[str], stuff_names: Sequence[str], text_embeddings: Tensor | None
+    ) -> None:
+        """Set names that were read before, and their text embeddings (K, C) or None, without any check."""
+        self.class_names, self.stuff_names = tuple(names), tuple(stuff_names)
+        self.register_buffer("text_embeddings", text_embeddings, persistent=False)
+
+    def _reader(self) -> tuple[TextEncoder, torch.device]:
+        """Return the text encoder and the device of token ids, as :meth:`encoder_and_prompts` does."""
+        if self.text_encoder is None or self.prompts is None:
+            raise ValueError("The model has precomputed text embeddings and no text encoder.")
+        return self.text_encoder, self.prompts.device
 
     def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
         """Compute the text embeddings once, for inference with the same outputs.
@@ -250,6 +320,27 @@ class PromptedTextEncoder(NamePrompts):
         queries = self.queries.expand(global_embedding.shape[0], -1, -1)
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
+    def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
+        """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
+        check_class_names(self.names, HOW_TO_NAME)
+        self._pack_tokens = pack_tokens
+        self.register_buffer("text_embeddings", None)
+        self.register_buffer("prompts", None, persistent=False)
+        if self.text_encoder is None:
+            self._check_precomputable()
+            self.text_embeddings = torch.randn(len(self.names), embed_dim)
+            return
+        words, owners = split_synonyms(self.names)
+        self._lay_out(self._tokenize(words, self.max_name_tokens), owners)
+
+    def _lay_out(self, prompts: Tensor, owners: list[int]) -> None:
+        """Lay the token ids of the class names out for the text encoder."""
+        assert self.text_encoder is not None
+        device = prompts.device if self.prompts is None else self.prompts.device
+        n_ctx = 0 if self.mode in WITHOUT_CONTEXTS else self.n_ctx
+        self.packs = self.text_encoder.pack(prompts, n_ctx, self._pack_tokens).to(device)
+        self.prompts, self._owners, self._laid_out = prompts.to(device), owners, self.names
+
     def _make_contexts(self, context_init: str, std: float) -> None:
         self.register_parameter("contexts", None)
         self._context_tokens: list[int] = []
@@ -285,3 +376,12 @@ class PromptedTextEncoder(NamePrompts):
                 "Prompt mode 'pre' makes the contexts from each image: its text embeddings cannot be "
                 "precomputed. Omit --precompute-text, or set MODEL.DENSECLIP.PROMPT.PRECOMPUTED to False."
             )
+
+    def _tokenize(self, names: Sequence[str], max_name_tokens: int) -> Tensor:
+        encoder, n_ctx = self.text_encoder, self.n_ctx
+        assert encoder is not None
+        if self.mode in WITHOUT_CONTEXTS:  # the length is that of a name, not of a sentence with it
+            names, n_ctx, max_name_tokens = [self.template.format(name) for name in names], 0, 0
+        prompts = tokenize_names(names, max_name_tokens, self._tokenizer)
+        check_prompts(prompts, names, n_ctx, encoder.vocab_size, encoder.context_length)
+        return prompts
