@@ -12,6 +12,7 @@ from torch import nn
 
 from configs import prepared_cfg
 from denseclip_d2.analysis.cost import activation_analysis, analyze, flop_analysis
+from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.language.prefix_tree import build_prefix_tree
 from denseclip_d2.language.text_encoder import PACK_TOKENS
 from denseclip_d2.shapes.dataset import CLASS_NAMES
@@ -134,6 +135,25 @@ def test_a_two_stage_detector_is_counted_on_1000_proposals_and_100_masks():
     cells = sum((64 // stride) * (96 // stride) for stride in (4, 8, 16, 32)) + 1 * 2  # P6 pools P5
     assert modules["proposal_generator"] == cells * (64 * 64 * 9 + 64 * 3 * (1 + 4))
     assert modules[""] == modules["backbone"] + modules["proposal_generator"] + modules["roi_heads"]
+
+
+@pytest.mark.parametrize(
+    ("system", "classifier", "regions"),
+    [
+        ("semantic_fpn", "sem_seg_head.classifier", 16 * 24),
+        ("retinanet", "head.classifier", 9 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1)),
+        ("mask_rcnn", "roi_heads.box_predictor.classifier", 1000),
+    ],
+)
+def test_heads_that_classify_by_text_are_counted(system, classifier, regions):
+    """The classifier compares each region with each name, and with the background of an R-CNN."""
+    names = (*CLASS_NAMES, "background") if system == "semantic_fpn" else CLASS_NAMES
+    opts = ["MODEL.DENSECLIP.CLASS_NAMES", names, "MODEL.DEVICE", "cpu"]
+    opts += ["MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.BETA", 0.5]
+    cfg = prepared_cfg(str(ROOT / f"configs/Shapes/denseclip_{system}_text_tiny.yaml"), opts)
+    modules = analyze(cfg, ["flop", "activation"], (64, 96))["flop"].by_module
+    embed_dim = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim
+    assert modules[classifier] == regions * embed_dim * (len(names) + (system == "mask_rcnn"))
 
 
 def test_a_segmentor_is_counted_on_the_whole_image():

@@ -201,6 +201,7 @@ def test_random_text_belongs_to_the_name_alone():
     text = model(torch.rand(2, 32), torch.rand(2, 32, 3, 4))[0]
     assert text.shape == (3, 32)
     assert_close(model.encode_names(["zebra", NAMES[1]], None)[0, 1], text[1])
+    assert_close(model.encode_names([f" {NAMES[1].upper()}", "\udcff"], None)[0, 0], text[1])
     assert_close(text.norm(dim=1), torch.ones(3), atol=0.5, rtol=0)
 
 

@@ -116,6 +116,8 @@ def test_the_1203_names_are_words_and_each_is_one_classs_alone():
 def test_names_that_would_read_the_same_stay_as_they_are():
     assert clean_class_names(["a_b", "a b", "c_(d)", "c, d"]) == ("a_b", "a b", "c d", "c")
     assert clean_class_names(["class_07", "dining table"]) == ("class 07", "dining table")
+    # A comma would separate names at test time.
+    assert clean_class_names(["bank, shore", "bank", "shore"], synonyms=True)[0] == "bank shore"
 
 
 # Configs

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partialmethod
 from itertools import repeat
@@ -27,6 +27,7 @@ from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.cli import demo
 from denseclip_d2.config import load_config
+from denseclip_d2.data.class_names import names_to_find
 from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.seen import only_seen_and_unseen, with_seen_and_unseen
@@ -35,6 +36,7 @@ from denseclip_d2.export.support import check_exportable
 from denseclip_d2.guidance import CLIPScores, GeometricEnsemble, TextClassifier
 from denseclip_d2.guidance.features import seen_text
 from denseclip_d2.inference import Predictor, with_tta
+from denseclip_d2.report.page import write_report
 from denseclip_d2.shapes.dataset import CLASS_NAMES, generate_shapes, register_shapes
 from denseclip_d2.visual.clip_resnet import CLIPResNet
 from denseclip_d2.visualization import panels
@@ -171,8 +173,18 @@ def test_a_panoptic_model_takes_names_of_things_and_of_stuff(tmp_path):
     assert predictor(array)["sem_seg"].shape == (3, 64, 96)  # the stuff of the training
     predictor.set_names(None)
     assert_close(predictor(array)["sem_seg"], before["sem_seg"])
-    with pytest.raises(ValueError, match="more than once: 'tree'"):
+    with pytest.raises(ValueError, match="more than once: 'tree'.*stuff count too: tree"):
         predictor.set_names(["tree"], stuff=["tree"])
+    predictor.set_names(["night sky"], stuff=["snow"])  # before, "night sky" was stuff
+    assert predictor(array)["sem_seg"].shape == (2, 64, 96)
+    for names, stuff in (([], None), (["dog"], []), ([], ["snow"])):
+        with pytest.raises(ValueError, match="No class names"):
+            predictor.set_names(names, stuff=stuff)
+    with pytest.raises(ValueError, match="No class names"):
+        predictor(array, names=[])
+    assert predictor.class_names == ("night sky",)
+    with pytest.raises(ValueError, match="at least one name of stuff"):
+        open_model("panoptic_fpn").set_class_names(["dog"], stuff_names=[])
     with pytest.raises(ValueError, match="labels no stuff"):
         open_model("retinanet").set_class_names(["dog"], stuff_names=["tree"])
 
@@ -192,8 +204,10 @@ def test_a_learned_name_is_not_read():
         before = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
         model.backbone.language.learned.embedding.fill_(2)
         after = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
+        model.set_class_names(["dog", " Background"])
+        given = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
     assert torch.equal(before[:, :3], after[:, :3])
-    assert (after[:, 3] == 2).all()
+    assert (after[:, 3] == 2).all() and (given[:, 1] == 2).all()
 
 
 def test_other_names_need_a_text_classifier():
@@ -299,6 +313,10 @@ def test_streams_and_threads_keep_their_names_apart(tmp_path):
         assert [len(next(stream)["sem_seg"]) for stream in others] == [2, 4]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda names: predictor(array, names=names)["sem_seg"], lists * 5))
+        with predictor._names.given(predictor.model, ("dog",)):
+            asked = threads.submit(lambda: predictor.class_names)
+            assert not wait([asked], timeout=0.1).done
+    assert asked.result() == (*NAMES, "background")
     assert [len(x) for x in found] == [1, 2, 4] * 5
     for a, b in zip(found, found[3:], strict=False):
         assert_close(a, b)
@@ -389,8 +407,11 @@ def segmentor(tmp_path_factory):
         ([[]], "No class names"),
         (["dog", "  "], "The name of class 1 is empty"),
         (["dog", "Dog "], "more than once: 'dog'"),
-        (["dog|hound", "hound"], "read the same to CLIP's tokenizer.*'hound'"),
+        (["dog|hound", "Hound"], "more than once: 'hound'"),
+        (["dog|Dog"], "more than once: 'dog'"),
+        (["&", "&amp;"], "read the same to CLIP's tokenizer.*'&amp;'"),
         (["dog, tree"], r"has a comma.*'dog', 'tree'.*'dog\|tree'"),
+        (["dog, "], r"has a comma.*own: 'dog'\. .*"),
         (["dog", 3], "Names must be strings, not 3"),
         ([["dog", None]], "Names must be strings, not None"),
         (["dog", "<end_of_text>"], "special token"),
@@ -440,8 +461,12 @@ def test_a_bias_goes_with_its_name():
     count_biases(classifier)
     biases = torch.tensor([1.0, 2.0, 3.0, 0.0])[:, None]
     assert_close(classifier(x, text), plain + biases)  # the background has none
-    classifier.set_names(["dog", "blue cross", "red circle"])
-    assert_close(classifier(x, text), plain + torch.tensor([0.0, 3.0, 1.0, 0.0])[:, None])
+    with torch.inference_mode():  # as a user may predict between iterations
+        classifier.set_names(["dog", "Blue  cross", "red circle"])
+    logits = classifier(x, text)
+    assert_close(logits, plain + torch.tensor([0.0, 3.0, 1.0, 0.0])[:, None])
+    logits.sum().backward()
+    assert classifier.name_bias.bias.grad.tolist() == [5, 0, 5]
 
 
 def count_biases(classifier: TextClassifier) -> None:
@@ -503,7 +528,7 @@ def test_a_page_or_demo_gets_the_background_with_its_names(tmp_path):
     assert predictor.takes_names
     predictor.set_names(predictor.with_background(["dog"]))
     assert predictor.class_names == ("dog", "background")
-    assert predictor.with_background(["background", "dog"]) == ["background", "dog"]
+    assert predictor.with_background(["Background", "dog"]) == ["Background", "dog"]
     with pytest.raises(ValueError, match=r"such as \['dog'\]"):
         predictor.with_background("dog")
     predictor.set_names(None)
@@ -567,6 +592,7 @@ def evaluated(system: str, folder, test: str) -> tuple[torch.nn.Module, dict]:
     cfg.merge_from_list(["DATASETS.TEST", (test,), "OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", 0])
     model = build_model_with_weights(cfg).eval()
     check_test_sets(cfg)
+    (folder / "config.yaml").write_text(cfg.dump())
     return model, Trainer.test(cfg, model)
 
 
@@ -579,6 +605,8 @@ def test_boxes_are_evaluated_with_the_names_of_the_test_set(small_shapes, tmp_pa
     assert results["bbox"]["AP_unseen"] >= 0  # the model was trained on other names
     assert "AP_unseen" in caplog.text
     assert model.backbone.language.class_names == NAMES and model.num_classes == 3
+    drawn = re.findall("score map: ([a-z ]+)", write_report(tmp_path).read_text())  # of the report's images
+    assert drawn and {*drawn} <= {*CLASS_NAMES}
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -606,9 +634,28 @@ def test_own_data_are_evaluated_with_their_names(small_shapes, trained, tmp_path
     assert {"AP-thing 1", "AP_unseen"} <= {*results["bbox"]} and "AP_seen" not in results["bbox"]
 
 
+def test_the_classes_of_the_training_are_evaluated_by_the_words_of_the_config(small_shapes, tmp_path):
+    """Words in place of those of the data set, also of weights that hold their text embeddings alone."""
+    _, train, val = small_shapes
+    words = [f"{name}|thing {i}" for i, name in enumerate(CLASS_NAMES)]
+    opts = [*TEXT, "DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,), "MODEL.DENSECLIP.CLASS_NAMES", words]
+    cfg = prepared_cfg(SYSTEMS["retinanet"][0], [*opts, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", ""])
+    model, read = build_model(cfg).eval(), []
+    language = model.backbone.language.precompute_()
+    model.backbone.register_forward_hook(lambda *_: read.append(language.class_names))
+    results = Trainer.test(cfg, model)
+    assert {*read} == {tuple(words)}
+    assert {"AP-red solid circle", "AP_seen"} <= {*results["bbox"]} and "AP_unseen" not in results["bbox"]
+    assert names_to_find(cfg, val) == tuple(words)
+    cfg.MODEL.DENSECLIP.CLASS_NAMES = words[1:]  # of a model of other classes
+    assert names_to_find(cfg, val) == tuple(CLASS_NAMES)
+
+
 def test_labels_are_evaluated_with_the_names_of_the_test_set(semantic_shapes, tmp_path):
     model, results = evaluated("semantic_fpn", tmp_path, "val")
     assert "IoU-red solid circle" in results["sem_seg"]
+    drawn = re.findall("score map: ([a-z ]+)", write_report(tmp_path).read_text())
+    assert drawn and {*drawn} <= {*CLASS_NAMES, "background"}
     assert model.backbone.language.class_names == (*NAMES, "background")
 
 
@@ -688,6 +735,7 @@ def test_names_of_the_training_have_alpha_others_beta_and_a_learned_name_neither
     logits = torch.randn(1, 4, 2, 3)
     kept = clip.mix_softmax(logits, clip.resized((2, 3))).softmax(dim=1)[:, 1]
     assert_close(kept, logits.softmax(dim=1)[:, 1])
+    assert ensemble(scores[:, :1], ("Background",), tau=0.1, stride=32) is None  # nothing is mixed
 
 
 def test_the_score_map_is_averaged_over_a_box():
@@ -722,7 +770,7 @@ def test_with_one_the_score_map_alone_classifies(system):
             predictor = predictor[0] if system == "cascade" else predictor
             boxes = [Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0], [0.0, 0.0, 90.0, 60.0]]))]
             x = torch.randn(2, predictor.cls_score.in_features)
-            found = predictor(x, boxes, text, clip)[0].softmax(dim=1)
+            found = predictor(x, text, boxes, clip)[0].softmax(dim=1)
             found, expected = found[:, :3] / (1 - found[:, 3:]), clip.in_boxes(boxes).exp()
     assert_close(found, expected)
 

@@ -38,6 +38,16 @@ def test_labels_stay_in_the_image_and_do_not_overlap(image):
         assert drawing._overlaps(sides[i : i + 1], sides[:i]) < 1
 
 
+def test_names_are_drawn_as_they_are(image):
+    """A "$" begins no formula, and "_" hides no name: matplotlib would fail, or leave them out."""
+    names = ["a $5 note", "$\\foo$", "_a"]
+    annotations = [{"bbox": [10, 10, 40, 40], "category_id": i} for i in range(len(names))]
+    assert (drawing.draw_annotations(image, annotations, names) != 128).any()
+    grid([{"score map: $\\foo$": Panel(image)}])
+    blank, *legends = (drawing.draw_legend([0], [name]) for name in ("", "_a", "$\\foo$"))
+    assert all((legend != blank).any() for legend in legends)
+
+
 def test_a_mask_keeps_the_colors_of_its_object(image):
     """Colors identify classes here. A mask must not change the colors of its object."""
     green = np.array([30, 155, 50])

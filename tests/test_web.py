@@ -229,7 +229,7 @@ def test_boxes_and_masks_of_a_name_that_no_label_had(client, images):
         ("word " * 20, "longer than 60 characters"),
         ("☃" * 56, "Shorten the names"),
         ("<end_of_text>", "special token"),
-        ("dog|hound, hound", "read the same"),
+        ("dog|hound, hound", "more than once"),
     ],
 )
 def test_bad_names_have_a_message(client, images, names, words):

@@ -7,6 +7,7 @@ handles for it are here.
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from ..language import TextEncoder
 from ..meta_arch.preprocess import seen_by_backbone
+from ..meta_arch.text_heads import box_predictions, dense_predictions
 
 # As in mmdet and the paper: the box head on 1000 proposals, the mask head on 100.
 NUM_PROPOSALS, NUM_DETECTIONS = 1000, 100
@@ -181,25 +183,29 @@ def _check_countable(model: nn.Module, name: str) -> None:
         )
 
 
+def _tensors(features: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: x for name, x in features.items() if isinstance(x, Tensor)}
+
+
 def _run_layers(model: GeneralizedRCNN | DenseDetector | SemanticSegmentor, image: Tensor) -> list:
     """Run every layer of a model once, without NMS, whose output would decide the work of the heads.
 
     Args:
         image: (3, H, W).
     """
+
     if isinstance(model, SemanticSegmentor):
         features = model.backbone(seen_by_backbone(model, [{"image": image}]))
-        return [features, model.sem_seg_head(features)[0]]
+        return [_tensors(features), model.sem_seg_head(features)[0]]
     features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
     if isinstance(model, DenseDetector):
-        return [features, model.head([features[name] for name in model.head_in_features])]
+        return [_tensors(features), dense_predictions(model, features)]
     rpn, heads = model.proposal_generator, model.roi_heads
     proposed = rpn.rpn_head([features[name] for name in rpn.in_features])
     # The boxes do not matter: pooling gives all regions the same size.
     boxes = Boxes(image.new_zeros(NUM_PROPOSALS, 4))
-    pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [boxes])
     detections = Instances(image.shape[1:])
     detections.pred_boxes = boxes[:NUM_DETECTIONS]
     detections.pred_classes = boxes.tensor[:NUM_DETECTIONS, 0].long()
     masks = heads.forward_with_given_boxes(features, [detections])
-    return [features, proposed, heads.box_predictor(heads.box_head(pooled)), masks]
+    return [_tensors(features), proposed, box_predictions(heads, features, [boxes]), masks]

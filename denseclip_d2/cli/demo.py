@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 from ..config import prepare_run
-from ..data.class_names import class_names_of_datasets
+from ..data.class_names import names_to_find
 from ..engine.setup import output_folder
 from ..inference import Predictor
 from ..model_zoo import get_clip_config
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
         if args.names:
             predictor.set_names(predictor.with_background(args.names))
         elif args.dataset and predictor.takes_names:
-            predictor.set_names(class_names_of_datasets(cfg, [args.dataset]))
+            predictor.set_names(names_to_find(cfg, args.dataset))
         predictor.batch_size = args.batch_size or predictor.batch_size
         seen, faults = draw_sources(
             predictor, sources, args.output, names=args.score_map, threshold=args.threshold, count=args.count,

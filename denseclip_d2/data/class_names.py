@@ -1,6 +1,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 
 from detectron2.config import CfgNode
@@ -43,6 +44,22 @@ def class_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str,
         f"No class names: MODEL.DENSECLIP.CLASS_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} has "
         "no thing_classes or stuff_classes in its metadata. Set one of them."
     )
+
+
+def names_to_find(cfg: CfgNode, dataset: str) -> tuple[str, ...]:
+    """Return the names by which a model that takes any names finds the classes of a dataset.
+
+    They are the names of the dataset, or ``MODEL.DENSECLIP.CLASS_NAMES`` if these are other words for the
+    same classes: the dataset has the classes of the training set.
+
+    Raises:
+        ValueError: the dataset has no names, or is not registered.
+    """
+    found, own = class_names_of_datasets(cfg, [dataset]), tuple(cfg.MODEL.DENSECLIP.CLASS_NAMES)
+    if len(own) == len(found) and own != found and cfg.DATASETS.TRAIN:
+        with suppress(ValueError, OSError):  # the training set need not be on this machine
+            return own if class_names_of_datasets(cfg, cfg.DATASETS.TRAIN) == found else found
+    return found
 
 
 def get_stuff_names(cfg: CfgNode) -> tuple[str, ...]:
@@ -95,6 +112,7 @@ def clean_class_names(names: Sequence[str], *, synonyms: bool = False) -> tuple[
 
     def cleaned(name: str, of_class: list[str]) -> str:
         own = [word for word in of_class if synonyms and word and every[word] == 1]
-        return "|".join(own) or (of_class[0] if first[of_class[0]] == 1 else name)
+        as_it_is = " ".join(name.replace(",", " ").split()) if synonyms else name  # a comma separates names
+        return "|".join(own) or (of_class[0] if first[of_class[0]] == 1 else as_it_is)
 
     return tuple(map(cleaned, names, words))

@@ -15,7 +15,12 @@ from torch import nn
 from ..builder import build_model
 from ..checkpoint import DenseCLIPCheckpointer
 from ..data.checks import check_classes, load_datasets
-from ..data.class_names import class_names_of_datasets, clean_class_names, stuff_names_of_datasets
+from ..data.class_names import (
+    class_names_of_datasets,
+    clean_class_names,
+    names_to_find,
+    stuff_names_of_datasets,
+)
 from ..data.mapper import build_mapper
 from ..data.tasks import labels_by_score_map, num_classes_section, takes_any_names
 from ..data.train_loader import TrainLoader
@@ -176,13 +181,17 @@ class Trainer(DefaultTrainer):
             with precomputed_text(model):
                 return super().test(cfg, model, evaluators)
         guided = next(m for m in model.modules() if isinstance(m, PixelTextSupervision))
-        trained, learned = guided.backbone.language.names, cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
+        language = guided.backbone.language
+        trained = clean_class_names(language.names, synonyms=True)
+        learned = cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
         results = {}
         for i, name in enumerate(cfg.DATASETS.TEST):
             own = cfg.clone()
             own.defrost()
             own.DATASETS.TEST = (name,)
-            names, stuff = class_names_of_datasets(cfg, [name]), stuff_names_of_datasets(cfg, [name])
+            names, stuff = names_to_find(cfg, name), stuff_names_of_datasets(cfg, [name])
+            # Metrics have the names of the dataset, for which the model may have other words.
+            seen = class_names_of_datasets(cfg, [name]) if names == language.class_names else ()
             ignored = {learned, MetadataCatalog.get(name).stuff_classes[0]} if stuff else {learned}
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
             with guided.given_names(names, stuff_names=stuff or None), precomputed_text(model):
@@ -190,7 +199,7 @@ class Trainer(DefaultTrainer):
             if labels_by_score_map(cfg):
                 results[name] = metrics  # no class was trained
                 continue
-            results[name] = with_seen_and_unseen(metrics, clean_class_names(trained, synonyms=True), ignored)
+            results[name] = with_seen_and_unseen(metrics, (*trained, *seen), ignored)
             print_csv_format(only_seen_and_unseen(results[name]))  # Detectron2 has printed the others
         return results if len(results) != 1 else results[name]
 

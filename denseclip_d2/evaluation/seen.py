@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from ..data.class_names import clean_class_names
-from ..language.prompts import split_synonyms
+from ..language.prompts import plain_name, seen_names
 
 PER_CLASS = ("AP-", "IoU-")
 """How the names of metrics of one class begin."""
@@ -60,16 +60,13 @@ def base_and_novel(
 def _means(
     metrics: Mapping[str, float], seen: Collection[str], ignored: Collection[str]
 ) -> Iterator[tuple[str, float]]:
-    words = _words(seen)
+    ignored = {plain_name(name) for name in ignored}
     for prefix in PER_CLASS:
         names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
         values = defaultdict(list)
-        for name, read in zip(names, clean_class_names(names, synonyms=True), strict=True):
-            if name not in ignored and math.isfinite(value := metrics[prefix + name]):
-                values["unseen" if words.isdisjoint(_words([read])) else "seen"].append(value)
+        were_seen = seen_names(clean_class_names(names, synonyms=True), seen)
+        for name, was_seen in zip(names, were_seen, strict=True):
+            if plain_name(name) not in ignored and math.isfinite(value := metrics[prefix + name]):
+                values["seen" if was_seen else "unseen"].append(value)
         for kind in sorted(values):
             yield f"{prefix[:-1]}_{kind}", sum(values[kind]) / len(values[kind])
-
-
-def _words(names: Collection[str]) -> set[str]:
-    return {word.lower() for word in split_synonyms([*names])[0]}

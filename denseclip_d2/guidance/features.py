@@ -94,9 +94,9 @@ class LanguageGuidedFeatures(Backbone):
         Args:
             x: (B, 3, H, W), normalized; H and W multiples of ``size_divisibility``.
         Returns: the output of ``visual``, with the score map or the text seen in one of its features,
-            ``score_map`` and ``text_embeddings`` (B or 1, K, C). With an ensemble also ``clip_scores``, which
-            heads mix with their own (:class:`CLIPScores`), None in training. A panoptic model also has
-            ``stuff_embeddings``, those of the names of stuff, which the others are without.
+            ``score_map`` and ``text_embeddings`` (B or 1, K, C). A panoptic model also has
+            ``stuff_embeddings``, those of the names of stuff, which the others are without. At test time,
+            an ensemble adds ``clip_scores`` for heads to mix with their own (:class:`CLIPScores`).
         """
         features = self.visual(x)
         dense = features["dense_embedding"]
@@ -112,9 +112,9 @@ class LanguageGuidedFeatures(Backbone):
             things = len(self.language.class_names)
             features, scores = {**features, "stuff_embeddings": text[:, things:]}, scores[:, :things]
             text = text[:, :things]
-        if self.ensemble:
-            mixed = (scores, self.language.class_names, self.tau, self.score_map_stride)
-            features = {**features, "clip_scores": None if self.training else self.ensemble(*mixed)}
+        if self.ensemble and not self.training:
+            clip = self.ensemble(scores, self.language.class_names, self.tau, self.score_map_stride)
+            features = {**features, "clip_scores": clip} if clip else features
         if self.denoise and not self.training:
             scores = denoised_scores(scores, self.tau, self.denoise)
         return {**features, "score_map": scores, "text_embeddings": text}

@@ -11,7 +11,7 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from ..language.prompts import seen_names
+from ..language.prompts import plain_name, seen_names
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,26 @@ class GeometricEnsemble:
     learned_name: str = ""
     """A name whose embedding is learned, such as "background". CLIP does not know it: its p stays."""
 
-    def __call__(self, scores: Tensor, names: tuple[str, ...], tau: float, stride: int) -> "CLIPScores":
+    def __call__(
+        self, scores: Tensor, names: tuple[str, ...], tau: float, stride: int
+    ) -> "CLIPScores | None":
         """
         Args:
             scores: (B, K, h, w) score map.
             names: K names.
             tau: temperature.
             stride: the score map's.
+        Returns: None if CLIP knows none of the names.
         """
         words, weights = (x.to(scores.device, non_blocking=True) for x in _weights(self, names))
-        return CLIPScores(scores[:, words].float() / tau, words, weights, stride)
+        return None if not len(words) else CLIPScores(scores[:, words].float() / tau, words, weights, stride)
 
 
 @lru_cache(maxsize=8)
 def _weights(ensemble: GeometricEnsemble, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Return the numbers of the names that CLIP knows, and b of each."""
-    words = [i for i, name in enumerate(names) if name != ensemble.learned_name]
+    learned = plain_name(ensemble.learned_name)
+    words = [i for i, name in enumerate(names) if plain_name(name) != learned]
     seen = seen_names([names[i] for i in words], ensemble.trained_names)
     return torch.tensor(words), torch.tensor([ensemble.alpha if x else ensemble.beta for x in seen])
 

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..language.prompts import plain_name
+
 
 class TextClassifier(nn.Module):
     """Class logits as scaled cosine similarities with text embeddings, in place of K learned weight vectors.
@@ -80,8 +82,10 @@ class NameBias(nn.Module):
 
     def set_names(self, names: Sequence[str]) -> None:
         """Return the numbers of these names from now on."""
-        known = {name: i for i, name in enumerate(self.names)}
-        index = torch.tensor([known.get(name, len(known)) for name in names], device=self.bias.device)
+        known = {plain_name(name): i for i, name in enumerate(self.names)}
+        index = torch.tensor([known.get(plain_name(name), len(known)) for name in names])
+        with torch.inference_mode(False):  # training may follow
+            index = index.to(self.bias.device, copy=True)
         self.register_buffer("index", index, persistent=False)
 
     def forward(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..builder import inference_precision
 from ..guidance import guidance_of
-from ..language.prompts import SYNONYM
+from ..language.prompts import SYNONYM, check_class_names
 from ..meta_arch.pixel_text import PixelTextSupervision
 
 Names = tuple[str, ...]
@@ -87,12 +87,15 @@ class NamesReader:
             if not isinstance(model, PixelTextSupervision):
                 raise ValueError("This model has no language, and finds the classes it was trained on alone.")
             model.check_takes_names()
-            names = names + (model.backbone.language.stuff_names if stuff is None else stuff)
+            stuff = model.backbone.language.stuff_names if stuff is None else stuff
+            names = names + stuff
             if names in self._lists:
                 self._lists[names] = self._lists.pop(names)
                 return self._lists[names]
-            _check_separated(names)
-            model.backbone.language.read(names)
+            language = model.backbone.language
+            _check_separated(name for name in names if name not in language.names)
+            check_class_names(names, f"The names of stuff count too: {', '.join(stuff)}." if stuff else "")
+            language.read(names)
             self._lists[names] = text = self._encode(model, names)
             _keep(self._lists, LISTS_KEPT)
             return text
@@ -145,7 +148,7 @@ def as_list(names: Iterable[str]) -> Names:
     """Return a list of names as a tuple.
 
     Raises:
-        ValueError: no list, or a list with something else than strings.
+        ValueError: no list, an empty one, or one with something else than strings.
     """
     if isinstance(names, str):
         raise ValueError(f"names takes a list of names, such as [{names!r}].")
@@ -154,14 +157,16 @@ def as_list(names: Iterable[str]) -> Names:
     names = tuple(names)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ValueError(f"Names must be strings, not {wrong[0]!r}.")
+    if not names:
+        raise ValueError("No class names. Give at least one.")
     return names
 
 
-def _check_separated(names: Names) -> None:
+def _check_separated(names: Iterable[str]) -> None:
     """Refuse a list of names in one string, which would be read as one name. Descriptions have commas."""
     for name in names:
-        if "," in name and not name.rstrip().endswith((".", "!", "?")):
-            words = [word.strip() for word in name.split(",")]
+        words = [word.strip() for word in name.split(",") if word.strip()]
+        if "," in name and words and not name.rstrip().endswith((".", "!", "?")):
             raise ValueError(
                 f"The name {name!r} has a comma. Give each name as a string of its own: "
                 f"{', '.join(map(repr, words))}. Synonyms share a class: {SYNONYM.join(words)!r}. "

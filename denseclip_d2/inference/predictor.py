@@ -22,6 +22,7 @@ from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
 from ..data.tasks import takes_any_names
 from ..guidance import LanguageGuidedFeatures, guidance_of
+from ..language.prompts import plain_name
 from ..meta_arch import SlidingWindowSegmentor
 from ..meta_arch.pixel_text import PixelTextSupervision, captured_features
 from ..meta_arch.preprocess import seen_by_backbone
@@ -115,13 +116,8 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU
         self._names = NamesReader(self.cfg)
-        language = self.guidance.language if self.guidance else None
         # Names of things and of stuff that the model was trained on, and their text embeddings.
-        self._trained = (
-            (language.class_names, language.stuff_names, language.text_embeddings)
-            if language
-            else ((), (), None)
-        )
+        self._trained = (*self._own_names, self.guidance.language.text_embeddings if self.guidance else None)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
@@ -146,9 +142,9 @@ class Predictor(DefaultPredictor):
         """
         with self._names.lock:
             trained, trained_stuff, text = self._trained
-            own = self._names.check(self.model, names) or trained
+            own = trained if names is None else as_list(names)
             own_stuff = trained_stuff if stuff is None else as_list(stuff)
-            if (own, own_stuff) == (self.class_names, self._stuff_names) or not (own or own_stuff):
+            if (own, own_stuff) == self._own_names:
                 return
             if (own, own_stuff) != (trained, trained_stuff):
                 text = self._names.read(self.model, own, own_stuff)
@@ -156,8 +152,10 @@ class Predictor(DefaultPredictor):
             self.model.set_class_names(own, text, stuff_names=own_stuff)
 
     @property
-    def _stuff_names(self) -> Names:
-        return self.guidance.language.stuff_names if self.guidance else ()
+    def _own_names(self) -> tuple[Names, Names]:
+        """The names that the model has, of things and of stuff; none without language."""
+        language = self.guidance.language if self.guidance else None
+        return (language.class_names, language.stuff_names) if language else ((), ())
 
     def with_background(self, names: Sequence[str]) -> list[str]:
         """Return names and the class whose word says nothing, "background", if the model has it.
@@ -165,7 +163,8 @@ class Predictor(DefaultPredictor):
         A segmentor gives every pixel one of its names.
         """
         found, background = [*as_list(names)], self.cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME
-        if self.takes_names and background in self._trained[0] and background not in found:
+        has = plain_name(background) in map(plain_name, found)
+        if self.takes_names and background in self._trained[0] and not has:
             found.append(background)
         return found
 
@@ -306,8 +305,12 @@ class Predictor(DefaultPredictor):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the model's classes, in the order of the class ids: :func:`class_names_of`."""
-        return class_names_of(self.model, self.cfg)
+        """The names of the model's classes, in the order of the class ids: :func:`class_names_of`.
+
+        The names that another thread gives for a call do not show: this property waits for that call.
+        """
+        with self._names.lock:
+            return class_names_of(self.model, self.cfg)
 
     @property
     def tau(self) -> float:

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .prompts import plain_name
+
 
 class LearnedEmbedding(nn.Module):
     """A class name whose text embedding is learned, because the word says nothing about an image."""
@@ -24,8 +26,13 @@ class LearnedEmbedding(nn.Module):
             class_names: K names, which need not have :attr:`name`.
         Returns: (B, K, C), with the learned embedding at the name.
         """
-        if self.name not in class_names:
+        numbers = [i for i, name in enumerate(class_names) if self.is_name(name)]
+        if not numbers:
             return text
         here = torch.zeros(text.shape[1], 1, dtype=torch.bool, device=text.device)
-        here[class_names.index(self.name)] = True
+        here[numbers[0]] = True
         return torch.where(here, self.embedding.to(text.dtype), text)
+
+    def is_name(self, name: str) -> bool:
+        """Return whether a name is :attr:`name`, by :func:`plain_name`."""
+        return plain_name(name) == plain_name(self.name)

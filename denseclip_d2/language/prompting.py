@@ -251,12 +251,14 @@ class PromptedTextEncoder(nn.Module):
             stuff_names: names of the stuff of a panoptic model; None: those before.
 
         Raises:
-            ValueError: see :meth:`read`; names of stuff for a model without. The names are then those of
-                before.
+            ValueError: see :meth:`read`; names of stuff for a model without, or none for a model
+                with. The names are then those of before.
         """
         stuff_names = self.stuff_names if stuff_names is None else tuple(stuff_names)
         if stuff_names and not self.stuff_names:
             raise ValueError("This model labels no stuff: it takes names of classes alone.")
+        if self.stuff_names and not stuff_names:
+            raise ValueError("This model labels stuff. Give at least one name of stuff.")
         if text_embeddings is not None:
             self.restore(names, stuff_names, text_embeddings)
             return

@@ -1,5 +1,6 @@
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ def check_class_names(names: Sequence[str], hint: str = "") -> None:
         hint: what to do, for the end of the message.
 
     Raises:
-        ValueError: no names, an empty one, one that is no string, or one given twice. Letter case and spaces
-            do not count: CLIP's tokenizer drops them.
+        ValueError: no names, an empty one, one that is no string, or one given twice, also as a synonym.
+            Names are compared by :func:`plain_name`.
     """
     if fault := _fault_of(names):
         raise ValueError(f"{fault} {hint}".rstrip())
@@ -31,14 +32,19 @@ def _fault_of(names: Sequence[str]) -> str:
     if not all(isinstance(name, str) for name in names):
         wrong = next(name for name in names if not isinstance(name, str))
         return f"Class names must be strings, not {wrong!r}."
-    plain = [" ".join(name.lower().split()) for name in names]
-    for i, name in enumerate(plain):
-        if SYNONYM in name and not all(word.strip() for word in name.split(SYNONYM)):
-            return f"The name of class {i}, {name!r}, has an empty synonym."
-    if "" in plain:
-        return f"The name of class {plain.index('')} is empty."
-    repeated = [name for name, count in Counter(plain).items() if count > 1]
+    words, owners = split_synonyms([plain_name(name) for name in names])
+    if "" in words:
+        empty = owners[words.index("")]
+        fault = f", {names[empty]!r}, has an empty synonym." if SYNONYM in names[empty] else " is empty."
+        return f"The name of class {empty}{fault}"
+    repeated = [word for word, count in Counter(words).items() if count > 1]
     return f"Class names given more than once: {', '.join(map(repr, repeated))}." if repeated else ""
+
+
+@lru_cache(maxsize=65536)
+def plain_name(name: str) -> str:
+    """Return a name without letter case and needless spaces, which CLIP's tokenizer drops."""
+    return SYNONYM.join(" ".join(word.split()) for word in name.lower().split(SYNONYM))
 
 
 def split_synonyms(names: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -47,10 +53,10 @@ def split_synonyms(names: Sequence[str]) -> tuple[list[str], list[int]]:
     return [word for word, _ in words], [i for _, i in words]
 
 
-def seen_names(names: Sequence[str], trained: Sequence[str]) -> list[bool]:
-    """Return whether each name shares a word with the names of the training, case aside."""
-    known = {word.lower() for word in split_synonyms(trained)[0]}
-    return [not known.isdisjoint(word.lower() for word in split_synonyms([name])[0]) for name in names]
+def seen_names(names: Sequence[str], trained: Iterable[str]) -> list[bool]:
+    """Return whether each name shares a synonym with the names of the training, by :func:`plain_name`."""
+    known = {*plain_name(SYNONYM.join(trained)).split(SYNONYM)}
+    return [not known.isdisjoint(plain_name(name).split(SYNONYM)) for name in names]
 
 
 def mean_of_synonyms(text: Tensor, owners: Sequence[int]) -> Tensor:

@@ -167,8 +167,12 @@ class PixelTextSupervision(nn.Module):
         *,
         stuff_names: Sequence[str] | None = None,
     ) -> Iterator[None]:
-        """Find other classes for a while, as of :meth:`set_class_names`."""
+        """Find other classes for a while, as of :meth:`set_class_names`. Every model finds its own."""
         language = self.backbone.language
+        stuff = language.stuff_names if stuff_names is None else tuple(stuff_names)
+        if (tuple(names), stuff) == (language.class_names, language.stuff_names):
+            yield
+            return
         before = language.class_names, language.stuff_names, language.text_embeddings
         self.set_class_names(names, text_embeddings, stuff_names=stuff_names)
         try:

@@ -23,7 +23,7 @@ STUFF = "stuff_embeddings"
 """The feature that the semantic head of a panoptic model reads the text embeddings of stuff from."""
 
 CLIP = "clip_scores"
-"""The feature that heads mix with their own scores at test time, where a config mixes."""
+"""The feature that heads mix with their own scores at test time, if there is one."""
 
 SCALE = 50.0
 """Initial scale of the cosine similarities of R-CNN heads (Detic, Zhou et al., ECCV 2022)."""
@@ -37,11 +37,6 @@ def embed_dim_of(cfg: CfgNode) -> int:
     if cfg.MODEL.DENSECLIP.CLASSIFIER == "kway":
         return 0
     return get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim
-
-
-def _read_by_classifiers(cfg: CfgNode) -> list[str]:
-    """Return the features that R-CNN's classifiers read."""
-    return [TEXT, CLIP] if any(cfg.MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE.values()) else [TEXT]
 
 
 def biased_names_of(cfg: CfgNode, *, stuff: bool = False) -> tuple[str, ...]:
@@ -125,6 +120,20 @@ def dense_predictions(detector: Any, features: dict[str, Any]) -> list[list[Tens
     return detector.head(levels)
 
 
+def box_predictions(heads: Any, features: dict[str, Any], boxes: Sequence[Boxes]) -> tuple[Tensor, Tensor]:
+    """Return logits and box deltas of the box head of R-CNN heads, which may read text embeddings.
+
+    Args:
+        features: what the backbone returned.
+        boxes: the regions of each image.
+    """
+    levels = [features[name] for name in heads.box_in_features]
+    words: tuple = ()
+    if isinstance(heads.box_predictor, TextFastRCNNOutputLayers):
+        words = (features[TEXT], boxes, features.get(CLIP))
+    return heads.box_predictor(heads.box_head(heads.box_pooler(levels, boxes)), *words)
+
+
 class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Detectron2's Fast R-CNN predictor with a :class:`TextClassifier` and a learned background."""
 
@@ -153,13 +162,13 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {**super().from_config(cfg, input_shape), **own}
 
     def forward(
-        self, x: Tensor, boxes: Sequence[Boxes], text: Tensor, clip: CLIPScores | None = None
+        self, x: Tensor, text: Tensor, boxes: Sequence[Boxes], clip: CLIPScores | None = None
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             x: (N, ...) features of the regions of all images.
-            boxes: the regions of each image.
             text: (B or 1, K, C) text embeddings.
+            boxes: the regions of each image.
             clip: to be mixed with the class scores.
         Returns: logits (N, K + 1) and box deltas (N, 4).
         """
@@ -182,18 +191,10 @@ class TextROIHeads(StandardROIHeads):
     def _init_box_head(cls, cfg, input_shape) -> dict:
         found = super()._init_box_head(cfg, input_shape)
         predictor = TextFastRCNNOutputLayers(cfg, found["box_head"].output_shape)
-        return {
-            **found,
-            "box_in_features": [*found["box_in_features"], *_read_by_classifiers(cfg)],
-            "box_predictor": predictor,
-        }
+        return {**found, "box_predictor": predictor}
 
     def _forward_box(self, features: dict[str, Any], proposals: list[Instances]):
-        levels = len(self.box_pooler.level_poolers)
-        inputs = [features[name] for name in self.box_in_features]
-        boxes = [x.proposal_boxes for x in proposals]
-        x = self.box_head(self.box_pooler(inputs[:levels], boxes))
-        predictions = self.box_predictor(x, boxes, *inputs[levels:])
+        predictions = box_predictions(self, features, [x.proposal_boxes for x in proposals])
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
@@ -218,14 +219,17 @@ class TextCascadeROIHeads(CascadeROIHeads):
         ]
         return {
             **found,
-            "box_in_features": [*found["box_in_features"], *_read_by_classifiers(cfg)],
+            "box_in_features": [*found["box_in_features"], TEXT, CLIP],
             "box_predictors": predictors,
         }
 
+    def _forward_box(self, features: dict[str, Any], proposals: list[Instances], targets=None):
+        return super()._forward_box({CLIP: None, **features}, proposals, targets)
+
     def _run_stage(self, features: list, proposals: list[Instances], stage: int):
-        levels = len(self.box_pooler.level_poolers)
+        *levels, text, clip = features
         boxes = [x.proposal_boxes for x in proposals]
-        x = self.box_pooler(features[:levels], boxes)
+        x = self.box_pooler(levels, boxes)
         if self.training:
             x = _ScaleGradient.apply(x, 1.0 / self.num_cascade_stages)
-        return self.box_predictor[stage](self.box_head[stage](x), boxes, *features[levels:])
+        return self.box_predictor[stage](self.box_head[stage](x), text, boxes, clip)

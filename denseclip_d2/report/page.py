@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from ..config.checks import leaves
 from ..config.projects import default_config
 from ..data.checks import check_registered, explained_annotation_errors
+from ..data.class_names import names_to_find
 from ..data.tasks import predicts_masks
 from ..inference import Predictor
 from ..model_zoo.card import METRIC
@@ -165,6 +166,8 @@ def _add_images(
         quality = {image: value for image, value in found.quality.items() if image in records}
         best, worst = best_and_worst(quality, max(IMAGES // share, 1))
         chosen = [*best, *worst]
+        if predictor.takes_names:
+            predictor.set_names(names_to_find(predictor.cfg, name))
         shown = show(
             predictor, [records[i] for i in chosen], [quality[i][0] for i in chosen],
             threshold=getattr(found, "threshold", 0.5), max_bytes=MAX_IMAGE_BYTES // share,

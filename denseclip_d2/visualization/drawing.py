@@ -86,8 +86,11 @@ def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> n
 def draw_legend(classes: Sequence[int], class_names: Sequence[str]) -> np.ndarray:
     """Draw the names and colors of some classes, RGB."""
     figure = Figure(figsize=(3, max(3, 0.22 * len(classes))), dpi=100)
-    patches = [Patch(color=class_color(c), label=class_names[c]) for c in classes]
-    figure.legend(handles=patches, loc="center", frameon=False)
+    patches = [Patch(color=class_color(c), label=str(c)) for c in classes]
+    legend = figure.legend(handles=patches, loc="center", frameon=False)
+    for text, c in zip(legend.get_texts(), classes, strict=True):  # matplotlib drops labels such as "_a"
+        text.set_text(class_names[c])
+        text.set_parse_math(False)
     return rendered(figure)
 
 
@@ -131,6 +134,7 @@ class _Visualizer(Visualizer):
     def draw_text(self, text, position, **kwargs):
         drawn = super().draw_text(text, position, **kwargs)
         label, axes = self.output.ax.texts[-1], self.output.ax
+        label.set_parse_math(False)  # a name such as "$5 to $10" is no formula
         image, extent = axes.bbox, self._extent(label)
         if extent.width > image.width:
             label.set_fontsize(label.get_fontsize() * image.width / extent.width)

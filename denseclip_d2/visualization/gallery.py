@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.class_names import class_names_of_datasets
+from ..data.class_names import names_to_find
 from ..inference import Predictor
 from ..utils.atomic import atomic_write
 from .coco_file import coco_file, ids_of_dataset
@@ -94,7 +94,7 @@ def draw_sources(
     """
     class_names = true_names = predictor.class_names
     if dataset and predictor.takes_names:
-        true_names = class_names_of_datasets(predictor.cfg, [dataset])
+        true_names = names_to_find(predictor.cfg, dataset)
     ids = ids_of_dataset(dataset if class_names == true_names else "", len(class_names))
     errors: list[str] = []
     items, images = tee(islice(_items(predictor, sources, names, true_names, errors), count))

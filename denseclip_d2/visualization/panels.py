@@ -120,7 +120,7 @@ def grid(rows: Sequence[dict[str, Panel]]) -> np.ndarray:
             axes = _add_axes(figure, left, bottom, WIDTH, WIDTH * panel.aspect)
             axes.axis("off")
             axes.imshow(panel.image, aspect="auto")
-            axes.set_title(title, fontsize=10)
+            axes.set_title(title, fontsize=10, parse_math=False)
             if panel.scale:
                 below = _add_axes(figure, left + 0.1 * WIDTH, bottom - 0.2, 0.8 * WIDTH, 0.1)
                 bar = figure.colorbar(ScalarMappable(cmap=HEAT), cax=below, orientation="horizontal")
