@@ -36,14 +36,17 @@ def parts(tmp_path_factory):
     transformers.AutoModel.from_config(config).save_pretrained(folder / "encoder")
     transformers.AutoTokenizer.from_pretrained(ROOT / "bert").save_pretrained(folder / "encoder")
     (folder / "classes.txt").write_text("\n".join(CLASSES))
-    (folder / "LICENSE").write_text("Do as you like.")
+    for name, text in (("a", "Do as you like."), ("b", "Name the author.")):
+        (folder / name).mkdir()
+        (folder / name / "LICENSE").write_text(text)
     return folder
 
 
 def arguments(parts: Path, output: Path) -> list:
     return [
         "--classifier", CLASSIFIER, "--weights", parts / "a.pth", "--classes", parts / "classes.txt",
-        "--sentence-encoder", parts / "encoder", "--licenses", parts / "LICENSE", "--output", output,
+        "--sentence-encoder", parts / "encoder",
+        "--licenses", parts / "a/LICENSE", parts / "b/LICENSE", "--output", output,
     ]  # fmt: skip
 
 
@@ -103,7 +106,9 @@ def test_open_clip_and_this_project_load_the_folder_alike(clip):
 
 def test_the_card_carries_the_licenses(clip):
     card = (clip / "README.md").read_text()
-    assert "Do as you like." in card and CLASSIFIER in card and "encoder" in card
+    assert (
+        "Do as you like." in card and "Name the author." in card and CLASSIFIER in card and "encoder" in card
+    )
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def make(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise FileExistsError(f"--output {args.output} exists. Choose another folder.")
     names = read_lines(args.classes) if args.classes else IMAGENET
-    licenses = {file.name: read_text(file) for file in args.licenses}
+    licenses = [read_text(file) for file in args.licenses]
     classifier = ImageClassifier.from_file(args.classifier, args.weights, len(names))
     model = join(classifier, args.sentence_encoder, names)
     with atomic_dir(args.output) as folder:

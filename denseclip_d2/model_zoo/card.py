@@ -163,19 +163,19 @@ def write_card(folder: Path, text: str) -> None:
         file.write(text)
 
 
-def joined_clip_card(name: str, classifier: str, sentence_encoder: str, licenses: Mapping[str, str]) -> str:
+def joined_clip_card(name: str, classifier: str, sentence_encoder: str, licenses: Sequence[str]) -> str:
     """Return the README.md of a CLIP that is made of two models.
 
     Args:
         classifier: timm's name of the image classifier.
         sentence_encoder: the name of the sentence encoder.
-        licenses: the text of each part's license, by file name.
+        licenses: the text of each part's license.
     """
     data = ModelCardData(
         license="other", library_name="open_clip", pipeline_tag="zero-shot-image-classification",
         tags=["clip", "denseclip"], model_name=name,
     )  # fmt: skip
-    texts = "\n\n".join(f"### {file}\n\n```\n{text.strip()}\n```" for file, text in licenses.items())
+    texts = "\n\n".join(f"~~~~\n{text.strip()}\n~~~~" for text in licenses)
     return _JOINED_CARD.format(
         data=data, name=name, classifier=classifier, encoder=sentence_encoder, texts=texts
     )

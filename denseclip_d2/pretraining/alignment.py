@@ -26,8 +26,8 @@ def fit_projection(sentences: Tensor, rows: Tensor, *, seed: int = 0) -> tuple[T
     """Return the two matrices of an MLP that maps the sentences of classes to the classifier's rows.
 
     A hidden unit is a class: it opens for sentences that are near the sentence of the class. Its bias is a
-    linear function of the sentence, because the MLP has none: some function is 1 for all sentences, up to
-    what layer normalization leaves. Ridge regression finds the output weights in closed form.
+    linear function of the sentence, because the MLP has none. After layer normalization, some linear function
+    is 1 for all sentences. Ridge regression finds the output weights in closed form.
 
     Args:
         sentences: (K, D), the mean of the last hidden states for the sentence of each class.

@@ -25,7 +25,7 @@ TEMPERATURE = 0.05
 """The temperature of the cosines: docs/photographs.md has what others bring."""
 CONTEXT_LENGTH = 77
 _BATCH = 64
-_LEFT_BEHIND = {".md", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot"}
+_LEFT_BEHIND = {".md", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack"}
 
 
 @dataclass(frozen=True)
