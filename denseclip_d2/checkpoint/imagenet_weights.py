@@ -84,10 +84,20 @@ def _renamed(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tenso
         return {_from_torchvision(name): tensor for name, tensor in weights.items()}
     if not isinstance(backbone, TimmBackbone):
         return weights
-    if "_conv_stem.weight" in weights:  # EfficientNet's first port: timm's tensors, in timm's order
-        weights = dict(zip(backbone.trunk.state_dict(), weights.values(), strict=False))
+    weights = in_timms_order(weights, backbone.trunk.state_dict())
     named = {f"trunk.{name}": tensor for name, tensor in weights.items()}
     return {name: tensor for name, tensor in named.items() if name not in backbone.left_out}
+
+
+def in_timms_order(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of EfficientNet's first port under timm's names, and others as they are.
+
+    The port has timm's tensors in timm's order.
+
+    Args:
+        own: the state dict of timm's model.
+    """
+    return dict(zip(own, weights.values(), strict=False)) if "_conv_stem.weight" in weights else weights
 
 
 def _local(path: str) -> str:

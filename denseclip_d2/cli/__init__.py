@@ -29,6 +29,7 @@ COMMANDS = {
     "ablate": "ablate",
     "benchmark": "benchmark",
     "pretrain": "pretrain_clip",
+    "make-clip": "make_clip",
 }
 """Module by command. A module has ``build_parser()`` and ``main(args)``, which may return an exit status."""
 

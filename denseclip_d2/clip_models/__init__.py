@@ -1,6 +1,7 @@
 """CLIP architectures by name: open_clip's, and the small ones in this folder."""
 
 import difflib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ open_clip.add_model_config(Path(__file__).parent)
 
 OPENCLIP = "openclip://"
 """The prefix of paths to open_clip's weights: ``openclip://<architecture>/<tag>``."""
+
+LOCAL = "local-dir:"
+"""The prefix of folders with a CLIP in open_clip's form, in place of an architecture's name."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,12 @@ def get_clip_architecture(name: str, key: str = "MODEL.DENSECLIP.CLIP_MODEL") ->
     """Return an architecture by open_clip's name. ``open_clip.add_model_config`` adds more architectures.
 
     Args:
+        name: or ``local-dir:`` and a folder with ``open_clip_config.json``.
         key: the config key or flag that errors name.
 
     Raises:
         ValueError: open_clip has no such architecture, or its text encoder cannot read contexts.
+        FileNotFoundError: the folder has no such file.
     """
     config = _config_of(name)
     if config is None:
@@ -73,4 +79,8 @@ def pixels_of(name: str, tag: str = "") -> tuple[list[float], list[float]]:
 
 
 def _config_of(name: str) -> dict | None:
+    if name.startswith(LOCAL):
+        file = Path(name.removeprefix(LOCAL)) / "open_clip_config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {**content["model_cfg"], "preprocess_cfg": content.get("preprocess_cfg", {})}
     return open_clip.get_model_config(name) if name in open_clip.list_models() else None

