@@ -1,6 +1,7 @@
 """Exported models that take any names: text embeddings as an input, and the file that makes them."""
 
 import json
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -41,6 +42,8 @@ def telling_config(system: str, folder):
             x.fill_(0.3)
         if name.endswith("classifier.bias"):
             x.zero_()
+        if name.endswith("classifier.log_scale"):  # R-CNN's, which amplifies rounding, is for trained models
+            x.fill_(math.log(10))
     torch.save(weights, cfg.MODEL.WEIGHTS)
     section = THRESHOLDS.get(system)
     cfg.merge_from_list([*SMALL, *([f"MODEL.{section}.SCORE_THRESH_TEST", 0.0] if section else [])])

@@ -24,7 +24,7 @@ from denseclip_d2.engine import Trainer
 from denseclip_d2.evaluation.seen import base_and_novel
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(ROOT.glob("configs/OV-*/denseclip_*.yaml"))
+CONFIGS = sorted(ROOT.glob("configs/OV-[CL]*/denseclip_*.yaml"))  # COCO and LVIS
 THINGS = {c["name"]: c["id"] for c in COCO_CATEGORIES if c["isthing"]}
 TRAIN, VAL = "ov_coco_2017_train", "ov_coco_2017_val"
 # The names of each image's objects: base (car, person), novel (dog), and neither (parking meter).
