@@ -423,6 +423,7 @@ def test_models_load_on_demand_and_few_stay(web, monkeypatch):
         return SimpleNamespace(cfg=cfg, guidance=None, class_names=get_class_names(cfg))
 
     monkeypatch.setattr(session, "Predictor", load)
+    monkeypatch.setattr(session, "MODELS_KEPT", 2)  # the fixture of the page keeps more
     mask_rcnn, retinanet, semantic_fpn = names = [
         f"Shapes/denseclip_{system}_tiny.yaml" for system in ("mask_rcnn", "retinanet", "semantic_fpn")
     ]

@@ -79,7 +79,7 @@ def pixels_of(name: str, tag: str = "") -> tuple[list[float], list[float]]:
 
 
 def _config_of(name: str) -> dict | None:
-    if name.startswith(LOCAL):
+    if str(name).startswith(LOCAL):  # a config may have None
         file = Path(name.removeprefix(LOCAL)) / "open_clip_config.json"
         content = json.loads(file.read_text(encoding="utf-8"))
         return {**content["model_cfg"], "preprocess_cfg": content.get("preprocess_cfg", {})}
