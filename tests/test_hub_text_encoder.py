@@ -6,7 +6,6 @@ import torch
 from architectures import CONFIG, options
 from hub_towers import ROOT, TOWERS, clip_of, transformers
 
-from denseclip_d2.analysis.architectures import check_architectures
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.config import load_config
@@ -147,7 +146,3 @@ def test_without_shapes_or_transformers_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ImportError, match="'nllb-clip-base' has the text encoder .*pip install transformers"):
         build_text_encoder(get_clip_architecture("nllb-clip-base"))
-
-
-def test_a_coca_with_such_an_encoder_is_built():
-    assert check_architectures(load_config(CONFIG, []), "coca_roberta-ViT-B-32").startswith("CLIPViT")
