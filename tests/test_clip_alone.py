@@ -77,6 +77,12 @@ def test_other_names_and_score_maps_need_no_other_model(tiny, image):
     assert_close(tiny(image, names=NAMES[::-1])["sem_seg"], before.flip(0))
 
 
+def test_heat_maps_of_classes_are_the_probabilities_of_labels(tiny, image):
+    found = tiny(image, ["blue star", "green ring"])
+    assert_close(found["heat_maps"][0], found["sem_seg"].softmax(0)[2])
+    assert_close(found["heat_maps"][1], (found["score_maps"][1] / tiny.tau).sigmoid())
+
+
 def test_windows_have_clips_own_size_and_are_a_key(image):
     predictor = Predictor.from_clip(TINY, NAMES)
     window = predictor.model.sliding_window

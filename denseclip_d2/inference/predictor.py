@@ -20,7 +20,7 @@ from ..builder import build_model_with_weights, class_names_of, inference_precis
 from ..config import prepare_run
 from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
-from ..data.tasks import takes_any_names
+from ..data.tasks import labels_by_score_map, takes_any_names
 from ..guidance import LanguageGuidedFeatures, guidance_of
 from ..language.prompts import plain_name
 from ..meta_arch import SlidingWindowSegmentor
@@ -190,8 +190,9 @@ class Predictor(DefaultPredictor):
                 all images, or [["dog"], ["cat", "tree"]] in the first and in the second of two images. For a
                 generator of images, a generator of such lists. None: the classes of the model.
         Returns: the model's output for the image and, for score_map_names, ``score_maps``: (names, H, W),
-            cosines. A list of outputs for a list, a generator for a generator. ``pred_classes`` and the
-            channels of ``sem_seg`` are in the order of ``names``.
+            cosines, and ``heat_maps``, probabilities: sigmoid(cosine / tau), or for the classes of a CLIP
+            alone the softmax of its labels. A list of outputs for a list, a generator for a generator.
+            ``pred_classes`` and the channels of ``sem_seg`` are in the order of ``names``.
         Raises:
             FileNotFoundError, ValueError: a file that does not exist or cannot be read; an array of another
                 kind; a name that cannot be read, or that is no class of a model without a text encoder.
@@ -292,7 +293,17 @@ class Predictor(DefaultPredictor):
             if own:
                 maps = maps[[asked.index(name) for name in own]]
                 prediction["score_maps"] = _enlarged(maps, guided.score_map_stride, image)
+                prediction["heat_maps"] = self._heat_maps(prediction, own)
         return predictions
+
+    def _heat_maps(self, prediction: dict, names: Sequence[str]) -> Tensor:
+        heat_maps = (prediction["score_maps"] / self.tau).sigmoid()
+        if labels_by_score_map(self.cfg) and self.guidance:
+            classes = self.guidance.language.class_names
+            known = [i for i, name in enumerate(names) if name in classes]
+            probabilities = prediction["sem_seg"].softmax(dim=0)
+            heat_maps[known] = probabilities[[classes.index(names[i]) for i in known]]
+        return heat_maps
 
     def _outputs(self, images: list[dict]) -> list[dict]:
         with inference_precision(self.cfg):

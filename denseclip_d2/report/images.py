@@ -101,7 +101,7 @@ def _draw(
             found["instances"] = found["instances"][:MOST]  # Detectron2 sorts by score
         row = image_panels(
             image[:, :, ::-1], found, names,
-            record=record, names=of_image, tau=predictor.tau, threshold=threshold,
+            record=record, names=of_image, threshold=threshold,
         )  # fmt: skip
         legend = []
         if row.pop(LEGEND, None):  # the page draws its own

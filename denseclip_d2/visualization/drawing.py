@@ -94,15 +94,14 @@ def draw_legend(classes: Sequence[int], class_names: Sequence[str]) -> np.ndarra
     return rendered(figure)
 
 
-def draw_score_map(image: np.ndarray, scores: np.ndarray, tau: float) -> np.ndarray:
-    """Draw sigmoid(s / tau) over an image, from blue for 0 to red for 1.
+def draw_heat_map(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Draw probabilities over an image, from blue for 0 to red for 1.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        scores: (H, W), cosine similarities.
+        probability: (H, W), a heat map of a :class:`Predictor`.
     Returns: (H, W, 3) uint8, RGB.
     """
-    probability = 1 / (1 + np.exp(-scores / tau))
     heat = 255 * HEAT(probability)[..., :3]
     return (0.45 * image + 0.55 * heat).astype(np.uint8)
 

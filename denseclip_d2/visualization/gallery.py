@@ -109,7 +109,7 @@ def draw_sources(
             progress.update()
             return image_panels(
                 item.image[:, :, ::-1], outputs, class_names, record=item.source.record,
-                true_names=true_names, names=item.names, tau=predictor.tau, threshold=threshold,
+                true_names=true_names, names=item.names, threshold=threshold,
             )  # fmt: skip
 
         _write(chain([first], predicted), panels, output)

@@ -15,9 +15,9 @@ from .drawing import (
     HEAT,
     draw_annotations,
     draw_detections,
+    draw_heat_map,
     draw_label_map,
     draw_legend,
-    draw_score_map,
     rendered,
 )
 
@@ -52,7 +52,6 @@ def image_panels(
     record: dict,
     true_names: Sequence[str] = (),
     names: Sequence[str] = (),
-    tau: float = 1.0,
     threshold: float = 0.5,
 ) -> dict[str, Panel]:
     """Return the panels of one image by title.
@@ -62,8 +61,7 @@ def image_panels(
         predictions: output of a :class:`Predictor` for the image.
         record: ground truth in Detectron2's dataset format; empty without ground truth.
         true_names: the class names of the ground truth; empty: ``class_names``.
-        names: the names of ``score_maps``.
-        tau: the temperature of ``score_maps``.
+        names: the names of ``heat_maps``.
         threshold: lowest score of the detections drawn.
     """
     row, true_names = {}, true_names or class_names
@@ -87,9 +85,8 @@ def image_panels(
         row = {title: Panel(draw_label_map(image, map_, len(drawn_names))) for title, map_ in maps.items()}
         present = np.unique(np.concatenate([map_.ravel() for map_ in maps.values()]))
         row[LEGEND] = Panel(draw_legend(present[present < len(drawn_names)].tolist(), drawn_names))
-    for name, scores in zip(names, predictions.get("score_maps", []), strict=True):
-        heat = draw_score_map(image, scores.cpu().numpy(), tau)
-        row[f"score map: {name}"] = Panel(heat, scale="sigmoid(cosine / tau)")
+    for name, heat in zip(names, predictions.get("heat_maps", []), strict=True):
+        row[f"score map: {name}"] = Panel(draw_heat_map(image, heat.cpu().numpy()), scale="probability")
     return row
 
 

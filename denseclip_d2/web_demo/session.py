@@ -22,7 +22,7 @@ from ..inference import Predictor
 from ..shapes.scene import draw_scene
 from ..shapes.vocabulary import SHAPES
 from ..visualization.coco_file import coco_file, ids_of_dataset
-from ..visualization.drawing import draw_annotations, draw_label_map, draw_legend, draw_score_map
+from ..visualization.drawing import draw_annotations, draw_heat_map, draw_label_map, draw_legend
 from ..visualization.panels import LEGEND, Panel, strip
 
 # Pillow reads more formats. It passes some of them to other programs.
@@ -250,8 +250,8 @@ def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     readable = [name for name in names if name in known or reads_any_words(predictor)]
     outputs = predictor(image, score_map_names=readable, names=typed)
     heat_maps = {
-        name: draw_score_map(_rgb(image), scores.cpu().numpy(), predictor.tau)
-        for name, scores in zip(readable, outputs.pop("score_maps", []), strict=True)
+        name: draw_heat_map(_rgb(image), heat.cpu().numpy())
+        for name, heat in zip(readable, outputs.pop("heat_maps", []), strict=True)
     }
     unread = [name for name in names if name not in readable]
     seen = (
