@@ -77,6 +77,26 @@ def test_other_names_and_score_maps_need_no_other_model(tiny, image):
     assert_close(tiny(image, names=NAMES[::-1])["sem_seg"], before.flip(0))
 
 
+def test_precomputed_names_of_a_dataset_are_read_as_by_the_text_encoder(tiny, image, tmp_path, monkeypatch):
+    file = tmp_path / "precomputed.safetensors"
+    opts = clip_opts(TINY, ["MODEL.DENSECLIP.PROMPT.VOCABULARY", ("shapes_val",), *WHOLE])
+    names = ["MODEL.DENSECLIP.CLASS_NAMES", ("red solid circle",), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1]
+    config = model_zoo.get_config_file(model_zoo.CLIP_CONFIG)
+    run_tool_here(
+        monkeypatch, "convert_checkpoint.py", "--config-file", config, "--input", TINY, "--output", file,
+        "--precompute-text", *opts, *names,
+    )  # fmt: skip
+    assert not any("transformer" in name for name in load_file(file))
+    predictor = Predictor.from_files(file)
+    assert predictor.takes_names and predictor.class_names == ("red solid circle",)
+    for given in (["blue striped square", "Red  solid circle|green striped triangle"], CLASS_NAMES):
+        found, expected = (x(image, given[:1], names=given) for x in (predictor, tiny))
+        for key in ("sem_seg", "score_maps", "heat_maps"):
+            assert_close(found[key], expected[key], atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="'dog' is none of the 19 names"):
+        predictor(image, names=["dog"])
+
+
 def test_heat_maps_of_classes_are_the_probabilities_of_labels(tiny, image):
     found = tiny(image, ["blue star", "green ring"])
     assert_close(found["heat_maps"][0], found["sem_seg"].softmax(0)[2])

@@ -69,6 +69,11 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, but PROMPT.MODE "
             f"{prompt.MODE!r} learns no contexts. Set CONTEXT_INIT to '', or MODE to 'post' or 'context'."
         )
+    if prompt.VOCABULARY and prompt.MODE != "template":
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template', not {prompt.MODE!r}: the text "
+            "embeddings of other modes depend on contexts."
+        )
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "

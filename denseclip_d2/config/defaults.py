@@ -116,6 +116,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.TOKENIZER = ""
     # For inference: the weights hold precomputed text embeddings in place of text encoder and contexts.
     denseclip.PROMPT.PRECOMPUTED = False
+    # Datasets whose names the precomputed text embeddings are of, besides the classes: the model then finds
+    # any of these names. "imagenet" is a dataset too. With PROMPT.MODE "template".
+    denseclip.PROMPT.VOCABULARY = ()
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.
     denseclip.PROMPT.CUDA_GRAPH = True
 

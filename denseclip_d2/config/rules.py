@@ -109,6 +109,7 @@ _DENSECLIP = {
     "PROMPT.MAX_NAME_TOKENS": either(whole(0, 0), whole(3)),
     "PROMPT.TEMPLATE": TEMPLATE,
     "PROMPT.TEMPLATES": each(either(TEMPLATE, one_of(*TEMPLATE_SETS))),
+    "PROMPT.VOCABULARY": each(TEXT),
     "CONTEXT_DECODER.WIDTH": whole(1),
     "CONTEXT_DECODER.HEADS": whole(1),
     "CONTEXT_DECODER.LAYERS": whole(1),

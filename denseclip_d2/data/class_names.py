@@ -6,6 +6,7 @@ from itertools import chain
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from .checks import check_class_names, check_registered, explained_annotation_errors
 from .tasks import is_semantic, labels_by_score_map, reads_stuff_names, takes_any_names
@@ -95,6 +96,27 @@ def stuff_names_of_datasets(cfg: CfgNode, datasets: Sequence[str]) -> tuple[str,
         f"No names of stuff: MODEL.DENSECLIP.STUFF_NAMES is empty, and {datasets[:1] or 'DATASETS.TRAIN'} "
         'has no stuff_classes after "things" in its metadata. Set one of them.'
     )
+
+
+def words_of_datasets(datasets: Sequence[str]) -> tuple[str, ...]:
+    """Return every word for a class of datasets once, synonyms and "background" among them.
+
+    Args:
+        datasets: registered datasets whose metadata have names, or "imagenet", with ImageNet's 1000 classes.
+
+    Raises:
+        ValueError: a dataset is not registered.
+    """
+    words = {"background": None} if datasets else {}
+    for dataset in datasets:
+        names = [IMAGENET_CLASSNAMES]
+        if dataset != "imagenet":
+            check_registered(dataset)
+            metadata = MetadataCatalog.get(dataset)
+            names = [metadata.get("thing_classes", ()), metadata.get("stuff_classes", ())]
+        for name in chain(*(clean_class_names(kind, synonyms=True) for kind in names)):
+            words.update(dict.fromkeys(word.lower() for word in name.split("|")))
+    return tuple(words)
 
 
 def clean_class_names(names: Sequence[str], *, synonyms: bool = False) -> tuple[str, ...]:

@@ -1,15 +1,18 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
+from ..data.class_names import words_of_datasets
 from ..data.tasks import learns_a_name
 from .build import TextEncoder, build_text_encoder
 from .context_decoder import ContextDecoder
 from .cuda_graph import CUDAGraphTextEncoder
 from .learned_embedding import LearnedEmbedding
+from .name_table import NameTable, NameTokenizer
 from .prompts import check_class_names
 from .random_text import random_text
 from .sentences import SentenceReader
@@ -60,6 +63,7 @@ class PromptedTextEncoder(nn.Module):
         max_name_tokens: int = 0,
         template: str = "a photo of a {}.",
         templates: Sequence[str] = (),
+        vocabulary: Sequence[str] = (),
         context_init: str = "",
         context_std: float = 1.0,
         learned_name: str = "",
@@ -80,6 +84,7 @@ class PromptedTextEncoder(nn.Module):
             max_name_tokens: token ids of a name, with start and end; 0: as many as the longest name has.
             templates: of mode "template", in place of ``template``: see :class:`SentenceReader`, which
                 normalizes the embeddings of these.
+            vocabulary: names of which :meth:`precompute_` keeps the embeddings, in mode "template".
             context_init: words that contexts begin from, of ``n_ctx`` tokens; empty: random contexts.
             context_std: standard deviation of random contexts.
             learned_name: a class name whose embedding is learned instead of read, such as "background".
@@ -93,8 +98,10 @@ class PromptedTextEncoder(nn.Module):
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
         self.class_names, self.stuff_names = tuple(class_names), tuple(stuff_names)
-        self.mode, self.n_ctx, self._sentences = mode, n_ctx, None
-        if text_encoder is not None and mode in WITHOUT_CONTEXTS:
+        self.mode, self.n_ctx, self._vocabulary, self._sentences = mode, n_ctx, tuple(vocabulary), None
+        if isinstance(text_encoder, NameTable):
+            self._sentences = SentenceReader(text_encoder, tokenizer, normalize=bool(templates))
+        elif text_encoder is not None and mode in WITHOUT_CONTEXTS:
             self._sentences = SentenceReader(
                 text_encoder, tokenizer, templates=templates or (template,), normalize=bool(templates)
             )
@@ -112,8 +119,13 @@ class PromptedTextEncoder(nn.Module):
     def from_config(cls, cfg, class_names: Sequence[str]):
         architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
         prompt, context_decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
-        text_encoder = tokenizer = None
-        if not prompt.PRECOMPUTED:
+        text_encoder: Any = None
+        tokenizer: Tokenizer | None = None
+        vocabulary = words_of_datasets(prompt.VOCABULARY)
+        if vocabulary and prompt.PRECOMPUTED:
+            tokenizer = NameTokenizer(vocabulary)
+            text_encoder = NameTable(torch.zeros(len(vocabulary), architecture.embed_dim))
+        elif not prompt.PRECOMPUTED:
             tokenizer = get_tokenizer(architecture, prompt.TOKENIZER)
             text_encoder = build_text_encoder(architecture, tokenizer)
         return {
@@ -127,6 +139,7 @@ class PromptedTextEncoder(nn.Module):
             "max_name_tokens": prompt.MAX_NAME_TOKENS,
             "template": prompt.TEMPLATE,
             "templates": prompt.TEMPLATES,
+            "vocabulary": vocabulary,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
             "learned_name": prompt.LEARNED_NAME if learns_a_name(cfg) else "",
@@ -225,6 +238,11 @@ class PromptedTextEncoder(nn.Module):
         """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
         return self.text_encoder is None
 
+    @property
+    def readable_names(self) -> tuple[str, ...]:
+        """The names of the :class:`NameTable` in place of a text encoder; empty if there is none."""
+        return self._vocabulary if isinstance(self.text_encoder, NameTable) else ()
+
     def encoder_and_prompts(self) -> tuple[TextEncoder, Tensor]:
         """Return the text encoder and the token ids of the names (K, L).
 
@@ -308,9 +326,21 @@ class PromptedTextEncoder(nn.Module):
                 embeddings = self._encode(self.contexts)[0]
             encoder.train(was_training)
             self.register_buffer("text_embeddings", embeddings, persistent=not keep_encoder)
-        if not keep_encoder:
+        if self._vocabulary and not keep_encoder:
+            self._keep_vocabulary()
+        elif not keep_encoder:
             self.text_encoder = self.contexts = self.prompts = self.packs = None
         return self
+
+    def _keep_vocabulary(self) -> None:
+        """Replace the text encoder by the embeddings of the vocabulary."""
+        if isinstance(self.text_encoder, NameTable):
+            return
+        table: Any = NameTable(self.encode_names(self._vocabulary, None)[0])
+        self.text_encoder = table
+        self._sentences = SentenceReader(table, NameTokenizer(self._vocabulary))
+        self._lay_out(*self._sentences.read(self.names))
+        self.restore(self.class_names, self.stuff_names, self.text_embeddings)
 
     def _text(self) -> Tensor:
         """Return (1, K, C) embeddings of the names, before the image refines them."""

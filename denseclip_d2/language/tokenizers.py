@@ -9,6 +9,7 @@ import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from ..clip_models import CLIPArchitecture
+from .name_table import NameTokenizer
 
 
 class CLIPTokenizer:
@@ -65,7 +66,7 @@ class HubTokenizer:
         return rows
 
 
-Tokenizer = CLIPTokenizer | HubTokenizer
+Tokenizer = CLIPTokenizer | HubTokenizer | NameTokenizer
 clip_tokenizer = cache(CLIPTokenizer)
 
 
