@@ -135,7 +135,7 @@ def test_the_wheel_holds_the_package_and_no_more(wheel):
     source = ROOT / "denseclip_d2"
     expected = {str(path.relative_to(ROOT)) for path in source.rglob("*.py") if "configs" not in path.parts}
     expected |= {f"denseclip_d2/{name}" for name in ("py.typed", "report/page.html", "model_zoo/index.json")}
-    for pattern in ("clip_models/*.json", "model_zoo/weights/*"):
+    for pattern in ("clip_models/*.json", "model_zoo/weights/*", "web_demo/photographs/*"):
         expected |= {str(path.relative_to(ROOT)) for path in source.glob(pattern)}
     configs = {path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".py")}
     expected |= {f"denseclip_d2/model_zoo/{path.relative_to(ROOT)}" for path in configs}

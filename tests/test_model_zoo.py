@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
@@ -12,8 +15,10 @@ from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.model_zoo import zoo
 from denseclip_d2.model_zoo.zoo import ZooEntry, local_file, zoo_index
 from denseclip_d2.shapes.dataset import CLASS_NAMES, SEMANTIC_CLASS_NAMES
+from denseclip_d2.web_demo.session import photographs
 
 NAME = "Shapes/denseclip_retinanet_tiny.yaml"
+PHOTOGRAPHS = "WithoutTraining/photographs.yaml"
 
 
 @pytest.mark.parametrize("name", [name for name in zoo_index() if name.endswith(".yaml")])
@@ -75,6 +80,66 @@ def test_the_zoos_segmentor_labels_shapes(small_shapes):
         right += torch.bincount(labels[labels == found], minlength=19)
     assert right.sum() / there.sum() > 0.95
     assert (right / there)[there > 0].mean() > 0.8
+
+
+@pytest.fixture(scope="module")
+def of_photographs() -> Predictor:
+    return Predictor.from_zoo(PHOTOGRAPHS)
+
+
+@pytest.mark.parametrize(
+    "file, box, name",  # x from, x to, y from, y to
+    [
+        ("astronaut.jpg", (350, 470, 0, 285), "space shuttle"),
+        ("astronaut.jpg", (275, 512, 340, 512), "helmet"),
+        ("astronaut.jpg", (0, 100, 0, 400), "flag"),
+        ("coffee.jpg", (170, 410, 15, 310), "cup"),
+    ],
+)
+def test_names_are_found_in_the_photographs_of_the_demo(of_photographs, file, box, name):
+    """A name is several times as probable in its box as elsewhere."""
+    path, names = next(pair for pair in photographs() if Path(pair[0]).name == file)
+    heat = of_photographs(path, [name], names=of_photographs.with_background(names))["heat_maps"][0]
+    inside = torch.zeros_like(heat, dtype=torch.bool)
+    inside[box[2] : box[3], box[0] : box[1]] = True
+    assert heat[inside].mean() > 2.5 * heat[~inside].mean()
+    assert heat.min() >= 0 and 0.5 < heat.max() <= 1
+
+
+def test_a_closeup_of_a_cat_is_a_cat(of_photographs):
+    path, _ = photographs()[2]
+    labels = of_photographs(path)["sem_seg"].argmax(0)  # of COCO's 80 names and the background
+    assert (labels == of_photographs.class_names.index("cat")).float().mean() > 0.5
+
+
+def test_a_name_that_the_zoos_table_lacks_is_told_in_one_line(of_photographs):
+    path, _ = photographs()[2]
+    assert len(of_photographs.guidance.language.readable_names) == 2176
+    found = of_photographs(path, names=["Tabby  cat|couch", "SOFA"])["sem_seg"]
+    assert found.argmax(0).float().mean() < 0.5
+    for image, names in (([], ["unicycle", "cat on a sofa"]), (["cat on a sofa"], ["cat"])):
+        with pytest.raises(
+            ValueError, match="^'cat on a sofa' is none of the 2176 names .*: docs/photographs.md"
+        ):
+            of_photographs(path, image, names=names)
+
+
+def test_labels_of_ten_photographs(of_photographs):
+    """The share of pixels with the right one of 123 names, none of which was trained."""
+    folder = SHARED / "datasets/photographs/labels_of_pixels"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/datasets/photographs")
+    known = {*of_photographs.guidance.language.readable_names}
+    every = (folder / "classes.txt").read_text().split("\n")
+    names = [name for name in every if name in known]
+    right = there = 0
+    for path in sorted((folder / "images/val").iterdir())[:10]:
+        labels = np.asarray(Image.open(folder / "labels/val" / f"{path.stem}.png"))
+        found = of_photographs(path, names=names)["sem_seg"].argmax(0).numpy()
+        numbers = np.array([every.index(name) for name in names])
+        counted = np.isin(labels, numbers)
+        right, there = right + (labels == numbers[found])[counted].sum(), there + counted.sum()
+    assert 100 * right / there == pytest.approx(23, abs=2)
 
 
 def test_files_pil_images_and_arrays_give_the_same(small_shapes):

@@ -76,7 +76,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     cfg = load_config(get_config_file(name), [])
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
-        cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = zoo_index()[name].precomputed
+        cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED |= zoo_index()[name].precomputed
     return cfg
 
 

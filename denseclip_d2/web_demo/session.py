@@ -28,6 +28,13 @@ from ..visualization.panels import LEGEND, Panel, strip
 # Pillow reads more formats. It passes some of them to other programs.
 UPLOAD_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+PHOTOGRAPHS = {
+    "astronaut.jpg": ["space shuttle", "helmet", "flag", "person"],
+    "coffee.jpg": ["cup", "spoon", "table", "plate"],
+    "cat.jpg": ["cat", "floor", "wall"],
+}
+"""Names for the photographs beside this module, whose README.md has the licenses."""
+
 MODELS_KEPT = 2
 """Number of models in memory."""
 
@@ -107,6 +114,18 @@ def reads_any_words(predictor: Predictor) -> bool:
     return predictor.guidance is not None and not predictor.guidance.language.precomputed
 
 
+def can_read(predictor: Predictor, names: Sequence[str]) -> bool:
+    """Return whether the model has a score map of each name."""
+    guided = predictor.guidance
+    if guided is None or guided.language.precomputed:
+        return {*names} <= {*predictor.class_names}
+    try:
+        guided.language.read(names)
+    except ValueError:
+        return False
+    return True
+
+
 def write_examples(folder: Path, count: int) -> list[tuple[str, list[str]]]:
     """Write images of "shapes" that are in no dataset. Return their paths and the names of their objects."""
     examples: list[tuple[str, list[str]]] = []
@@ -121,6 +140,12 @@ def write_examples(folder: Path, count: int) -> list[tuple[str, list[str]]]:
             examples.append((path, names))
         seed += 1
     return examples
+
+
+def photographs() -> list[tuple[str, list[str]]]:
+    """Return the paths of the photographs in this package, and the names to look for."""
+    folder = Path(__file__).with_name("photographs")
+    return [(str(folder / file), names) for file, names in PHOTOGRAPHS.items()]
 
 
 class Models:
