@@ -15,7 +15,7 @@ GRADIO := gradio==6.31.0
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help python install demo demo-masks demo-segmentation web examples docs test coverage lint format
+.PHONY: help python install demo demo-masks demo-segmentation demo-photos web examples docs test coverage lint format
 
 help:
 	@echo "Each target does all the set-up it needs into .venv, and does not redo what is done."
@@ -23,6 +23,7 @@ help:
 	@echo "  make demo               generate a dataset, train RetinaNet on it, evaluate, draw, report"
 	@echo "  make demo-masks         the same with Mask R-CNN"
 	@echo "  make demo-segmentation  the same with Semantic FPN"
+	@echo "  make demo-photos        label a photograph by names, without training"
 	@echo "  make web                a page at http://127.0.0.1:7860: drop an image, type names, see what a model sees"
 	@echo "  make examples           export the zoo's models, and run the examples on them without torch"
 	@echo "  make docs               the pages and the API as a site in output/site"
@@ -83,6 +84,14 @@ demo demo-masks demo-segmentation: $(INSTALLED)
 	@echo "== Look at =="
 	@for file in zoo/overview.png images/overview.png report.html; do \
 	  if test -e $(OUTPUT)/$$file; then echo "$(CURDIR)/$(OUTPUT)/$$file"; fi; done
+
+PHOTOS := output/photos
+demo-photos: NAMES := "space shuttle" helmet flag person
+demo-photos: $(INSTALLED)
+	$(BIN)/python tools/demo.py --zoo WithoutTraining/photographs.yaml --output $(PHOTOS) --overwrite \
+	  --input denseclip_d2/web_demo/photographs/astronaut.jpg --names $(NAMES) --score-map $(NAMES)
+	@echo "== Look at =="
+	@echo "$(CURDIR)/$(PHOTOS)/astronaut.png"
 
 web: $(INSTALLED)
 	$(BIN)/python tools/web_demo.py
