@@ -1,6 +1,6 @@
 """Serve a web page: drop an image, type names, and see what a model finds and where.
 
-tools/web_demo.py                                                    # the zoo's tiny model
+tools/web_demo.py                                                    # the zoo's model of photographs
 tools/web_demo.py --zoo Shapes/denseclip_semantic_fpn_tiny.yaml --port 8000
 tools/web_demo.py --config-file F MODEL.WEIGHTS W                    # a config, exported weights, hf://...
 tools/web_demo.py --clip openclip://ViT-B-16-quickgelu/openai        # a CLIP alone, without training
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--config-file", metavar="FILE", help="a config, or exported weights")
     model.add_argument(
-        "--zoo", metavar="NAME", default="Shapes/denseclip_retinanet_tiny.yaml",
+        "--zoo", metavar="NAME", default="WithoutTraining/photographs.yaml",
         help="a config with trained weights in the zoo (%(default)s)",
     )  # fmt: skip
     add_clip(model)

@@ -16,7 +16,9 @@ from .session import (
     Limits,
     Models,
     Prediction,
+    can_read,
     names_typed,
+    photographs,
     predict,
     read_upload,
     reads_any_words,
@@ -95,21 +97,22 @@ class Page:
         """Describe a model: which names have heat maps, and its class names."""
         predictor = self.models.get(model)
         names = predictor.class_names
-        what = "This model has no text encoder. Only its class names have heat maps."
+        what, kind = "This model has no text encoder. Only its class names have heat maps.", "classes"
         if predictor.guidance is None:
             what = "This model is not language-guided, and has no heat maps."
+        elif readable := predictor.guidance.language.readable_names:
+            what = "This model finds those of its names that you type; without names, its classes."
+            names, kind = readable, "names"
         elif predictor.takes_names:
             what = "This model finds the names that you type, in any words; without names, its classes."
         elif reads_any_words(predictor):
             what = "This model has a text encoder. Any words have heat maps."
-        return f"{what} <details><summary>{len(names)} classes</summary>{escape(', '.join(names))}</details>"
+        return f"{what} <details><summary>{len(names)} {kind}</summary>{escape(', '.join(names))}</details>"
 
     def names_for(self, model: str, names: list[str]) -> list[str]:
         """Return the names if the model knows them, and otherwise some of its class names."""
         predictor = self.models.get(model)
-        classes = predictor.class_names
-        readable = reads_any_words(predictor) or set(names) <= set(classes)
-        return names if readable else list(classes[:3])
+        return names if can_read(predictor, names) else list(predictor.class_names[:3])
 
 
 def in_words(method, *others):
@@ -139,7 +142,9 @@ def in_words(method, *others):
 
 def build_page(page: Page, folder: Path) -> gr.Blocks:
     """Build the page and write the images of its examples to a folder."""
-    examples = write_examples(folder, 5)
+    first = page.models.get(page.models.choices()[0][1])
+    examples = [*photographs(), *write_examples(folder, 4)]
+    examples.sort(key=lambda example: not can_read(first, example[1]))
     with gr.Blocks(title="DenseCLIP", analytics_enabled=False, delete_cache=(600, FILES_KEPT)) as blocks:
         gr.Markdown("# DenseCLIP\nUpload an image. See the predictions, and where the model sees your words.")
         with gr.Row():
