@@ -88,6 +88,8 @@ def test_precomputed_names_of_a_dataset_are_read_as_by_the_text_encoder(tiny, im
     )  # fmt: skip
     assert not any("transformer" in name for name in load_file(file))
     predictor = Predictor.from_files(file)
+    again = [*predictor.model.backbone.language.precompute_().state_dict()]
+    assert again == ["text_encoder.embeddings"]
     assert predictor.takes_names and predictor.class_names == ("red solid circle",)
     for given in (["blue striped square", "Red  solid circle|green striped triangle"], CLASS_NAMES):
         found, expected = (x(image, given[:1], names=given) for x in (predictor, tiny))

@@ -37,7 +37,7 @@ class NameTokenizer:
 class NameTable(nn.Module):
     """Text embeddings of a list of names, with the interface of a text encoder."""
 
-    context_length, width = 1, 0
+    context_length = 1
     embeddings: Tensor
 
     def __init__(self, embeddings: Tensor):

@@ -334,12 +334,11 @@ class PromptedTextEncoder(nn.Module):
 
     def _keep_vocabulary(self) -> None:
         """Replace the text encoder by the embeddings of the vocabulary."""
-        if isinstance(self.text_encoder, NameTable):
-            return
-        table: Any = NameTable(self.encode_names(self._vocabulary, None)[0])
-        self.text_encoder = table
-        self._sentences = SentenceReader(table, NameTokenizer(self._vocabulary))
-        self._lay_out(*self._sentences.read(self.names))
+        if not isinstance(self.text_encoder, NameTable):
+            table: Any = NameTable(self.encode_names(self._vocabulary, None)[0])
+            self.text_encoder = table
+            self._sentences = SentenceReader(table, NameTokenizer(self._vocabulary))
+            self._lay_out(*self._sentences.read(self.names))
         self.restore(self.class_names, self.stuff_names, self.text_embeddings)
 
     def _text(self) -> Tensor:
