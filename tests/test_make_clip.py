@@ -13,7 +13,9 @@ from conftest import SHARED, run_tool_here
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hub_towers import ROOT, transformers
 from PIL import Image
+from safetensors.torch import load_file
 
+from denseclip_d2 import Predictor
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.config import load_config
 from denseclip_d2.data.custom_dataset import custom_test_boxes
@@ -102,6 +104,15 @@ def test_open_clip_and_this_project_load_the_folder_alike(clip):
         torch.testing.assert_close(features["global_embedding"], model.eval().encode_image(image))
         text = guided.language(features["global_embedding"], features["dense_embedding"])
         torch.testing.assert_close(text[0, :1], model.encode_text(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_the_folder_labels_pixels_without_a_config(clip):
+    predictor = Predictor.from_clip(f"local-dir:{clip}", ["dog", "red square"])
+    assert predictor(np.zeros((60, 90, 3), np.uint8))["sem_seg"].shape == (2, 60, 90)
+    scale = load_file(clip / "open_clip_model.safetensors")["logit_scale"]
+    assert predictor.tau == pytest.approx(1 / scale.exp().item(), rel=1e-3)
+    with pytest.raises(FileNotFoundError, match=r"folder has neither open_clip_model\.safetensors nor"):
+        Predictor.from_clip(f"local-dir:{clip.parent}", ["dog"])
 
 
 def test_the_card_carries_the_licenses(clip):
