@@ -7,6 +7,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from configs import prepared_cfg
 from conftest import run_tool_here
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
+from denseclip_d2.engine import Trainer
+from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.regions import CropClassifier, RegionEvaluator
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
@@ -95,3 +98,13 @@ def test_own_boxes_are_evaluated_by_one_command(small_shapes, tmp_path, monkeypa
         assert metrics["objects"] > 10 and metrics["mACC"] > 3 * 100 / len(CLASS_NAMES)
     log = (tmp_path / "out" / "log.txt").read_text()
     assert re.search(r"\| class +\| +objects \| +box \| +mask \| +crop \|", log)
+
+
+def test_a_trained_segmentor_of_any_names_has_no_crops(small_shapes):
+    cfg = prepared_cfg(
+        "configs/Shapes/denseclip_semantic_fpn_text_tiny.yaml",
+        ["DATASETS.TEST", small_shapes[2:], "DATALOADER.NUM_WORKERS", 0,
+         "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 96],
+    )  # fmt: skip
+    check_test_sets(cfg)
+    assert {*Trainer.test(cfg, Trainer.build_model(cfg).eval())} == {"box", "mask"}
