@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 KINDS = ("box", "mask", "crop")
 BATCH = 16
 """Number of crops that are embedded together."""
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom of a box in whole pixels, within the image."""
 
 
 class RegionEvaluator(DatasetEvaluator):
@@ -68,7 +66,7 @@ class RegionEvaluator(DatasetEvaluator):
                     mask = object_mask(annotation, *scores.shape[1:]).to(scores.device)
                     self._count("mask", annotation, scores[:, mask])
             if self._crops and objects:
-                cosines = self._crops(given["file_name"], [box for _, box in objects])
+                cosines = self._crops(given["file_name"], [_corners(annotation) for annotation, _ in objects])
                 for (annotation, _), of_crop in zip(objects, cosines, strict=True):
                     self._count("crop", annotation, of_crop[:, None])
 
@@ -126,8 +124,8 @@ class CropClassifier:
         self._model, self._size, self._format = model, size, image_format
 
     @torch.no_grad()
-    def __call__(self, file_name: str, boxes: Sequence[Box]) -> Tensor:
-        """Return the cosines (n, K) of n boxes and the K classes."""
+    def __call__(self, file_name: str, boxes: Sequence[Sequence[float]]) -> Tensor:
+        """Return the cosines (n, K) of n boxes, by their corners XYXY, and the K classes."""
         image = read_image(file_name, self._format)
         crops = [{"image": self._resized(_square_around(image, box))} for box in boxes]
         return torch.cat([self._cosines(crops[i : i + BATCH]) for i in range(0, len(crops), BATCH)])
@@ -161,16 +159,19 @@ def _sides(annotation: dict) -> tuple[float, float]:
     return x1 - x0, y1 - y0
 
 
-def _pixels_of(annotation: dict, height: int, width: int) -> Box | None:
-    """Return the pixels that a box touches; None if it is outside of the image."""
+def _pixels_of(annotation: dict, height: int, width: int) -> tuple[int, int, int, int] | None:
+    """Return the corners XYXY of the pixels that a box touches; None if it is outside of the image."""
     x0, y0, x1, y1 = _corners(annotation)
     left, top = max(math.floor(x0), 0), max(math.floor(y0), 0)
     right, bottom = min(math.ceil(x1), width), min(math.ceil(y1), height)
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _square_around(image: np.ndarray, box: Box) -> np.ndarray:
-    left, top, right, bottom = box
-    x, y, half = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
-    rows = slice(max(round(y - half), 0), round(y + half))
-    return image[rows, max(round(x - half), 0) : round(x + half)]
+def _square_around(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    half = max(x1 - x0, y1 - y0, 1) / 2
+    rows, columns = (
+        slice(max(min(round(center - half), side - 1), 0), max(round(center + half), 1))
+        for center, side in zip(((y0 + y1) / 2, (x0 + x1) / 2), image.shape[:2], strict=True)
+    )
+    return image[rows, columns]
