@@ -18,7 +18,10 @@ from .readers import is_torchscript, read_weights
 
 logger = logging.getLogger(__name__)
 
-GIVE_IT = "Give the architecture by MODEL.DENSECLIP.CLIP_MODEL."
+GIVE_IT = (
+    "Give the architecture by MODEL.DENSECLIP.CLIP_MODEL, in Python by "
+    "opts=['MODEL.DENSECLIP.CLIP_MODEL', 'ViT-B-16-quickgelu']."
+)
 
 
 class ClipFacts(NamedTuple):
@@ -62,7 +65,10 @@ def _architecture_of(weights: dict[str, Tensor], path: str, of_openai: bool) -> 
     if not found:
         raise ValueError(f"{path!r} has the shapes of no architecture of open_clip. {GIVE_IT}")
     if len(found) > 1:
-        logger.warning("%r may be of %s. The first is taken. %s", path, ", ".join(found), GIVE_IT)
+        logger.warning(
+            "%r has the shapes of %s. The first is taken. Shapes do not tell GELU from QuickGELU, which "
+            "OpenAI's weights need. %s", path, ", ".join(found), GIVE_IT
+        )  # fmt: skip
     return found[0]
 
 
