@@ -161,7 +161,10 @@ def test_an_unknown_architecture_asks_for_its_name(tmp_path):
     torch.save(weights, tmp_path / "clip.pt")
     with pytest.raises(ValueError, match=r"no architecture of open_clip. Give .*CLIP_MODEL"):
         facts_of(str(tmp_path / "clip.pt"))
-    assert clip_opts("none.pt", ["MODEL.DENSECLIP.CLIP_MODEL", "RN50"])[3] == "RN50"
+    opts = clip_opts(str(tmp_path / "clip.pt"), ["MODEL.DENSECLIP.CLIP_MODEL", "RN50"])
+    values = dict(zip(opts[::2], opts[1::2], strict=True))
+    assert values["MODEL.DENSECLIP.CLIP_MODEL"] == "RN50"
+    assert values["MODEL.DENSECLIP.SCORE_MAP.TAU"] == pytest.approx(0.07)  # of an untrained CLIP
 
 
 def test_the_address_of_openais_weights_means_the_quick_gelu():

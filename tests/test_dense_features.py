@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 
-from denseclip_d2.visual import ProjectedBackbone, TimmBackbone
+from denseclip_d2.clip_models import get_clip_architecture
+from denseclip_d2.visual import ProjectedBackbone, TimmBackbone, encoder_class
 from denseclip_d2.visual.attention_pool import DenseAttentionPool
 from denseclip_d2.visual.clip_vit import CLIPViT
 from denseclip_d2.visual.dense_features import (
@@ -130,7 +131,8 @@ def vits():
 
 def with_feature(visual, dense: str):
     """The encoder with another dense feature; only its construction takes long."""
-    visual.dense, visual.feature = dense, DENSE_FEATURES[dense]
+    for module in (visual, getattr(visual, "attnpool", visual)):
+        module.dense, module.feature = dense, DENSE_FEATURES[dense]
     return visual
 
 
@@ -185,6 +187,30 @@ def test_values_of_timms_vits_are_the_last_block_where_a_token_sees_itself(vits,
         alone = torch.eye(args[0].shape[1], dtype=torch.bool)
         expected = visual.trunk.norm(block(*args, **{**kwargs, "attn_mask": alone}))
         assert_close(dense, visual._embed_cells(expected, (4, 6)))
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [("RN50", OF_A_POOL), ("convnext_base", ("attention",))]
+    + [(name, tuple(DENSE_FEATURES)) for name in ("ViT-B-16", "EVA02-B-16", "ViT-B-16-SigLIP2")],
+)
+def test_released_architectures_have_their_features_and_refuse_the_others_in_one_line(name, has):
+    architecture = get_clip_architecture(name)
+    kind = encoder_class(architecture)
+    arguments = {**kind.arguments_of(architecture), **kind.local_cells, "norm": "BN"}
+    for dense in sorted(DENSE_FEATURES.keys() - has)[:2]:
+        with torch.device("meta"), pytest.raises(ValueError, match=r"^dense .* Choose from [^\n]+$"):
+            kind(**{**arguments, "dense": dense})
+    visual, found = kind(**{**arguments, "dense": has[-1]}).eval(), {}
+    whole: list[torch.Tensor] = []
+    for dense in has:
+        with torch.no_grad():
+            features = with_feature(visual, dense)(torch.ones(1, 3, 64, 64).cumsum(dim=2) / 64)
+        found[dense] = features["dense_embedding"]
+        assert found[dense].isfinite().all()
+        whole.append(features["global_embedding"])
+        assert_close(whole[-1], whole[0])
+    assert len({cells.sum().item() for cells in found.values()}) == len(has)
 
 
 @pytest.mark.parametrize("dense", ["clearclip", "resclip"])

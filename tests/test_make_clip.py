@@ -10,16 +10,16 @@ import pytest
 import timm
 import torch
 from conftest import SHARED, run_tool_here
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from hub_towers import ROOT, transformers
-from PIL import Image
+from safetensors.torch import load_file
 
+from denseclip_d2 import Predictor
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.config import load_config
-from denseclip_d2.data.custom_dataset import custom_test_boxes
-from denseclip_d2.data.semantic import load_semantic_folder
+from denseclip_d2.engine import Trainer
 from denseclip_d2.guidance import guidance_of
-from denseclip_d2.pretraining import IMAGENET, ImageClassifier, PhotographEvaluator, join, write_clip
+from denseclip_d2.model_zoo import get_clip_config
+from denseclip_d2.pretraining import IMAGENET, ImageClassifier, join, write_clip
 from denseclip_d2.pretraining.alignment import fit_projection, hidden_width
 
 CLASSES = ["red square", "dog", "traffic light", "hair drier"]
@@ -104,6 +104,15 @@ def test_open_clip_and_this_project_load_the_folder_alike(clip):
         torch.testing.assert_close(text[0, :1], model.encode_text(tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_the_folder_labels_pixels_without_a_config(clip):
+    predictor = Predictor.from_clip(f"local-dir:{clip}", ["dog", "red square"])
+    assert predictor(np.zeros((60, 90, 3), np.uint8))["sem_seg"].shape == (2, 60, 90)
+    scale = load_file(clip / "open_clip_model.safetensors")["logit_scale"]
+    assert predictor.tau == pytest.approx(1 / scale.exp().item(), rel=1e-3)
+    with pytest.raises(FileNotFoundError, match=r"folder has neither open_clip_model\.safetensors nor"):
+        Predictor.from_clip(f"local-dir:{clip.parent}", ["dog"])
+
+
 def test_the_card_carries_the_licenses(clip):
     card = (clip / "README.md").read_text()
     assert (
@@ -128,50 +137,6 @@ def test_what_does_not_fit_is_told_in_one_line(parts, tmp_path, monkeypatch, cha
     assert not Path("clip").exists()
 
 
-def test_boxes_and_pixels_are_counted(clip, tmp_path, monkeypatch):
-    """Every box and pixel is of the class that this CLIP sees in gray images, or of the other."""
-    gray = Image.new("RGB", (120, 90), (90, 90, 90))
-    for folder in ("images/val", "labels/val"):
-        (tmp_path / folder).mkdir(parents=True)
-    gray.save(tmp_path / "images/val/a.png")
-    (tmp_path / "classes.txt").write_text("dog\nred square")
-    labels = np.full((90, 120), 255, np.uint8)
-    labels[:30], labels[60:] = 0, 1
-    Image.fromarray(labels).save(tmp_path / "labels/val/a.png")
-    boxes = [[0, 0, 60, 60], [10, 10, 70, 60], [0, 0, 10, 10]]  # the last is too small
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 120, "height": 90}],
-        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "red square"}],
-        "annotations": [
-            {"id": i, "image_id": 1, "category_id": 1 + i % 2, "bbox": box, "area": 9.0, "iscrowd": 0}
-            for i, box in enumerate(boxes)
-        ],
-    }  # fmt: skip
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    options = ["--eval-only", "--output", clip, "--json", tmp_path / "out.json", "--label-maps", tmp_path]
-    run_tool_here(
-        monkeypatch, "make_clip.py", *options, "--boxes", tmp_path / "val.json", tmp_path / "images/val"
-    )
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["boxes"] == {"boxes": 2, "classes": 2, "class_accuracy": 50, "box_accuracy": 50}
-    assert found["pixels"]["images"] == 1 and found["pixels"]["names"] == 2
-
-    class LeftAndRight(PhotographEvaluator):
-        """Scores the left half of an image as a dog, and the right half as a red square."""
-
-        def _score_map(self, image, text):
-            left = (torch.arange(120) < 60).float().expand(90, 120)
-            return torch.stack([left, 0.5 * (1 - left)])
-
-    name = f"local-dir:{clip}"
-    evaluator = LeftAndRight(name, open_clip.create_model(name), open_clip.get_tokenizer(name))
-    names = ["dog", "red square"]
-    records = load_semantic_folder(tmp_path / "images/val", tmp_path / "labels/val")
-    assert evaluator.label_pixels(records, names)["mIoU"] == pytest.approx(100 / 3)
-    # A red square has a probability of at most exp(10) / (1 + exp(10)); without it, all is dog.
-    assert evaluator.label_pixels(records, names, denoise=0.99999)["mIoU"] == pytest.approx(25)
-
-
 def test_objects_of_ten_photographs_are_known_by_name(tmp_path):
     """The CLIP of the packages that docs/photographs.md names gives objects of COCO their classes."""
     photographs = SHARED / "datasets" / "photographs"
@@ -185,10 +150,15 @@ def test_objects_of_ten_photographs_are_known_by_name(tmp_path):
     classifier = ImageClassifier.from_file("tf_efficientnet_lite0", str(weights), len(IMAGENET))
     model = join(classifier, sentence_model / "model", IMAGENET)
     write_clip(model, classifier, sentence_model / "model", tmp_path, tmp_path)
-    name = f"local-dir:{tmp_path}"
-    evaluator = PhotographEvaluator(name, model, open_clip.get_tokenizer(name))
-    source = [str(photographs / "annotations/instances_val.json"), str(photographs)]
-    dataset = custom_test_boxes(source, masks=False)
-    records, names = DatasetCatalog.get(dataset)[:10], MetadataCatalog.get(dataset).thing_classes
-    found = evaluator.classify_boxes(records, names)
-    assert found["boxes"] == 40 and found["class_accuracy"] == pytest.approx(52.8, abs=3), found
+    content = json.loads((photographs / "annotations/instances_val.json").read_text())
+    content["images"] = content["images"][:10]
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] in ids]
+    (tmp_path / "ten.json").write_text(json.dumps(content))
+    cfg = get_clip_config(f"local-dir:{tmp_path}", opts=[
+        "DATASETS.CUSTOM.VAL", (str(tmp_path / "ten.json"), str(photographs)), "TEST.MIN_BOX_SIZE", 48,
+        "TEST.SLIDING_WINDOW.ENABLED", False, "INPUT.MIN_SIZE_TEST", 224,
+        "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path),
+    ])  # fmt: skip
+    found = Trainer.test(cfg, Predictor(cfg).model)["crop"]
+    assert found["objects"] == 40 and found["mACC"] == pytest.approx(52.8, abs=3), found

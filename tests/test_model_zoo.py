@@ -69,9 +69,10 @@ def share_found(predictor, small_shapes, *, masks=False, threshold=0.4) -> float
     return found / total
 
 
-def test_the_zoos_segmentor_labels_shapes(small_shapes):
+@pytest.mark.parametrize("name", ["semantic_fpn", "semantic_fpn_text"])
+def test_the_zoos_segmentors_label_shapes(name, small_shapes):
     """In unseen images, most pixels of most classes."""
-    predictor = Predictor.from_zoo("Shapes/denseclip_semantic_fpn_tiny.yaml")
+    predictor = Predictor.from_zoo(f"Shapes/denseclip_{name}_tiny.yaml")
     right, there = torch.zeros(19), torch.zeros(19)
     for path in sorted(small_shapes[0].glob("val/*.png")):
         labels = torch.from_numpy(np.array(Image.open(small_shapes[0] / "labels" / "val" / path.name))).long()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,6 +15,7 @@ from timm.models import register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from denseclip_d2 import Predictor
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.clip_models import pixels_of
 from denseclip_d2.config import load_config
@@ -93,6 +95,21 @@ def test_a_visual_encoder_trained_from_eva_clip_gets_the_text_encoder_of_a_clip(
     torch.save({n: t for n, t in visual.items() if "blocks.2" not in n}, alone)
     with pytest.raises(ValueError, match=r"does not hold this model. Missing .*visual.trunk.blocks.2"):
         load("tiny-EVA02-nano", alone, text)
+
+
+def test_two_files_label_pixels_without_training(tmp_path):
+    clip = open_clip.create_model("tiny-EVA02-nano").eval()
+    alone, whole = tmp_path / "clipself.pt", tmp_path / "clip.pt"
+    torch.save(as_eva_clip(clip.visual.state_dict()), alone)
+    torch.save(clip.state_dict(), whole)
+    image, model = np.zeros((80, 100, 3), np.uint8), ["MODEL.DENSECLIP.CLIP_MODEL", "tiny-EVA02-nano"]
+    with pytest.raises(ValueError, match=r"hold both encoders of a CLIP.* by MODEL.DENSECLIP.CLIP_MODEL"):
+        Predictor.from_clip(alone, ["dog"])
+    with pytest.raises(ValueError, match=r"visual encoder of a CLIP alone\. Set .*TEXT_WEIGHTS"):
+        Predictor.from_clip(alone, ["dog"], opts=model)
+    two = Predictor.from_clip(alone, ["dog"], opts=[*model, "MODEL.DENSECLIP.TEXT_WEIGHTS", str(whole)])
+    one = Predictor.from_clip(whole, ["dog"], opts=model)
+    torch.testing.assert_close(two.tau * two(image)["sem_seg"], one.tau * one(image)["sem_seg"])
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             weights, merged, new = load_for_new_classes(weights, self.model, filename)
             reshaped.update(merged)
             needed = [name for name in needed if name not in new]
-        if from_clip and self.for_training:
+        clip_is_enough = from_clip and (self.for_training or self._has_nothing_to_learn())
+        if clip_is_enough:
             needed = names_in_clip(self.model)
             if not self.allow_partial:
                 weights = complete_clip(weights, self.model, filename, self.text_weights)
@@ -206,11 +207,16 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
                 source += f" with {BACKBONE_KEY}"
                 weights = {**weights, **backbone}
                 needed += names_of_backbone(self.model)
-        cure = _TRAIN_FIRST if from_clip and not self.for_training else _CURE
+        cure = _TRAIN_FIRST if from_clip and not clip_is_enough else _CURE
         incompatible = self._take(weights, reshaped, needed, source, cure)
         if (guided := guidance_of(self.model)) and "backbone.language.contexts" not in weights:
             guided.language.init_contexts()
         return incompatible
+
+    def _has_nothing_to_learn(self) -> bool:
+        """Return whether the model is a CLIP alone, without a layer of its own."""
+        names = {*names_in_clip(self.model)}
+        return all(name in names or name.endswith(_NEGLIGIBLE) for name in self.model.state_dict())
 
     def _renamed(self, checkpoint: dict, filename: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return weights under the model's names, and what was done to some of them."""

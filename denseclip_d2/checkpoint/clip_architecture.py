@@ -18,7 +18,10 @@ from .readers import is_torchscript, read_weights
 
 logger = logging.getLogger(__name__)
 
-GIVE_IT = "Give the architecture by MODEL.DENSECLIP.CLIP_MODEL."
+GIVE_IT = (
+    "Give the architecture by MODEL.DENSECLIP.CLIP_MODEL, in Python by "
+    "opts=['MODEL.DENSECLIP.CLIP_MODEL', 'ViT-B-16-quickgelu']."
+)
 
 
 class ClipFacts(NamedTuple):
@@ -28,17 +31,20 @@ class ClipFacts(NamedTuple):
     tau: float | None = None
 
 
-def facts_of(path: str) -> ClipFacts:
+def facts_of(path: str, architecture: str = "") -> ClipFacts:
     """Return what a CLIP's weights tell.
 
     Args:
         path: a file, or an address such as ``openclip://ViT-B-16/openai``.
+        architecture: the weights' architecture, if it is known. They then tell the temperature alone.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no CLIP, or one of an unknown architecture.
     """
     if path.startswith(PREFIX):
+        if architecture:
+            return ClipFacts(architecture)
         name, _, entry = parse_openclip_path(path)
         plain = entry.get("quick_gelu") and not get_clip_architecture(name).quick_gelu
         return ClipFacts(f"{name}-quickgelu" if plain else name)
@@ -46,16 +52,24 @@ def facts_of(path: str) -> ClipFacts:
     if not PathManager.isfile(local):
         raise FileNotFoundError(f"{path!r}: there is no such file of a CLIP's weights.")
     weights = read_weights(local, lambda weights: int(is_clip(weights)))["model"]
+    scale = weights.get("logit_scale")
+    tau = None if scale is None else round(math.exp(-scale.item()), 6)
+    of_openai = is_torchscript(local) or is_openai_clip(weights)
+    return ClipFacts(architecture or _architecture_of(weights, path, of_openai), tau)
+
+
+def _architecture_of(weights: dict[str, Tensor], path: str, of_openai: bool) -> str:
     if not (is_clip(weights) and _text_sizes(weights)):
         raise ValueError(f"{path!r} does not hold both encoders of a CLIP, as open_clip has them. {GIVE_IT}")
-    of_openai = is_torchscript(local) or is_openai_clip(weights)
     found = [x.name for x in _fitting(weights) if x.quick_gelu or not of_openai]
     if not found:
         raise ValueError(f"{path!r} has the shapes of no architecture of open_clip. {GIVE_IT}")
     if len(found) > 1:
-        logger.warning("%r may be of %s. The first is taken. %s", path, ", ".join(found), GIVE_IT)
-    scale = weights.get("logit_scale")
-    return ClipFacts(found[0], None if scale is None else round(math.exp(-scale.item()), 6))
+        logger.warning(
+            "%r has the shapes of %s. The first is taken. Shapes do not tell GELU from QuickGELU, which "
+            "OpenAI's weights need. %s", path, ", ".join(found), GIVE_IT
+        )  # fmt: skip
+    return found[0]
 
 
 def _fitting(weights: dict[str, Tensor]) -> Iterator[CLIPArchitecture]:

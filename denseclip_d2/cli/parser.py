@@ -37,7 +37,7 @@ def add_clip(parser: Any) -> None:
     """Add ``--clip`` to a parser or a group."""
     parser.add_argument(
         "--clip", metavar="W",
-        help="a CLIP alone, without training: openclip://ARCHITECTURE/TAG, or a file of its weights",
+        help="a CLIP alone, untrained: openclip://ARCHITECTURE/TAG, a file of weights, or local-dir:FOLDER",
     )  # fmt: skip
 
 

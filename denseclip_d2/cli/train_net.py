@@ -8,6 +8,7 @@ tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS W   # AP of weights
 tools/train_net.py --config-file F --train my/train.json my/images --val my/val.json my/images   # own data
 tools/train_net.py --config-file F --eval-only --val my/val.json my/images MODEL.WEIGHTS W   # of any names
 tools/train_net.py --clip openclip://ViT-B-16-quickgelu/openai --eval-only   # mIoU of a CLIP alone, untrained
+tools/train_net.py --clip W --eval-only --val my/val.json my/images   # names of given boxes, by a CLIP alone
 tools/train_net.py --config-file F --train my/data.yaml          # own data of YOLO, or a Pascal VOC folder
 """
 

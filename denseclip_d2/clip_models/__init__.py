@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.constants import (
+    HF_SAFE_WEIGHTS_NAME,
+    HF_WEIGHTS_NAME,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import get_pretrained_cfg
 
@@ -76,6 +81,22 @@ def pixels_of(name: str, tag: str = "") -> tuple[list[float], list[float]]:
     mean = entry.get("mean") or OPENAI_DATASET_MEAN
     std = entry.get("std") or OPENAI_DATASET_STD
     return [round(255 * x, 8) for x in mean], [round(255 * x, 8) for x in std]
+
+
+def local_weights(name: str) -> str:
+    """Return the file of weights in a folder of open_clip.
+
+    Args:
+        name: ``local-dir:`` and the folder.
+
+    Raises:
+        FileNotFoundError: the folder has no file of open_clip's names.
+    """
+    files = [Path(name.removeprefix(LOCAL), file) for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{name!r}: the folder has neither {files[0].name} nor {files[1].name}.")
+    return str(found)
 
 
 def _config_of(name: str) -> dict | None:

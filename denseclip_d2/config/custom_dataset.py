@@ -49,9 +49,9 @@ def use_custom_dataset(cfg: CfgNode, reference: CfgNode, overrides: Collection[s
 
 def _use_test_boxes(cfg: CfgNode) -> None:
     """Evaluate a model that takes any names on ``DATASETS.CUSTOM.VAL``."""
-    if is_semantic(cfg) or not takes_any_names(cfg):
+    if not takes_any_names(cfg):
         raise ValueError(
-            "DATASETS.CUSTOM.VAL (--val) needs DATASETS.CUSTOM.TRAIN (--train), except for detectors with "
+            "DATASETS.CUSTOM.VAL (--val) needs DATASETS.CUSTOM.TRAIN (--train), except for models with "
             "MODEL.DENSECLIP.CLASSIFIER 'text' and SCORE_MAP.CONCAT 'text', which take any names."
         )
     cfg.DATASETS.TEST = (custom_test_boxes(cfg.DATASETS.CUSTOM.VAL, masks=cfg.MODEL.MASK_ON),)

@@ -240,6 +240,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Their precision: "float32", or under autocast "bfloat16" or "float16", which change the outputs.
     cfg.TEST.PRECISION = "float32"
 
+    # Segmentors on datasets with objects: width and height of an evaluated box need to be greater, in pixels.
+    cfg.TEST.MIN_BOX_SIZE = 0
+
     # After training, write OUTPUT_DIR/report.html, as tools/report.py does.
     cfg.TEST.REPORT = True
     cfg.TEST.SLIDING_WINDOW = CfgNode()

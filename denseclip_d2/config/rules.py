@@ -156,6 +156,7 @@ RULES = {
     "DATASETS.CUSTOM.MIN_ITER": whole(1),
     "SOLVER.REFERENCE_IMAGES": whole(0),
     "DATALOADER.RANDOM_SUBSET_RATIO": number(0, 1, above=True),
+    "TEST.MIN_BOX_SIZE": whole(0),
     "TEST.PRECISION": one_of("float32", "bfloat16", "float16"),
     "TEST.SLIDING_WINDOW.SIZE": each(whole(1)),
     "TEST.SLIDING_WINDOW.STRIDE": each(whole(1)),

@@ -61,13 +61,13 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     num_classes, named = cfg.MODEL[section].NUM_CLASSES, len(cfg.MODEL.DENSECLIP.CLASS_NAMES)
     classes = {name: tuple(MetadataCatalog.get(name).get(kind, ())) for name in names}
     for name, own in classes.items():
-        dataset = describe_dataset(name)
-        if not own:
+        dataset, tested = describe_dataset(name), takes_any_names(cfg) and name not in cfg.DATASETS.TRAIN
+        if not own and not (tested and MetadataCatalog.get(name).get("thing_classes")):
             raise ValueError(
                 f"{dataset!r} has no {kind}, which {cfg.MODEL.META_ARCHITECTURE} needs: it is made for "
                 "another task. Give DATASETS other datasets."
             )
-        if takes_any_names(cfg) and name not in cfg.DATASETS.TRAIN:
+        if tested:
             continue  # the model is evaluated with the names of the dataset
         if len(own) != num_classes:
             raise ValueError(

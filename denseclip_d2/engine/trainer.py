@@ -171,8 +171,10 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluators:
-        return build_evaluator(cfg, dataset_name, str(Path(cfg.OUTPUT_DIR, folder, dataset_name)))
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, folder: str = "inference", model: nn.Module | None = None
+    ) -> DatasetEvaluators:
+        return build_evaluator(cfg, dataset_name, str(Path(cfg.OUTPUT_DIR, folder, dataset_name)), model)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
@@ -194,8 +196,9 @@ class Trainer(DefaultTrainer):
             seen = class_names_of_datasets(cfg, [name]) if names == language.class_names else ()
             ignored = {learned, MetadataCatalog.get(name).stuff_classes[0]} if stuff else {learned}
             own.MODEL[num_classes_section(cfg)].NUM_CLASSES = len(names)
+            evaluator = evaluators[i] if evaluators else cls.build_evaluator(own, name, model=guided)
             with guided.given_names(names, stuff_names=stuff or None), precomputed_text(model):
-                metrics = super().test(own, model, evaluators and evaluators[i : i + 1])
+                metrics = super().test(own, model, [evaluator])
             if labels_by_score_map(cfg):
                 results[name] = metrics  # no class was trained
                 continue

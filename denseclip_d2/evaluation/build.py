@@ -6,13 +6,15 @@ from importlib.util import find_spec
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators
+from detectron2.modeling.meta_arch import SemanticSegmentor
 from detectron2.utils import comm
 
 from ..config.projects import GET_PANOPTICAPI
 from ..data.checks import check_classes, load_datasets
-from ..data.tasks import has_sem_seg_head, is_panoptic, is_semantic, predicts_masks
+from ..data.tasks import has_sem_seg_head, is_panoptic, is_semantic, labels_by_score_map, predicts_masks
 from .coco import COCOEvaluator
 from .lvis import LVISEvaluator
+from .regions import CropClassifier, RegionEvaluator
 from .sem_seg import SemSegEvaluator
 
 logger = logging.getLogger(__name__)
@@ -45,15 +47,23 @@ def check_test_sets(cfg: CfgNode) -> None:
     check_classes(cfg, cfg.DATASETS.TEST)
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str, model: SemanticSegmentor | None = None
+) -> DatasetEvaluators:
     """Return the evaluators of a dataset for the outputs of the config's model.
 
     Args:
         output_folder: the folder for detections and other files of the evaluators.
+        model: a CLIP alone, which also classifies crops of a dataset with objects.
     """
     metadata, evaluators = MetadataCatalog.get(dataset_name), []
     evaluator_type = metadata.evaluator_type
-    if evaluator_type in _INSTANCES and not is_semantic(cfg):
+    if is_semantic(cfg) and evaluator_type in _INSTANCES and evaluator_type not in _LABEL_MAPS:
+        crops = None
+        if model and labels_by_score_map(cfg):
+            crops = CropClassifier(model, cfg.TEST.SLIDING_WINDOW.SIZE, cfg.INPUT.FORMAT)
+        evaluators.append(RegionEvaluator(dataset_name, crops, cfg.TEST.MIN_BOX_SIZE))
+    elif evaluator_type in _INSTANCES and not is_semantic(cfg):
         # Detectron2 would read the tasks off the predictions, and there may be none.
         tasks = ("bbox", "segm") if predicts_masks(cfg) else ("bbox",)
         evaluators.append(_INSTANCES[evaluator_type](dataset_name, tasks=tasks, output_dir=output_folder))

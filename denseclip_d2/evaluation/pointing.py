@@ -5,12 +5,10 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 
 import torch
-from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 from torch import Tensor
 
-from ..data.coco_masks import encode
 from ..inference.predictor import Predictor
+from .regions import object_mask
 
 
 def evaluate_pointing(
@@ -67,11 +65,7 @@ def _masks_by_category(record: dict) -> dict[int, Tensor]:
     height, width = record["height"], record["width"]
     masks: dict[int, Tensor] = {}
     for annotation in record["annotations"]:
-        segmentation = annotation.get("segmentation")
-        if not segmentation:
-            x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-        mask = torch.from_numpy(mask_util.decode(encode(segmentation, height, width))).bool()
+        mask = object_mask(annotation, height, width)
         category = annotation["category_id"]
         masks[category] = masks[category] | mask if category in masks else mask
     return masks

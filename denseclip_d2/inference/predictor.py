@@ -84,8 +84,8 @@ class Predictor(DefaultPredictor):
         """Load a CLIP alone, which labels pixels by names without training (MaskCLIP, ECCV 2022).
 
         Args:
-            weights: "openclip://ViT-B-16-quickgelu/openai", a file, "denseclip://Shapes/clip_tiny", or a
-                state dict.
+            weights: "openclip://ViT-B-16-quickgelu/openai", a file, "local-dir:" and a folder of open_clip,
+                "denseclip://Shapes/clip_tiny", or a state dict.
             names: classes, in any words.
             background: add the class "background": a list of names whose pixels it has, such as ["sky"], or
                 the cosine that the classes of other pixels reach, such as 0.2. None: no such class.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from ..checkpoint.clip_architecture import ClipFacts, facts_of
-from ..clip_models import OPENCLIP, get_clip_architecture, pixels_of
+from ..checkpoint.clip_architecture import facts_of
+from ..clip_models import LOCAL, OPENCLIP, get_clip_architecture, local_weights, pixels_of
 from ..config import prepare_run
 from ..utils.old_keys import update_pairs
 from ..visual import encoder_class, untrained_dense_feature
@@ -53,16 +53,18 @@ def clip_opts(weights: str, opts: Sequence = ()) -> list:
     half windows, and windows overlap by half.
 
     Args:
-        weights: as in ``MODEL.WEIGHTS``.
+        weights: as in ``MODEL.WEIGHTS``, or ``local-dir:`` and a folder of open_clip.
         opts: pairs that come after these. One of them may name the architecture; otherwise the address of the
             weights names it, or their shapes tell.
 
     Raises:
-        ValueError, FileNotFoundError: see :func:`facts_of`.
+        ValueError, FileNotFoundError: see :func:`facts_of` and :func:`local_weights`.
     """
     opts = update_pairs(opts)
-    given = dict(zip(opts[::2], opts[1::2], strict=True)).get(CLIP_MODEL)
-    name, tau = ClipFacts(given) if given else facts_of(weights)
+    given = dict(zip(opts[::2], opts[1::2], strict=True)).get(CLIP_MODEL, "")
+    if weights.startswith(LOCAL):
+        given, weights = given or weights, local_weights(weights)
+    name, tau = facts_of(weights, given)
     architecture = get_clip_architecture(name)
     cells, size = encoder_class(architecture).local_cells, architecture.vision.image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)

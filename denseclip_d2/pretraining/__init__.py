@@ -4,14 +4,12 @@ from .alignment import IMAGENET
 from .evaluation import ZeroShotEvaluator, check_architecture, preprocess_of
 from .joined_clip import ImageClassifier, join, write_clip
 from .loss import SharedCaptionLoss
-from .photographs import PhotographEvaluator
 from .trainer import PRECISIONS, Recipe, pretrain
 
 __all__ = [
     "IMAGENET",
     "ImageClassifier",
     "PRECISIONS",
-    "PhotographEvaluator",
     "Recipe",
     "SharedCaptionLoss",
     "ZeroShotEvaluator",

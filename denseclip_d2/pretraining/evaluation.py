@@ -118,7 +118,8 @@ def check_architecture(name: str) -> tuple[type[CLIPResNet] | type[CLIPViT] | ty
     if architecture.text.hf_model_name:
         raise ValueError(
             f"--model = {name!r} has a text encoder of Hugging Face ({architecture.text.hf_model_name}), "
-            "which is not trained here. Choose an architecture such as 'ViT-B-16-quickgelu'."
+            "which is not trained here. Choose an architecture such as 'ViT-B-16-quickgelu', or train this "
+            "one by open_clip's own trainer: python -m open_clip_train.main."
         )
     kind = encoder_class(architecture)
     return kind, kind.arguments_of(architecture)

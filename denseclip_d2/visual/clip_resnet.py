@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             )
             self.init_parameters()
         if res5_dilation == 2:
-            _dilate(self.layer4)
+            self._dilate(2)
         self.res5_dilation = res5_dilation
         self.embedding_stride = 32 // res5_dilation
         _replace_norm(self, norm)
@@ -147,6 +148,16 @@ class CLIPResNet(ModifiedResNet, Backbone):
             block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(block))
         )
 
+    def _dilate(self, dilation: int) -> None:
+        """Leave out the pooling of res5, and dilate the convolutions after it; with 1, undo that."""
+        first, *others = self.layer4
+        for pooling in ("avgpool", "downsample.-1"):
+            first.set_submodule(pooling, nn.Identity() if dilation == 2 else nn.AvgPool2d(2))
+        for block in others:
+            convolution = block.get_submodule("conv2")
+            assert isinstance(convolution, nn.Conv2d)
+            convolution.dilation = convolution.padding = (dilation, dilation)
+
     def _freeze(self, freeze_at: int) -> None:
         stem = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"]
         groups = [stem, *([layer] for layer in self.stages.values())]
@@ -175,15 +186,17 @@ def _running_statistics_kept(block: nn.Module):
             count.copy_(before)
 
 
-def _dilate(stage: nn.Sequential) -> None:
-    """Leave out a stage's pooling by 2, and dilate the convolutions after it."""
-    first, *others = stage
-    for pooling in ("avgpool", "downsample.-1"):
-        first.set_submodule(pooling, nn.Identity())
-    for block in others:
-        convolution = block.get_submodule("conv2")
-        assert isinstance(convolution, nn.Conv2d)
-        convolution.dilation = convolution.padding = (2, 2)
+@contextmanager
+def undilated(visual: nn.Module) -> Iterator[None]:
+    """Give a visual encoder CLIP's own strides for a while, which the global embedding was trained with."""
+    if not isinstance(visual, CLIPResNet) or visual.res5_dilation == 1:
+        yield
+        return
+    visual._dilate(1)
+    try:
+        yield
+    finally:
+        visual._dilate(2)
 
 
 def _replace_norm(module: nn.Module, norm: str) -> None:
