@@ -374,6 +374,14 @@ def moving_labels(path):
 
 
 @needs_onnx
+def test_onnx_labels_photographs_as_a_clip_alone_does(tmp_path):
+    """The dense embedding of a model of timm, and a background by threshold, in images of several sizes."""
+    cfg = model_zoo.get_config("WithoutTraining/photographs.yaml", trained=True)
+    verdict = export_model(cfg, tmp_path / "model.onnx", "onnx")
+    assert len(set(verdict.sizes)) == 4 and verdict.pixel_mismatch < 0.01
+
+
+@needs_onnx
 def test_a_file_that_differs_is_an_error_and_not_left_behind(tmp_path, monkeypatch):
     """The runtime changes the labels."""
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], runtime=moving_labels))

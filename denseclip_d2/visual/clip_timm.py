@@ -137,7 +137,8 @@ class CLIPTimm(TimmBackbone):
             features["global_embedding"] = self._embed(last)
             attend = DenseAttention(self.feature, size, middle)
             dense = self._embed_cells(last if self.dense == "attention" else self._densely(attend), size)
-            dense = attend.refine(dense.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(dense.shape)
+            if self.feature.smooth:
+                dense = attend.refine(dense.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(dense.shape)
             if self.stride > self.embedding_stride:
                 fitting = [-(-side // self.embedding_stride) for side in x.shape[-2:]]
                 dense = F.interpolate(dense, fitting, mode="bilinear", align_corners=False)
@@ -171,7 +172,9 @@ class CLIPTimm(TimmBackbone):
             size = (cells.shape[1], cells.shape[2])
             alone = cells.flatten(0, 2)[:, None, None]  # (B * h * w, 1, 1, D)
             alone = alone if nhwc else alone.permute(0, 3, 1, 2)
-        return self._embed(alone).unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
+        embedded = self._embed(alone)
+        # Not unflatten: torch's ONNX exporter makes its sizes constants.
+        return embedded.reshape(-1, *size, embedded.shape[1]).permute(0, 3, 1, 2)
 
 
 def _is_vit(trunk: Trunk) -> bool:
