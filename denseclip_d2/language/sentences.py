@@ -27,7 +27,7 @@ class SentenceReader:
     def __init__(
         self,
         encoder: TextEncoder,
-        tokenizer: Tokenizer | None,
+        tokenizer: Tokenizer | None = None,
         *,
         templates: Sequence[str] = ("{}",),
         n_ctx: int = 0,
@@ -64,6 +64,11 @@ class SentenceReader:
         of_words = [i for _, i in parts] * len(self.templates)
         check_prompts(prompts, sentences, self.n_ctx, self.vocab_size, self.context_length, of_words)
         return prompts, [owners[i] for i in of_words]
+
+    def tokens_of(self, words: str) -> list[int]:
+        """Return the token ids of words, without start and end."""
+        ids = self.tokenizer.encode([words])[0]
+        return ids[self.tokenizer.start : len(ids) - self.tokenizer.end]
 
     def mean(self, text: Tensor, owners: Sequence[int]) -> Tensor:
         """Return the embeddings (B, K, C) of names from those of their sentences, (B, S, C)."""
