@@ -30,7 +30,7 @@ def released_language(record) -> PromptedTextEncoder:
     """Return contexts, text encoder and decoder of a ``*_head_path`` recording, with its token ids."""
     encoder = released_text_encoder()
     language = PromptedTextEncoder(
-        class_names=CLASS_NAMES, text_encoder=encoder, sentences=SentenceReader(encoder, n_ctx=8, length=5),
+        class_names=CLASS_NAMES, text_encoder=encoder, sentences=SentenceReader(n_ctx=8, length=5),
         decoder_width=32, decoder_heads=4, decoder_layers=2, decoder_dropout=0.0,
     )  # fmt: skip
     weights = {k: v for k, v in record.weights.items() if k.startswith(LANGUAGE)}

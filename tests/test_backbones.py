@@ -248,7 +248,7 @@ def test_a_backbone_that_no_config_can_name_is_guided_too():
     guided = LanguageGuidedFPN(
         visual=ProjectedBackbone(swin, embed_dim=16),
         language=PromptedTextEncoder(
-            class_names=["dog", "cat"], text_encoder=encoder, sentences=SentenceReader(encoder, n_ctx=8)
+            class_names=["dog", "cat"], text_encoder=encoder, sentences=SentenceReader(n_ctx=8)
         ),
         in_features=["p0", "p1", "p2", "p3"],
         out_channels=16,

@@ -34,7 +34,7 @@ def guided_fpn(**kwargs) -> LanguageGuidedFPN:
     language = PromptedTextEncoder(
         class_names=NAMES,
         text_encoder=text_encoder,
-        sentences=SentenceReader(text_encoder, n_ctx=8),
+        sentences=SentenceReader(n_ctx=8),
         decoder_width=16,
         decoder_layers=1,
     )

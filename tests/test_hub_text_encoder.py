@@ -32,7 +32,7 @@ def language_of(
     architecture = get_clip_architecture(f"tiny-{kind}")
     tokenizer = get_tokenizer(architecture)
     encoder = encoder or build_text_encoder(architecture, tokenizer)
-    sentences = SentenceReader(encoder, tokenizer, **(reading or {}))
+    sentences = SentenceReader(tokenizer, **(reading or {}))
     return PromptedTextEncoder(class_names=NAMES, text_encoder=encoder, sentences=sentences, **kwargs)
 
 

@@ -34,7 +34,7 @@ def prompted(mode: str = "post", reading: dict | None = None, **kwargs) -> Promp
     kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
     encoder = small_text_encoder()
     usual = {"templates": ["a photo of a {}."]} if mode in ("template", "random") else {"n_ctx": 8}
-    sentences = SentenceReader(encoder, **(reading or usual))
+    sentences = SentenceReader(**(reading or usual))
     return PromptedTextEncoder(text_encoder=encoder, sentences=sentences, mode=mode, **kwargs)
 
 
@@ -242,7 +242,7 @@ def test_every_text_encoder_parameter_is_frozen():
 def precomputed(mode: str = "post", **kwargs) -> PromptedTextEncoder:
     """Build the model of ``PROMPT.PRECOMPUTED``: like :func:`prompted` without a text encoder."""
     kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
-    return PromptedTextEncoder(text_encoder=None, embed_dim=32, mode=mode, **kwargs)
+    return PromptedTextEncoder(text_encoder=None, sentences=None, embed_dim=32, mode=mode, **kwargs)
 
 
 @pytest.mark.parametrize("mode", ["post", "context", "template"])

@@ -27,7 +27,7 @@ def test_sentences_are_embedded_as_open_clip_does(family):
         class_names=names,
         text_encoder=encoder,
         mode="template",
-        sentences=SentenceReader(encoder, templates=["a {}"]),
+        sentences=SentenceReader(templates=["a {}"]),
     ).eval()
     ids = open_clip.get_tokenizer(f"tiny-{family}")([f"a {name}" for name in names])
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_contexts_that_are_words_are_read_as_words(family):
     learned = PromptedTextEncoder(
         class_names=names,
         text_encoder=encoder,
-        sentences=SentenceReader(encoder, n_ctx=1),
+        sentences=SentenceReader(n_ctx=1),
         mode="context",
         context_init="a",
     )
@@ -51,7 +51,7 @@ def test_contexts_that_are_words_are_read_as_words(family):
         class_names=names,
         text_encoder=encoder,
         mode="template",
-        sentences=SentenceReader(encoder, templates=["a {}"]),
+        sentences=SentenceReader(templates=["a {}"]),
     )
     nothing = torch.zeros(1, 64), torch.zeros(1, 64, 1, 1)
     torch.testing.assert_close(learned(*nothing), fixed(*nothing), rtol=1e-4, atol=1e-5)

@@ -48,8 +48,8 @@ class NameEncoder(nn.Module):
         self._pack_tokens, self._graphed = pack_tokens, CUDAGraphTextEncoder(cuda_graph)
         self.register_buffer("prompts", None, persistent=False)
         check_class_names(self.names, HOW_TO_NAME)
-        if sentences is not None:
-            self._lay_out(*sentences.read(self.names, of_training=True))
+        if text_encoder is not None and sentences is not None:
+            self._lay_out(*sentences.read(self.names, text_encoder, of_training=True))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,9 +63,9 @@ class NameEncoder(nn.Module):
             ValueError: names that :func:`check_class_names` refuses, that read the same or that are too long;
                 no text encoder.
         """
-        _, sentences, _ = self._reader()
+        encoder, sentences, _ = self._reader()
         check_class_names(names)
-        return sentences.read(names)
+        return sentences.read(names, encoder)
 
     @torch.no_grad()
     def encode_names(self, names: Sequence[str], contexts: Tensor | None) -> Tensor:

@@ -47,7 +47,7 @@ class PromptedTextEncoder(NameEncoder):
         *,
         class_names: Sequence[str],
         text_encoder: TextEncoder | None,
-        sentences: SentenceReader | None = None,
+        sentences: SentenceReader | None,
         stuff_names: Sequence[str] = (),
         embed_dim: int = 0,
         mode: str = "post",
@@ -104,10 +104,10 @@ class PromptedTextEncoder(NameEncoder):
             if prompt.MODE in WITHOUT_CONTEXTS:
                 templates = prompt.TEMPLATES or (prompt.TEMPLATE,)
                 averaged = bool(prompt.TEMPLATES)
-                sentences = SentenceReader(text_encoder, tokenizer, templates=templates, normalize=averaged)
+                sentences = SentenceReader(tokenizer, templates=templates, normalize=averaged)
             else:
                 n_ctx, length = prompt.N_CTX, prompt.MAX_NAME_TOKENS
-                sentences = SentenceReader(text_encoder, tokenizer, n_ctx=n_ctx, length=length)
+                sentences = SentenceReader(tokenizer, n_ctx=n_ctx, length=length)
         return {
             "class_names": class_names,
             "stuff_names": cfg.MODEL.DENSECLIP.STUFF_NAMES,
