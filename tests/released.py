@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from configs import prepared_cfg
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.language import PromptedTextEncoder
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 
 CLASS_NAMES = ("person", "hot dog", "traffic light", "tv", "teddy bear")
@@ -27,8 +28,9 @@ def released_text_encoder(context_length: int = 13) -> CLIPTextEncoder:
 
 def released_language(record) -> PromptedTextEncoder:
     """Return contexts, text encoder and decoder of a ``*_head_path`` recording, with its token ids."""
+    encoder = released_text_encoder()
     language = PromptedTextEncoder(
-        class_names=CLASS_NAMES, text_encoder=released_text_encoder(), max_name_tokens=5,
+        class_names=CLASS_NAMES, text_encoder=encoder, sentences=SentenceReader(n_ctx=8, length=5),
         decoder_width=32, decoder_heads=4, decoder_layers=2, decoder_dropout=0.0,
     )  # fmt: skip
     weights = {k: v for k, v in record.weights.items() if k.startswith(LANGUAGE)}
@@ -40,7 +42,7 @@ def released_language(record) -> PromptedTextEncoder:
 def read_prompts(language: PromptedTextEncoder, ids: Tensor) -> None:
     """Have a model read recorded token ids as its names."""
     language.prompts = ids
-    language.packs = language.text_encoder.pack(ids, language.n_ctx)
+    language.packs = language.text_encoder.pack(ids, language.sentences.n_ctx)
     if language.text_embeddings is not None:
         language.precompute_(keep_encoder=True)
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import run_script
 
 from denseclip_d2.ablation import finished, read_sweep, run_all, write_table
 from denseclip_d2.ablation.runs import all_runs
@@ -145,9 +146,8 @@ def test_bad_rows_are_refused_by_name(before, after, message, tmp_path):
     assert str(path) in str(raised.value)
 
 
-def test_the_tool_trains_and_refuses(tmp_path, monkeypatch):
+def test_the_tool_trains_and_refuses(tmp_path):
     generate_shapes(tmp_path / "shapes", num_train=4, num_val=2)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     rows = write_rows(
         tmp_path / "rows.yaml",
         """
@@ -162,14 +162,18 @@ set:
 rows: [{name: DenseCLIP}]
 """,
     )
-    command = [sys.executable, ROOT / "tools/ablate.py", "--sweep", rows, "--output", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def ablate(output: str) -> subprocess.CompletedProcess:
+        options = "--sweep", rows, "--output", tmp_path / output
+        return run_script("tools/ablate.py", *options, DETECTRON2_DATASETS=tmp_path)
+
+    ended = ablate("out")
     assert ended.returncode == 0, ended.stderr + (tmp_path / "out/denseclip/seed0/output.txt").read_text()
     assert "| DenseCLIP | 1 |" in ended.stdout
     result = json.loads((tmp_path / "out/denseclip/seed0/result.json").read_text())
     assert set(result["metrics"]) == {"sem_seg/mIoU", "sem_seg/pACC", "seconds"}
     rows.write_text(rows.read_text().replace("SOLVER.MAX_ITER", "SOLVER.MAX_ITERS"))
-    ended = subprocess.run([*command[:-1], tmp_path / "other"], capture_output=True, text=True, check=False)
+    ended = ablate("other")
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith(f"error: {rows}: row 'DenseCLIP': ")
     assert "SOLVER.MAX_ITERS" in ended.stderr

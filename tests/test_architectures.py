@@ -169,5 +169,7 @@ def test_what_cannot_be_is_refused_by_name_with_the_reason(name, reason):
 @pytest.mark.parametrize(
     "name", ["RN101", "ViT-H-14-CLIPA", "ViT-M-16-alt", "convnext_large_d", "ViT-B-16-SigLIP2"]
 )
-def test_architectures_of_full_size_are_built(name):
+def test_architectures_of_full_size_are_built(name, monkeypatch):
+    """Tokenizers stay unread, for without a network the hub's client asks for each for a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert check_architectures(load_config(CONFIG, []), name)

@@ -20,6 +20,7 @@ from denseclip_d2.export.safetensors import export
 from denseclip_d2.guidance import LanguageGuidedFPN
 from denseclip_d2.inference import Predictor
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.visual import ProjectedBackbone, TimmBackbone
 from denseclip_d2.visual.timm_backbone import create_trunk
 
@@ -246,7 +247,9 @@ def test_a_backbone_that_no_config_can_name_is_guided_too():
     encoder = CLIPTextEncoder(vocab_size=49408, width=32, heads=2, layers=1, output_dim=16)
     guided = LanguageGuidedFPN(
         visual=ProjectedBackbone(swin, embed_dim=16),
-        language=PromptedTextEncoder(class_names=["dog", "cat"], text_encoder=encoder),
+        language=PromptedTextEncoder(
+            class_names=["dog", "cat"], text_encoder=encoder, sentences=SentenceReader(n_ctx=8)
+        ),
         in_features=["p0", "p1", "p2", "p3"],
         out_channels=16,
     )

@@ -1,7 +1,5 @@
 # ruff: noqa: E501  (a table is wide)
 import json
-import subprocess
-import sys
 from functools import reduce
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from detectron2 import modeling
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from processes import run_script
 
 from denseclip_d2.builder import build_model
 from denseclip_d2.config import add_denseclip_config, check_config, load_config, prepare_run, set_pixels
@@ -327,8 +326,7 @@ def test_a_config_made_by_hand_is_told_how_to_get_what_it_lacks():
 
 
 def test_a_tool_says_it_in_one_line():
-    command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "SOLVER.IMS_PER_BATCH", "-1"]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = run_script("tools/train_net.py", "--config-file", CONFIG, "SOLVER.IMS_PER_BATCH", -1)
     assert failed.returncode == 1
     assert "error: SOLVER.IMS_PER_BATCH is -1" in failed.stderr
     assert "Traceback" not in failed.stderr

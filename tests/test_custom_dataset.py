@@ -563,8 +563,11 @@ DOZEN = (
 
 
 def write_photographs(coco: Path, split: str, root: Path) -> None:
+    """Write the first eight photographs with objects of the dozen classes."""
     content = json.loads((coco / f"annotations/instances_{split}2017.json").read_text())
     ids = {c["id"]: 900 - c["id"] for c in content["categories"] if c["name"] in DOZEN}
+    shown = {a["image_id"] for a in content["annotations"] if a["category_id"] in ids and not a["iscrowd"]}
+    content["images"] = [image for image in content["images"] if image["id"] in shown][:8]
     (root / "photos").mkdir(exist_ok=True)
     for number, image in enumerate(content["images"]):
         name = f"{split}_{number}.jpg"
@@ -572,6 +575,7 @@ def write_photographs(coco: Path, split: str, root: Path) -> None:
         image["file_name"] = name
     named = {c["id"]: c["name"] for c in content["categories"]}
     content["categories"] = [{"id": new, "name": f"my {named[old]}"} for old, new in ids.items()]
-    kept = [a for a in content["annotations"] if a["category_id"] in ids]
+    images = {image["id"] for image in content["images"]}
+    kept = [a for a in content["annotations"] if a["category_id"] in ids and a["image_id"] in images]
     content["annotations"] = [{**a, "category_id": ids[a["category_id"]]} for a in kept]
     (root / f"{split}.json").write_text(json.dumps(content))

@@ -21,6 +21,7 @@ from denseclip_d2.guidance import (
 from denseclip_d2.guidance.features import denoised_scores
 from denseclip_d2.guidance.fpn import LastLevelP6P7WithoutReLU
 from denseclip_d2.language import PromptedTextEncoder
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 from denseclip_d2.visual import CLIPResNet
 
@@ -31,7 +32,11 @@ def guided_fpn(**kwargs) -> LanguageGuidedFPN:
     visual = CLIPResNet(layers=(1, 1, 1, 1), width=8, head_width=16, embed_dim=32, resolution=64, norm="BN")
     text_encoder = CLIPTextEncoder(width=32, heads=4, layers=2, output_dim=32, context_length=24)
     language = PromptedTextEncoder(
-        class_names=NAMES, text_encoder=text_encoder, decoder_width=16, decoder_layers=1
+        class_names=NAMES,
+        text_encoder=text_encoder,
+        sentences=SentenceReader(n_ctx=8),
+        decoder_width=16,
+        decoder_layers=1,
     )
     kwargs = {"in_features": ["res2", "res3", "res4", "res5"], "out_channels": 16, **kwargs}
     kwargs.setdefault("top_block", "max_pool")

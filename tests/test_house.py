@@ -65,6 +65,16 @@ def test_contributing_lists_every_room_below_those_it_knows():
             assert imports_of(path) <= set(above), path
 
 
+def test_files_and_functions_are_short():
+    """Files have at most 300 lines, and functions 50. ``add_denseclip_config`` is a list of keys."""
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").glob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.name != "add_denseclip_config":
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
+
+
 def test_text_is_read_and_written_in_an_encoding_that_the_locale_does_not_choose():
     root = PACKAGE.parent
     programs = [p for folder in ("tools", "datasets", "examples") for p in (root / folder).glob("*.py")]

@@ -11,6 +11,7 @@ from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.config import load_config
 from denseclip_d2.engine import Trainer
 from denseclip_d2.language import HubTextEncoder, PromptedTextEncoder, build_text_encoder
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.language.tokenizers import get_tokenizer
 
 NAMES = ["red square", "dog", "traffic light", "hair drier of a dog"]
@@ -25,17 +26,20 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def language_of(kind: str, encoder: HubTextEncoder | None = None, **kwargs) -> PromptedTextEncoder:
+def language_of(
+    kind: str, encoder: HubTextEncoder | None = None, *, reading: dict | None = None, **kwargs
+) -> PromptedTextEncoder:
     architecture = get_clip_architecture(f"tiny-{kind}")
     tokenizer = get_tokenizer(architecture)
     encoder = encoder or build_text_encoder(architecture, tokenizer)
-    return PromptedTextEncoder(class_names=NAMES, text_encoder=encoder, tokenizer=tokenizer, **kwargs)
+    sentences = SentenceReader(tokenizer, **(reading or {}))
+    return PromptedTextEncoder(class_names=NAMES, text_encoder=encoder, sentences=sentences, **kwargs)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_sentences_are_embedded_as_open_clip_does(kind):
     model = clip_of(kind)
-    language = language_of(kind, mode="template", template="a photo of a {}")
+    language = language_of(kind, reading={"templates": ["a photo of a {}"]}, mode="template")
     language.text_encoder.load_state_dict(model.text.state_dict())
     ids = open_clip.get_tokenizer(f"tiny-{kind}")([f"a photo of a {name}" for name in NAMES])
     with torch.no_grad():
@@ -66,8 +70,9 @@ def test_contexts_stand_between_start_token_and_name(kind):
 
 @pytest.mark.parametrize("kind", ["roberta", "mt5"])
 def test_contexts_that_are_words_are_read_as_words(kind):
-    learned = language_of(kind, mode="context", n_ctx=2, context_init="photo of")
-    fixed = language_of(kind, learned.text_encoder, mode="template", template="photo of {}")
+    learned = language_of(kind, reading={"n_ctx": 2}, mode="context", context_init="photo of")
+    photo_of = {"templates": ["photo of {}"]}
+    fixed = language_of(kind, learned.text_encoder, reading=photo_of, mode="template")
     torch.testing.assert_close(learned(*NOTHING), fixed(*NOTHING), rtol=1e-5, atol=1e-5)
 
 

@@ -25,6 +25,7 @@ from denseclip_d2.data.image_checks import check_image_files
 from denseclip_d2.data.image_io import ImageError, image_size, read_image, to_bgr
 from denseclip_d2.data.mapper import DatasetMapper, build_mapper
 from denseclip_d2.data.semantic import load_semantic_folder, read_labels
+from denseclip_d2.inference.images import model_input
 from denseclip_d2.shapes.dataset import generate_shapes, register_shapes
 from denseclip_d2.utils.random_state import seeded_random
 from denseclip_d2.web_demo.session import Limits, read_upload
@@ -334,10 +335,11 @@ def test_the_example_refuses_what_the_predictor_refuses(tmp_path, name):
 def test_the_predictor_sees_what_evaluation_sees(small_shapes, pixel_format):
     predictor = Predictor.from_zoo("Shapes/denseclip_retinanet_tiny.yaml")
     mapper = DatasetMapper(predictor.cfg, is_train=False)
-    predictor.input_format = mapper.image_format = pixel_format
+    mapper.image_format = pixel_format
     for record in DatasetCatalog.get(small_shapes[2]):
         expected = mapper(record)["image"].float()
-        assert torch.equal(predictor._input(record["file_name"])["image"], expected)
+        seen = model_input(record["file_name"], predictor.aug, pixel_format)
+        assert torch.equal(seen["image"], expected)
 
 
 # Mappers override Detectron2's calls because of the reader

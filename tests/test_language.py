@@ -12,6 +12,7 @@ from denseclip_d2.engine import Trainer
 from denseclip_d2.language import PromptedTextEncoder
 from denseclip_d2.language.context_decoder import ContextDecoder
 from denseclip_d2.language.prompts import check_class_names, tokenize_names
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.language.text_encoder import CLIPTextEncoder
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
@@ -24,9 +25,17 @@ def small_text_encoder(**kwargs) -> CLIPTextEncoder:
     return CLIPTextEncoder(**{**SMALL, "context_length": 24, **kwargs})
 
 
-def prompted(mode: str = "post", **kwargs) -> PromptedTextEncoder:
+def prompted(mode: str = "post", reading: dict | None = None, **kwargs) -> PromptedTextEncoder:
+    """Build a small model.
+
+    Args:
+        reading: arguments of its :class:`SentenceReader`.
+    """
     kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
-    return PromptedTextEncoder(text_encoder=small_text_encoder(), mode=mode, **kwargs)
+    encoder = small_text_encoder()
+    usual = {"templates": ["a photo of a {}."]} if mode in ("template", "random") else {"n_ctx": 8}
+    sentences = SentenceReader(**(reading or usual))
+    return PromptedTextEncoder(text_encoder=encoder, sentences=sentences, mode=mode, **kwargs)
 
 
 @pytest.mark.parametrize("names", ["coco", "ade", "odd"])
@@ -140,7 +149,7 @@ def test_each_mode_learns_what_it_should_and_nothing_of_the_text_encoder(mode, b
 
 def test_post_model_prompting_starts_as_a_whisper():
     """gamma starts at 1e-4: at first the image hardly changes the text. Contexts have unit variance."""
-    model = prompted("post", n_ctx=16).eval()
+    model = prompted("post", {"n_ctx": 16}).eval()
     visual = torch.rand(2, 32), torch.rand(2, 32, 3, 4)
     text = model.text_encoder(model.prompts, model.contexts)
     refined = model(*visual)
@@ -150,14 +159,14 @@ def test_post_model_prompting_starts_as_a_whisper():
 
 
 def test_template_speaks_the_whole_sentence():
-    model = prompted("template", template="a photo of a {}.", max_name_tokens=5)
+    model = prompted("template")
     assert model.prompts.tolist() == tokenize_names([f"a photo of a {n}." for n in NAMES]).tolist()
 
 
 def test_templates_have_one_mean_of_normalized_embeddings():
     templates = ["a photo of a {}.", "a drawing of a {}.", "{}"]
     names = ["dog", "sofa|couch"]
-    model = prompted("template", class_names=names, templates=templates).eval()
+    model = prompted("template", {"templates": templates, "normalize": True}, class_names=names).eval()
 
     def embedded(*words):
         sentences = tokenize_names([template.format(word) for word in words for template in templates])
@@ -172,7 +181,7 @@ def test_templates_have_one_mean_of_normalized_embeddings():
 
 
 def test_a_set_of_templates_has_a_name():
-    model = prompted("template", templates=["imagenet"])
+    model = prompted("template", {"templates": ["imagenet"]})
     assert len(model.prompts) == 80 * len(NAMES)
     sentences = ["itap of my person.", "itap of my hot dog.", "itap of my traffic light."]
     for ids in tokenize_names(sentences, model.prompts.shape[1]):
@@ -183,7 +192,7 @@ def test_a_set_of_templates_has_a_name():
 def test_a_description_that_is_too_long_is_split_between_sentences(mode):
     first, second = "It has two wings, a beak, and very long legs.", "Some are red, others are green or blue!"
     third = "It sings."
-    model = prompted(mode, n_ctx=4, template="{}").eval()
+    model = prompted(mode, {"n_ctx": 4 if mode == "context" else 0}).eval()
     whole, *parts = model.encode_names(
         [f"{first} {second} {third}", first, f"{second} {third}"], model.contexts
     )[0]
@@ -206,7 +215,8 @@ def test_random_text_belongs_to_the_name_alone():
 
 
 @pytest.mark.parametrize(
-    "mode, kwargs", [("post", {"class_names": ["a&b", "a&amp;b"]}), ("template", {"template": "a photo"})]
+    "mode, kwargs",
+    [("post", {"class_names": ["a&b", "a&amp;b"]}), ("template", {"reading": {"templates": ["a photo"]}})],
 )
 def test_names_that_read_the_same_are_refused(mode, kwargs):
     with pytest.raises(ValueError, match="read the same"):
@@ -215,7 +225,7 @@ def test_names_that_read_the_same_are_refused(mode, kwargs):
 
 def test_names_and_contexts_must_fit_the_positions():
     with pytest.raises(ValueError, match="24 positions"):
-        prompted(n_ctx=22)
+        prompted(reading={"n_ctx": 22})
 
 
 def test_an_unknown_mode_is_refused():
@@ -232,7 +242,7 @@ def test_every_text_encoder_parameter_is_frozen():
 def precomputed(mode: str = "post", **kwargs) -> PromptedTextEncoder:
     """Build the model of ``PROMPT.PRECOMPUTED``: like :func:`prompted` without a text encoder."""
     kwargs = {"class_names": NAMES, "decoder_width": 16, "decoder_layers": 1, **kwargs}
-    return PromptedTextEncoder(text_encoder=None, embed_dim=32, mode=mode, **kwargs)
+    return PromptedTextEncoder(text_encoder=None, sentences=None, embed_dim=32, mode=mode, **kwargs)
 
 
 @pytest.mark.parametrize("mode", ["post", "context", "template"])
@@ -296,7 +306,7 @@ def test_a_folded_detector_still_checks_its_class_names():
 
 def test_contexts_begin_from_words():
     """Like CoOp: contexts start from the embeddings of tokens, so that the prompt is the sentence."""
-    model = prompted("context", n_ctx=4, context_init="a photo of a")
+    model = prompted("context", {"n_ctx": 4}, context_init="a photo of a")
     sentence = tokenize_names([f"a photo of a {name}" for name in NAMES])
     assert_close(model(torch.rand(1, 32), torch.rand(1, 32, 2, 2))[0], model.text_encoder(sentence)[0])
     nn.init.normal_(model.text_encoder.token_embedding.weight)
@@ -305,7 +315,7 @@ def test_contexts_begin_from_words():
 
 
 def test_the_spread_of_contexts_can_be_that_of_tokens():
-    assert 0.014 < prompted("post", n_ctx=16, context_std=0.02).contexts.std() < 0.02
+    assert 0.014 < prompted("post", {"n_ctx": 16}, context_std=0.02).contexts.std() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -318,7 +328,7 @@ def test_the_spread_of_contexts_can_be_that_of_tokens():
 )
 def test_words_that_contexts_cannot_begin_from_are_refused(mode, words, message):
     with pytest.raises(ValueError, match=message):
-        prompted(mode, n_ctx=4, context_init=words)
+        prompted(mode, {"n_ctx": 4}, context_init=words)
 
 
 @pytest.mark.parametrize("mode", ["post", "pre", "context", "template"])

@@ -1,14 +1,13 @@
 """Detectron2's LazyConfigs: counterparts of YAML configs, and training from them."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
+from processes import run_script
 from test_engine import final_metrics
 from test_meta_arch import random_input
 from torch.testing import assert_close
@@ -80,11 +79,8 @@ def test_the_tool_trains_goes_on_and_evaluates(tmp_path):
     config.write_text(SMALL)
 
     def run(*args) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-W", "ignore", "tools/lazyconfig_train_net.py", "--config-file", config]
-        return subprocess.run(
-            [*command, *args, f"train.output_dir={output}"], cwd=ROOT, capture_output=True, text=True,
-            check=False, env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
-        )  # fmt: skip
+        options = "--config-file", config, *args, f"train.output_dir={output}"
+        return run_script("tools/lazyconfig_train_net.py", *options, DETECTRON2_DATASETS=tmp_path)
 
     first = run("train.max_iter=2")
     assert first.returncode == 0, first.stderr[-3000:]

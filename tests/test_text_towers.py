@@ -10,6 +10,7 @@ from open_clip.tokenizer import HFTokenizer
 
 from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.language.tokenizers import HubTokenizer, get_tokenizer
 
 
@@ -23,7 +24,10 @@ def test_sentences_are_embedded_as_open_clip_does(family):
     weights = model.text.state_dict() if hasattr(model, "text") else model.state_dict()
     encoder.load_state_dict(weights, strict=hasattr(model, "text"))
     language = PromptedTextEncoder(
-        class_names=names, text_encoder=encoder, mode="template", template="a {}"
+        class_names=names,
+        text_encoder=encoder,
+        mode="template",
+        sentences=SentenceReader(templates=["a {}"]),
     ).eval()
     ids = open_clip.get_tokenizer(f"tiny-{family}")([f"a {name}" for name in names])
     with torch.no_grad():
@@ -37,9 +41,18 @@ def test_contexts_that_are_words_are_read_as_words(family):
     encoder = CLIPTextEncoder.from_architecture(architecture)
     names = ["red square", "dog"]
     learned = PromptedTextEncoder(
-        class_names=names, text_encoder=encoder, mode="context", n_ctx=1, context_init="a"
+        class_names=names,
+        text_encoder=encoder,
+        sentences=SentenceReader(n_ctx=1),
+        mode="context",
+        context_init="a",
     )
-    fixed = PromptedTextEncoder(class_names=names, text_encoder=encoder, mode="template", template="a {}")
+    fixed = PromptedTextEncoder(
+        class_names=names,
+        text_encoder=encoder,
+        mode="template",
+        sentences=SentenceReader(templates=["a {}"]),
+    )
     nothing = torch.zeros(1, 64), torch.zeros(1, 64, 1, 1)
     torch.testing.assert_close(learned(*nothing), fixed(*nothing), rtol=1e-4, atol=1e-5)
     learned(*nothing).sum().backward()

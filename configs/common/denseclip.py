@@ -6,6 +6,7 @@ from detectron2.data import MetadataCatalog
 from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.guidance import LanguageGuidedFPN
 from denseclip_d2.language import CLIPTextEncoder, PromptedTextEncoder
+from denseclip_d2.language.sentences import SentenceReader
 from denseclip_d2.visual import CLIPResNet
 
 architecture = "RN50-quickgelu"
@@ -27,7 +28,7 @@ backbone = L(LanguageGuidedFPN)(
         text_encoder=L(CLIPTextEncoder.from_architecture)(
             architecture=L(get_clip_architecture)(name=architecture)
         ),
-        max_name_tokens=5,
+        sentences=L(SentenceReader)(n_ctx=8, length=5),
     ),
     in_features=["res2", "res3", "res4", "res5"],
     out_channels=256,

@@ -107,14 +107,8 @@ def custom_boxes(
     test: tuple[str, ...] = ()
     if val or has_val(tuple(train), stamp):
         val = val or train
-        read_val = partial(read_own, tuple(val), "val", stamp_of(val))
-        if not any_names or {*read_val().class_names} <= {*data.class_names}:
-            read_val = partial(
-                _read_val, tuple(val), stamp_of(val), data.class_names, data.source.description
-            )
-        if masks:
-            _check_masks(read_val())
-        test = (add(_free_name(val, "val"), val, "val", read_val),)
+        read_val = _val_reader(val, data, any_names=any_names)
+        test = (_register_val(val, read_val, masks=masks, add=add),)
     elif held_out:
         out = held_out_images(keys.values(), held_out, seed)
         name, out_name = _part_names(name, held_out, seed)
@@ -130,10 +124,27 @@ def custom_test_boxes(val: Sequence[str], *, masks: bool) -> str:
     Raises:
         FileNotFoundError, ValueError: see :func:`custom_boxes`.
     """
-    read = partial(read_own, tuple(val), "val", stamp_of(val))
+    return _register_val(val, partial(read_own, tuple(val), "val", stamp_of(val)), masks=masks)
+
+
+def _register_val(
+    val: Sequence[str], read: Callable[[], CocoDataset], *, masks: bool, add: Callable[..., str] | None = None
+) -> str:
+    """Register what is evaluated on, by ``add`` or :func:`_register_boxes`. Return the name."""
     if masks:
         _check_masks(read())
-    return _register_boxes(_free_name(val, "val"), val, "val", read)
+    return (add or _register_boxes)(_free_name(val, "val"), val, "val", read)
+
+
+def _val_reader(val: Sequence[str], train: CocoDataset, *, any_names: bool) -> Callable[[], CocoDataset]:
+    """Return what reads the images to evaluate on, with the classes of ``train`` if they have no others.
+
+    The reader raises a ValueError for other classes unless the model takes any names.
+    """
+    read = partial(read_own, tuple(val), "val", stamp_of(val))
+    if any_names and not {*read().class_names} <= {*train.class_names}:
+        return read
+    return partial(_read_val, tuple(val), stamp_of(val), train.class_names, train.source.description)
 
 
 def _read_val(

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from ..builder import build_model_with_weights, class_names_of
 from ..data.checks import load_datasets
@@ -73,7 +73,6 @@ def export_model(
     """
     kind = check_exportable(cfg, format)
     _check_options(cfg, format, preprocessed=preprocessed, score_map=score_map, precision=precision)
-    exact = precision == "float32"
     sources = _sources(cfg, images, precision)
     model, names = _trained_model(cfg)
     whole = kind(
@@ -85,12 +84,9 @@ def export_model(
     size = partial(_size, side=cfg.INPUT.MIN_SIZE_TEST or SIDE, step=step)
     said = {**_about(whole, cfg), **(names.about() if names else {}), "precision": precision}
     text = [names.text()] if names else []
-    example = whole.preprocess(_resized(sources[0], size(TRACED)))
-    content = FORMATS[format].content(whole, (example, *text), said)
-    inputs = ([x.numpy() for x in (whole.preprocess(image), *text)] for image in sources)
-    content = EXPORT_PRECISIONS[precision](content, inputs)
-    verified = _images_to_verify(whole, sources, size, every_source=not exact)
-    compare = verify if exact else partial(agreement, precision=precision)
+    content = _content(whole, [_resized(sources[0], size(TRACED)), *sources], text, format, said)
+    verified = _images_to_verify(whole, sources, size, every_source=precision != "float32")
+    compare = verify if precision == "float32" else partial(agreement, precision=precision)
     with ExitStack() as stack:
         run = stack.enter_context(_written(file, content, format))
         read = stack.enter_context(_written_names(file, names, format, said)) if names else None
@@ -109,6 +105,15 @@ def files_of(cfg: CfgNode, format: str) -> list[str]:
     kind, file = check_exportable(cfg, format), Path(FORMATS[format].file)
     names = [names_file(file).name, TOKENIZER] if takes_text(cfg) else []
     return [file.name, *names, *([DECODER_SOURCE] if kind.page else [])]
+
+
+def _content(
+    whole: TraceableModel, images: list[np.ndarray], text: list[Tensor], format: str, said: dict[str, str]
+) -> bytes:
+    """Return the content of the model's file: traced on the first image, int8 calibrated on the others."""
+    inputs = ((whole.preprocess(image), *text) for image in images)
+    content = FORMATS[format].content(whole, next(inputs), said)
+    return EXPORT_PRECISIONS[said["precision"]](content, ([x.numpy() for x in own] for own in inputs))
 
 
 @contextmanager

@@ -59,14 +59,6 @@ class LanguageGuidedFeatures(Backbone):
             ValueError: ``level`` is not a feature of the score map's stride, and ``concat`` is not "none".
         """
         super().__init__()
-        shapes = visual.output_shape()
-        fitting = [name for name, shape in shapes.items() if shape.stride == visual.embedding_stride]
-        level = level or next(iter(fitting), "")
-        if concat != "none" and level not in fitting:
-            raise ValueError(
-                f"level is {level!r}; the score map has stride {visual.embedding_stride}, as "
-                f"{', '.join(fitting) or f'none of the features {list(shapes)}'} has."
-            )
         self.visual = visual
         self.language = language
         self.level = level
@@ -77,10 +69,12 @@ class LanguageGuidedFeatures(Backbone):
         self.kernels = kernels
         self.ensemble = ensemble
         self.score_map_stride = visual.embedding_stride
+        self.guided_shapes = visual.output_shape()
         if concat != "none":
+            self.level = _level_of_stride(visual, level)
+            shape = self.guided_shapes[self.level]
             guide = {"scores": len(language.names), "text": language.embed_dim}[concat]
-            shapes[level] = ShapeSpec(channels=shapes[level].channels + guide, stride=shapes[level].stride)
-        self.guided_shapes = shapes
+            self.guided_shapes[self.level] = ShapeSpec(channels=shape.channels + guide, stride=shape.stride)
 
     @property
     def size_divisibility(self) -> int:
@@ -142,6 +136,23 @@ class LanguageGuidedFeatures(Backbone):
             score_map = torch.cat([score_map, scores], dim=1)
         known = [*class_names, *others]
         return score_map[:, [known.index(name) for name in names]]
+
+
+def _level_of_stride(visual: Backbone, level: str) -> str:
+    """Return the feature of the score map's stride that a score map is concatenated to.
+
+    Raises:
+        ValueError: ``level`` is not such a feature.
+    """
+    shapes = visual.output_shape()
+    fitting = [name for name, shape in shapes.items() if shape.stride == visual.embedding_stride]
+    level = level or next(iter(fitting), "")
+    if level not in fitting:
+        raise ValueError(
+            f"level is {level!r}; the score map has stride {visual.embedding_stride}, as "
+            f"{', '.join(fitting) or f'none of the features {list(shapes)}'} has."
+        )
+    return level
 
 
 def denoised_scores(scores: Tensor, tau: float, threshold: float) -> Tensor:

@@ -1,37 +1,30 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, overload
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from PIL import Image
 from torch import Tensor
 
 from .. import model_zoo
 from ..builder import build_model_with_weights, class_names_of, inference_precision, optimize_for_inference
 from ..config import prepare_run
-from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..data.mapper import ResizeShortestEdge
 from ..data.tasks import labels_by_score_map, takes_any_names
 from ..guidance import LanguageGuidedFeatures, guidance_of
 from ..language.prompts import plain_name
-from ..meta_arch import SlidingWindowSegmentor
-from ..meta_arch.pixel_text import PixelTextSupervision, captured_features
-from ..meta_arch.preprocess import seen_by_backbone
+from ..meta_arch.pixel_text import PixelTextSupervision
+from .images import ImageInput, model_input
 from .names import Names, NamesReader, as_list
+from .score_maps import with_score_maps
 
 logger = logging.getLogger(__name__)
-
-ImageInput = str | Path | Image.Image | np.ndarray
-"""A file, a PIL image, or an array (H, W, 3) uint8, BGR as for Detectron2's predictor."""
 
 NamesInput = Sequence[str] | Iterable[Sequence[str] | None] | None
 """Names for all images, or names or None for each image; None: those of the model."""
@@ -235,7 +228,7 @@ class Predictor(DefaultPredictor):
             inputs = {}
             for i, ((image, of_maps), own) in enumerate(zip(chunk, chunk_names, strict=True)):
                 try:
-                    inputs[i] = _Input(self._input(image), of_maps, own)
+                    inputs[i] = _Input(model_input(image, self.aug, self.input_format), of_maps, own)
                 except (ValueError, OSError) as error:
                     if not skip_broken:
                         raise
@@ -248,17 +241,6 @@ class Predictor(DefaultPredictor):
                 outputs = self._within_memory([inputs[i] for i in numbers])
                 found.update(zip(numbers, outputs, strict=True))
             yield from (found.get(i, {}) for i in range(len(chunk)))
-
-    def _input(self, image: ImageInput) -> dict:
-        """Return an image as Detectron2's models take it."""
-        image = _as_bgr(image)
-        resize = self.aug.get_transform(image).apply_image
-        if self.input_format in ("RGB", "BGR"):
-            resized = convert_bgr(resize(image), self.input_format)
-        else:  # as in evaluation: other formats are not bytes of three channels, which are resized otherwise
-            resized = resize(convert_bgr(image, self.input_format))
-        pixels = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        return {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
 
     def _within_memory(self, inputs: Sequence[_Input]) -> list[dict]:
         """Predict inputs of the same names, in halves if memory is too small."""
@@ -278,21 +260,9 @@ class Predictor(DefaultPredictor):
     @torch.no_grad()
     def _predict(self, inputs: Sequence[_Input]) -> list[dict]:
         images, names = [x.image for x in inputs], [x.score_map_names for x in inputs]
-        asked = list(dict.fromkeys(chain.from_iterable(names)))
-        if not asked:
-            return self._outputs(images)
-        guided = self._guided_by(asked)
-        if isinstance(self.model, SlidingWindowSegmentor) and self.model.sliding_window:
-            predictions = self._outputs(images)
-            features = guided(seen_by_backbone(self.model, images))  # of whole images, not of windows
-        else:  # one forward pass for both
-            with captured_features(guided) as features:
-                predictions = self._outputs(images)
-        scores = guided.score_maps(features, asked)
-        for own, image, prediction, maps in zip(names, images, predictions, scores, strict=True):
+        predictions = with_score_maps(self.model, self._outputs, images, names)
+        for own, prediction in zip(names, predictions, strict=True):
             if own:
-                maps = maps[[asked.index(name) for name in own]]
-                prediction["score_maps"] = _enlarged(maps, guided.score_map_stride, image)
                 prediction["heat_maps"] = self._heat_maps(prediction, own)
         return predictions
 
@@ -327,33 +297,3 @@ class Predictor(DefaultPredictor):
     def tau(self) -> float:
         """The temperature of the score maps; 1 if the model has none."""
         return self.guidance.tau if self.guidance else 1.0
-
-    def _guided_by(self, names: Sequence[str]) -> LanguageGuidedFeatures:
-        if self.guidance is None:
-            raise ValueError("This model has no score map, for its backbone is not language-guided.")
-        language = self.guidance.language
-        unknown = [name for name in names if name not in language.class_names]
-        if unknown and language.precomputed:
-            raise ValueError(
-                f"{unknown[0]!r} is not a class. The classes are: {', '.join(language.class_names)}. "
-                "Other words need weights with a text encoder; these have precomputed text embeddings."
-            )
-        return self.guidance
-
-
-def _enlarged(scores: Tensor, stride: int, image: dict) -> Tensor:
-    """Return (n, h, w) score maps of the padded image as (n, H, W) of the original image."""
-    height, width = image["image"].shape[1:]
-    scores = F.interpolate(scores[None], scale_factor=stride, mode="bilinear")[..., :height, :width]
-    return F.interpolate(scores, (image["height"], image["width"]), mode="bilinear")[0]
-
-
-def _as_bgr(image: ImageInput) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return to_bgr(image)
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"An image array is (H, W, 3) uint8, BGR, not {image.shape} {image.dtype}.")
-    return image

@@ -1,27 +1,20 @@
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..clip_models import get_clip_architecture
-from ..data.class_names import words_of_datasets
 from ..data.tasks import learns_a_name
-from .build import TextEncoder, build_text_encoder
+from .build import TextEncoder
 from .context_decoder import ContextDecoder
-from .cuda_graph import CUDAGraphTextEncoder
 from .learned_embedding import LearnedEmbedding
-from .name_table import NameTable, NameTokenizer
+from .name_encoder import NameEncoder
 from .prompts import check_class_names
-from .random_text import random_text
 from .sentences import SentenceReader
-from .text_encoder import PACK_TOKENS, tokens_of_pack
-from .tokenizers import Tokenizer, clip_tokenizer, get_tokenizer
+from .text_encoder import PACK_TOKENS
 
 MODES = ("post", "pre", "context", "template", "random")
-WITHOUT_CONTEXTS = ("template", "random")
-HOW_TO_NAME = "Set MODEL.DENSECLIP.CLASS_NAMES, or correct the categories of the training set."
 
 PRECOMPUTED_CANNOT_TRAIN = (
     "A model with precomputed text embeddings has no contexts to train. Set "
@@ -30,7 +23,7 @@ PRECOMPUTED_CANNOT_TRAIN = (
 )
 
 
-class PromptedTextEncoder(nn.Module):
+class PromptedTextEncoder(NameEncoder):
     """Class names to text embeddings, by context-aware prompting (paper, sec. 3.3).
 
     Modes: "post", learned contexts whose embeddings the image refines: t + gamma * decoder(t, image);
@@ -43,11 +36,8 @@ class PromptedTextEncoder(nn.Module):
     The buffer is in the state dict if the model has no text encoder.
     """
 
-    text_encoder: TextEncoder | None
     text_embeddings: Tensor | None
-    prompts: Tensor | None
     contexts: nn.Parameter | None
-    packs: nn.ModuleList | None
 
     @configurable
     def __init__(
@@ -55,14 +45,10 @@ class PromptedTextEncoder(nn.Module):
         *,
         class_names: Sequence[str],
         text_encoder: TextEncoder | None,
+        sentences: SentenceReader | None,
         stuff_names: Sequence[str] = (),
-        tokenizer: Tokenizer | None = None,
         embed_dim: int = 0,
         mode: str = "post",
-        n_ctx: int = 8,
-        max_name_tokens: int = 0,
-        template: str = "a photo of a {}.",
-        templates: Sequence[str] = (),
         vocabulary: Sequence[str] = (),
         context_init: str = "",
         context_std: float = 1.0,
@@ -77,13 +63,10 @@ class PromptedTextEncoder(nn.Module):
         """
         Args:
             class_names: K names, in order of the class ids. Synonyms, "sofa|couch", share their mean.
-            stuff_names: of a panoptic model, which reads them after the K names of things.
             text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
-            tokenizer: of the text encoder; None: CLIP's.
+            sentences: reads names for the text encoder, which needs one. Its ``n_ctx`` contexts are learned.
+            stuff_names: of a panoptic model, which reads them after the K names of things.
             embed_dim: C, needed without a text encoder.
-            max_name_tokens: token ids of a name, with start and end; 0: as many as the longest name has.
-            templates: of mode "template", in place of ``template``: see :class:`SentenceReader`, which
-                normalizes the embeddings of these.
             vocabulary: names of which :meth:`precompute_` keeps the embeddings, in mode "template".
             context_init: words that contexts begin from, of ``n_ctx`` tokens; empty: random contexts.
             context_std: standard deviation of random contexts.
@@ -94,22 +77,17 @@ class PromptedTextEncoder(nn.Module):
         Raises:
             ValueError: names that cannot be read, an unknown mode, or "pre" without a text encoder.
         """
-        super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
-        self.class_names, self.stuff_names = tuple(class_names), tuple(stuff_names)
-        self.mode, self.n_ctx, self._vocabulary, self._sentences = mode, n_ctx, tuple(vocabulary), None
-        if isinstance(text_encoder, NameTable):
-            self._sentences = SentenceReader(text_encoder, tokenizer, normalize=bool(templates))
-        elif text_encoder is not None and mode in WITHOUT_CONTEXTS:
-            self._sentences = SentenceReader(
-                text_encoder, tokenizer, templates=templates or (template,), normalize=bool(templates)
-            )
-        elif text_encoder is not None:
-            self._sentences = SentenceReader(text_encoder, tokenizer, n_ctx=n_ctx, length=max_name_tokens)
-        self.text_encoder, self._tokenizer = text_encoder, tokenizer
-        self._graphed = CUDAGraphTextEncoder(cuda_graph)
-        self._make_text(embed_dim, pack_tokens)
+        super().__init__(
+            class_names, stuff_names, text_encoder, sentences,
+            pack_tokens=pack_tokens, cuda_graph=cuda_graph, vocabulary=vocabulary, is_random=mode == "random",
+        )  # fmt: skip
+        self.mode = mode
+        self.register_buffer("text_embeddings", None)
+        if text_encoder is None:
+            self._check_precomputable()
+            self.text_embeddings = torch.randn(len(self.names), embed_dim)
         self._make_contexts(context_init, context_std)
         self.embed_dim = embed_dim if text_encoder is None else text_encoder.output_dim
         self.learned = LearnedEmbedding(learned_name, self.embed_dim) if learned_name else None
@@ -117,34 +95,14 @@ class PromptedTextEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, class_names: Sequence[str]):
-        architecture = get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL)
         prompt, context_decoder = cfg.MODEL.DENSECLIP.PROMPT, cfg.MODEL.DENSECLIP.CONTEXT_DECODER
-        text_encoder: Any = None
-        tokenizer: Tokenizer | None = None
-        vocabulary = words_of_datasets(prompt.VOCABULARY)
-        if vocabulary and prompt.PRECOMPUTED:
-            tokenizer = NameTokenizer(vocabulary)
-            text_encoder = NameTable(torch.zeros(len(vocabulary), architecture.embed_dim))
-        elif not prompt.PRECOMPUTED:
-            tokenizer = get_tokenizer(architecture, prompt.TOKENIZER)
-            text_encoder = build_text_encoder(architecture, tokenizer)
         return {
-            "class_names": class_names,
-            "stuff_names": cfg.MODEL.DENSECLIP.STUFF_NAMES,
-            "text_encoder": text_encoder,
-            "tokenizer": tokenizer,
-            "embed_dim": architecture.embed_dim,
+            **super().from_config(cfg, class_names),
+            "embed_dim": get_clip_architecture(cfg.MODEL.DENSECLIP.CLIP_MODEL).embed_dim,
             "mode": prompt.MODE,
-            "n_ctx": prompt.N_CTX,
-            "max_name_tokens": prompt.MAX_NAME_TOKENS,
-            "template": prompt.TEMPLATE,
-            "templates": prompt.TEMPLATES,
-            "vocabulary": vocabulary,
             "context_init": prompt.CONTEXT_INIT,
             "context_std": prompt.CONTEXT_STD,
             "learned_name": prompt.LEARNED_NAME if learns_a_name(cfg) else "",
-            "cuda_graph": prompt.CUDA_GRAPH,
-            "pack_tokens": tokens_of_pack(torch.device(cfg.MODEL.DEVICE)),
             "decoder_width": context_decoder.WIDTH,
             "decoder_heads": context_decoder.HEADS,
             "decoder_layers": context_decoder.LAYERS,
@@ -162,7 +120,7 @@ class PromptedTextEncoder(nn.Module):
             ValueError: training mode without a text encoder.
         """
         if self.mode == "pre":
-            text = self._encode(self._contexts_from(global_embedding, dense_embedding))
+            text = self.encode_class_names(self._contexts_from(global_embedding, dense_embedding))
         else:
             text = self._text()
         if self.mode == "post":
@@ -190,34 +148,6 @@ class PromptedTextEncoder(nn.Module):
         return self._refined(text, global_embedding, dense_embedding)[:, -len(names) :]
 
     @torch.no_grad()
-    def encode_names(self, names: Sequence[str], contexts: Tensor | None) -> Tensor:
-        """Return text embeddings of any names, before the image refines them.
-
-        Args:
-            names: n names of any length.
-            contexts: (B, N, D), such as :attr:`contexts`; None in mode "template".
-        Returns: (B, n, C).
-        Raises:
-            ValueError: names that :func:`check_class_names` refuses or that are too long; no text encoder.
-        """
-        prompts, owners = self.read(names)
-        encoder, sentences, device = self._reader()
-        if self.mode == "random":
-            return random_text(names, self.embed_dim).to(device)[None]
-        return sentences.mean(encoder(prompts.to(device), contexts), owners)
-
-    def read(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Return the token ids (S, L) of all sentences of names, and the number of each sentence's name.
-
-        Raises:
-            ValueError: names that :func:`check_class_names` refuses, that read the same or that are too long;
-                no text encoder.
-        """
-        _, sentences, _ = self._reader()
-        check_class_names(names)
-        return sentences.read(names)
-
-    @torch.no_grad()
     def init_contexts(self) -> None:
         """Set the contexts to the token embeddings of the words of ``context_init``, if any.
 
@@ -229,31 +159,9 @@ class PromptedTextEncoder(nn.Module):
             self.contexts.copy_(encoder.token_embedding(tokens))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The class names, and after them those of the stuff of a panoptic model."""
-        return self.class_names + self.stuff_names
-
-    @property
     def precomputed(self) -> bool:
         """Return whether ``text_embeddings`` replace the text encoder and the contexts."""
         return self.text_encoder is None
-
-    @property
-    def readable_names(self) -> tuple[str, ...]:
-        """The names of the :class:`NameTable` in place of a text encoder; empty if there is none."""
-        return self._vocabulary if isinstance(self.text_encoder, NameTable) else ()
-
-    def encoder_and_prompts(self) -> tuple[TextEncoder, Tensor]:
-        """Return the text encoder and the token ids of the names (K, L).
-
-        Raises:
-            ValueError: there is no text encoder.
-        """
-        encoder, *_ = self._reader()
-        if self._laid_out != self.names:
-            self._lay_out(*self.read(self.names))
-        assert self.prompts is not None
-        return encoder, self.prompts
 
     def set_class_names(
         self,
@@ -294,16 +202,6 @@ class PromptedTextEncoder(nn.Module):
         self.class_names, self.stuff_names = tuple(names), tuple(stuff_names)
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
 
-    def _reader(self) -> tuple[TextEncoder, SentenceReader, torch.device]:
-        """Return the text encoder, what reads names for it, and the device of token ids.
-
-        Raises:
-            ValueError: there is no text encoder.
-        """
-        if self.text_encoder is None or self.prompts is None or self._sentences is None:
-            raise ValueError("The model has precomputed text embeddings and no text encoder.")
-        return self.text_encoder, self._sentences, self.prompts.device
-
     def precompute_(self, *, keep_encoder: bool = False) -> "PromptedTextEncoder":
         """Compute the text embeddings once, for inference with the same outputs.
 
@@ -323,38 +221,23 @@ class PromptedTextEncoder(nn.Module):
             was_training = encoder.training
             encoder.eval()  # PyTorch's attention for inference, as in any evaluation
             with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
-                embeddings = self._encode(self.contexts)[0]
+                embeddings = self.encode_class_names(self.contexts)[0]
             encoder.train(was_training)
             self.register_buffer("text_embeddings", embeddings, persistent=not keep_encoder)
-        if self._vocabulary and not keep_encoder:
-            self._keep_vocabulary()
+        if self.vocabulary and not keep_encoder:
+            self.keep_vocabulary()
+            self.restore(self.class_names, self.stuff_names, self.text_embeddings)
         elif not keep_encoder:
             self.text_encoder = self.contexts = self.prompts = self.packs = None
         return self
-
-    def _keep_vocabulary(self) -> None:
-        """Replace the text encoder by the embeddings of the vocabulary."""
-        if not isinstance(self.text_encoder, NameTable):
-            table: Any = NameTable(self.encode_names(self._vocabulary, None)[0])
-            self.text_encoder = table
-            self._sentences = SentenceReader(table, NameTokenizer(self._vocabulary))
-            self._lay_out(*self._sentences.read(self.names))
-        self.restore(self.class_names, self.stuff_names, self.text_embeddings)
 
     def _text(self) -> Tensor:
         """Return (1, K, C) embeddings of the names, before the image refines them."""
         if self.training and self.precomputed:
             raise ValueError(PRECOMPUTED_CANNOT_TRAIN)
         if self.training or self.text_embeddings is None:
-            return self._encode(self.contexts)
+            return self.encode_class_names(self.contexts)
         return self.text_embeddings[None]
-
-    def _encode(self, contexts: Tensor | None) -> Tensor:
-        encoder, prompts = self.encoder_and_prompts()
-        _, sentences, device = self._reader()
-        if self.mode == "random":
-            return random_text(self.names, self.embed_dim).to(device)[None]
-        return sentences.mean(self._graphed(encoder, self.packs or prompts, contexts), self._owners)
 
     def _refined(self, text: Tensor, global_embedding: Tensor, dense_embedding: Tensor) -> Tensor:
         text = text.expand(global_embedding.shape[0], -1, -1)  # len() would be a constant of a trace
@@ -364,42 +247,22 @@ class PromptedTextEncoder(nn.Module):
         queries = self.queries.expand(global_embedding.shape[0], -1, -1)
         return self.context_decoder(queries, global_embedding, dense_embedding)
 
-    def _make_text(self, embed_dim: int, pack_tokens: int) -> None:
-        """Make the token layout of the class names, or ``text_embeddings`` to be loaded."""
-        check_class_names(self.names, HOW_TO_NAME)
-        self._pack_tokens = pack_tokens
-        self.register_buffer("text_embeddings", None)
-        self.register_buffer("prompts", None, persistent=False)
-        if self._sentences is None:
-            self._check_precomputable()
-            self.text_embeddings = torch.randn(len(self.names), embed_dim)
-            return
-        self._lay_out(*self._sentences.read(self.names, of_training=True))
-
-    def _lay_out(self, prompts: Tensor, owners: list[int]) -> None:
-        """Lay the token ids of the class names out for the text encoder."""
-        assert self.text_encoder is not None and self._sentences is not None
-        device = prompts.device if self.prompts is None else self.prompts.device
-        self.packs = self.text_encoder.pack(prompts, self._sentences.n_ctx, self._pack_tokens).to(device)
-        self.prompts, self._owners, self._laid_out = prompts.to(device), owners, self.names
-
     def _make_contexts(self, context_init: str, std: float) -> None:
         self.register_parameter("contexts", None)
         self._context_tokens: list[int] = []
         if context_init and self.mode not in ("post", "context"):
             raise ValueError(f"context_init is {context_init!r}, but mode {self.mode!r} learns no contexts.")
-        if self.text_encoder is None or self.mode not in ("post", "context"):
+        if self.precomputed or self.mode not in ("post", "context"):
             return
-        contexts = torch.empty(1, self.n_ctx, self.text_encoder.width)
+        encoder, sentences, _ = self._reader()
+        contexts = torch.empty(1, sentences.n_ctx, encoder.width)
         self.contexts = nn.Parameter(nn.init.trunc_normal_(contexts, std=std, a=-2 * std, b=2 * std))
         if context_init:
-            tokenizer = self._tokenizer or clip_tokenizer()
-            words = tokenizer.encode([context_init])[0]
-            self._context_tokens = words[tokenizer.start : len(words) - tokenizer.end]
-            if (number := len(self._context_tokens)) != self.n_ctx:
+            self._context_tokens = sentences.tokens_of(context_init)
+            if (number := len(self._context_tokens)) != sentences.n_ctx:
                 raise ValueError(
                     f"context_init {context_init!r} has {number} tokens, but n_ctx is "
-                    f"{self.n_ctx}. Set n_ctx to {number}, or use other words."
+                    f"{sentences.n_ctx}. Set n_ctx to {number}, or use other words."
                 )
             self.init_contexts()
 
@@ -407,10 +270,10 @@ class PromptedTextEncoder(nn.Module):
         if self.mode == "post":
             self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout)
             self.gamma = nn.Parameter(torch.full((embed_dim,), 1e-4))
-        if self.mode == "pre" and self.text_encoder is not None:
-            self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, self.n_ctx, embed_dim)))
-            output_dim = self.text_encoder.width
-            self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout, output_dim)
+        if self.mode == "pre":
+            encoder, sentences, _ = self._reader()
+            self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, sentences.n_ctx, embed_dim)))
+            self.context_decoder = ContextDecoder(embed_dim, width, heads, layers, dropout, encoder.width)
 
     def _check_precomputable(self) -> None:
         if self.mode == "pre":

@@ -26,8 +26,7 @@ class SentenceReader:
 
     def __init__(
         self,
-        encoder: TextEncoder,
-        tokenizer: Tokenizer | None,
+        tokenizer: Tokenizer | None = None,
         *,
         templates: Sequence[str] = ("{}",),
         n_ctx: int = 0,
@@ -44,26 +43,34 @@ class SentenceReader:
         """
         self.tokenizer, self.normalize = tokenizer or clip_tokenizer(), normalize
         self.n_ctx, self.length = n_ctx, length
-        self.vocab_size, self.context_length = encoder.vocab_size, encoder.context_length
         self.templates = [x for name in templates for x in TEMPLATE_SETS.get(name, (name,))]
 
-    def read(self, names: Sequence[str], *, of_training: bool = False) -> tuple[Tensor, list[int]]:
+    def read(
+        self, names: Sequence[str], encoder: TextEncoder, *, of_training: bool = False
+    ) -> tuple[Tensor, list[int]]:
         """Return the token ids (S, L) of all sentences, and the number of each sentence's name.
 
         Args:
+            encoder: the text encoder that is to read the sentences.
             of_training: L is ``length``; False: as many as the longest sentence has.
 
         Raises:
             ValueError: names that read the same or that are too long.
         """
         words, owners = split_synonyms(names)
-        parts = [(part, i) for i, word in enumerate(words) for part in self._parts(word)]
+        positions = encoder.context_length
+        parts = [(part, i) for i, word in enumerate(words) for part in self._parts(word, positions)]
         # All names in one template follow each other, for they share its beginning.
         sentences = [template.format(part) for template in self.templates for part, _ in parts]
         prompts = tokenize_names(sentences, self.length if of_training else 0, self.tokenizer)
         of_words = [i for _, i in parts] * len(self.templates)
-        check_prompts(prompts, sentences, self.n_ctx, self.vocab_size, self.context_length, of_words)
+        check_prompts(prompts, sentences, self.n_ctx, encoder.vocab_size, positions, of_words)
         return prompts, [owners[i] for i in of_words]
+
+    def tokens_of(self, words: str) -> list[int]:
+        """Return the token ids of words, without start and end."""
+        ids = self.tokenizer.encode([words])[0]
+        return ids[self.tokenizer.start : len(ids) - self.tokenizer.end]
 
     def mean(self, text: Tensor, owners: Sequence[int]) -> Tensor:
         """Return the embeddings (B, K, C) of names from those of their sentences, (B, S, C)."""
@@ -71,20 +78,20 @@ class SentenceReader:
             return mean_of_synonyms(text, owners)
         return F.normalize(mean_of_synonyms(F.normalize(text, dim=-1), owners), dim=-1)
 
-    def _parts(self, word: str) -> list[str]:
+    def _parts(self, word: str, positions: int) -> list[str]:
         """Return the parts of a description that fit the positions; a name that has no parts stays whole."""
         first, *others = BETWEEN_SENTENCES.split(word)
-        if not others or self._fits(word):
+        if not others or self._fits(word, positions):
             return [word]
         parts = [first]
         for sentence in others:
             longer = f"{parts[-1]} {sentence}"
-            if self._fits(longer):
+            if self._fits(longer, positions):
                 parts[-1] = longer
             else:
                 parts.append(sentence)
         return parts
 
-    def _fits(self, word: str) -> bool:
+    def _fits(self, word: str, positions: int) -> bool:
         ids = self.tokenizer.encode([template.format(word) for template in self.templates])
-        return max(map(len, ids)) + self.n_ctx <= self.context_length
+        return max(map(len, ids)) + self.n_ctx <= positions

@@ -268,7 +268,6 @@ def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     Raises:
         ValueError: names have the same tokens, or are too long for the text encoder.
     """
-    cfg = predictor.cfg
     typed = predictor.with_background(names) if names and predictor.takes_names else None
     class_names = typed or predictor.class_names
     known = class_names if predictor.guidance else []
@@ -287,7 +286,7 @@ def predict(predictor: Predictor, image: np.ndarray, names: Sequence[str], file_
     folder = Path(tempfile.mkdtemp(prefix="denseclip_d2_"))
     prediction = Prediction(image, file_name, class_names, seen, heat_maps, unread, folder)
     weakref.finalize(prediction, shutil.rmtree, folder, ignore_errors=True)
-    ids = ids_of_dataset("" if typed else next(iter(cfg.DATASETS.TEST), ""), len(class_names))
+    ids = ids_of_dataset("" if typed else next(iter(predictor.cfg.DATASETS.TEST), ""), len(class_names))
     with coco_file(prediction.detections, class_names, ids) as add:
         add({"file_name": file_name, "height": len(image), "width": image.shape[1]}, outputs)
     return prediction
