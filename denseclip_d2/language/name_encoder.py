@@ -15,6 +15,7 @@ from .sentences import SentenceReader
 from .text_encoder import tokens_of_pack
 from .tokenizers import get_tokenizer
 
+MODES = ("post", "pre", "context", "template", "random")
 WITHOUT_CONTEXTS = ("template", "random")
 HOW_TO_NAME = "Set MODEL.DENSECLIP.CLASS_NAMES, or correct the categories of the training set."
 
@@ -36,24 +37,24 @@ class NameEncoder(nn.Module):
         text_encoder: TextEncoder | None,
         sentences: SentenceReader | None,
         *,
+        mode: str,
+        vocabulary: Sequence[str],
         pack_tokens: int,
         cuda_graph: bool,
-        vocabulary: Sequence[str] = (),
-        is_random: bool = False,
     ):
         """
-        Args:
-            class_names, stuff_names, text_encoder, sentences, pack_tokens, cuda_graph, vocabulary: see
-                :class:`.PromptedTextEncoder`.
-            is_random: :func:`random_text` in place of the text encoder's embeddings.
+        Args: see :class:`.PromptedTextEncoder`. Mode "random" has :func:`random_text` in place of the text
+            encoder's embeddings.
 
         Raises:
-            ValueError: names that cannot be read.
+            ValueError: an unknown mode, or names that cannot be read.
         """
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
         super().__init__()
         self.class_names, self.stuff_names = tuple(class_names), tuple(stuff_names)
-        self.vocabulary = tuple(vocabulary)
-        self.text_encoder, self.sentences, self.is_random = text_encoder, sentences, is_random
+        self.mode, self.vocabulary = mode, tuple(vocabulary)
+        self.text_encoder, self.sentences = text_encoder, sentences
         self._pack_tokens, self._graphed = pack_tokens, CUDAGraphTextEncoder(cuda_graph)
         self.register_buffer("prompts", None, persistent=False)
         check_class_names(self.names, HOW_TO_NAME)
@@ -159,7 +160,7 @@ class NameEncoder(nn.Module):
         contexts: Tensor | None,
     ) -> Tensor:
         encoder, sentences, device = self._reader()
-        if self.is_random:
+        if self.mode == "random":
             return random_text(names, encoder.output_dim).to(device)[None]
         return sentences.mean(self._graphed(encoder, prompts, contexts), owners)
 

@@ -14,8 +14,6 @@ from .prompts import check_class_names
 from .sentences import SentenceReader
 from .text_encoder import PACK_TOKENS
 
-MODES = ("post", "pre", "context", "template", "random")
-
 PRECOMPUTED_CANNOT_TRAIN = (
     "A model with precomputed text embeddings has no contexts to train. Set "
     "MODEL.DENSECLIP.PROMPT.PRECOMPUTED to False. Train from weights with a text encoder, or set "
@@ -29,7 +27,7 @@ class PromptedTextEncoder(NameEncoder):
     Modes: "post", learned contexts whose embeddings the image refines: t + gamma * decoder(t, image);
     "pre", contexts that a decoder makes from the image; "context", learned contexts alone (CoOp);
     "template", a fixed sentence and nothing learned; "random", a fixed random vector for each name
-    (:func:`random_text`), which an experiment compares the others with.
+    (:func:`.random_text`), which an experiment compares the others with.
 
     Training computes the text in every forward pass. Inference computes the text once: see
     :meth:`precompute_` and :func:`.precomputed_text`. The buffer ``text_embeddings`` (K, C) holds the result.
@@ -77,13 +75,10 @@ class PromptedTextEncoder(NameEncoder):
         Raises:
             ValueError: names that cannot be read, an unknown mode, or "pre" without a text encoder.
         """
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}.")
         super().__init__(
             class_names, stuff_names, text_encoder, sentences,
-            pack_tokens=pack_tokens, cuda_graph=cuda_graph, vocabulary=vocabulary, is_random=mode == "random",
+            mode=mode, vocabulary=vocabulary, pack_tokens=pack_tokens, cuda_graph=cuda_graph,
         )  # fmt: skip
-        self.mode = mode
         self.register_buffer("text_embeddings", None)
         if text_encoder is None:
             self._check_precomputable()
