@@ -23,6 +23,8 @@ MIN_WIDTH = 480
 """Images with fewer pixels across are enlarged, so that labels stay readable."""
 FILL = 0.12
 """Opacity inside a mask's outline. It is low, because colors can identify classes."""
+LABEL_FILL = 0.3
+"""Opacity of the classes of a label map."""
 
 
 def draw_detections(
@@ -64,7 +66,7 @@ def draw_boxes(image: np.ndarray, boxes, masks, classes: list[int], labels: list
 
 
 def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Draw outlines and a light fill in the colors of the classes. Pixels without a class stay as they are.
+    """Draw outlines and a fill in the colors of the classes. Pixels without a class stay as they are.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -78,7 +80,7 @@ def draw_label_map(image: np.ndarray, labels: np.ndarray, num_classes: int) -> n
     labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     colors = 255 * np.array([class_color(c) for c in range(num_classes)])
     outlines = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
-    strength = np.where(outlines, 1.0, FILL)[..., None]
+    strength = np.where(outlines, 1.0, LABEL_FILL)[..., None]
     colored = (1 - strength) * drawn + strength * colors[labels.clip(max=num_classes - 1)]
     return np.where((labels < num_classes)[..., None], colored, drawn).astype(np.uint8)
 
