@@ -326,13 +326,14 @@ def test_a_small_clip_loads_the_same_from_every_kind_of_file(tmp_path):
 
 
 def test_openais_state_dict_is_refused_where_the_model_has_plain_gelu(tmp_path):
-    state = open_clip.create_model(CLIP).state_dict()
+    config = {**open_clip.get_model_config(CLIP), "quick_gelu": False}
+    config["vision_cfg"] = {**config["vision_cfg"], "layers": [1, 1, 1, 1]}  # no other test's weights fit
+    (tmp_path / "RN-short-gelu.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    state = open_clip.create_model("RN-short-gelu").state_dict()
     numbers = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
     torch.save({**state, **numbers}, tmp_path / "openai.pt")
-    config = {**open_clip.get_model_config(CLIP), "quick_gelu": False}
-    (tmp_path / "RN-shapes-gelu.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path)
-    model = tiny_model("MODEL.DENSECLIP.CLIP_MODEL", "RN-shapes-gelu")
+    model = tiny_model("MODEL.DENSECLIP.CLIP_MODEL", "RN-short-gelu")
     with pytest.raises(ValueError, match="trained with QuickGELU, and the model has GELU"):
         DenseCLIPCheckpointer(model).load(str(tmp_path / "openai.pt"))
 
