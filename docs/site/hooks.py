@@ -15,7 +15,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs/site")]
 from config_keys import config_keys_page  # noqa: E402
 
 FIRST = ["README.md", "GETTING_STARTED.md"]
-LAST = ["MODEL_ZOO.md", "datasets/README.md", "findings/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+LAST = [
+    "MODEL_ZOO.md",
+    "denseclip_d2/model_zoo/weights/photographs.md",
+    "datasets/README.md",
+    "findings/README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 GUIDES = [f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))]
 CSS = "td:first-child code { white-space: nowrap; }"
 LINK = re.compile(r"\]\(\s*([^)\s#]+)")
