@@ -33,5 +33,6 @@ def pixel_text_scores(dense: Tensor, text: Tensor, tau: float, kernels: bool = T
         norms = torch.linalg.vector_norm(pixels, dim=1, keepdim=True, dtype=torch.float32)
         per_norm = norms.clamp_min(SMALLEST_NORM).reciprocal()
     products = F.normalize(text, dim=-1).expand(dense.shape[0], -1, -1) @ pixels
-    scores = (products * per_norm).to(products.dtype).unflatten(2, dense.shape[2:])
+    # Not unflatten: torch's ONNX exporter makes its sizes constants.
+    scores = (products * per_norm).to(products.dtype).reshape(*products.shape[:2], *dense.shape[2:])
     return scores, scores / tau

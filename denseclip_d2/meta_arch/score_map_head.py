@@ -83,8 +83,7 @@ class ScoreMapHead(nn.Module):
             of_stuff, _ = pixel_text_scores(features["dense_embedding"], features[STUFF], self.tau)
             found.append(of_stuff.float().amax(dim=1, keepdim=True))
         if self.threshold > -1:
-            # Not full_like: torch's ONNX exporter makes its sizes constants.
-            found.append(scores[:, :1].clamp(self.threshold, self.threshold))
+            found.append(torch.full_like(scores[:, :1], self.threshold))
         if not found:
             return scores
         background = torch.cat(found, dim=1).amax(dim=1, keepdim=True)
