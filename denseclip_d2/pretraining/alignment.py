@@ -1,7 +1,5 @@
 """The projection by which a sentence encoder embeds names where an image classifier embeds images."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
@@ -54,8 +52,3 @@ def fit_projection(sentences: Tensor, rows: Tensor, *, seed: int = 0) -> tuple[T
 def _ridge(x: Tensor, y: Tensor, penalty: float | Tensor) -> Tensor:
     """Return the (D, C) matrix that maps x (N, D) to y (N, C) with the least squares and penalty."""
     return torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y)
-
-
-def sentences_of(names: Sequence[str], template: str = TEMPLATE) -> list[str]:
-    """Return the sentence of each name."""
-    return [template.format(name) for name in names]

@@ -18,7 +18,7 @@ from ..checkpoint.imagenet_weights import in_timms_order
 from ..checkpoint.load_report import first
 from ..checkpoint.readers import read_weights
 from ..utils.safetensors_file import write_safetensors
-from .alignment import fit_projection, sentences_of
+from .alignment import TEMPLATE, fit_projection
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 TEMPERATURE = 0.05
@@ -129,7 +129,7 @@ def join(classifier: ImageClassifier, sentence_encoder: Path, names: Sequence[st
     )
     projection, model.text.proj = model.text.proj, nn.Identity()
     with torch.no_grad():
-        parts = tokenizer(sentences_of(names)).split(_BATCH)
+        parts = tokenizer([TEMPLATE.format(name) for name in names]).split(_BATCH)
         pad_id = model.text.config.pad_token_id
         sentences = torch.cat([model.encode_text(trimmed(ids, pad_id)) for ids in parts])
         first_layer, second_layer = fit_projection(sentences, classifier.rows)
