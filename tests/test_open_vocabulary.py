@@ -198,6 +198,26 @@ def test_the_order_of_stuff_is_the_order_of_labels():
     assert_close(after, before[[0, 2, 1]])
 
 
+@pytest.mark.parametrize("system", ["retinanet", "mask_rcnn"])
+def test_detectors_read_background_as_any_word(system):
+    model = open_model(system).eval()
+    with torch.no_grad():
+        model.set_class_names(["dog", "background"])
+        text = model.backbone(torch.zeros(1, 3, 64, 64))["text_embeddings"]
+        word = model.backbone.language.encode_names(["background"], model.backbone.language.contexts)
+    assert not [name for name in model.state_dict() if "learned" in name]
+    assert F.cosine_similarity(text[0, 1], word[0, 0], dim=0) > 0.9
+
+
+def test_weights_of_detectors_with_a_learned_name_are_read(tmp_path):
+    model = open_model("retinanet")
+    weights = {**model.state_dict(), "backbone.language.learned.embedding": torch.zeros(32)}
+    torch.save({"model": weights}, tmp_path / "model.pth")
+    fresh = open_model("retinanet")
+    DenseCLIPCheckpointer(fresh, for_training=False).load(str(tmp_path / "model.pth"))
+    assert_close(fresh.state_dict(), model.state_dict())
+
+
 def test_a_learned_name_is_not_read():
     model = open_model("semantic_fpn").eval()
     with torch.no_grad():

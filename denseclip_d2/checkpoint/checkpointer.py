@@ -187,6 +187,9 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
         weights, reshaped = self._renamed(checkpoint, filename)
         if not self.allow_partial:
             check_header(filename, self.model, start=start)
+        guided = guidance_of(self.model)
+        if guided and not guided.language.learned:  # detectors had this tensor and did not use it
+            weights.pop("backbone.language.learned.embedding", None)
         reshaped.update(resize_positions(weights, self.model))
         needed = list(state)
         if not from_clip and not self.allow_partial:
@@ -209,7 +212,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
                 needed += names_of_backbone(self.model)
         cure = _TRAIN_FIRST if from_clip and not clip_is_enough else _CURE
         incompatible = self._take(weights, reshaped, needed, source, cure)
-        if (guided := guidance_of(self.model)) and "backbone.language.contexts" not in weights:
+        if guided and "backbone.language.contexts" not in weights:
             guided.language.init_contexts()
         return incompatible
 

@@ -108,8 +108,8 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Sentences in place of it, or ("imagenet",): the 80 of CLIP's ImageNet notebook. A name has the mean of
     # the normalized embeddings of its sentences. Empty: TEMPLATE.
     denseclip.PROMPT.TEMPLATES = ()
-    # With CLASSIFIER "text": a class name whose embedding is learned, because the word says nothing. A
-    # ScoreMapHead learns nothing: the class has the pixels of STUFF_NAMES and BACKGROUND_THRESHOLD.
+    # With CLASSIFIER "text": a class of label maps whose embedding is learned, because the word says nothing.
+    # A ScoreMapHead learns nothing: the class has the pixels of STUFF_NAMES and BACKGROUND_THRESHOLD.
     denseclip.PROMPT.LEARNED_NAME = "background"
     # Folder with the tokenizer of an architecture whose tokenizer is on the Hugging Face hub, such as SigLIP.
     # Empty: the hub's cache, or a download.

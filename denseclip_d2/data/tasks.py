@@ -53,8 +53,9 @@ def labels_by_score_map(cfg: CfgNode) -> bool:
 
 
 def learns_a_name(cfg: CfgNode) -> bool:
-    """Return whether the embedding of ``PROMPT.LEARNED_NAME`` is learned."""
-    return cfg.MODEL.DENSECLIP.CLASSIFIER == "text" and not labels_by_score_map(cfg)
+    """Return whether the embedding of ``PROMPT.LEARNED_NAME`` is learned. A detector has no such class."""
+    learns = cfg.MODEL.DENSECLIP.CLASSIFIER == "text" and not labels_by_score_map(cfg)
+    return learns and has_sem_seg_head(cfg)
 
 
 def is_panoptic(cfg: CfgNode) -> bool:

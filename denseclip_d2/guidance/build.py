@@ -37,9 +37,10 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
             "MODEL.DENSECLIP.CLASS_NAMES is empty. Set it to the names of the classes, or to "
             "`denseclip_d2.data.get_class_names(cfg)`, which takes them from DATASETS."
         )
+    language = PromptedTextEncoder(cfg, class_names)
     return {
         "visual": visual,
-        "language": PromptedTextEncoder(cfg, class_names),
+        "language": language,
         "level": score_map.LEVEL,
         "tau": score_map.TAU,
         "concat": score_map.CONCAT,
@@ -50,7 +51,7 @@ def _guidance(cfg, visual: VisualEncoder) -> dict:
             tuple(class_names),
             geometric_ensemble.ALPHA,
             geometric_ensemble.BETA,
-            cfg.MODEL.DENSECLIP.PROMPT.LEARNED_NAME,
+            language.learned.name if language.learned else "",
         )
         if geometric_ensemble.ALPHA or geometric_ensemble.BETA
         else None,
