@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from denseclip_d2.cli import train_net
+from denseclip_d2.cli.parser import parse_args
 from denseclip_d2.data.dataset_folder import read_source
 from denseclip_d2.data.voc import read_voc
 from denseclip_d2.data.yolo import read_yolo
@@ -703,7 +704,7 @@ def test_what_is_no_dataset_is_told(tmp_path):
 
 
 def parsed(*args: str):
-    return train_net.build_parser().parse_args(["--config-file", "F", *args])
+    return parse_args(train_net.build_parser(), ["--config-file", "F", *args])
 
 
 TRAIN, VAL = "DATASETS.CUSTOM.TRAIN", "DATASETS.CUSTOM.VAL"

@@ -26,6 +26,7 @@ from configs import prepared_cfg
 from denseclip_d2.builder import build_model, build_model_with_weights
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.cli import demo
+from denseclip_d2.cli.parser import parse_args
 from denseclip_d2.config import load_config
 from denseclip_d2.data.class_names import names_to_find
 from denseclip_d2.engine import Trainer
@@ -567,7 +568,7 @@ def test_the_demo_finds_names_in_a_dataset_in_images_and_in_videos(small_shapes,
     def categories(out: str, *args: str) -> dict[int, str]:
         """Run the demo, and return the names of the classes found by their ids."""
         args = ("--config-file", str(tmp_path / "config.yaml"), "--output", str(tmp_path / out), *args)
-        assert demo.main(demo.build_parser().parse_args([*args])) == 0
+        assert demo.main(parse_args(demo.build_parser(), args)) == 0
         found = json.loads((tmp_path / out / "detections.json").read_text())
         return {category["id"]: category["name"] for category in found["categories"]}
 
@@ -576,7 +577,7 @@ def test_the_demo_finds_names_in_a_dataset_in_images_and_in_videos(small_shapes,
     ids = MetadataCatalog.get(val).thing_dataset_id_to_contiguous_id
     assert categories("own", *of_dataset) == dict(zip(ids, CLASS_NAMES, strict=True))
     inputs = ("--input", image, str(tmp_path / "clip.mp4"))
-    assert categories("both", *inputs, "--names", "dog") == {0: "dog"}
+    assert categories("both", *inputs, "--names", "dog", "MODEL.DEVICE", "cpu") == {0: "dog"}
     assert (tmp_path / "both/clip.mp4").exists()
     assert categories("trained", *inputs) == dict(enumerate(NAMES))
     with pytest.raises(ValueError, match="'dog, cat' has a comma"):

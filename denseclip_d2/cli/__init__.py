@@ -11,7 +11,7 @@ from types import ModuleType
 from ..engine.errors import one_line_errors
 from ..utils.memory import keep_freed_memory
 from ..version import __version__
-from .parser import command_parser
+from .parser import command_parser, parse_args
 
 COMMANDS = {
     "train": "train_net",
@@ -50,7 +50,7 @@ def main(module: str = "") -> None:
     if command:
         parser.prog = f"denseclip {command}"
         parser.description, parser.epilog = map(_as_installed, (parser.description, parser.epilog))
-    args = parser.parse_args(options)
+    args = parse_args(parser, options)
     if getattr(args, "config_file", None):
         args.config_file = config_path(args.config_file)
     try:

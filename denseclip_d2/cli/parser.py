@@ -2,8 +2,12 @@
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
 
 from ..engine.setup import check_writable
 from ..model_zoo import CLIP_CONFIG, clip_opts, get_config_file
@@ -56,6 +60,31 @@ def add_opts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, last of all"
     )
+
+
+class UpToKeys(argparse.Action):
+    """Take values up to the first config key. The KEY VALUE pairs after them go to ``args.pairs``."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
+        setattr(namespace, self.dest, values[:end])
+        namespace.pairs = [*getattr(namespace, "pairs", ()), *values[end:]]
+
+
+def parse_args(parser: argparse.ArgumentParser, options: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the values of options, and in ``opts`` all KEY VALUE pairs, also those of :class:`UpToKeys`."""
+    args = parser.parse_args(options)
+    if pairs := vars(args).pop("pairs", ()):
+        args.opts = [*pairs, *args.opts]
+    return args
+
+
+def _is_key(value: str) -> bool:
+    """Return whether a value is, or looks like, a config key, such as SOLVER.MAX_ITER or SEED."""
+    dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
+    cfg = get_cfg()
+    of_root = value in cfg and not isinstance(cfg[value], CfgNode)
+    return of_root or bool(dotted and not Path(value).exists())
 
 
 def positive(text: str) -> int:

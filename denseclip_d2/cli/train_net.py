@@ -13,11 +13,9 @@ tools/train_net.py --config-file F --train my/data.yaml          # own data of Y
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -29,7 +27,7 @@ from ..engine import Trainer, run, setup
 from ..engine.run_record import record_evaluation
 from ..evaluation.build import check_test_sets
 from ..inference import with_tta
-from .parser import add_clip, config_and_opts, write_json
+from .parser import UpToKeys, add_clip, config_and_opts, write_json
 
 RESULTS = "results.json"
 """The file of an evaluation's metrics in ``OUTPUT_DIR``."""
@@ -53,24 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _DataSource(argparse.Action):
-    """Take one value or two, and store the KEY VALUE pairs that follow them in ``args.pairs``."""
+class _DataSource(UpToKeys):
+    """Take one value or two."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
-        source, pairs = values[:end], values[end:]
-        if end > 2 or (end == 1 and source[0].lower().endswith(".json")):
+        super().__call__(parser, namespace, values, option_string)
+        source = getattr(namespace, self.dest)
+        if len(source) > 2 or (len(source) == 1 and source[0].lower().endswith(".json")):
             parser.error(f"{option_string} {' '.join(source)}: give {FORMS}")
-        setattr(namespace, self.dest, source)
-        namespace.pairs = [*getattr(namespace, "pairs", ()), *pairs]
-
-
-def _is_key(value: str) -> bool:
-    """Return whether a value is, or looks like, a config key, such as SOLVER.MAX_ITER or SEED."""
-    dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
-    cfg = get_cfg()
-    of_root = value in cfg and not isinstance(cfg[value], CfgNode)
-    return of_root or bool(dotted and not Path(value).exists())
 
 
 def all_opts(args: argparse.Namespace) -> list:
@@ -81,7 +69,7 @@ def all_opts(args: argparse.Namespace) -> list:
         "DATASETS.CUSTOM.SEMANTIC": args.train_semantic,
     }
     own = [x for pair in keys.items() if pair[1] for x in pair]
-    return [*own, *getattr(args, "pairs", ()), *args.opts]
+    return [*own, *args.opts]
 
 
 def main(args: argparse.Namespace) -> None:
