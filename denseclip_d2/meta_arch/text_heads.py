@@ -153,13 +153,19 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         nn.init.zeros_(self.cls_score.bias)
         prior = SIGMOID_PRIOR if self.use_sigmoid_ce else 0.0
         self.classifier = TextClassifier(
-            embed_dim, background=True, scale=SCALE, prior=prior, biased_names=biased_names
-        )
+            embed_dim, background=True, scale=SCALE, prior=prior, biased_names=biased_names,
+            federated=self.use_fed_loss,
+        )  # fmt: skip
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
         own = {"embed_dim": embed_dim_of(cfg), "biased_names": biased_names_of(cfg)}
         return {**super().from_config(cfg, input_shape), **own}
+
+    def get_fed_loss_classes(self, gt_classes, num_fed_loss_classes, num_classes, weight):
+        if num_classes < len(weight):  # a training step's names are already a sample
+            return torch.arange(num_classes, device=gt_classes.device)
+        return super().get_fed_loss_classes(gt_classes, num_fed_loss_classes, num_classes, weight)
 
     def forward(
         self, x: Tensor, text: Tensor, boxes: Sequence[Boxes], clip: CLIPScores | None = None
