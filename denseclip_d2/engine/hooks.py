@@ -15,8 +15,9 @@ from ..utils.random_state import get_random_state, set_random_state
 
 
 class RunState(HookBase):
-    """Save with each checkpoint, and restore, what Detectron2 leaves out: random generators, moving averages.
+    """Save with each checkpoint, and restore, what Detectron2 leaves out.
 
+    These are random generators, moving averages, and what training steps leave of their names for later ones.
     The main process alone saves, and restores its own generators. On resume, the other processes seed theirs
     by seed, rank and iteration. The loader keeps the order and augmentation of the data, for all processes.
     The images of ``TEST.PRECISE_BN`` are not restored.

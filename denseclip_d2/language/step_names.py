@@ -65,11 +65,10 @@ class StepNameEncoder(NameEncoder):
 
     @classmethod
     def from_config(cls, cfg, class_names: Sequence[str]) -> dict[str, Any]:
-        prompt = cfg.MODEL.DENSECLIP.PROMPT
+        given, number = super().from_config(cfg, class_names), cfg.MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP
         # A graph would be captured anew for the names of each step.
-        graph = prompt.CUDA_GRAPH and not prompt.NAMES_PER_STEP
-        given = super().from_config(cfg, class_names)
-        return {**given, "names_per_step": prompt.NAMES_PER_STEP, "cuda_graph": graph}
+        graph = given["cuda_graph"] and not 0 < number < len(class_names)
+        return {**given, "names_per_step": number, "cuda_graph": graph}
 
     @property
     def reads_some_names(self) -> bool:
