@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..kernels import pixel_text_scores
 from ..language import PromptedTextEncoder
 from .geometric_ensemble import GeometricEnsemble
-from .text_classifier import represent
 
 SCORE_MAP = "score_map"
 """The feature that is the score map."""
@@ -99,11 +98,11 @@ class LanguageGuidedFeatures(Backbone):
         scores, logits = pixel_text_scores(dense, text, self.tau, self.kernels)
         if self.concat != "none":
             if self.concat == "text":
-                step, unread = self.language.step_names, self.language.unread_text
-                if step is None or unread is None:
+                unread = self.language.unread_text
+                if unread is None:
                     guide = seen_text(logits, text)
                 else:
-                    guide = seen_text_of_step(dense, self.tau, text, step.weights, unread)
+                    guide = seen_text_of_step(dense, self.tau, text, unread)
             else:
                 guide = logits if self.concat_logits else scores
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
@@ -198,20 +197,15 @@ def seen_text(logits: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bkc,bkhw->bchw", words, weights) * text.shape[2] ** 0.5
 
 
-def seen_text_of_step(dense: Tensor, tau: float, text: Tensor, weights: Tensor, unread: Tensor) -> Tensor:
+def seen_text_of_step(dense: Tensor, tau: float, text: Tensor, unread: Tensor) -> Tensor:
     """Return what :func:`seen_text` does for all names, where a training step reads some of them.
-
-    The gradient of the text has the expectation of that of all names.
 
     Args:
         dense: (B, C, h, w) dense embedding.
         tau: temperature.
-        text: (B or 1, m + n, C) text embeddings of the names of the step, and then of n names of stuff.
-        weights: (m,) how many names each stands for, see :func:`represent`.
+        text: (B or 1, m, C) text embeddings of the names of the step.
         unread: (K - m, C) text embeddings of the other names, without gradient.
     """
-    weights = F.pad(weights, (0, text.shape[1] - len(weights)), value=1)
-    text = represent(text, weights, softmax=False)
     own, rest = (F.normalize(x, dim=-1).expand(len(dense), -1, -1) for x in (text, unread[None]))
     pixels = F.normalize(dense, dim=1).flatten(2) / tau
     # Not one product of all names: its backward pass would compute the gradient of those that have none.

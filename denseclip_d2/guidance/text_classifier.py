@@ -3,7 +3,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from torch import Tensor, nn
 
 from ..language.prompts import plain_name
@@ -27,7 +26,6 @@ class TextClassifier(nn.Module):
         scale: float = 10.0,
         prior: float = 0.0,
         biased_names: Sequence[str] = (),
-        federated: bool = False,
     ):
         """
         Args:
@@ -37,7 +35,6 @@ class TextClassifier(nn.Module):
             prior: initial probability of each class, for sigmoid losses. It sets a learned bias. 0: no bias.
             biased_names: K names with a learned bias each, 0 at first. The text has these names until
                 :meth:`set_names` gives others.
-            federated: the names of a training step stand for themselves alone, as in a federated loss.
         """
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
@@ -46,16 +43,15 @@ class TextClassifier(nn.Module):
         bias = torch.tensor(math.log(prior / (1 - prior))) if prior else None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.name_bias = NameBias(biased_names) if biased_names else None
-        self.federated = federated
         self.weights: Tensor | None = None
 
     def set_names(self, names: Sequence[str], weights: Tensor | None = None) -> None:
         """Take text embeddings of these names from now on, which find their biases.
 
         Args:
-            weights: (K,) how many names each stands for in the loss, see :func:`represent`; None: itself.
+            weights: (K,) how many names each stands for in a softmax, see :func:`represent`; None: itself.
         """
-        self.weights = None if self.federated else weights
+        self.weights = weights
         if self.name_bias is not None:
             self.name_bias.set_names(names)
 
@@ -76,27 +72,24 @@ class TextClassifier(nn.Module):
         if self.name_bias is not None:
             biases = F.pad(self.name_bias(), (0, int(self.background is not None))).to(logits.dtype)
             logits = logits + biases.view(-1, *[1] * (logits.dim() - 2))
-        if self.weights is not None:
-            weights = F.pad(self.weights, (0, int(self.background is not None)), value=1)
-            logits = represent(logits, weights, softmax=self.bias is None)
+        if self.weights is not None and self.bias is None:
+            logits = represent(logits, F.pad(self.weights, (0, int(self.background is not None)), value=1))
         return logits
 
 
-def represent(logits: Tensor, weights: Tensor, *, softmax: bool, tau: float = 1.0) -> Tensor:
-    """Return logits of some names whose losses have the expectation of those of all names.
+def represent(logits: Tensor, weights: Tensor, tau: float = 1.0) -> Tensor:
+    """Return logits of some names for a softmax in which they stand for all names.
 
-    If each of n steps draws a part of the names, a drawn name stands for n.
+    tau * log(weight) is added. If each of n steps draws a part of the names and a drawn name stands for n,
+    the sum of the exponentials has the expectation of that over all names (sampled softmax, Jean et al., ACL
+    2015). In a sigmoid loss, names do not compete: each stands for itself, as in a federated loss.
 
     Args:
         logits: (B, K, ...).
         weights: (K,) how many names each stands for.
-        softmax: of a softmax loss, tau * log(weight) is added: its sum of exponentials has the expectation of
-            the sum over all names (sampled softmax, Jean et al., ACL 2015). Of a loss that is a sum over
-            names, the gradient is multiplied: it has the expectation of that of all names.
         tau: temperature by which the logits are divided later.
     """
-    weights = weights.to(logits).view(-1, *[1] * (logits.dim() - 2))
-    return logits + tau * weights.log() if softmax else _ScaleGradient.apply(logits, weights)
+    return logits + tau * weights.to(logits).log().view(-1, *[1] * (logits.dim() - 2))
 
 
 class NameBias(nn.Module):

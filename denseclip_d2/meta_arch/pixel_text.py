@@ -223,11 +223,9 @@ class PixelTextSupervision(nn.Module):
         return {**x, "instances": instances}
 
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        if step := self.backbone.language.step_names:
-            softmax = self._by_label or self.pixel_text_kind == "softmax"
-            # The other losses are means over names: a name counts for K names of m.
-            weights = step.weights if softmax else step.weights * (len(step.weights) / len(step.column))
-            scores = represent(scores, weights, softmax=softmax, tau=self.backbone.tau)
+        step = self.backbone.language.step_names
+        if step and (self._by_label or self.pixel_text_kind == "softmax"):
+            scores = represent(scores, step.weights, self.backbone.tau)
         loss = (self._label_map_loss if self._by_label else self._instances_loss)(scores, batched_inputs)
         return {"loss_pixel_text": self.pixel_text_weight * loss}
 

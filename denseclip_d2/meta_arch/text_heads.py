@@ -153,9 +153,8 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         nn.init.zeros_(self.cls_score.bias)
         prior = SIGMOID_PRIOR if self.use_sigmoid_ce else 0.0
         self.classifier = TextClassifier(
-            embed_dim, background=True, scale=SCALE, prior=prior, biased_names=biased_names,
-            federated=self.use_fed_loss,
-        )  # fmt: skip
+            embed_dim, background=True, scale=SCALE, prior=prior, biased_names=biased_names
+        )
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
