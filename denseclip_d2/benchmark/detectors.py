@@ -16,6 +16,10 @@ from ..engine.train_loop import AMP_PRECISIONS
 OBJECTS = 8
 """Objects in an image; COCO's images have 7.3 on average."""
 
+COLORS = (
+    "red", "green", "blue", "yellow", "white", "black", "gray", "brown", "pink", "purple", "golden",
+)  # fmt: skip
+
 # By meta-architecture: the one for plain CLIP, then Detectron2's own with its backbone.
 _TWINS = {
     "DenseCLIPRetinaNet": ("RetinaNetGlobalNorm", "RetinaNet", "build_retinanet_resnet_fpn_backbone"),
@@ -24,7 +28,7 @@ _TWINS = {
 
 
 def class_names(number: int) -> tuple[str, ...]:
-    """Return real class names: COCO's 80, ADE20K's 150, otherwise the first of LVIS's 1203.
+    """Return class names: COCO's 80, ADE20K's 150, else the first of LVIS's 1203 and of those with a color.
 
     Raises:
         ValueError: there are not enough names.
@@ -33,9 +37,11 @@ def class_names(number: int) -> tuple[str, ...]:
         return tuple(category["name"] for category in COCO_CATEGORIES if category["isthing"])
     if number == 150:
         return tuple(names.split(", ")[0] for names in ADE20K_SEM_SEG_CATEGORIES)
-    if not 0 < number <= len(LVIS_CATEGORIES):
-        raise ValueError(f"--classes {number}: only 1 to {len(LVIS_CATEGORIES)} classes have names.")
-    return tuple(category["synonyms"][0].replace("_", " ") for category in LVIS_CATEGORIES[:number])
+    names = [category["synonyms"][0].replace("_", " ") for category in LVIS_CATEGORIES]
+    names = [*dict.fromkeys([*names, *(f"{color} {name}" for color in COLORS for name in names)])]
+    if not 0 < number <= len(names):
+        raise ValueError(f"--classes {number}: only 1 to {len(names)} classes have names.")
+    return tuple(names[:number])
 
 
 def candidate_configs(cfg: CfgNode, num_classes: int) -> dict[str, CfgNode]:

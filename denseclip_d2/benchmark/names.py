@@ -15,11 +15,9 @@ from .detectors import candidate_configs, class_names
 from .measure import Measurement, compare
 from .settings import Settings, threads, with_values
 
-TEXT = (
-    "MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text",
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
-    "INPUT.MIN_SIZE_TEST", 0,
-)  # fmt: skip
+AGNOSTIC = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True)
+TEXT = ("MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text", *AGNOSTIC)
+NAMES_PER_STEP = 64
 
 
 def names(settings: Settings) -> Iterator[list[Measurement]]:
@@ -45,4 +43,4 @@ def names(settings: Settings) -> Iterator[list[Measurement]]:
 
 def _config(settings: Settings, number: int, weights: str) -> CfgNode:
     cfg = candidate_configs(settings.cfg, number)["DenseCLIP"]
-    return with_values(cfg, *TEXT, "MODEL.WEIGHTS", weights, "DATASETS.TEST", ())
+    return with_values(cfg, *TEXT, "INPUT.MIN_SIZE_TEST", 0, "MODEL.WEIGHTS", weights, "DATASETS.TEST", ())

@@ -18,7 +18,7 @@ from .detectors import Candidate, candidate_configs
 from .exported_files import exported
 from .kernels import KERNELS
 from .measure import Measurement, compare
-from .names import names
+from .names import AGNOSTIC, NAMES_PER_STEP, TEXT, names
 from .settings import Settings, threads, with_values
 
 Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
@@ -96,6 +96,11 @@ def training(settings: Settings) -> Iterator[list[Measurement]]:
     return _detectors("training", settings, partial(_chosen, settings), training=True)
 
 
+def step_names(settings: Settings) -> Iterator[list[Measurement]]:
+    """Compare training steps of plain CLIP and of DenseCLIP by text, which reads some or all of the names."""
+    return _detectors("names of a step", settings, partial(_reading, settings), training=True)
+
+
 def options(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare DenseCLIP's inference as trained, by default and in bfloat16."""
     changes = {
@@ -116,6 +121,13 @@ def compiled(settings: Settings) -> Iterator[list[Measurement]]:
 
 def _chosen(settings: Settings, configs: Configs) -> Configs:
     return {name: cfg for name, cfg in configs.items() if name.split()[0] in settings.candidates}
+
+
+def _reading(settings: Settings, configs: Configs) -> Configs:
+    text = with_values(configs["DenseCLIP"], *TEXT)
+    some = with_values(text, "MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP", NAMES_PER_STEP)
+    chosen = {"CLIP": with_values(configs["CLIP"], *AGNOSTIC), f"{NAMES_PER_STEP} names": some}
+    return {**chosen, "all names": text} if "DenseCLIP" in settings.candidates else chosen
 
 
 def _variants(changes: Mapping[str, Sequence[object]], configs: Configs) -> Configs:
@@ -173,6 +185,7 @@ SECTIONS = {
     "options": options,
     "training": training,
     "names": names,
+    "step-names": step_names,
     "compiled": compiled,
     "loader": loader,
     "exported": exported,

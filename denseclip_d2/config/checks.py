@@ -17,7 +17,13 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 from ..clip_models import get_clip_architecture
-from ..data.tasks import has_sem_seg_head, labels_by_score_map, num_classes_section, predicts_masks
+from ..data.tasks import (
+    has_sem_seg_head,
+    labels_by_score_map,
+    num_classes_section,
+    predicts_masks,
+    takes_any_names,
+)
 from ..meta_arch.text_heads import ROI_HEADS
 from ..visual.timm_backbone import TIMM, check_timm_model
 from .projects import default_config
@@ -68,6 +74,11 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, but PROMPT.MODE "
             f"{prompt.MODE!r} learns no contexts. Set CONTEXT_INIT to '', or MODE to 'post' or 'context'."
+        )
+    if prompt.NAMES_PER_STEP and not takes_any_names(cfg):
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, but layers learn weights "
+            "of each class. Set it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
         )
     if prompt.VOCABULARY and prompt.MODE != "template":
         raise ValueError(

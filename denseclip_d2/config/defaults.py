@@ -121,6 +121,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     denseclip.PROMPT.VOCABULARY = ()
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.
     denseclip.PROMPT.CUDA_GRAPH = True
+    # With CLASSIFIER "text": the names that a training step reads in turn, beside those of its objects. The
+    # cost of a step then does not grow with the number of classes. 0: all names. Not with MODE "pre".
+    denseclip.PROMPT.NAMES_PER_STEP = 0
 
     denseclip.CONTEXT_DECODER = CfgNode()
     # The transformer decoder by which the image refines the text (paper, sec. 3.3).

@@ -106,6 +106,7 @@ _DENSECLIP = {
     "PROMPT.MODE": one_of("post", "pre", "context", "template", "random"),
     "PROMPT.N_CTX": whole(0),
     "PROMPT.CONTEXT_STD": POSITIVE,
+    "PROMPT.NAMES_PER_STEP": whole(0),
     "PROMPT.MAX_NAME_TOKENS": either(whole(0, 0), whole(3)),
     "PROMPT.TEMPLATE": TEMPLATE,
     "PROMPT.TEMPLATES": each(either(TEMPLATE, one_of(*TEMPLATE_SETS))),

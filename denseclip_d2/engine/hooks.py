@@ -10,12 +10,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from ..checkpoint import DenseCLIPCheckpointer
+from ..language import PromptedTextEncoder
 from ..utils.random_state import get_random_state, set_random_state
 
 
 class RunState(HookBase):
-    """Save with each checkpoint, and restore, what Detectron2 leaves out: random generators, moving averages.
+    """Save with each checkpoint, and restore, what Detectron2 leaves out.
 
+    These are random generators, moving averages, and what training steps leave of their names for later ones.
     The main process alone saves, and restores its own generators. On resume, the other processes seed theirs
     by seed, rank and iteration. The loader keeps the order and augmentation of the data, for all processes.
     The images of ``TEST.PRECISE_BN`` are not restored.
@@ -33,6 +35,7 @@ class RunState(HookBase):
         return {
             "random": get_random_state(cuda=torch.cuda.is_initialized()),
             "loss_normalizer": {name: module.loss_normalizer for name, module in self._normalized()},
+            "step_names": [encoder.steps_state() for encoder in self._encoders()],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -44,11 +47,18 @@ class RunState(HookBase):
         modules = dict(self.trainer.checkpointer.model.named_modules())
         for name, value in self._loaded["loss_normalizer"].items():
             modules[name].loss_normalizer = value
+        for encoder, state in zip(self._encoders(), self._loaded.get("step_names", ()), strict=False):
+            encoder.load_steps_state(state)
         if comm.is_main_process():
             set_random_state(self._loaded["random"])
         elif self._seed >= 0:
             seed_all_rng(self._seed + comm.get_rank() + self.trainer.start_iter)
         self._loaded = None
+
+    def _encoders(self) -> list[PromptedTextEncoder]:
+        # What steps read of the names is no weight.
+        modules = self.trainer.checkpointer.model.modules()
+        return [m for m in modules if isinstance(m, PromptedTextEncoder) and m.reads_some_names]
 
     def _normalized(self) -> list[tuple[str, DenseDetector]]:
         # Detectron2's dense detectors keep a moving average outside of their state_dict.

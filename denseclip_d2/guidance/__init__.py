@@ -17,7 +17,7 @@ from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
 from .geometric_ensemble import CLIPScores, GeometricEnsemble
 from .losses import label_map_loss, pixel_text_loss, pixel_text_softmax_loss, region_targets
 from .simple_pyramid import SimplePyramid
-from .text_classifier import TextClassifier
+from .text_classifier import TextClassifier, represent
 
 __all__ = [
     "CLIPScores",
@@ -46,4 +46,5 @@ __all__ = [
     "pixel_text_scores",
     "pixel_text_softmax_loss",
     "region_targets",
+    "represent",
 ]

@@ -98,7 +98,11 @@ class LanguageGuidedFeatures(Backbone):
         scores, logits = pixel_text_scores(dense, text, self.tau, self.kernels)
         if self.concat != "none":
             if self.concat == "text":
-                guide = seen_text(logits, text)
+                unread = self.language.unread_text
+                if unread is None:
+                    guide = seen_text(logits, text)
+                else:
+                    guide = seen_text_of_step(dense, self.tau, text, unread)
             else:
                 guide = logits if self.concat_logits else scores
             features = {**features, self.level: torch.cat([features[self.level], guide], dim=1)}
@@ -191,6 +195,24 @@ def seen_text(logits: Tensor, text: Tensor) -> Tensor:
     weights = logits.float().softmax(dim=1).to(text.dtype)
     words = F.normalize(text, dim=-1).expand(logits.shape[0], -1, -1)
     return torch.einsum("bkc,bkhw->bchw", words, weights) * text.shape[2] ** 0.5
+
+
+def seen_text_of_step(dense: Tensor, tau: float, text: Tensor, unread: Tensor) -> Tensor:
+    """Return what :func:`seen_text` does for all names, where a training step reads some of them.
+
+    Args:
+        dense: (B, C, h, w) dense embedding.
+        tau: temperature.
+        text: (B or 1, m, C) text embeddings of the names of the step.
+        unread: (K - m, C) text embeddings of the other names, without gradient.
+    """
+    own, rest = (F.normalize(x, dim=-1).expand(len(dense), -1, -1) for x in (text, unread[None]))
+    pixels = F.normalize(dense, dim=1).flatten(2) / tau
+    # Not one product of all names: its backward pass would compute the gradient of those that have none.
+    weights = torch.cat([own @ pixels, rest @ pixels], dim=1).float().softmax(dim=1).to(dense.dtype)
+    of_own, of_rest = weights.split([own.shape[1], rest.shape[1]], dim=1)
+    seen = own.mT @ of_own + rest.mT @ of_rest
+    return seen.unflatten(2, dense.shape[2:]) * text.shape[2] ** 0.5
 
 
 def guidance_of(model: nn.Module) -> LanguageGuidedFeatures | None:

@@ -43,9 +43,15 @@ class TextClassifier(nn.Module):
         bias = torch.tensor(math.log(prior / (1 - prior))) if prior else None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.name_bias = NameBias(biased_names) if biased_names else None
+        self.weights: Tensor | None = None
 
-    def set_names(self, names: Sequence[str]) -> None:
-        """Take text embeddings of these names from now on, which find their biases."""
+    def set_names(self, names: Sequence[str], weights: Tensor | None = None) -> None:
+        """Take text embeddings of these names from now on, which find their biases.
+
+        Args:
+            weights: (K,) how many names each stands for in a softmax, see :func:`represent`; None: itself.
+        """
+        self.weights = weights
         if self.name_bias is not None:
             self.name_bias.set_names(names)
 
@@ -66,7 +72,24 @@ class TextClassifier(nn.Module):
         if self.name_bias is not None:
             biases = F.pad(self.name_bias(), (0, int(self.background is not None))).to(logits.dtype)
             logits = logits + biases.view(-1, *[1] * (logits.dim() - 2))
+        if self.weights is not None and self.bias is None:
+            logits = represent(logits, F.pad(self.weights, (0, int(self.background is not None)), value=1))
         return logits
+
+
+def represent(logits: Tensor, weights: Tensor, tau: float = 1.0) -> Tensor:
+    """Return logits of some names for a softmax in which they stand for all names.
+
+    tau * log(weight) is added. If each of n steps draws a part of the names and a drawn name stands for n,
+    the sum of the exponentials has the expectation of that over all names (sampled softmax, Jean et al., ACL
+    2015). In a sigmoid loss, names do not compete: each stands for itself, as in a federated loss.
+
+    Args:
+        logits: (B, K, ...).
+        weights: (K,) how many names each stands for.
+        tau: temperature by which the logits are divided later.
+    """
+    return logits + tau * weights.to(logits).log().view(-1, *[1] * (logits.dim() - 2))
 
 
 class NameBias(nn.Module):

@@ -9,9 +9,9 @@ from ..data.tasks import learns_a_name
 from .build import TextEncoder
 from .context_decoder import ContextDecoder
 from .learned_embedding import LearnedEmbedding
-from .name_encoder import NameEncoder
 from .prompts import check_class_names
 from .sentences import SentenceReader
+from .step_names import StepNameEncoder
 from .text_encoder import PACK_TOKENS
 
 PRECOMPUTED_CANNOT_TRAIN = (
@@ -21,7 +21,7 @@ PRECOMPUTED_CANNOT_TRAIN = (
 )
 
 
-class PromptedTextEncoder(NameEncoder):
+class PromptedTextEncoder(StepNameEncoder):
     """Class names to text embeddings, by context-aware prompting (paper, sec. 3.3).
 
     Modes: "post", learned contexts whose embeddings the image refines: t + gamma * decoder(t, image);
@@ -29,9 +29,10 @@ class PromptedTextEncoder(NameEncoder):
     "template", a fixed sentence and nothing learned; "random", a fixed random vector for each name
     (:func:`.random_text`), which an experiment compares the others with.
 
-    Training computes the text in every forward pass. Inference computes the text once: see
-    :meth:`precompute_` and :func:`.precomputed_text`. The buffer ``text_embeddings`` (K, C) holds the result.
-    The buffer is in the state dict if the model has no text encoder.
+    Training computes the text in every forward pass, of all names or of some (:meth:`names_of_step`).
+    Inference computes the text once: see :meth:`precompute_` and :func:`.precomputed_text`. The buffer
+    ``text_embeddings`` (K, C) holds the result. The buffer is in the state dict if the model has no text
+    encoder.
     """
 
     text_embeddings: Tensor | None
@@ -52,6 +53,7 @@ class PromptedTextEncoder(NameEncoder):
         context_std: float = 1.0,
         learned_name: str = "",
         cuda_graph: bool = True,
+        names_per_step: int = 0,
         pack_tokens: int = PACK_TOKENS["cpu"],
         decoder_width: int = 256,
         decoder_heads: int = 4,
@@ -66,18 +68,18 @@ class PromptedTextEncoder(NameEncoder):
             stuff_names: of a panoptic model, which reads them after the K names of things.
             embed_dim: C, needed without a text encoder.
             vocabulary: names of which :meth:`precompute_` keeps the embeddings, in mode "template".
-            context_init: words that contexts begin from, of ``n_ctx`` tokens; empty: random contexts.
-            context_std: standard deviation of random contexts.
+            context_init: words that contexts begin from, ``n_ctx`` tokens; empty: random, of ``context_std``.
             learned_name: a class name whose embedding is learned instead of read, such as "background".
-            cuda_graph: see :class:`CUDAGraphTextEncoder`.
+            cuda_graph, names_per_step: see :class:`CUDAGraphTextEncoder` and :class:`StepNameEncoder`.
             pack_tokens: tokens that the text encoder reads as one sequence.
 
         Raises:
-            ValueError: names that cannot be read, an unknown mode, or "pre" without a text encoder.
+            ValueError: names that cannot be read; a mode that is unknown or that arguments do not fit.
         """
         super().__init__(
-            class_names, stuff_names, text_encoder, sentences,
-            mode=mode, vocabulary=vocabulary, pack_tokens=pack_tokens, cuda_graph=cuda_graph,
+            class_names, stuff_names, text_encoder, sentences, mode=mode, vocabulary=vocabulary,
+            pack_tokens=pack_tokens, cuda_graph=cuda_graph, names_per_step=names_per_step,
+            learned_name=learned_name,
         )  # fmt: skip
         self.register_buffer("text_embeddings", None)
         if text_encoder is None:
@@ -212,12 +214,7 @@ class PromptedTextEncoder(NameEncoder):
         if not keep_encoder:
             self._check_precomputable()
         if not self.precomputed and self.mode != "pre":
-            encoder, *_ = self._reader()
-            was_training = encoder.training
-            encoder.eval()  # PyTorch's attention for inference, as in any evaluation
-            with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
-                embeddings = self.encode_class_names(self.contexts)[0]
-            encoder.train(was_training)
+            embeddings = self.encode_all()
             self.register_buffer("text_embeddings", embeddings, persistent=not keep_encoder)
         if self.vocabulary and not keep_encoder:
             self.keep_vocabulary()
@@ -230,6 +227,8 @@ class PromptedTextEncoder(NameEncoder):
         """Return (1, K, C) embeddings of the names, before the image refines them."""
         if self.training and self.precomputed:
             raise ValueError(PRECOMPUTED_CANNOT_TRAIN)
+        if self.step_names is not None:
+            return self.encode_step_names()
         if self.training or self.text_embeddings is None:
             return self.encode_class_names(self.contexts)
         return self.text_embeddings[None]

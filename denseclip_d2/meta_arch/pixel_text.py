@@ -1,12 +1,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
@@ -16,9 +14,10 @@ from ..guidance import (
     label_map_loss,
     pixel_text_loss,
     pixel_text_softmax_loss,
+    represent,
 )
 from .score_map_head import ScoreMapHead
-from .text_heads import dense_predictions, with_text_roi_heads
+from .text_heads import with_text_roi_heads
 
 
 @contextmanager
@@ -100,10 +99,9 @@ class PixelTextSupervision(nn.Module):
         if not self.training:
             return super().forward(batched_inputs)
         # Detectron2 moves the ground truth again, which costs nothing.
-        batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
-        with captured_features(self.backbone) as features:
+        with self._step(batched_inputs) as batched_inputs, captured_features(self.backbone) as features:
             losses = super().forward(batched_inputs)
-        return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
+            return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
 
     def set_class_names(
         self,
@@ -125,12 +123,14 @@ class PixelTextSupervision(nn.Module):
         self.backbone.language.set_class_names(names, text_embeddings, stuff_names=stuff_names)
         self._tell_heads()
 
-    def _tell_heads(self) -> None:
-        """Give the heads the names that the text encoder reads."""
+    def _tell_heads(self, weights: Tensor | None = None) -> None:
+        """Give the heads the names that the text encoder reads, and how many names each class stands for."""
         language = self.backbone.language
         for name, classifier in self._text_classifiers:
-            labels_stuff = language.stuff_names and name.startswith("sem_seg_head.")
-            classifier.set_names(language.stuff_names if labels_stuff else language.class_names)
+            if language.stuff_names and name.startswith("sem_seg_head."):
+                classifier.set_names(language.stuff_names)
+            else:
+                classifier.set_names(language.class_names, weights)
         for module in self._with_num_classes:
             setattr(module, "num_classes", len(language.class_names))  # noqa: B010 - mypy: a tensor
 
@@ -181,9 +181,52 @@ class PixelTextSupervision(nn.Module):
             language.restore(*before)
             self._tell_heads()
 
+    @contextmanager
+    def _step(self, batched_inputs: list[dict]) -> Iterator[list[dict]]:
+        """Yield a training step's inputs with ground truth on the device, in classes of the step's names."""
+        if not self.training:
+            yield batched_inputs
+            return
+        language, inputs = self.backbone.language, [_ground_truth_on(self.device, x) for x in batched_inputs]
+        if not language.reads_some_names:
+            yield inputs
+            return
+        targets = [self._classes_of(x).flatten() for x in batched_inputs]  # as loaded: not on a GPU
+        classes = torch.cat(targets).cpu()
+        try:
+            with language.names_of_step(classes[classes != self._ignore_value]) as step:
+                self._tell_heads(step.weights)
+                yield [self._remapped(x, step.column) for x in inputs]
+        finally:
+            self._tell_heads()
+
+    @property
+    def _by_label(self) -> bool:
+        return self.num_classes_key == "SEM_SEG_HEAD"
+
+    @property
+    def _ignore_value(self) -> int:
+        """The label of pixels that do not count; objects have no such class."""
+        return self.get_submodule("sem_seg_head").ignore_value if self._by_label else -1  # type: ignore
+
+    def _classes_of(self, x: dict) -> Tensor:
+        return x["sem_seg"] if self._by_label else x["instances"].gt_classes
+
+    def _remapped(self, x: dict, column: Tensor) -> dict:
+        """Return an input whose class ids are the numbers of other names."""
+        classes = self._classes_of(x)
+        known = column[classes.clamp(0, len(column) - 1)]
+        if self._by_label:
+            return {**x, "sem_seg": known.where(classes != self._ignore_value, classes)}
+        instances = Instances(x["instances"].image_size, **x["instances"].get_fields())
+        instances.gt_classes = known
+        return {**x, "instances": instances}
+
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        by_label = self.num_classes_key == "SEM_SEG_HEAD"
-        loss = (self._label_map_loss if by_label else self._instances_loss)(scores, batched_inputs)
+        step = self.backbone.language.step_names
+        if step and (self._by_label or self.pixel_text_kind == "softmax"):
+            scores = represent(scores, step.weights, self.backbone.tau)
+        loss = (self._label_map_loss if self._by_label else self._instances_loss)(scores, batched_inputs)
         return {"loss_pixel_text": self.pixel_text_weight * loss}
 
     def _instances_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
@@ -205,33 +248,13 @@ class PixelTextSupervision(nn.Module):
         return PolygonMasks([])  # images without objects have no gt_masks
 
     def _label_map_loss(self, scores: Tensor, batched_inputs: list[dict]) -> Tensor:
-        ignore_value: int = self.get_submodule("sem_seg_head").ignore_value  # type: ignore[assignment]
         # Meta-architectures pad images in different ways; the score map has the padded size.
         height, width = (side * self.backbone.score_map_stride for side in scores.shape[2:])
         labels = [x["sem_seg"] for x in batched_inputs]
         beyond = [(0, width - y.shape[1], 0, height - y.shape[0]) for y in labels]
-        padded = [F.pad(y, sides, value=ignore_value) for y, sides in zip(labels, beyond, strict=True)]
+        padded = [F.pad(y, sides, value=self._ignore_value) for y, sides in zip(labels, beyond, strict=True)]
         logits = scores.float() / self.backbone.tau
-        return label_map_loss(logits, torch.stack(padded), ignore_value, self.kernels)
-
-
-class DensePixelTextSupervision(PixelTextSupervision):
-    """:class:`PixelTextSupervision` for dense detectors, whose heads may read text embeddings."""
-
-    def forward(self, batched_inputs: list[dict]):
-        """Run ``DenseDetector.forward``, which itself hands the head no more than the pyramid's levels."""
-        detector: Any = self
-        images = detector.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        levels = [features[name] for name in detector.head_in_features]
-        predictions = dense_predictions(detector, features)
-        if not self.training:
-            results = detector.forward_inference(images, levels, predictions)
-            return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
-        batched_inputs = [_ground_truth_on(self.device, x) for x in batched_inputs]
-        instances = [x["instances"] for x in batched_inputs]
-        losses = detector.forward_training(images, levels, predictions, instances)
-        return {**losses, **self._pixel_text_loss(features["score_map"], batched_inputs)}
+        return label_map_loss(logits, torch.stack(padded), self._ignore_value, self.kernels)
 
 
 def language_guided(meta_arch: type[nn.Module], section: str) -> type[PixelTextSupervision]:

@@ -56,8 +56,8 @@ class ScoreMapHead(nn.Module):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
 
-    def set_names(self, names: Sequence[str]) -> None:
-        """Take score maps of these names from now on."""
+    def set_names(self, names: Sequence[str], weights: Tensor | None = None) -> None:
+        """Take score maps of these names from now on. The head has no loss for ``weights``."""
         self._index = [*names].index(self.background) if self.background in names else None
 
     def forward(

@@ -3,8 +3,9 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
 
+from .dense_pixel_text import DensePixelTextSupervision
 from .fcos import ConfigurableFCOS
-from .pixel_text import DensePixelTextSupervision, PixelTextSupervision, language_guided
+from .pixel_text import PixelTextSupervision, language_guided
 from .retinanet import RetinaNetGlobalNorm
 from .semantic_fpn import SlidingWindowSegmentor
 

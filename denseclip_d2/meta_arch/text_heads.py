@@ -161,6 +161,11 @@ class TextFastRCNNOutputLayers(FastRCNNOutputLayers):
         own = {"embed_dim": embed_dim_of(cfg), "biased_names": biased_names_of(cfg)}
         return {**super().from_config(cfg, input_shape), **own}
 
+    def get_fed_loss_classes(self, gt_classes, num_fed_loss_classes, num_classes, weight):
+        if num_classes < len(weight):  # a training step's names are already a sample
+            return torch.arange(num_classes, device=gt_classes.device)
+        return super().get_fed_loss_classes(gt_classes, num_fed_loss_classes, num_classes, weight)
+
     def forward(
         self, x: Tensor, text: Tensor, boxes: Sequence[Boxes], clip: CLIPScores | None = None
     ) -> tuple[Tensor, Tensor]:

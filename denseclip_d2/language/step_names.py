@@ -1,0 +1,159 @@
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.distributed import sum_over_processes
+from .name_encoder import NameEncoder
+from .prompts import plain_name
+
+
+@dataclass(frozen=True)
+class StepNames:
+    """The names of a training step: m of the K class names, and then all names of stuff.
+
+    Attributes:
+        index: their numbers among all names, ascending.
+        column: (K,) the number of each class among the m; -1 for the others. It takes targets there.
+        weights: (m,) how many names each stands for: 1, or n for a name that one of n steps draws.
+        prompts, owners: what the text encoder reads, as of :meth:`NameEncoder.read`.
+    """
+
+    index: Tensor
+    column: Tensor
+    weights: Tensor
+    prompts: Tensor | nn.ModuleList
+    owners: list[int]
+
+
+class StepNameEncoder(NameEncoder):
+    """A :class:`NameEncoder` that, in a training step, reads some of its names instead of all.
+
+    A step reads the names of its objects and others in turn. n = K / ``names_per_step`` steps draw each of
+    the K names once, in an order that is new every n steps and equal in all processes. For the other names
+    there are the embeddings of their last reading, at most 2n - 1 steps ago. Neither those embeddings nor the
+    place in the order is in the state dict: see :meth:`steps_state`.
+    """
+
+    contexts: nn.Parameter | None
+    step_names: StepNames | None
+    _last_text: Tensor | None
+
+    def __init__(self, *args, names_per_step: int = 0, learned_name: str = "", **kwargs):
+        """
+        Args:
+            names_per_step: names that a step draws; 0, or at least K: every step reads all names.
+            learned_name: a class name that every step reads, for its embedding is learned.
+            args, kwargs: as for :class:`NameEncoder`.
+
+        Raises:
+            ValueError: see :class:`NameEncoder`; mode "pre", whose text depends on the image.
+        """
+        super().__init__(*args, **kwargs)
+        if names_per_step and self.mode == "pre":
+            raise ValueError(
+                f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {names_per_step}, and prompt mode 'pre' makes all "
+                "embeddings from each image. Set it to 0, or PROMPT.MODE to 'post'."
+            )
+        self._names_per_step, self._learned_name = names_per_step, plain_name(learned_name)
+        self._step, self.step_names = 0, None
+        self.register_buffer("_last_text", None, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg, class_names: Sequence[str]) -> dict[str, Any]:
+        given, number = super().from_config(cfg, class_names), cfg.MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP
+        # A graph would be captured anew for the names of each step.
+        graph = given["cuda_graph"] and not 0 < number < len(class_names)
+        return {**given, "names_per_step": number, "cuda_graph": graph}
+
+    @property
+    def reads_some_names(self) -> bool:
+        """Return whether a training step reads some of the names, by :meth:`names_of_step`."""
+        return 0 < self._names_per_step < len(self.class_names) and self.text_encoder is not None
+
+    @contextmanager
+    def names_of_step(self, classes: Tensor) -> Iterator[StepNames]:
+        """Have the names of one training step in place of the class names.
+
+        Every process has to call this, and all have the names of all of their objects.
+
+        Args:
+            classes: class ids of the objects of this process, on the CPU.
+        """
+        everything = self.class_names
+        if self._last_text is None or len(self._last_text) != len(self.names):
+            self._last_text = self.encode_all().float()
+        self.step_names = step = self._draw(classes)
+        self.class_names = tuple(everything[i] for i in step.index[: len(step.weights)].tolist())
+        try:
+            yield step
+        finally:
+            self.class_names, self.step_names = everything, None
+
+    def encode_step_names(self) -> Tensor:
+        """Return text embeddings (1, m, C) of the names of the step, and keep them for the steps after."""
+        step = self.step_names
+        assert step is not None and self._last_text is not None
+        text = self._encode(self.names, step.prompts, step.owners, self.contexts)
+        self._last_text[step.index] = text[0].detach().to(self._last_text)
+        return text
+
+    def encode_all(self) -> Tensor:
+        """Return text embeddings (K, C) of all names, as evaluation reads them."""
+        encoder, *_ = self._reader()
+        was_training = encoder.training
+        encoder.eval()  # PyTorch's attention for inference, as in any evaluation
+        with torch.inference_mode(False), torch.no_grad():  # a buffer that can be written to anywhere
+            embeddings = self.encode_class_names(self.contexts)[0]
+        encoder.train(was_training)
+        return embeddings
+
+    @property
+    def unread_text(self) -> Tensor | None:
+        """The last text embeddings (K - m, C) of the names that the step leaves out; None: it reads all."""
+        if self.step_names is None or self._last_text is None:
+            return None
+        unread = torch.ones(len(self._last_text), dtype=torch.bool, device=self._last_text.device)
+        unread[self.step_names.index] = False
+        return self._last_text[unread]
+
+    def steps_state(self) -> dict[str, Any]:
+        """Return what steps leave for the steps after, for a checkpoint."""
+        return {"step": self._step, "text": self._last_text}
+
+    def load_steps_state(self, state: dict[str, Any]) -> None:
+        """Go on after the steps that :meth:`steps_state` had behind it."""
+        *_, device = self._reader()
+        self._step = state["step"]
+        self._last_text = None if state["text"] is None else state["text"].to(device)
+
+    def _draw(self, classes: Tensor) -> StepNames:
+        encoder, prompts = self.encoder_and_prompts()
+        _, sentences, device = self._reader()
+        number = len(self.class_names)
+        needed = torch.tensor([plain_name(name) == self._learned_name for name in self.class_names]).int()
+        needed[classes] = 1
+        needed = sum_over_processes(needed.to(device)).cpu() > 0
+        cycle, turn = divmod(self._step, turns := ceil(number / self._names_per_step))
+        order = torch.randperm(number, generator=torch.Generator().manual_seed(cycle))
+        read = needed.clone()
+        read[order.tensor_split(turns)[turn]] = True
+        self._step += 1
+        found = read.nonzero().flatten()
+        column = torch.full((number,), -1).index_copy(0, found, torch.arange(len(found)))
+        stuff = torch.arange(len(self.stuff_names))
+        # Stuff follows the classes, here as among all names.
+        owners = torch.cat([column, stuff + len(found)])[torch.tensor(self._owners)]
+        rows = prompts.cpu()[owners >= 0]
+        packs = encoder.pack(rows, sentences.n_ctx, self._pack_tokens)
+        return StepNames(
+            torch.cat([found, stuff + number]).to(device),
+            column.to(device),
+            torch.where(needed, 1, turns)[found].to(device),
+            packs.to(device) if len(packs) else rows.to(device),
+            owners[owners >= 0].tolist(),
+        )
