@@ -16,7 +16,7 @@ from test_survival import run as train
 from torch import nn
 from torch.testing import assert_close
 
-from denseclip_d2.guidance import represent
+from denseclip_d2.guidance import sampled_softmax_logits
 from denseclip_d2.language.precomputed import precomputed_text
 
 NAMES = ("red circle", "green square", "blue cross", "dog", "violet bar|bar", "a yellow star", "ring")
@@ -93,7 +93,7 @@ def test_the_sum_of_a_softmax_has_the_expectation_of_that_of_all_names():
     weights = torch.tensor([1.0, 3.0, 3.0])  # class 0 is in each step, the others in one of three
     turns[2, 1] = 0
     sums = [
-        represent(logits[:, turn], weights.where(turn > 0, 1)).exp()[:, first:].sum(1)
+        sampled_softmax_logits(logits[:, turn], weights.where(turn > 0, 1)).exp()[:, first:].sum(1)
         for first, turn in zip((0, 0, 1), turns, strict=True)
     ]
     assert_close(sum(sums) / 3, logits.exp().sum(1))

@@ -17,7 +17,7 @@ from .fpn import LanguageGuidedFPN, LanguageGuidedNeck
 from .geometric_ensemble import CLIPScores, GeometricEnsemble
 from .losses import label_map_loss, pixel_text_loss, pixel_text_softmax_loss, region_targets
 from .simple_pyramid import SimplePyramid
-from .text_classifier import TextClassifier, represent
+from .text_classifier import TextClassifier, sampled_softmax_logits
 
 __all__ = [
     "CLIPScores",
@@ -46,5 +46,5 @@ __all__ = [
     "pixel_text_scores",
     "pixel_text_softmax_loss",
     "region_targets",
-    "represent",
+    "sampled_softmax_logits",
 ]

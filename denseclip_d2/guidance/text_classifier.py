@@ -49,7 +49,7 @@ class TextClassifier(nn.Module):
         """Take text embeddings of these names from now on, which find their biases.
 
         Args:
-            weights: (K,) how many names each stands for in a softmax, see :func:`represent`; None: itself.
+            weights: (K,) see :func:`sampled_softmax_logits`; None: each name stands for itself.
         """
         self.weights = weights
         if self.name_bias is not None:
@@ -73,11 +73,12 @@ class TextClassifier(nn.Module):
             biases = F.pad(self.name_bias(), (0, int(self.background is not None))).to(logits.dtype)
             logits = logits + biases.view(-1, *[1] * (logits.dim() - 2))
         if self.weights is not None and self.bias is None:
-            logits = represent(logits, F.pad(self.weights, (0, int(self.background is not None)), value=1))
+            weights = F.pad(self.weights, (0, int(self.background is not None)), value=1)
+            logits = sampled_softmax_logits(logits, weights)
         return logits
 
 
-def represent(logits: Tensor, weights: Tensor, tau: float = 1.0) -> Tensor:
+def sampled_softmax_logits(logits: Tensor, weights: Tensor, tau: float = 1.0) -> Tensor:
     """Return logits of some names for a softmax in which they stand for all names.
 
     tau * log(weight) is added. If each of n steps draws a part of the names and a drawn name stands for n,

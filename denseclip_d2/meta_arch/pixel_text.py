@@ -14,7 +14,7 @@ from ..guidance import (
     label_map_loss,
     pixel_text_loss,
     pixel_text_softmax_loss,
-    represent,
+    sampled_softmax_logits,
 )
 from .score_map_head import ScoreMapHead
 from .text_heads import with_text_roi_heads
@@ -225,7 +225,7 @@ class PixelTextSupervision(nn.Module):
     def _pixel_text_loss(self, scores: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         step = self.backbone.language.step_names
         if step and (self._by_label or self.pixel_text_kind == "softmax"):
-            scores = represent(scores, step.weights, self.backbone.tau)
+            scores = sampled_softmax_logits(scores, step.weights, self.backbone.tau)
         loss = (self._label_map_loss if self._by_label else self._instances_loss)(scores, batched_inputs)
         return {"loss_pixel_text": self.pixel_text_weight * loss}
 
