@@ -69,10 +69,10 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, but PROMPT.MODE "
             f"{prompt.MODE!r} learns no contexts. Set CONTEXT_INIT to '', or MODE to 'post' or 'context'."
         )
-    if prompt.VOCABULARY and prompt.MODE != "template":
+    if prompt.VOCABULARY and prompt.MODE not in ("template", "random"):
         raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template', not {prompt.MODE!r}: the text "
-            "embeddings of other modes depend on contexts."
+            "MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template' or 'random', not "
+            f"{prompt.MODE!r}: the text embeddings of other modes depend on contexts."
         )
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(
