@@ -8,13 +8,11 @@ from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from denseclip_d2.builder import build_model, build_model_with_weights
+from denseclip_d2.builder import build_model
 from denseclip_d2.checkpoint import DenseCLIPCheckpointer
 from denseclip_d2.checkpoint.readers import read_weights
 from denseclip_d2.config import load_config
-from denseclip_d2.engine.run_checks import check_run
 from denseclip_d2.export.safetensors import export
-from denseclip_d2.inference import Predictor
 from denseclip_d2.shapes.dataset import CLASS_NAMES
 
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
@@ -109,22 +107,6 @@ def test_a_model_of_the_zoo_gets_the_text_encoder_of_its_clip(caplog):
     assert_close(contexts, clip.backbone.language.contexts, rtol=0, atol=0)
     with pytest.raises(ValueError, match="has precomputed text embeddings.*TEXT_WEIGHTS to the weights of"):
         load(model_of(SIX), ZOO, "")
-
-
-@pytest.mark.parametrize("config", ["clip_semantic_fpn", "denseclip_semantic_fpn_text"])
-def test_training_begins_from_a_clip_with_precomputed_names(config):
-    """The zoo's CLIP of photographs has no layer to learn, and no text encoder."""
-    opts = ["MODEL.DENSECLIP.CLASS_NAMES", ("dog", "Fire hydrant"), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2]
-    cfg = load_config(f"configs/Photographs/{config}.yaml", opts)
-    check_run(cfg)
-    model = build_model_with_weights(cfg, for_training=True)
-    clip = Predictor.from_zoo("WithoutTraining/photographs.yaml").model.backbone
-    stem = "trunk.conv_stem.weight"
-    found = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(stem)}
-    assert_close([*found.values()], [clip.visual.state_dict()[stem]], rtol=0, atol=0)
-    if config.startswith("denseclip"):
-        text = model.train().backbone.language(torch.ones(1, 1280), torch.ones(1, 1280, 1, 1))
-        assert_close(text, clip.language.encode_names(["dog", "fire hydrant"], None), rtol=0, atol=0)
 
 
 def test_weights_without_text_encoder_predict_with_that_of_their_clip(tmp_path):
