@@ -21,6 +21,7 @@ from denseclip_d2.data import get_class_names, register_open_vocabulary
 from denseclip_d2.data.checks import load_datasets
 from denseclip_d2.data.open_vocabulary import COCO_BASE, COCO_NOVEL, LVIS_BASE
 from denseclip_d2.engine import Trainer
+from denseclip_d2.evaluation.build import check_test_sets
 from denseclip_d2.evaluation.seen import base_and_novel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,12 +197,32 @@ def detections(record: dict, annotations: list[dict]) -> Instances:
     )  # fmt: skip
 
 
-def test_a_kind_without_objects_or_detections_has_no_ap50():
-    precision = np.full((10, 101, 3), -1.0)
-    precision[:, :, 0] = 0.5
-    found = base_and_novel(precision, ["a", "b", "c"], ["b", "c"])
-    assert found["AP50_base"] == 50 and math.isnan(found["AP50_novel"])
-    assert all(math.isnan(value) for value in base_and_novel(None, ["a", "b"], ["b"]).values())
+def test_a_kind_without_objects_has_no_mean():
+    found = base_and_novel("IoU", np.array([50.0, math.nan, math.nan]), ["a", "b", "c"], ["b", "c"])
+    assert found["IoU_base"] == 50 and math.isnan(found["IoU_novel"])
+
+
+def test_without_detections_there_is_no_ap50(coco, tmp_path):
+    evaluator = Trainer.build_evaluator(tiny_run(CONFIGS[0], tmp_path), VAL)
+    evaluator.reset()
+    evaluator.process(records(VAL), [{"instances": detections(record, [])} for record in records(VAL)])
+    metrics = evaluator.evaluate()["bbox"]
+    assert math.isnan(metrics["AP50_base"]) and math.isnan(metrics["AP50_novel"])
+
+
+def test_a_key_names_the_novel_classes_of_any_dataset(coco, tmp_path):
+    cfg = tiny_run(CONFIGS[0], tmp_path)
+    cfg.DATASETS.NOVEL_CLASSES = ("car", "person")
+    evaluator = Trainer.build_evaluator(cfg, VAL)
+    evaluator.reset()
+    for record in records(VAL):
+        dogs = [a for a in record["annotations"] if a["category_id"] == names_of(VAL).index("dog")]
+        evaluator.process([record], [{"instances": detections(record, dogs)}])
+    metrics = evaluator.evaluate()["bbox"]
+    assert metrics["AP50_base"] == pytest.approx(100) and metrics["AP50_novel"] == 0
+    cfg.DATASETS.NOVEL_CLASSES = ("car", "wolf")
+    with pytest.raises(ValueError, match="NOVEL_CLASSES has 'wolf', which is no class of ov_coco_2017_val"):
+        check_test_sets(cfg)
 
 
 # Training and evaluation

@@ -280,6 +280,7 @@ def options(small_shapes, tmp_path):
     opts = {
         "DATASETS.TRAIN": f"('{names['train']}',)", "DATASETS.TEST": f"('{names['val']}',)",
         "DATALOADER.NUM_WORKERS": 0, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2,
+        "DATASETS.NOVEL_CLASSES": "('red striped circle',)",
         "OUTPUT_DIR": tmp_path / "output", "TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": "(64, 96)",
         **WINDOWS,
     }  # fmt: skip
@@ -294,9 +295,9 @@ def test_training_ends_with_miou_of_windows_and_of_augmentation(options, config)
     cfg = prepared_cfg(config, options)
     Trainer(cfg).train()
     metrics = final_metrics(Path(cfg.OUTPUT_DIR))
-    for name in ("total_loss", "sem_seg/mIoU", "sem_seg_TTA/mIoU"):
+    assert metrics["sem_seg/IoU_novel"] == metrics["sem_seg/IoU-red striped circle"]
+    for name in ("total_loss", "sem_seg/mIoU", "sem_seg/IoU_base", "sem_seg_TTA/mIoU"):
         assert math.isfinite(metrics[name]), metrics
-    assert "sem_seg/IoU-red striped circle" in metrics
     cfg.SOLVER.MAX_ITER = 3
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)

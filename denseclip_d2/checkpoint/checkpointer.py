@@ -13,6 +13,7 @@ from ..guidance import guidance_of
 from .atomic_path_manager import AtomicPathManager
 from .clip import (
     check_gelu,
+    exported_clip,
     is_clip,
     is_openai_clip,
     names_in_clip,
@@ -168,6 +169,8 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             checkpoint["matching_heuristics"] = True
         else:
             checkpoint["model"] = with_timm_names(checkpoint["model"], self.model)
+            if self.for_training:
+                checkpoint["model"] = exported_clip(checkpoint["model"])
         return checkpoint
 
     def _count_fitting(self, weights: dict[str, Tensor]) -> int:
@@ -185,7 +188,7 @@ class DenseCLIPCheckpointer(DetectionCheckpointer):
             source += f", read {unwrapped},"
         from_clip, start = is_clip(checkpoint["model"]), self.for_training and not self.allow_partial
         weights, reshaped = self._renamed(checkpoint, filename)
-        if not self.allow_partial:
+        if not (from_clip or self.allow_partial):
             check_header(filename, self.model, start=start)
         guided = guidance_of(self.model)
         if guided and not guided.language.learned:  # detectors had this tensor and did not use it

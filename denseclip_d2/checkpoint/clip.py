@@ -6,7 +6,7 @@ from types import UnionType
 
 from torch import Tensor, nn
 
-from ..language import TextEncoder
+from ..language import NameTable, TextEncoder
 from ..visual import CLIPTimm, ProjectedBackbone, VisualEncoder
 from ..visual.attention_pool import resize_positional_embedding
 from ..visual.vit_pyramid import LEVELS
@@ -16,6 +16,7 @@ _OPENAI_ONLY = {"input_resolution", "context_length", "vocab_size"}
 _POSITION_IDS = "text.transformer.embeddings.position_ids"  # no longer a part of transformers' RoBERTa
 _CLIP_ONLY = {*_OPENAI_ONLY, "logit_scale", "logit_bias", "attn_mask", "text.attn_mask", _POSITION_IDS}
 _COCA_ONLY = "text_decoder."
+_TEXT = TextEncoder | NameTable
 # Layers from features to embeddings, which a model without language does not have.
 _EMBEDDING = ("visual.attnpool.", "visual.ln_post.", "visual.proj", "visual.head.")
 
@@ -24,6 +25,22 @@ def is_clip(weights: dict[str, Tensor]) -> bool:
     """Return whether weights have the names of a CLIP model."""
     first_layers = ("visual.conv1.weight", "visual.patch_embed.proj.weight")  # the latter is EVA-CLIP's
     return any(name in first_layers or name.startswith("visual.trunk.") for name in weights)
+
+
+def exported_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model that is a CLIP alone (``WithoutTraining``) under open_clip's names.
+
+    Args:
+        weights: any; those of other models are returned as they are.
+    """
+    places = {"backbone.visual.": "visual.", "backbone.language.text_encoder.": "text."}
+    if not all(name.startswith(tuple(places)) for name in weights):
+        return weights
+    renamed = {}
+    for name, tensor in weights.items():
+        ours, theirs = next(place for place in places.items() if name.startswith(place[0]))
+        renamed[theirs + name.removeprefix(ours)] = tensor
+    return renamed
 
 
 def is_openai_clip(weights: dict[str, Tensor]) -> bool:
@@ -71,12 +88,12 @@ def _visual_encoder(model: nn.Module) -> VisualEncoder | None:
 
 def names_in_clip(model: nn.Module) -> list[str]:
     """Return the names of the model's tensors that CLIP's weights have."""
-    return names_under(model, _prefix_of_clips_visual(model), prefix_of(model, TextEncoder))
+    return names_under(model, _prefix_of_clips_visual(model), prefix_of(model, _TEXT))
 
 
 def rename_clip(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return CLIP's weights under the names of ``model``, without those that it does not use."""
-    visual, text = _prefix_of_clips_visual(model), prefix_of(model, TextEncoder)
+    visual, text = _prefix_of_clips_visual(model), prefix_of(model, _TEXT)
     left_out = {f"visual.{name}" for name in getattr(_visual_encoder(model), "left_out", ())}
     renamed = {}
     for name, tensor in weights.items():

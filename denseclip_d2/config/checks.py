@@ -80,10 +80,10 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, but layers learn weights "
             "of each class. Set it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
         )
-    if prompt.VOCABULARY and prompt.MODE != "template":
+    if prompt.VOCABULARY and prompt.MODE not in ("template", "random"):
         raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template', not {prompt.MODE!r}: the text "
-            "embeddings of other modes depend on contexts."
+            "MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template' or 'random', not "
+            f"{prompt.MODE!r}: the text embeddings of other modes depend on contexts."
         )
     if decoder.WIDTH % decoder.HEADS:
         raise ValueError(

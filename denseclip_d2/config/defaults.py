@@ -114,10 +114,11 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Folder with the tokenizer of an architecture whose tokenizer is on the Hugging Face hub, such as SigLIP.
     # Empty: the hub's cache, or a download.
     denseclip.PROMPT.TOKENIZER = ""
-    # For inference: the weights hold precomputed text embeddings in place of text encoder and contexts.
+    # The weights hold precomputed text embeddings in place of text encoder and contexts. For inference; with
+    # VOCABULARY also for training.
     denseclip.PROMPT.PRECOMPUTED = False
     # Datasets whose names the precomputed text embeddings are of, besides the classes: the model then finds
-    # any of these names. "imagenet" is a dataset too. With PROMPT.MODE "template".
+    # any of these names. "imagenet" is a dataset too. With PROMPT.MODE "template" or "random".
     denseclip.PROMPT.VOCABULARY = ()
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.
     denseclip.PROMPT.CUDA_GRAPH = True
@@ -213,6 +214,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Folders to register for semantic segmentation. "my/data" has classes.txt (a name on each line),
     # images/train/* and labels/train/*.png, which become "data_train"; other splits alike.
     cfg.DATASETS.SEMANTIC_FOLDERS = ()
+    # Classes of the test sets whose metrics are reported apart, such as those without labels in training, or
+    # with few: AP50_novel or IoU_novel, and AP50_base or IoU_base of the others.
+    cfg.DATASETS.NOVEL_CLASSES = ()
     cfg.DATASETS.CUSTOM = CfgNode()
     # Own data with boxes, which replace DATASETS.TRAIN and set class names, NUM_CLASSES and schedule: a COCO-
     # format file and its image folder, ("my/train.json", "my/images"), or a YOLO or Pascal VOC folder,

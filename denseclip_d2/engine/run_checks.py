@@ -23,7 +23,8 @@ def check_run(cfg: CfgNode) -> None:
             float16 is asked of a CPU, or there is no dataset to choose the best checkpoint.
     """
     solver, world_size, device = cfg.SOLVER, comm.get_world_size(), torch.device(cfg.MODEL.DEVICE)
-    if cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED:
+    prompt = cfg.MODEL.DENSECLIP.PROMPT
+    if prompt.PRECOMPUTED and not prompt.VOCABULARY:
         raise ValueError(PRECOMPUTED_CANNOT_TRAIN)
     if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16" and device.type == "cpu":
         raise ValueError(

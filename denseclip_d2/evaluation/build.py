@@ -31,7 +31,8 @@ def check_test_sets(cfg: CfgNode) -> None:
     """Check that the datasets in ``DATASETS.TEST`` can be read and evaluated.
 
     Raises:
-        ValueError, FileNotFoundError: a dataset cannot be used, or has no evaluator.
+        ValueError, FileNotFoundError: a dataset cannot be used, or has no evaluator, or none has a class of
+            ``DATASETS.NOVEL_CLASSES``.
         ImportError: the package of an evaluator is not installed.
     """
     check_images = cfg.DATASETS.CHECK_IMAGES and comm.is_main_process()
@@ -45,6 +46,14 @@ def check_test_sets(cfg: CfgNode) -> None:
                 "register_lvis_instances. For label maps, set evaluator_type in its metadata to 'sem_seg'."
             )
     check_classes(cfg, cfg.DATASETS.TEST)
+    metadata = [MetadataCatalog.get(name) for name in cfg.DATASETS.TEST]
+    kinds = ("thing_classes", "stuff_classes")
+    known = {name for test_set in metadata for kind in kinds for name in test_set.get(kind, ())}
+    if metadata and (unknown := [name for name in cfg.DATASETS.NOVEL_CLASSES if name not in known]):
+        raise ValueError(
+            f"DATASETS.NOVEL_CLASSES has {unknown[0]!r}, which is no class of "
+            f"{', '.join(cfg.DATASETS.TEST)}. Write the name as the dataset has it, or leave it out."
+        )
 
 
 def build_evaluator(
@@ -66,10 +75,12 @@ def build_evaluator(
     elif evaluator_type in _INSTANCES and not is_semantic(cfg):
         # Detectron2 would read the tasks off the predictions, and there may be none.
         tasks = ("bbox", "segm") if predicts_masks(cfg) else ("bbox",)
-        evaluators.append(_INSTANCES[evaluator_type](dataset_name, tasks=tasks, output_dir=output_folder))
+        kind = _INSTANCES[evaluator_type]
+        novel = {"novel_classes": cfg.DATASETS.NOVEL_CLASSES} if kind is _COCO else {}  # LVIS has its own
+        evaluators.append(kind(dataset_name, tasks=tasks, output_dir=output_folder, **novel))
     has_label_maps = evaluator_type != "coco_panoptic_seg" or metadata.get("sem_seg_root")
     if evaluator_type in _LABEL_MAPS and has_label_maps and has_sem_seg_head(cfg):
-        evaluators.append(SemSegEvaluator(dataset_name, output_folder))
+        evaluators.append(SemSegEvaluator(dataset_name, output_folder, cfg.DATASETS.NOVEL_CLASSES))
     if is_panoptic(cfg) and metadata.get("panoptic_json"):
         if has_panopticapi():
             evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))

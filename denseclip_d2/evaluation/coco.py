@@ -1,8 +1,10 @@
 import json
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as _COCOEvaluator
 from iopath.common.file_io import file_lock
@@ -17,7 +19,7 @@ class COCOEvaluator(_COCOEvaluator):
     """Detectron2's evaluator of COCO's boxes and masks, with the metrics of :func:`.coco_eval.evaluate_coco`.
 
     Ids may be of any kind. The results have the ids of the ground truth. Detections with NaN are left out.
-    Datasets with ``novel_classes`` in their metadata also get :func:`.seen.base_and_novel`.
+    With novel classes, the results have :func:`.seen.base_and_novel`.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class COCOEvaluator(_COCOEvaluator):
         tasks: Any = None,
         distributed: bool = True,
         output_dir: str | None = None,
+        novel_classes: Collection[str] = (),
         **kwargs,
     ):
         """
@@ -33,6 +36,7 @@ class COCOEvaluator(_COCOEvaluator):
             dataset_name: of a dataset whose metadata have ``json_file``, or ``coco_content``: a function that
                 returns the ground truth in COCO's format. The evaluator writes this ground truth into
                 ``output_dir``, as ``json_file``. Without both, Detectron2 converts the records.
+            novel_classes: names of novel classes; empty: ``novel_classes`` of the metadata.
             tasks, distributed, output_dir, kwargs: as for Detectron2's.
         """
         metadata = vars(MetadataCatalog.get(dataset_name))  # as attributes, values could not be replaced
@@ -42,6 +46,7 @@ class COCOEvaluator(_COCOEvaluator):
             if metadata.get("json_file") != str(path) or not path.is_file():
                 _write_ground_truth(path, metadata["coco_content"]())
             metadata["json_file"] = str(path)
+        self._novel_classes = novel_classes or metadata.get("novel_classes", ())
         super().__init__(dataset_name, tasks, distributed, output_dir, **{"use_fast_impl": False, **kwargs})
 
     def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
@@ -60,8 +65,10 @@ class COCOEvaluator(_COCOEvaluator):
                 evaluated = SimpleNamespace(stats=[*evaluation.metrics.values()], eval=curves)
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(evaluated, task, class_names=names)
-            if novel := self._metadata.get("novel_classes"):
-                self._results[task] |= base_and_novel(precision, names, novel)
+            if self._novel_classes:
+                ap50 = np.full(len(names), np.nan) if precision is None else precision[0].mean(axis=0)
+                ap50 = np.where(ap50 < 0, np.nan, 100 * ap50)  # -1: no object
+                self._results[task] |= base_and_novel("AP50", ap50, names, self._novel_classes)
 
 
 def prepared(

@@ -38,23 +38,23 @@ def only_seen_and_unseen(results: Mapping[str, dict]) -> dict:
 
 
 def base_and_novel(
-    precision: np.ndarray | None, names: Sequence[str], novel: Collection[str]
+    metric: str, values: np.ndarray, names: Sequence[str], novel: Collection[str]
 ) -> dict[str, float]:
-    """Return "AP50_base" and "AP50_novel", 0 to 100: AP50 over two kinds of a dataset's classes.
+    """Return the means of a metric over two kinds of classes, such as "AP50_base" and "AP50_novel".
 
-    The kinds are those of the dataset's protocol, whatever the model was trained on. NaN: the kind has no
-    object, or nothing was detected.
+    The kinds are those of the dataset's protocol, whatever the model was trained on. NaN: no class of the
+    kind has an object, or nothing was detected.
 
     Args:
-        precision: as in :class:`.coco_eval.Evaluation`; None without detections.
+        metric: "AP50" or "IoU".
+        values: (K,), of the classes. NaN, for a class without objects, does not count.
         names: K class names.
         novel: the names of novel classes. The others are base classes.
     """
-    ap50 = np.full(len(names), -1.0) if precision is None else precision[0].mean(axis=0)
     is_novel = np.isin(names, [*novel])
-    kinds = {"AP50_base": ap50[~is_novel], "AP50_novel": ap50[is_novel]}
-    means = {kind: values[values >= 0] for kind, values in kinds.items()}
-    return {kind: float(100 * v.mean()) if len(v) else math.nan for kind, v in means.items()}
+    kinds = {"base": values[~is_novel], "novel": values[is_novel]}
+    means = {kind: found[np.isfinite(found)] for kind, found in kinds.items()}
+    return {f"{metric}_{kind}": float(v.mean()) if len(v) else math.nan for kind, v in means.items()}
 
 
 def _means(
