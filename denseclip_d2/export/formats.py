@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
+from .branchless import without_branches
 from .names import TEXT, NamesEncoder
 from .runtimes import Run, onnx_runtime, openvino_runtime, runtime_subprocess
 from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
 
 OPSET = 17  # Detectron2's ROIAlign needs 16
+INT64 = 7  # of onnx.TensorProto
 MOST = 1024  # of images and of strides along a side; torch.export needs bounds to index memory
 
 Traceable = TraceableModel | NamesEncoder
@@ -70,7 +73,7 @@ def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) 
     if TEXT in whole.inputs and "score_map" in axes:
         axes["score_map"] = {**axes["score_map"], 1: "classes"}
     content = io.BytesIO()
-    with _quiet():
+    with _quiet(), without_branches():
         # torch's newer exporter does not support sizes that depend on the number of detections.
         torch.onnx.export(
             adapter, example, content,  # type: ignore[arg-type]  # which takes files too
@@ -78,8 +81,19 @@ def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) 
             output_names=names, dynamic_axes={**whole.inputs, **axes},
         )  # fmt: skip
     model = onnx.load_from_string(content.getvalue())
+    _compare_integers(model.graph)
     onnx.helper.set_model_props(model, {**about, "outputs": json.dumps(names)})
     return model.SerializeToString()
+
+
+def _compare_integers(graph: Any) -> None:
+    """Make Max and Min of each Clip of integers, which some runtimes lack."""
+    bounds = {x.output[0]: x.attribute[0].t for x in graph.node if x.op_type == "Constant"}
+    for node in graph.node:
+        given = [name for name in node.input[1:] if name]
+        if node.op_type == "Clip" and len(given) == 1 and bounds[given[0]].data_type == INT64:
+            node.op_type = "Max" if node.input[1] else "Min"
+            node.input[1:] = given
 
 
 def _torchscript(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
