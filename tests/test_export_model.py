@@ -22,14 +22,14 @@ from denseclip_d2.cli import export_model as tool
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
-from denseclip_d2.export.decode_retinanet import decode
+from denseclip_d2.export.decode_dense import decode
 from denseclip_d2.export.export_model import _shapes
 from denseclip_d2.export.precision import PREDICTORS, store_float16
 from denseclip_d2.export.resize import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves, telling_sizes
 from denseclip_d2.export.support import check_exportable
-from denseclip_d2.export.traceable import RetinaNetHeads, TraceableDenseDetector, paste
+from denseclip_d2.export.traceable import DenseHeads, TraceableDenseDetector, paste
 from denseclip_d2.export.verification import VerificationResult, _compared, verify
 from denseclip_d2.shapes.vocabulary import SHAPES
 
@@ -296,11 +296,11 @@ def untrained_detector(system: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("system", ["RetinaNet", "RetinaNetGlobalNorm"])
+@pytest.mark.parametrize("system", ["RetinaNet", "RetinaNetGlobalNorm", "ConfigurableFCOS"])
 def test_boxes_are_clipped_when_the_system_clips_them(system):
     """Before or after non-maximum suppression. Untrained heads predict many boxes outside the image."""
     model = untrained_detector(system)
-    whole = RetinaNetHeads(model, shortest=0, longest=0, preprocessed=True)
+    whole = DenseHeads(model, shortest=0, longest=0, preprocessed=True)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         model.pixel_mean.fill_(torch.nan)  # images are normalized already
@@ -310,27 +310,54 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     assert_detections(given, expected)
     other = {
         "decoding": json.dumps(
-            json.loads(whole.about()["decoding"]) | {"clipped_first": system == "RetinaNet"}
+            json.loads(whole.about()["decoding"]) | {"clipped_first": system != "RetinaNetGlobalNorm"}
         )
     }
     with torch.no_grad():
         assert len(decode(whole(images), other, (64, 96))["scores"]) != len(given["scores"])
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (ZOO.format("mask_rcnn"), "a DenseCLIPMaskRCNN is none of RetinaNet, SemanticSegmentor"),
-        (
-            "Shapes/systems/fcos.yaml",
-            "a DenseCLIPFCOS is none of .* Choose --format onnx or openvino",
-        ),
-    ],
-)
-def test_what_torch_export_does_not_follow_is_refused(config, reason):
-    cfg = prepared_cfg(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
+def test_what_torch_export_does_not_follow_is_refused():
+    cfg = prepared_cfg(f"configs/{ZOO.format('mask_rcnn')}", ["MODEL.WEIGHTS", "of a trained model"])
+    reason = "a DenseCLIPMaskRCNN is none of DenseDetector, Semantic.* Choose --format onnx or openvino"
     with pytest.raises(ValueError, match=f"cannot be exported by --format torch_export: {reason}"):
         check_exportable(cfg, "torch_export")
+
+
+@needs_onnx
+def test_a_file_may_take_one_size(exported):
+    import onnx
+
+    file, verdict = exported("retinanet", "onnx", size=(96, 128))
+    assert verdict.sizes == ((96, 128),) and verdict.detections > 10
+    graph = onnx.load(file).graph
+    shapes = [[d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in graph.input]
+    assert shapes == [[1, 96, 128, 3]]
+    if find_spec("onnxslim"):
+        assert sum(node.op_type == "Shape" for node in graph.node) < 10
+
+
+@needs_onnx
+def test_an_onnx_file_may_end_at_the_heads(exported):
+    file, verdict = exported("retinanet", "onnx", preprocessed=True, heads=True)
+    assert len(set(verdict.sizes)) == 4 and verdict.detections > 10
+    assert_portable(file.read_bytes())
+    assert (file.parent / "decode.py").read_text() == DenseHeads.page.read_text()
+    with onnx_runtime(file) as run:
+        outputs = run(np.zeros((2, 3, 64, 96), np.float32))
+    anchors = len(outputs["anchors"])
+    assert outputs["logits"].shape == (2, anchors, len(SHAPES.class_names))
+    assert outputs["levels"].dtype == np.int64
+
+
+def test_sizes_and_heads_that_cannot_be_are_refused(tmp_path):
+    for system, format, options, message in (
+        ("mask_rcnn", "onnx", {"heads": True, "preprocessed": True}, "heads is for DenseDetector, Sem"),
+        ("retinanet", "onnx", {"heads": True}, "--heads needs --preprocessed"),
+        ("retinanet", "torchscript", {"size": (96, 128)}, "--size needs an ONNX file. Choose --format onnx"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(zoo_config(system), tmp_path / "model", format, **options)
 
 
 def test_torch_export_needs_prepared_images(tmp_path):
