@@ -24,6 +24,7 @@ from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
 from denseclip_d2.export.decode_dense import decode
 from denseclip_d2.export.export_model import _shapes
+from denseclip_d2.export.folding import folded
 from denseclip_d2.export.precision import PREDICTORS, store_float16
 from denseclip_d2.export.resize import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
@@ -235,13 +236,34 @@ def test_torch_export_takes_prepared_images(exported):
     file, verdict = exported("semantic_fpn", "torch_export", preprocessed=True)
     assert len(set(verdict.sizes)) == 4
     about = {"outputs": "", "class_names": ""}
-    model = torch.export.load(file, extra_files=about).module()
+    program = torch.export.load(file, extra_files=about)
+    assert all(x.is_contiguous() for x in program.state_dict.values())
+    assert not [x for x in program.graph.nodes if "batch_norm" in str(x.target)]
+    model = program.module()
     assert json.loads(about["outputs"]) == ["labels"]
     images = torch.randn(3, 3, 64, 96)  # number and size differ from the traced ones
     labels = model(images)["labels"]
     assert labels.shape == (3, 64, 96)
     assert labels.max() < len(json.loads(about["class_names"]))
     assert not [name for name in model.state_dict() if "text_encoder" in name]
+
+
+@pytest.mark.parametrize("system", ["RetinaNet", "ConfigurableFCOS"])
+def test_norms_of_levels_are_folded_into_contiguous_weights(system):
+    """Compilers fold one of these norms into the convolution of all levels, and ignore memory formats."""
+    model = untrained_detector(system, "MODEL.RETINANET.NORM", "BN", "MODEL.FCOS.NORM", "BN")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
+    model.to(memory_format=torch.channels_last)
+    whole = DenseHeads(model, shortest=0, longest=0, preprocessed=True)
+    images, own = torch.randn(2, 3, 64, 96), folded(whole)
+    assert not [x for x in own.modules() if isinstance(x, nn.BatchNorm2d)]
+    assert all(x.is_contiguous() for x in own.state_dict().values())
+    with torch.no_grad():
+        expected, given = whole(images), own(images)
+    for name in expected:
+        torch.testing.assert_close(given[name], expected[name], rtol=1e-4, atol=1e-3)
 
 
 def assert_detections(given, expected):
@@ -284,10 +306,10 @@ def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
     assert_detections(given, expected)
 
 
-def untrained_detector(system: str) -> nn.Module:
+def untrained_detector(system: str, *more: str) -> nn.Module:
     """Return a dense detector whose heads predict many boxes, also outside the image."""
     opts = ["MODEL.META_ARCHITECTURE", system, "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
-    opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000"]
+    opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000", *more]
     torch.manual_seed(0)
     model = build_model(prepared_cfg("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
     model.test_score_thresh, model.test_topk_candidates, model.test_nms_thresh = 0.0, 300, 0.3

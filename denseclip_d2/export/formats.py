@@ -19,6 +19,7 @@ from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
 from .branchless import without_branches
+from .folding import folded
 from .names import TEXT, NamesEncoder
 from .runtimes import Run, onnx_runtime, openvino_runtime, runtime_subprocess
 from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
@@ -127,7 +128,7 @@ def _torch_export(whole: Traceable, example: tuple[Tensor, ...], about: dict[str
         side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
         example = (example[0].new_zeros(2, 3, 2 * side, 3 * side), *example[1:])
     with _quiet(), torch.no_grad():
-        program = torch.export.export(whole, example, dynamic_shapes=tuple(sizes))
+        program = torch.export.export(folded(whole), example, dynamic_shapes=tuple(sizes))
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={**about, "outputs": json.dumps(names)})
     return content.getvalue()
