@@ -163,7 +163,7 @@ def decoded(found: dict[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
     import torch
 
     page: dict = {}
-    exec(file.with_name("decode.py").read_text(), page)
+    exec(file.with_name("decode.py").read_text(encoding="utf-8"), page)
     about = {x.key: x.value for x in onnx.load(file).metadata_props}
     tensors = {name: torch.from_numpy(x) for name, x in found.items()}
     tensors["levels"] = tensors["levels"].long()  # MNN has int32
@@ -177,7 +177,7 @@ def cell(python: Path, package: str, file: Path, images: Path, expected: dict[st
     names = [x.name for x in onnx.load(file).graph.output]
     command = [python, "-I", __file__, package, str(file), str(images), ",".join(names)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return f"no answer in {SECONDS} s"
     if done.returncode:
