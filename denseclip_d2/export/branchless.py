@@ -60,7 +60,7 @@ def _candidates(
     most: int,
     size: tuple,
 ) -> Instances:
-    """Return the best of every level, also those of a score below ``lowest``, which the suppression drops."""
+    """Return the best of every level, by ``DenseDetector._decode_multi_level_predictions``."""
     found, start = [], 0
     for own in scores:
         number: Any = torch.minimum(torch.as_tensor(own.shape[0] * self.num_classes), torch.tensor(most))
@@ -68,6 +68,9 @@ def _candidates(
         found.append((best, indices + start))
         start = start + own.shape[0] * self.num_classes
     best, indices = map(torch.cat, zip(*found, strict=True))
+    # The first stays, for some runtimes refuse tensors without elements; the suppression drops a low score.
+    likely = ((best > lowest) | (torch.arange(best.shape[0]) == 0)).nonzero().squeeze(1)
+    best, indices = best[likely], indices[likely]
     rows = divided(indices, self.num_classes)
     boxes = self.box2box_transform.apply_deltas(torch.cat(deltas)[rows], Boxes.cat(anchors).tensor[rows])
     return Instances(
