@@ -15,7 +15,7 @@ GRADIO := gradio==6.31.0
 export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help python install demo demo-masks demo-segmentation demo-photos web examples docs test coverage lint format
+.PHONY: help python install demo demo-masks demo-segmentation demo-photos web examples runtimes docs test coverage lint format
 
 help:
 	@echo "Each target does all the set-up it needs into .venv, and does not redo what is done."
@@ -26,6 +26,7 @@ help:
 	@echo "  make demo-photos        label a photograph by names, without training"
 	@echo "  make web                a page at http://127.0.0.1:7860: drop an image, type names, see what a model sees"
 	@echo "  make examples           export the zoo's models, and run the examples on them without torch"
+	@echo "  make runtimes           run the zoo's ONNX files in five runtimes, and print what works"
 	@echo "  make docs               the pages and the API as a site in output/site"
 	@echo "  make test               lint, and run the tests"
 	@echo "  make coverage           run the tests, and print the part of each file that they run"
@@ -98,6 +99,10 @@ web: $(INSTALLED)
 
 examples: $(INSTALLED)
 	examples/check.sh $(BIN)/python output/examples
+
+runtimes: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check onnxslim==0.1.98
+	$(BIN)/python examples/runtimes.py output/runtimes
 
 docs: .venv/docs-requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build

@@ -22,14 +22,15 @@ from denseclip_d2.cli import export_model as tool
 from denseclip_d2.data.transforms import ResizeShortestEdge
 from denseclip_d2.export import FORMATS, evaluate_file, export_model
 from denseclip_d2.export.agreement import agreement
-from denseclip_d2.export.decode_retinanet import decode
+from denseclip_d2.export.decode_dense import decode
 from denseclip_d2.export.export_model import _shapes
+from denseclip_d2.export.folding import folded
 from denseclip_d2.export.precision import PREDICTORS, store_float16
 from denseclip_d2.export.resize import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves, telling_sizes
 from denseclip_d2.export.support import check_exportable
-from denseclip_d2.export.traceable import RetinaNetHeads, TraceableDenseDetector, paste
+from denseclip_d2.export.traceable import DenseHeads, TraceableDenseDetector, paste
 from denseclip_d2.export.verification import VerificationResult, _compared, verify
 from denseclip_d2.shapes.vocabulary import SHAPES
 
@@ -155,11 +156,6 @@ def test_an_onnx_file_says_what_it_is_and_has_no_text_encoder(exported):
     names = [x.name for x in model.graph.initializer] + [x.name for x in model.graph.node]
     assert any("context_decoder" in name for name in names)
     assert not any("text_encoder" in name or "token_embedding" in name for name in names)
-    types = {x.data_type for x in model.graph.initializer}
-    types |= {a.t.data_type for node in model.graph.node for a in node.attribute if a.HasField("t")}
-    types |= {node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
-    assert onnx.TensorProto.FLOAT in types
-    assert onnx.TensorProto.DOUBLE not in types  # some runtimes compute these in float32
     kinds = {x.op_type for x in model.graph.node}
     assert "Conv" in kinds
     assert "BatchNormalization" not in kinds
@@ -169,6 +165,52 @@ def test_an_onnx_file_says_what_it_is_and_has_no_text_encoder(exported):
         "width",
         3,
     ]
+
+
+def nodes_of(graph) -> list:
+    """Return the nodes of an ONNX graph, also those inside branches."""
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return [*graph.node, *(node for own in inner for node in nodes_of(own))]
+
+
+def assert_portable(content: bytes):
+    """Runtimes lack branches, float64 (or compute it in float32), and Clip of integers."""
+    import onnx
+    from onnx import TensorProto
+
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content), strict_mode=True)
+    nodes = nodes_of(model.graph)
+    assert not {node.op_type for node in nodes} & {"If", "Loop", "Scan"}
+    types = {x.name: x.type.tensor_type.elem_type for x in model.graph.value_info}
+    types |= {x.name: x.data_type for x in model.graph.initializer}
+    types |= {node.output[0]: a.t.data_type for node in nodes for a in node.attribute if a.HasField("t")}
+    assert TensorProto.FLOAT in types.values() and TensorProto.DOUBLE not in types.values()
+    clipped = {types.get(name) for node in nodes if node.op_type == "Clip" for name in node.input if name}
+    assert TensorProto.INT64 not in clipped
+    assert [x.version for x in model.opset_import] == [17]
+
+
+@needs_onnx
+@pytest.mark.parametrize("system", ["retinanet", "mask_rcnn", "semantic_fpn"])
+def test_an_onnx_file_has_no_branch(exported, system):
+    file, _ = exported(system, "onnx", score_map=True)
+    assert_portable(file.read_bytes())
+
+
+@needs_onnx
+@pytest.mark.parametrize("system", ["RetinaNet", "RetinaNetGlobalNorm", "ConfigurableFCOS"])
+def test_dense_detectors_without_branches_find_what_detectron2_finds(system, tmp_path):
+    """More candidates than a level keeps, and more detections than an image keeps."""
+    model = untrained_detector(system)
+    model.max_detections_per_image, size = 40, [(64, 96), (90, 70), (32, 32)]
+    whole = TraceableDenseDetector(model, shortest=0, longest=0, preprocessed=True)
+    images = [np.random.default_rng(i).integers(0, 256, (*x, 3), np.uint8) for i, x in enumerate(size)]
+    content = FORMATS["onnx"].content(whole, (whole.preprocess(images[0]),), {})
+    assert_portable(content)
+    (tmp_path / "model.onnx").write_bytes(content)
+    with onnx_runtime(tmp_path / "model.onnx") as run:
+        verdict = verify(run, whole, images)
+    assert verdict.detections > 50
 
 
 def test_torchscript_runs_where_this_package_is_not(exported):
@@ -194,13 +236,34 @@ def test_torch_export_takes_prepared_images(exported):
     file, verdict = exported("semantic_fpn", "torch_export", preprocessed=True)
     assert len(set(verdict.sizes)) == 4
     about = {"outputs": "", "class_names": ""}
-    model = torch.export.load(file, extra_files=about).module()
+    program = torch.export.load(file, extra_files=about)
+    assert all(x.is_contiguous() for x in program.state_dict.values())
+    assert not [x for x in program.graph.nodes if "batch_norm" in str(x.target)]
+    model = program.module()
     assert json.loads(about["outputs"]) == ["labels"]
     images = torch.randn(3, 3, 64, 96)  # number and size differ from the traced ones
     labels = model(images)["labels"]
     assert labels.shape == (3, 64, 96)
     assert labels.max() < len(json.loads(about["class_names"]))
     assert not [name for name in model.state_dict() if "text_encoder" in name]
+
+
+@pytest.mark.parametrize("system", ["RetinaNet", "ConfigurableFCOS"])
+def test_norms_of_levels_are_folded_into_contiguous_weights(system):
+    """Compilers fold one of these norms into the convolution of all levels, and ignore memory formats."""
+    model = untrained_detector(system, "MODEL.RETINANET.NORM", "BN", "MODEL.FCOS.NORM", "BN")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
+    model.to(memory_format=torch.channels_last)
+    whole = DenseHeads(model, shortest=0, longest=0, preprocessed=True)
+    images, own = torch.randn(2, 3, 64, 96), folded(whole)
+    assert not [x for x in own.modules() if isinstance(x, nn.BatchNorm2d)]
+    assert all(x.is_contiguous() for x in own.state_dict().values())
+    with torch.no_grad():
+        expected, given = whole(images), own(images)
+    for name in expected:
+        torch.testing.assert_close(given[name], expected[name], rtol=1e-4, atol=1e-3)
 
 
 def assert_detections(given, expected):
@@ -243,17 +306,23 @@ def test_a_page_of_torch_decodes_what_retinanets_heads_give(exported, tmp_path):
     assert_detections(given, expected)
 
 
-@pytest.mark.parametrize("system", ["RetinaNet", "RetinaNetGlobalNorm"])
-def test_boxes_are_clipped_when_the_system_clips_them(system):
-    """Before or after non-maximum suppression. Untrained heads predict many boxes outside the image."""
+def untrained_detector(system: str, *more: str) -> nn.Module:
+    """Return a dense detector whose heads predict many boxes, also outside the image."""
     opts = ["MODEL.META_ARCHITECTURE", system, "MODEL.BACKBONE.NAME", "build_clip_retinanet_fpn_backbone"]
-    opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000"]
+    opts += ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "1000", *more]
     torch.manual_seed(0)
     model = build_model(prepared_cfg("configs/Shapes/denseclip_retinanet_tiny.yaml", opts)).eval()
     model.test_score_thresh, model.test_topk_candidates, model.test_nms_thresh = 0.0, 300, 0.3
     for layer in (model.head.cls_score, model.head.bbox_pred):
         nn.init.normal_(layer.weight, std=0.1)
-    whole = RetinaNetHeads(model, shortest=0, longest=0, preprocessed=True)
+    return model
+
+
+@pytest.mark.parametrize("system", ["RetinaNet", "RetinaNetGlobalNorm", "ConfigurableFCOS"])
+def test_boxes_are_clipped_when_the_system_clips_them(system):
+    """Before or after non-maximum suppression. Untrained heads predict many boxes outside the image."""
+    model = untrained_detector(system)
+    whole = DenseHeads(model, shortest=0, longest=0, preprocessed=True)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         model.pixel_mean.fill_(torch.nan)  # images are normalized already
@@ -263,27 +332,54 @@ def test_boxes_are_clipped_when_the_system_clips_them(system):
     assert_detections(given, expected)
     other = {
         "decoding": json.dumps(
-            json.loads(whole.about()["decoding"]) | {"clipped_first": system == "RetinaNet"}
+            json.loads(whole.about()["decoding"]) | {"clipped_first": system != "RetinaNetGlobalNorm"}
         )
     }
     with torch.no_grad():
         assert len(decode(whole(images), other, (64, 96))["scores"]) != len(given["scores"])
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (ZOO.format("mask_rcnn"), "a DenseCLIPMaskRCNN is none of RetinaNet, SemanticSegmentor"),
-        (
-            "Shapes/systems/fcos.yaml",
-            "a DenseCLIPFCOS is none of .* Choose --format onnx or openvino",
-        ),
-    ],
-)
-def test_what_torch_export_does_not_follow_is_refused(config, reason):
-    cfg = prepared_cfg(f"configs/{config}", ["MODEL.WEIGHTS", "of a trained model"])
+def test_what_torch_export_does_not_follow_is_refused():
+    cfg = prepared_cfg(f"configs/{ZOO.format('mask_rcnn')}", ["MODEL.WEIGHTS", "of a trained model"])
+    reason = "a DenseCLIPMaskRCNN is none of DenseDetector, Semantic.* Choose --format onnx or openvino"
     with pytest.raises(ValueError, match=f"cannot be exported by --format torch_export: {reason}"):
         check_exportable(cfg, "torch_export")
+
+
+@needs_onnx
+def test_a_file_may_take_one_size(exported):
+    import onnx
+
+    file, verdict = exported("retinanet", "onnx", size=(96, 128))
+    assert verdict.sizes == ((96, 128),) and verdict.detections > 10
+    graph = onnx.load(file).graph
+    shapes = [[d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in graph.input]
+    assert shapes == [[1, 96, 128, 3]]
+    if find_spec("onnxslim"):
+        assert sum(node.op_type == "Shape" for node in graph.node) < 10
+
+
+@needs_onnx
+def test_an_onnx_file_may_end_at_the_heads(exported):
+    file, verdict = exported("retinanet", "onnx", preprocessed=True, heads=True)
+    assert len(set(verdict.sizes)) == 4 and verdict.detections > 10
+    assert_portable(file.read_bytes())
+    assert (file.parent / "decode.py").read_text() == DenseHeads.page.read_text()
+    with onnx_runtime(file) as run:
+        outputs = run(np.zeros((2, 3, 64, 96), np.float32))
+    anchors = len(outputs["anchors"])
+    assert outputs["logits"].shape == (2, anchors, len(SHAPES.class_names))
+    assert outputs["levels"].dtype == np.int64
+
+
+def test_sizes_and_heads_that_cannot_be_are_refused(tmp_path):
+    for system, format, options, message in (
+        ("mask_rcnn", "onnx", {"heads": True, "preprocessed": True}, "heads is for DenseDetector, Sem"),
+        ("retinanet", "onnx", {"heads": True}, "--heads needs --preprocessed"),
+        ("retinanet", "torchscript", {"size": (96, 128)}, "--size needs an ONNX file. Choose --format onnx"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(zoo_config(system), tmp_path / "model", format, **options)
 
 
 def test_torch_export_needs_prepared_images(tmp_path):

@@ -6,7 +6,7 @@ tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
 tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
 
-DIR gets model.onnx, model.ts or model.pt2; for a RetinaNet's model.pt2 also decode.py; for a model that takes
+DIR gets model.onnx, model.ts or model.pt2; for a file of heads also decode.py; for a model that takes
 any names also names.onnx (.ts, .pt2), their encoder, and tokenizer.json. docs/export.md describes inputs,
 outputs and metadata.
 """
@@ -38,6 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--preprocessed", action="store_true", help="take images that are already resized and normalized"
     )
     parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"),
+        help="take images of this height and width alone, in ONNX files for runtimes that need it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heads", action="store_true",
+        help="end an ONNX file of RetinaNet or FCOS at its heads; decode.py decodes their outputs",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-paste-masks", dest="paste_masks", action="store_false",
         help="output masks of a fixed size, to paste into boxes",
     )  # fmt: skip
@@ -60,14 +68,15 @@ def main(args: argparse.Namespace) -> None:
         )
     check_writable(args.output, "--output")
     cfg = prepare_run(*config_and_opts(args)).cfg
-    files = [Path(args.output) / name for name in files_of(cfg, args.format)]
+    files = [Path(args.output) / name for name in files_of(cfg, args.format, heads=args.heads)]
     for file in files:
         if file.exists() and not args.overwrite:
             raise ValueError(f"{file} exists. Give --overwrite to replace it, or choose another --output.")
     print(f"Exporting the model of {args.clip or args.config_file} ...", flush=True)
     verdict = export_model(
         cfg, files[0], args.format, preprocessed=args.preprocessed, score_map=args.score_map,
-        paste_masks=args.paste_masks, images=args.images, precision=args.precision,
+        paste_masks=args.paste_masks, size=tuple(args.size) if args.size else None, heads=args.heads,
+        images=args.images, precision=args.precision,
     )  # fmt: skip
     print(f"Verified {verdict}")
     size = sum(file.stat().st_size for file in files)

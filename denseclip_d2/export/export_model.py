@@ -6,8 +6,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -20,10 +22,11 @@ from ..guidance import guidance_of
 from ..shapes.scene import draw_scene, sample_background
 from ..utils.atomic import atomic_write
 from .agreement import Agreement, agreement
+from .decode_dense import decode
 from .formats import FORMATS
 from .names import TOKENIZER, Names, NamesEncoder, ReadNames, names_file, takes_text, token_ids
 from .precision import EXPORT_PRECISIONS, store_float16
-from .runtimes import Run
+from .runtimes import Outputs, Run
 from .safetensors import about
 from .sizes import telling_sizes
 from .support import check_exportable, is_guided
@@ -52,6 +55,8 @@ def export_model(
     preprocessed: bool = False,
     score_map: bool = False,
     paste_masks: bool = True,
+    size: tuple[int, int] | None = None,
+    heads: bool = False,
     images: Sequence[str] = (),
     precision: str = "float32",
 ) -> VerificationResult | Agreement:
@@ -64,45 +69,51 @@ def export_model(
     Args:
         cfg: with MODEL.WEIGHTS of the whole model.
         format, precision: of ``FORMATS`` and of ``EXPORT_PRECISIONS``.
-        preprocessed, score_map, paste_masks: see :class:`TraceableModel`.
+        preprocessed, score_map, paste_masks, size, heads: see :class:`TraceableModel`, :class:`DenseHeads`.
         images: images to verify with; empty: generated shapes. "int8" is also calibrated on them; empty: on
             the first of ``DATASETS.TRAIN``, and verified with them.
 
     Raises:
         ValueError, FileNotFoundError: the model cannot be exported; the file differs from it; no weights.
     """
-    kind = check_exportable(cfg, format)
-    _check_options(cfg, format, preprocessed=preprocessed, score_map=score_map, precision=precision)
+    kind = check_exportable(cfg, format, heads=heads)
+    _check_options(cfg, format, preprocessed, precision, score_map=score_map, size=size, heads=heads)
     sources = _sources(cfg, images, precision)
     model, names = _trained_model(cfg)
     whole = kind(
-        model, shortest=0 if preprocessed else cfg.INPUT.MIN_SIZE_TEST,
-        longest=cfg.INPUT.MAX_SIZE_TEST, preprocessed=preprocessed, score_map=score_map,
-        paste_masks=paste_masks,
+        model, shortest=0 if preprocessed else cfg.INPUT.MIN_SIZE_TEST, longest=cfg.INPUT.MAX_SIZE_TEST,
+        preprocessed=preprocessed, score_map=score_map, paste_masks=paste_masks, size=size,
     )  # fmt: skip
-    step = whole.model.backbone.size_divisibility if FORMATS[format].static_graph else 1
-    size = partial(_size, side=cfg.INPUT.MIN_SIZE_TEST or SIDE, step=step)
+    sized = partial(_size, side=cfg.INPUT.MIN_SIZE_TEST or SIDE, step=_step(whole, format), fixed=size)
     said = {**_about(whole, cfg), **(names.about() if names else {}), "precision": precision}
-    text = [names.text()] if names else []
-    content = _content(whole, [_resized(sources[0], size(TRACED)), *sources], text, format, said)
-    verified = _images_to_verify(whole, sources, size, every_source=precision != "float32")
+    traced, text = _resized(sources[0], sized(TRACED)), [names.text()] if names else []
+    content = _content(whole, [traced, *sources], text, format, said)
+    verified = _images_to_verify(whole, sources, sized, every_source=precision != "float32")
     compare = verify if precision == "float32" else partial(agreement, precision=precision)
     with ExitStack() as stack:
-        run = stack.enter_context(_written(file, content, format))
+        run = partial(_decoded, stack.enter_context(_written(file, content, format)), said)
         read = stack.enter_context(_written_names(file, names, format, said)) if names else None
         result = compare(run, whole, verified, names=read)
-        if DECODER_SOURCE in said:
-            _write_text(file.with_name(DECODER_SOURCE), said[DECODER_SOURCE])
+    if DECODER_SOURCE in said:
+        _write_text(file.with_name(DECODER_SOURCE), said[DECODER_SOURCE])
     return result
 
 
-def files_of(cfg: CfgNode, format: str) -> list[str]:
+def _decoded(run: Run, said: dict[str, str], *inputs: np.ndarray) -> Outputs:
+    """Return the outputs of a file, of heads decoded by the page beside it."""
+    if "logits" not in (found := run(*inputs)):  # the runtime of torch.export decodes itself
+        return found
+    outputs = {name: torch.from_numpy(x) for name, x in found.items()}
+    return {name: x.numpy() for name, x in decode(outputs, said, inputs[0].shape[2:]).items()}
+
+
+def files_of(cfg: CfgNode, format: str, *, heads: bool = False) -> list[str]:
     """Return the names of the files that an export writes.
 
     Raises:
         ValueError: the model cannot be exported.
     """
-    kind, file = check_exportable(cfg, format), Path(FORMATS[format].file)
+    kind, file = check_exportable(cfg, format, heads=heads), Path(FORMATS[format].file)
     names = [names_file(file).name, TOKENIZER] if takes_text(cfg) else []
     return [file.name, *names, *([DECODER_SOURCE] if kind.page else [])]
 
@@ -143,21 +154,25 @@ def _write_text(file: Path, text: str) -> None:
         written.write(text)
 
 
-def _check_options(cfg: CfgNode, format: str, *, preprocessed: bool, score_map: bool, precision: str) -> None:
+def _check_options(cfg: CfgNode, format: str, preprocessed: bool, precision: str, **options: Any) -> None:
     """
     Raises:
         ValueError: the model or the format lacks what is requested; a package is not installed.
     """
-    if score_map and not is_guided(cfg):
+    if options["score_map"] and not is_guided(cfg):
         raise ValueError("--score-map: this model has no score map, for it has no language.")
     if FORMATS[format].static_graph and not preprocessed:
         raise ValueError(
             f"--format {format} needs --preprocessed, for it cannot export resizing. Give --preprocessed, or "
             "choose another --format."
         )
-    if precision != "float32" and not FORMATS[format].any_precision:
-        able = " or ".join(name for name, x in FORMATS.items() if x.any_precision)
-        raise ValueError(f"--precision {precision} needs an ONNX file. Choose --format {able}.")
+    if options["heads"] and not preprocessed:
+        raise ValueError("--heads needs --preprocessed: boxes are decoded in pixels of the resized image.")
+    onnx_only = [f"--precision {precision}"] if precision != "float32" else []
+    onnx_only += [f"--{x}" for x in ("size", "heads") if options[x]]
+    if onnx_only and not FORMATS[format].onnx:
+        able = " or ".join(name for name, x in FORMATS.items() if x.onnx)
+        raise ValueError(f"{onnx_only[0]} needs an ONNX file. Choose --format {able}.")
     FORMATS[format].check_packages()
 
 
@@ -224,17 +239,26 @@ def _shapes(seed: int) -> np.ndarray:
 def _images_to_verify(
     whole: TraceableModel, sources: Sequence[np.ndarray], size: Callable, *, every_source: bool
 ) -> list[np.ndarray]:
-    sizes = telling_sizes(whole.shortest, whole.longest) if whole.shortest else []
+    sizes = telling_sizes(whole.shortest, whole.longest) if whole.shortest and not whole.size else []
     sizes += map(size, VERIFIED[len(sizes) :])
     number = max(len(sizes), len(sources)) if every_source else len(sizes)
     images = [_resized(*x) for x in islice(zip(cycle(sources), cycle(sizes)), number)]
     return [*images, _resized(sample_background(np.random.default_rng(0), *SHAPES_SIZE), size(EMPTY))]
 
 
-def _size(sides: tuple[float, float], *, side: int, step: int) -> tuple[int, int]:
-    """Return ``sides`` times ``side``, rounded to multiples of ``step``."""
+def _size(
+    sides: tuple[float, float], *, side: int, step: int, fixed: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return ``fixed``, or ``sides`` times ``side``, rounded to multiples of ``step``."""
+    if fixed:
+        return fixed
     height, width = (step * round(side * x / step) for x in sides)
     return height, width
+
+
+def _step(whole: TraceableModel, format: str) -> int:
+    """Return what the sides of images must be multiples of."""
+    return whole.model.backbone.size_divisibility if FORMATS[format].static_graph else 1
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

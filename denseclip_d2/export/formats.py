@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
+from .branchless import without_branches
+from .folding import folded
 from .names import TEXT, NamesEncoder
 from .runtimes import Run, onnx_runtime, openvino_runtime, runtime_subprocess
 from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
 
 OPSET = 17  # Detectron2's ROIAlign needs 16
+INT64 = 7  # of onnx.TensorProto
 MOST = 1024  # of images and of strides along a side; torch.export needs bounds to index memory
 
 Traceable = TraceableModel | NamesEncoder
@@ -38,7 +43,8 @@ class Format:
         runtime: runs the file.
         static_graph: whether a model must have no data-dependent control flow. Images are then preprocessed,
             and their sides are multiples of the backbone's stride.
-        any_precision: whether ``EXPORT_PRECISIONS`` other than float32 are possible.
+        onnx: whether the file is ONNX. It may have any of ``EXPORT_PRECISIONS``, have a fixed size and end
+            at the heads.
     """
 
     file: str
@@ -46,12 +52,11 @@ class Format:
     content: Callable[[Traceable, tuple[Tensor, ...], dict[str, str]], bytes]
     runtime: Callable[[Path], AbstractContextManager[Run]]
     static_graph: bool = False
-    any_precision: bool = False
+    onnx: bool = False
 
-    @property
-    def systems(self) -> Mapping[type[nn.Module], type[TraceableModel]]:
-        """The wrappers of Detectron2's systems."""
-        return STATIC_GRAPH if self.static_graph else TRACEABLE
+    def systems(self, heads: bool = False) -> Mapping[type[nn.Module], type[TraceableModel]]:
+        """Return the wrappers of Detectron2's systems, of dense detectors up to their heads if asked for."""
+        return STATIC_GRAPH if heads or self.static_graph else TRACEABLE
 
     def check_packages(self) -> None:
         """
@@ -67,10 +72,12 @@ def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) 
 
     adapter, names = _traceable(whole, example)
     axes = {name: AXES[name] for name in names}
+    if fixed := getattr(whole, "size", None):
+        axes = {name: {i: x for i, x in own.items() if x == "detections"} for name, own in axes.items()}
     if TEXT in whole.inputs and "score_map" in axes:
         axes["score_map"] = {**axes["score_map"], 1: "classes"}
     content = io.BytesIO()
-    with _quiet():
+    with _quiet(), without_branches():
         # torch's newer exporter does not support sizes that depend on the number of detections.
         torch.onnx.export(
             adapter, example, content,  # type: ignore[arg-type]  # which takes files too
@@ -78,8 +85,27 @@ def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) 
             output_names=names, dynamic_axes={**whole.inputs, **axes},
         )  # fmt: skip
     model = onnx.load_from_string(content.getvalue())
+    if fixed and find_spec("onnxslim"):
+        model = import_module("onnxslim").slim(model)
+    _compare_integers(model.graph)
     onnx.helper.set_model_props(model, {**about, "outputs": json.dumps(names)})
     return model.SerializeToString()
+
+
+def _compare_integers(graph: Any) -> None:
+    """Make Max and Min of each Clip of integers, which some runtimes lack."""
+    bounds = {x.output[0]: x.attribute[0].t for x in graph.node if x.op_type == "Constant"}
+    bounds |= {x.name: x for x in graph.initializer}
+    for node in graph.node:
+        given = [name for name in node.input[1:] if name]
+        if (
+            node.op_type == "Clip"
+            and len(given) == 1
+            and given[0] in bounds
+            and bounds[given[0]].data_type == INT64
+        ):
+            node.op_type = "Max" if node.input[1] else "Min"
+            node.input[1:] = given
 
 
 def _torchscript(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
@@ -102,16 +128,16 @@ def _torch_export(whole: Traceable, example: tuple[Tensor, ...], about: dict[str
         side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
         example = (example[0].new_zeros(2, 3, 2 * side, 3 * side), *example[1:])
     with _quiet(), torch.no_grad():
-        program = torch.export.export(whole, example, dynamic_shapes=tuple(sizes))
+        program = torch.export.export(folded(whole), example, dynamic_shapes=tuple(sizes))
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={**about, "outputs": json.dumps(names)})
     return content.getvalue()
 
 
 FORMATS = {
-    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime, any_precision=True),
+    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime, onnx=True),
     "openvino": Format(  # which reads ONNX files
-        "model.onnx", ("onnx", "onnxruntime", "openvino"), _onnx, openvino_runtime, any_precision=True
+        "model.onnx", ("onnx", "onnxruntime", "openvino"), _onnx, openvino_runtime, onnx=True
     ),
     "torchscript": Format("model.ts", (), _torchscript, partial(runtime_subprocess, "torchscript")),
     "torch_export": Format(

@@ -37,13 +37,13 @@ def fitted_size(sides: Tensor, shortest: int, longest: int) -> Tensor:
     low, high = sides.amin(dim=-1, keepdim=True), sides.amax(dim=-1, keepdim=True)
     capped = shortest * high > longest * low
     new, old = torch.where(capped, longest, shortest), torch.where(capped, high, low)
-    half_up = _divided(2 * new * sides + old, 2 * old)
+    half_up = divided(2 * new * sides + old, 2 * old)
     lower, higher = torch.from_numpy(rounded_down(shortest, longest)).unbind(dim=1)
     down = ((low == lower) & (high == higher)).any(dim=-1, keepdim=True)
     return (half_up - (down & (sides != old)).long()).clamp(min=1)
 
 
-def _divided(a: Tensor, b: Tensor) -> Tensor:
+def divided(a: Tensor, b: Tensor | int) -> Tensor:
     """Return a / b, rounded down. OpenVINO divides integers in float32, so that the quotient is corrected."""
     quotient = torch.div(a, b, rounding_mode="trunc")
     rest = a - quotient * b
@@ -68,7 +68,7 @@ def _weights(new: Side, old: Side) -> Tensor:
     # In units of 1 / (2 * new) of an old pixel, centers and widths are integers.
     centers = (2 * torch.arange(new) + 1) * old
     distances = ((2 * torch.arange(old) + 1) * new - centers[:, None]).abs()
-    weights = (2 * shapes_to_tensor([new, old]).amax() - distances).clamp(min=0)
+    weights = (2 * shapes_to_tensor([new, old]).max() - distances).clamp(min=0)
     return weights / weights.sum(dim=1, keepdim=True)
 
 

@@ -14,8 +14,8 @@ from .traceable import TRACEABLE, TraceableModel
 FIXED_NAMES = "convert the weights with --precompute-text, which fixes their names"
 
 
-def check_exportable(cfg: CfgNode, format: str) -> type[TraceableModel]:
-    """Return the wrapper of a config's model in one of ``FORMATS``.
+def check_exportable(cfg: CfgNode, format: str, *, heads: bool = False) -> type[TraceableModel]:
+    """Return the wrapper of a config's model in one of ``FORMATS``, up to its heads if asked for.
 
     Raises:
         ValueError: the model cannot be exported.
@@ -27,10 +27,12 @@ def check_exportable(cfg: CfgNode, format: str) -> type[TraceableModel]:
         raise ValueError(
             f"This model cannot be exported: a {system.__name__} is none of {_names(TRACEABLE)}."
         )
-    systems = FORMATS[format].systems
+    systems = FORMATS[format].systems(heads)
     for base, whole in systems.items():
         if issubclass(system, base):
             return whole
+    if heads:
+        raise ValueError(f"--heads is for {_names(systems)}, and this model is a {system.__name__}.")
     raise ValueError(
         f"This model cannot be exported by --format {format}: a {system.__name__} is none of "
         f"{_names(systems)}; others have data-dependent control flow. Choose --format "

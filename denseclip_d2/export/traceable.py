@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.layers import shapes_to_tensor
-from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor
+from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,9 +24,14 @@ Tensors = dict[str, Tensor]
 """Tensors by name."""
 
 AXES: dict[str, dict[int, str]] = {
+    "anchors": {0: "anchors"},
     "boxes": {0: "detections"},
+    "centerness": {0: "images", 1: "anchors"},
     "classes": {0: "detections"},
+    "deltas": {0: "images", 1: "anchors"},
     "labels": {0: "images", 1: "height", 2: "width"},
+    "levels": {0: "anchors"},
+    "logits": {0: "images", 1: "anchors"},
     "masks": {0: "detections", 1: "mask_height", 2: "mask_width"},
     "score_map": {0: "images", 2: "rows", 3: "columns"},
     "scores": {0: "detections"},
@@ -59,6 +63,7 @@ class TraceableModel(nn.Module):
         preprocessed: bool = False,
         score_map: bool = False,
         paste_masks: bool = True,
+        size: tuple[int, int] | None = None,
     ):
         """
         Args:
@@ -68,18 +73,21 @@ class TraceableModel(nn.Module):
                 is 0.
             score_map: return the score map too, as the backbone makes it.
             paste_masks: return masks of the image's size; False: masks of a fixed size that fill the boxes.
+            size: height and width of the only images that are taken, one at a time; None: any.
         """
         super().__init__()
         self.model = model
         self.shortest, self.longest = shortest, longest
         self.preprocessed, self.score_map, self.paste_masks = preprocessed, score_map, paste_masks
+        self.size, self.any_batch = size, self.any_batch and not size
         self.eval()
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         """The axes of variable length of each input, by the input's name, in order."""
         row = 2 if self.preprocessed else 1
-        axes = {INPUT: {row: "height", row + 1: "width"} | ({0: "images"} if self.any_batch else {})}
+        axes = {INPUT: {row: "height", row + 1: "width"} if not self.size else {}}
+        axes[INPUT] |= {0: "images"} if self.any_batch else {}
         if isinstance(getattr(self.model.backbone, "language", None), GivenText):
             axes[TEXT] = {0: "names"}
         return axes
@@ -93,7 +101,7 @@ class TraceableModel(nn.Module):
         Returns: for detectors ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,), ``classes`` (n,)
             int64 and, if there are masks, ``masks`` (n, H, W) bool, or (n, M, M) float32 probabilities; for
             segmentors ``labels`` (N, H, W) int64; ``score_map`` (N, K, h, w) cosines. For
-            :class:`RetinaNetHeads`, what :attr:`page` decodes.
+            :class:`DenseHeads`, what :attr:`page` decodes.
         """
         if self.preprocessed:
             pixels, (height, width) = images, images.shape[2:]
@@ -146,16 +154,21 @@ class TraceableModel(nn.Module):
 
     def _detections(self, instances: Instances, height: Side, width: Side) -> Tensors:
         """Return instances of the resized image as outputs of the image."""
-        if masks := instances.has("pred_masks"):
-            # Detectron2 pastes "pred_masks" in a loop that ONNX has no types for; it ignores "squares".
-            instances.squares = instances.pred_masks[:, 0]
-            instances.remove("pred_masks")
-        instances = detector_postprocess(instances, height, width)
-        boxes = instances.pred_boxes.tensor
-        found = {"boxes": boxes, "scores": instances.scores, "classes": instances.pred_classes}
-        if masks:
-            squares = instances.squares
-            found["masks"] = paste(squares, boxes, height, width) >= 0.5 if self.paste_masks else squares
+        resized = shapes_to_tensor([*instances.image_size])
+        scale = (shapes_to_tensor([height, width]) / resized).flip(0).repeat(2)
+        boxes = Boxes(instances.pred_boxes.tensor * scale)
+        boxes.clip((height, width))
+        filled = boxes.nonempty()
+        found = {
+            "boxes": boxes.tensor[filled],
+            "scores": instances.scores[filled],
+            "classes": instances.pred_classes[filled],
+        }
+        if instances.has("pred_masks"):
+            squares = instances.pred_masks[filled, 0]
+            if self.paste_masks:  # Detectron2 pastes in a loop that ONNX has no types for
+                squares = paste(squares, found["boxes"], height, width) >= 0.5
+            found["masks"] = squares
         return found
 
 
@@ -196,32 +209,37 @@ class TraceableSegmentor(TraceableModel):
         return {"labels": _labels(logits, images.image_sizes[0], height, width)}
 
 
-class RetinaNetHeads(TraceableModel):
-    """RetinaNet up to the outputs of its heads, whose sizes depend on the image's size alone."""
+class DenseHeads(TraceableModel):
+    """RetinaNet or FCOS up to the outputs of its heads, whose sizes depend on the image's size alone."""
 
     any_batch = True
-    page = Path(__file__).with_name("decode_retinanet.py")
+    page = Path(__file__).with_name("decode_dense.py")
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
         levels = [features[name] for name in self.model.head_in_features]
-        logits, deltas = self.model._transpose_dense_predictions(
-            dense_predictions(self.model, features), [self.model.num_classes, 4]
+        logits, deltas, *centerness = self.model._transpose_dense_predictions(
+            predictions := dense_predictions(self.model, features),
+            [self.model.num_classes, 4, 1][: len(predictions)],
         )
         anchors = [boxes.tensor for boxes in self.model.anchor_generator(levels)]
         return {
+            **({"centerness": torch.cat(centerness[0], dim=1)} if centerness else {}),
             "logits": torch.cat(logits, dim=1),
             "deltas": torch.cat(deltas, dim=1),
             "anchors": torch.cat(anchors),
-            "levels": torch.cat([torch.full(x.shape[:1], i) for i, x in enumerate(anchors)]),
+            "levels": torch.cat(
+                [torch.full(x.shape[:1], i, dtype=torch.int64) for i, x in enumerate(anchors)]
+            ),
         }
 
     def about(self) -> dict[str, str]:
         """Return ``decode.py``, the page, and ``decoding`` (JSON), its numbers."""
+        transform = self.model.box2box_transform
         decoding = {
             "lowest_score": self.model.test_score_thresh,
             "candidates": self.model.test_topk_candidates,
-            "box_weights": self.model.box2box_transform.weights,
-            "largest_scaling": self.model.box2box_transform.scale_clamp,
+            "box_weights": getattr(transform, "weights", None),
+            "largest_scaling": getattr(transform, "scale_clamp", None),
             "clipped_first": isinstance(self.model, RetinaNetGlobalNorm),
             "overlap": self.model.test_nms_thresh,
             "detections": self.model.max_detections_per_image,
@@ -238,7 +256,7 @@ TRACEABLE: dict[type[nn.Module], type[TraceableModel]] = {
 """The wrapper of each of Detectron2's systems; the first that fits."""
 
 STATIC_GRAPH: dict[type[nn.Module], type[TraceableModel]] = {
-    RetinaNet: RetinaNetHeads,
+    DenseDetector: DenseHeads,
     SemanticSegmentor: TraceableSegmentor,
 }
 """The wrappers without data-dependent control flow, which take preprocessed images."""

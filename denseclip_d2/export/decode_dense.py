@@ -1,4 +1,4 @@
-"""Decode the outputs of a RetinaNet's heads in plain torch, for files of ``--format torch_export``.
+"""Decode the outputs of the heads of a RetinaNet or an FCOS in plain torch, for files that end there.
 
     import torch
     from decode import decode
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-HEADS = ("logits", "deltas", "anchors", "levels")
+HEADS = ("logits", "deltas", "anchors", "levels", "centerness")
 
 
 def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequence[int]) -> dict[str, Tensor]:
     """
     Args:
         outputs: for N images and R anchors ``logits`` (N, R, K), ``deltas`` (N, R, 4), ``anchors`` (R, 4)
-            x1, y1, x2, y2 in pixels, and ``levels`` (R,) int64, ascending: the level of each anchor.
+            x1, y1, x2, y2 in pixels, and ``levels`` (R,) int64, ascending: the level of each anchor; of an
+            FCOS also ``centerness`` (N, R, 1), logits.
         about: the file's metadata, with ``decoding`` (JSON).
         size: height and width of the images, without padding at their lower and right sides.
     Returns: ``boxes`` (n, 4) x1, y1, x2, y2 in pixels, ``scores`` (n,) and ``classes`` (n,) int64, sorted by
@@ -34,8 +35,10 @@ def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequen
         ``outputs``.
     """
     by = json.loads(about["decoding"])
-    logits, deltas, anchors, levels = (outputs[name] for name in HEADS)
-    found = [_of_image(*own, anchors, levels, size, by) for own in zip(logits, deltas, strict=True)]
+    logits, deltas, anchors, levels = (outputs[name] for name in HEADS[:4])
+    centerness = outputs.get("centerness", [None] * len(logits))
+    predicted = zip(logits, centerness, deltas, strict=True)
+    found = [_of_image(*own, anchors, levels, size, by) for own in predicted]
     boxes, scores, classes = (torch.cat(x) for x in zip(*found, strict=True))
     images = torch.cat([torch.full_like(own, i) for i, (_, _, own) in enumerate(found)])
     rest = {name: x for name, x in outputs.items() if name not in HEADS}
@@ -43,11 +46,21 @@ def decode(outputs: Mapping[str, Tensor], about: Mapping[str, str], size: Sequen
 
 
 def _of_image(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, levels: Tensor, size: Sequence[int], by: dict[str, Any]
+    logits: Tensor,
+    centerness: Tensor | None,
+    deltas: Tensor,
+    anchors: Tensor,
+    levels: Tensor,
+    size: Sequence[int],
+    by: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes, scores and classes of one image."""
     lengths = levels.bincount().tolist()
-    levelled = zip(logits.split(lengths), deltas.split(lengths), anchors.split(lengths), strict=True)
+    probabilities = [x.sigmoid() for x in logits.split(lengths)]
+    if centerness is not None:
+        centers = centerness.sigmoid().split(lengths)
+        probabilities = [(x * y).sqrt() for x, y in zip(probabilities, centers, strict=True)]
+    levelled = zip(probabilities, deltas.split(lengths), anchors.split(lengths), strict=True)
     candidates = [_candidates(*level, by) for level in levelled]
     boxes, scores, classes = (torch.cat(x) for x in zip(*candidates, strict=True))
     if by["clipped_first"]:
@@ -59,10 +72,9 @@ def _of_image(
 
 
 def _candidates(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, by: dict[str, Any]
+    scores: Tensor, deltas: Tensor, anchors: Tensor, by: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes, scores and classes of the best candidates of one level."""
-    scores = logits.sigmoid()
     rows, classes = (scores > by["lowest_score"]).nonzero(as_tuple=True)
     scores = scores[rows, classes]
     scores, best = scores.topk(min(len(scores), by["candidates"]))
@@ -74,6 +86,9 @@ def _moved(anchors: Tensor, deltas: Tensor, by: dict[str, Any]) -> Tensor:
     """Return anchors moved by deltas, both (n, 4)."""
     sides = anchors[:, 2:] - anchors[:, :2]
     centers = anchors[:, :2] + 0.5 * sides
+    if by["box_weights"] is None:  # of FCOS: distances from the center, in sides of the anchor
+        near, far = (deltas.relu() * sides.repeat(1, 2)).split(2, dim=1)
+        return torch.cat([centers - near, centers + far], dim=1)
     deltas = deltas / deltas.new_tensor(by["box_weights"])
     centers = deltas[:, :2] * sides + centers
     sides = deltas[:, 2:].clamp(max=by["largest_scaling"]).exp() * sides
