@@ -107,7 +107,7 @@ def timed(run: Run, images: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
 
 
 def answer(package: str, file: str, images: str, names: str) -> None:
-    """Write what a runtime returns, to stdout: the last thing there, for runtimes print too."""
+    """Write what a runtime returns, and its time, beside the images."""
     result = timed(RUNTIMES[package](file, names.split(",")), np.load(images))
     Path(f"{images}.{package}").write_bytes(pickle.dumps(result))
 
