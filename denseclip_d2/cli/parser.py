@@ -63,18 +63,18 @@ def add_opts(parser: argparse.ArgumentParser) -> None:
 
 
 class UpToKeys(argparse.Action):
-    """Take values up to the first config key. The KEY VALUE pairs after them go to ``args.pairs``."""
+    """Take values up to the first config key. The KEY VALUE pairs after them go to ``args.key_values``."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
         setattr(namespace, self.dest, values[:end])
-        namespace.pairs = [*getattr(namespace, "pairs", ()), *values[end:]]
+        namespace.key_values = [*getattr(namespace, "key_values", ()), *values[end:]]
 
 
 def parse_args(parser: argparse.ArgumentParser, options: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the values of options, and in ``opts`` all KEY VALUE pairs, also those of :class:`UpToKeys`."""
     args = parser.parse_args(options)
-    if pairs := vars(args).pop("pairs", ()):
+    if pairs := vars(args).pop("key_values", ()):
         args.opts = [*pairs, *args.opts]
     return args
 

@@ -48,6 +48,7 @@ class GivenText(nn.Module):
 
     words: Tensor
     learned: Tensor
+    unread_text = None  # of training steps
 
     def __init__(self, language: PromptedTextEncoder):
         super().__init__()
