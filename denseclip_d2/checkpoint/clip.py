@@ -34,13 +34,13 @@ def exported_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         weights: any; those of other models are returned as they are.
     """
     places = {"backbone.visual.": "visual.", "backbone.language.text_encoder.": "text."}
-    if not all(name.startswith(tuple(places)) for name in weights):
-        return weights
-    renamed = {}
-    for name, tensor in weights.items():
-        ours, theirs = next(place for place in places.items() if name.startswith(place[0]))
-        renamed[theirs + name.removeprefix(ours)] = tensor
-    return renamed
+    renamed = {
+        theirs + name.removeprefix(ours): tensor
+        for name, tensor in weights.items()
+        for ours, theirs in places.items()
+        if name.startswith(ours)
+    }
+    return renamed if len(renamed) == len(weights) else weights
 
 
 def is_openai_clip(weights: dict[str, Tensor]) -> bool:

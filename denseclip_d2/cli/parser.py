@@ -81,10 +81,12 @@ def parse_args(parser: argparse.ArgumentParser, options: Sequence[str] | None = 
 
 def _is_key(value: str) -> bool:
     """Return whether a value is, or looks like, a config key, such as SOLVER.MAX_ITER or SEED."""
-    dotted = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", value)
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", value):
+        return False  # at once, for there may be thousands of files
+    if "." in value:
+        return not Path(value).exists()
     cfg = get_cfg()
-    of_root = value in cfg and not isinstance(cfg[value], CfgNode)
-    return of_root or bool(dotted and not Path(value).exists())
+    return value in cfg and not isinstance(cfg[value], CfgNode)
 
 
 def positive(text: str) -> int:

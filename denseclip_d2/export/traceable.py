@@ -217,10 +217,9 @@ class DenseHeads(TraceableModel):
 
     def found(self, images: ImageList, features: Tensors, height: Side, width: Side) -> Tensors:
         levels = [features[name] for name in self.model.head_in_features]
-        logits, deltas, *centerness = self.model._transpose_dense_predictions(
-            predictions := dense_predictions(self.model, features),
-            [self.model.num_classes, 4, 1][: len(predictions)],
-        )
+        predictions = dense_predictions(self.model, features)
+        widths = [self.model.num_classes, 4, 1][: len(predictions)]
+        logits, deltas, *centerness = self.model._transpose_dense_predictions(predictions, widths)
         anchors = [boxes.tensor for boxes in self.model.anchor_generator(levels)]
         return {
             **({"centerness": torch.cat(centerness[0], dim=1)} if centerness else {}),

@@ -26,13 +26,14 @@ class LearnedEmbedding(nn.Module):
             class_names: K names, which need not have :attr:`name`.
         Returns: (B, K, C), with the learned embedding at the name.
         """
-        numbers = [i for i, name in enumerate(class_names) if self.is_name(name)]
-        if not numbers:
+        number = self.number_in(class_names)
+        if number is None:
             return text
         here = torch.zeros(text.shape[1], 1, dtype=torch.bool, device=text.device)
-        here[numbers[0]] = True
+        here[number] = True
         return torch.where(here, self.embedding.to(text.dtype), text)
 
-    def is_name(self, name: str) -> bool:
-        """Return whether a name is :attr:`name`, by :func:`plain_name`."""
-        return plain_name(name) == plain_name(self.name)
+    def number_in(self, class_names: Sequence[str]) -> int | None:
+        """Return the number of :attr:`name` among names, compared by :func:`plain_name`; None: not there."""
+        own = plain_name(self.name)
+        return next((i for i, name in enumerate(class_names) if plain_name(name) == own), None)

@@ -79,7 +79,6 @@ class PromptedTextEncoder(StepNameEncoder):
         super().__init__(
             class_names, stuff_names, text_encoder, sentences, mode=mode, vocabulary=vocabulary,
             pack_tokens=pack_tokens, cuda_graph=cuda_graph, names_per_step=names_per_step,
-            learned_name=learned_name,
         )  # fmt: skip
         self.register_buffer("text_embeddings", None)
         if text_encoder is None:

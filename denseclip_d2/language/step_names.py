@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.distributed import sum_over_processes
+from .learned_embedding import LearnedEmbedding
 from .name_encoder import NameEncoder
-from .prompts import plain_name
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class StepNames:
 class StepNameEncoder(NameEncoder):
     """A :class:`NameEncoder` that, in a training step, reads some of its names instead of all.
 
-    A step reads the names of its objects and others in turn. n = K / ``names_per_step`` steps draw each of
-    the K names once, in an order that is new every n steps and equal in all processes. For the other names
-    there are the embeddings of their last reading, at most 2n - 1 steps ago. Neither those embeddings nor the
-    place in the order is in the state dict: see :meth:`steps_state`.
+    A step reads the names of its objects, a learned name, and others in turn. n = K / ``names_per_step``
+    steps draw each of the K names once, in an order that is new every n steps and equal in all processes. For
+    the other names there are the embeddings of their last reading, at most 2n - 1 steps ago. Neither those
+    embeddings nor the place in the order is in the state dict: see :meth:`steps_state`.
     """
 
     contexts: nn.Parameter | None
+    learned: LearnedEmbedding | None
     step_names: StepNames | None
     _last_text: Tensor | None
 
-    def __init__(self, *args, names_per_step: int = 0, learned_name: str = "", **kwargs):
+    def __init__(self, *args, names_per_step: int = 0, **kwargs):
         """
         Args:
             names_per_step: names that a step draws; 0, or at least K: every step reads all names.
-            learned_name: a class name that every step reads, for its embedding is learned.
             args, kwargs: as for :class:`NameEncoder`.
 
         Raises:
@@ -59,8 +59,7 @@ class StepNameEncoder(NameEncoder):
                 f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {names_per_step}, and prompt mode 'pre' makes all "
                 "embeddings from each image. Set it to 0, or PROMPT.MODE to 'post'."
             )
-        self._names_per_step, self._learned_name = names_per_step, plain_name(learned_name)
-        self._step, self.step_names = 0, None
+        self._names_per_step, self._step, self.step_names = names_per_step, 0, None
         self.register_buffer("_last_text", None, persistent=False)
 
     @classmethod
@@ -135,8 +134,10 @@ class StepNameEncoder(NameEncoder):
         encoder, prompts = self.encoder_and_prompts()
         _, sentences, device = self._reader()
         number = len(self.class_names)
-        needed = torch.tensor([plain_name(name) == self._learned_name for name in self.class_names]).int()
+        needed = torch.zeros(number, dtype=torch.int32)
         needed[classes] = 1
+        if self.learned and (learned := self.learned.number_in(self.class_names)) is not None:
+            needed[learned] = 1
         needed = sum_over_processes(needed.to(device)).cpu() > 0
         cycle, turn = divmod(self._step, turns := ceil(number / self._names_per_step))
         order = torch.randperm(number, generator=torch.Generator().manual_seed(cycle))
