@@ -10,7 +10,8 @@ import torch
 from detectron2.layers import shapes_to_tensor
 from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -154,21 +155,16 @@ class TraceableModel(nn.Module):
 
     def _detections(self, instances: Instances, height: Side, width: Side) -> Tensors:
         """Return instances of the resized image as outputs of the image."""
-        resized = shapes_to_tensor([*instances.image_size])
-        scale = (shapes_to_tensor([height, width]) / resized).flip(0).repeat(2)
-        boxes = Boxes(instances.pred_boxes.tensor * scale)
-        boxes.clip((height, width))
-        filled = boxes.nonempty()
-        found = {
-            "boxes": boxes.tensor[filled],
-            "scores": instances.scores[filled],
-            "classes": instances.pred_classes[filled],
-        }
-        if instances.has("pred_masks"):
-            squares = instances.pred_masks[filled, 0]
-            if self.paste_masks:  # Detectron2 pastes in a loop that ONNX has no types for
-                squares = paste(squares, found["boxes"], height, width) >= 0.5
-            found["masks"] = squares
+        if masks := instances.has("pred_masks"):
+            # Detectron2 pastes "pred_masks" in a loop that ONNX has no types for; it ignores "squares".
+            instances.squares = instances.pred_masks[:, 0]
+            instances.remove("pred_masks")
+        instances = detector_postprocess(instances, height, width)
+        boxes = instances.pred_boxes.tensor
+        found = {"boxes": boxes, "scores": instances.scores, "classes": instances.pred_classes}
+        if masks:
+            squares = instances.squares
+            found["masks"] = paste(squares, boxes, height, width) >= 0.5 if self.paste_masks else squares
         return found
 
 
