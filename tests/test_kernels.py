@@ -2,6 +2,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from denseclip_d2.benchmark.kernels import KERNELS
+from denseclip_d2.benchmark.measure import peak_memory
 from denseclip_d2.guidance import pixel_text_loss
 from denseclip_d2.kernels import (
+    anchor_focal_loss,
+    anchor_focal_loss_reference,
     bce,
+    focal_loss,
     label_map,
     label_map_cross_entropy,
     label_map_cross_entropy_reference,
@@ -35,6 +40,7 @@ from denseclip_d2.kernels import (
 )
 from denseclip_d2.kernels.available import HAS_TRITON
 from denseclip_d2.kernels.bce import pixel_text_bce_op
+from denseclip_d2.kernels.focal_loss import anchor_focal_loss_op
 from denseclip_d2.kernels.label_map import label_map_cross_entropy_op
 
 
@@ -198,6 +204,61 @@ def test_the_score_map_compiles_whole():
     compiled = torch.compile(pixel_text_scores, fullgraph=True, backend="aot_eager")
     for actual, expected in zip(compiled(dense, text, TAU), pixel_text_scores(dense, text, TAU), strict=True):
         assert_close(actual, expected)
+
+
+def anchors(labels, classes: int, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.tensor(labels)
+    return scale * torch.randn(*labels.shape, classes), labels
+
+
+ANCHORS = {
+    "random": anchors([[0, 3, -1, 5, 5], [5, 5, -1, 2, 5]], 5),
+    "extreme logits": anchors([[0, 3, -1, 5, 5], [5, 5, -1, 2, 5]], 5, 60.0),
+    "no objects": anchors([[5, 5, 5]], 5),
+    "nothing counts": anchors([[-1, -1]], 5),
+    "one class": anchors([[0, 1, 0, -1]], 1),
+    "no anchors": anchors([[]], 4),
+}
+
+
+def focal_loss_and_gradient(function, logits, labels, *weights):
+    logits = logits.detach().clone().requires_grad_()
+    (total,) = function(logits, labels.long(), *weights)
+    (3 * total).backward()
+    return total.detach(), logits.grad
+
+
+@pytest.mark.parametrize("weights", [(0.25, 2.0), (-1, 2.0), (0.5, 0.0), (0.25, 1.5)])
+@pytest.mark.parametrize("case", ANCHORS)
+def test_the_focal_loss_in_chunks_equals_fvcores(case, weights, monkeypatch):
+    for chunk in (focal_loss.CHUNK["cpu"], 10):  # all at once, and in chunks of two anchors
+        monkeypatch.setitem(focal_loss.CHUNK, "cpu", chunk)
+        functions = (anchor_focal_loss, anchor_focal_loss_reference)
+        assert_close(*(focal_loss_and_gradient(x, *ANCHORS[case], *weights) for x in functions))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_focal_loss_of_half_precision_logits_is_computed_in_float32(dtype):
+    logits, labels = ANCHORS["random"][0].to(dtype), ANCHORS["random"][1]
+    total, grad = focal_loss_and_gradient(anchor_focal_loss, logits, labels, 0.25, 2.0)
+    expected = focal_loss_and_gradient(anchor_focal_loss_reference, logits.float(), labels, 0.25, 2.0)
+    assert_close(total, expected[0])
+    assert_close(grad, expected[1].to(dtype))
+
+
+def test_the_focal_loss_is_a_proper_operator():
+    logits, labels = ANCHORS["random"]
+    torch.library.opcheck(anchor_focal_loss_op, (logits.clone().requires_grad_(), labels, 0.25, 2.0))
+
+
+def test_the_focal_loss_allocates_its_gradient_and_chunks_alone():
+    logits, labels = torch.randn(2, 20000, 30), torch.full((2, 20000), 30)
+    peaks = [
+        peak_memory(partial(focal_loss_and_gradient, x, logits, labels, 0.25, 2.0), logits.device)
+        for x in (anchor_focal_loss, anchor_focal_loss_reference)
+    ]
+    # The input's copy, the gradient, and the gradient that the backward pass scales; by fvcore nine of them.
+    assert peaks[0] < 4.5 * logits.nbytes < 9 * logits.nbytes < peaks[1]
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import (
+    anchor_focal_loss,
+    anchor_focal_loss_reference,
     label_map_cross_entropy,
     label_map_cross_entropy_reference,
     pixel_text_bce,
@@ -16,6 +18,7 @@ from ..kernels import (
 
 # Stride of the score map, and of a segmentor's logits; pixels of the loss per cell; boxes in an image.
 STRIDE, LOGITS_STRIDE, FACTOR, BOXES = 32, 4, 8, 10
+FINEST_STRIDE = 8  # of RetinaNet's pyramid
 WIDTH, TAU, IGNORE_VALUE = 1024, 0.07, 255
 
 
@@ -67,10 +70,21 @@ def _label_map_inputs(
     return logits.requires_grad_(), labels.to(device), IGNORE_VALUE
 
 
+def _focal_inputs(batch: int, num_classes: int, image_size: tuple[int, int], device: torch.device) -> tuple:
+    """Logits of nine anchors per cell of RetinaNet's finest level, and classes of 1 %."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = 9 * (image_size[0] // FINEST_STRIDE) * (image_size[1] // FINEST_STRIDE)
+    logits = torch.randn(batch, anchors, num_classes, generator=generator)
+    labels = torch.randint(-1, 100 * num_classes, (batch, anchors), generator=generator)
+    labels = labels.clamp(max=num_classes).to(device)
+    return logits.to(device).requires_grad_(), labels, 0.25, 2.0
+
+
 KERNELS = {
     "pixel-text scores": Kernel(pixel_text_scores, pixel_text_scores_reference, _scores_inputs),
     "pixel-text BCE": Kernel(pixel_text_bce, pixel_text_bce_reference, _bce_inputs),
     "label map cross-entropy": Kernel(
         label_map_cross_entropy, label_map_cross_entropy_reference, _label_map_inputs
     ),
+    "focal loss": Kernel(anchor_focal_loss, anchor_focal_loss_reference, _focal_inputs),
 }

@@ -104,13 +104,13 @@ def _masked_bce(logits: Tensor, covering: Tensor, label: Tensor) -> tuple[Tensor
     flat = logits.view(-1)
     flat[positive] = -flat[positive]
     pixels = logits.view(-1, num_classes)
-    total = (covered @ _softplus(pixels)).sum(dtype=torch.float64)
+    total = (covered @ softplus(pixels)).sum(dtype=torch.float64)
     pixels.sigmoid_().mul_(covered[:, None])
     flat[positive] = -flat[positive]
     return total, int(covered.sum()) * num_classes
 
 
-def _softplus(x: Tensor) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
     """Return log(1 + exp(x)), as exact as PyTorch's. On CPUs, log1p is several times slower than atanh."""
     small = x.abs().neg_().exp_()
     return small.div_(small + 2).atanh_().mul_(2).add_(x.relu())
