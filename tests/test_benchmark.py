@@ -115,6 +115,15 @@ def test_a_step_that_reads_some_names_is_measured_beside_plain_clips(tmp_path, m
         assert [row["name"] for row in rows] == names and all(row["megabytes"] > 0 for row in rows)
 
 
+def test_kernels_and_checkpointing_save_memory(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    given = ("--only", "memory", "--config-file", RETINANET, "--sizes", "320x384")
+    run_tool(monkeypatch, *given, "--repeats", 1, "--json", out)
+    memory = {row["name"]: row["megabytes"] for row in json.loads(out.read_text())["rows"]}
+    assert list(memory) == ["definitions", "kernels", "and checkpointing", "and in bfloat16"]
+    assert memory["definitions"] > memory["kernels"] > memory["and checkpointing"] > memory["and in bfloat16"]
+
+
 @needs_a_compiler
 def test_compiled_models_are_measured_beside_eager_ones(tmp_path, monkeypatch):
     """The backend compiles nothing and takes no time."""

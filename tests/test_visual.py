@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -69,6 +71,39 @@ def test_training_equals_the_original(reference, checkpointing):
         assert_close(model.get_buffer(name), buffer, atol=1e-5, rtol=1e-4)
     assert_close(loss, record.outputs["loss"], atol=1e-4, rtol=1e-4)
     assert_close(model.conv1.weight.grad, record.outputs["grad/conv1.weight"], atol=1e-4, rtol=1e-4)
+
+
+@contextmanager
+def saved_tensors():
+    """Return the tensors that autograd keeps."""
+    saved: list[torch.Tensor] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        yield saved
+
+
+def test_checkpointing_changes_no_gradient_and_keeps_half_as_much():
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = CLIPResNet(
+            layers=(2, 1, 1, 1), width=16, head_width=64, embed_dim=32, resolution=64, norm="BN",
+            with_embeddings=False, activation_checkpointing=checkpointing,
+        )  # fmt: skip
+        with saved_tensors() as saved:
+            features = model(torch.randn(2, 3, 96, 128))
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in saved}
+        for weight in model.parameters():
+            storages.pop(weight.untyped_storage().data_ptr(), None)
+        kept.append(sum(x.nbytes() for x in storages.values()))
+        sum(features[level].square().mean() for level in LEVELS).backward()
+        gradients.append([x.grad for x in model.parameters()])
+    assert_close(*gradients, atol=0, rtol=0)
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_eval_equals_the_original(reference):

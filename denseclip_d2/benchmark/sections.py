@@ -111,6 +111,18 @@ def options(settings: Settings) -> Iterator[list[Measurement]]:
     return _detectors("options", settings, partial(_variants, changes))
 
 
+def memory(settings: Settings) -> Iterator[list[Measurement]]:
+    """Compare DenseCLIP's training step by definitions, by kernels, and with activations recomputed."""
+    recomputed = ("MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", True)
+    changes: dict[str, Sequence[object]] = {
+        "definitions": ("MODEL.DENSECLIP.FUSED_OPS", False),
+        "kernels": ("MODEL.DENSECLIP.FUSED_OPS", True),
+        "and checkpointing": recomputed,
+        "and in bfloat16": (*recomputed, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bfloat16"),
+    }
+    return _detectors("memory", settings, partial(_variants, changes), training=True)
+
+
 def compiled(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare DenseCLIP's inference and training step with and without ``MODEL.COMPILE``."""
     changes = {"eager": ("MODEL.COMPILE", False), "compiled": ("MODEL.COMPILE", True)}
@@ -186,6 +198,7 @@ SECTIONS = {
     "training": training,
     "names": names,
     "step-names": step_names,
+    "memory": memory,
     "compiled": compiled,
     "loader": loader,
     "exported": exported,

@@ -1,11 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .arguments import clip_arguments
 from .attention_pool import DenseAttentionPool
+
+STEM = ["conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool"]
+"""The layers of the stem."""
 
 
 class CLIPResNet(ModifiedResNet, Backbone):
@@ -56,7 +59,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             norm: the name of a norm for ``detectron2.layers.get_norm``.
             freeze_at: stages to freeze: 0 none, 1 the stem, 2 the stem and res2, ... 5 all, and the attention
                 pool.
-            activation_checkpointing: recompute each block in the backward pass.
+            activation_checkpointing: recompute half of the activations in the backward pass: :meth:`_run`.
             with_embeddings: False leaves out the attention pool.
         """
         channels, num_heads = width * 32, width * 32 // head_width
@@ -129,9 +132,15 @@ class CLIPResNet(ModifiedResNet, Backbone):
         Returns: ``res2``..``res5`` and, with embeddings, ``global_embedding`` (B, C) and
             ``dense_embedding`` (B, C, H // embedding_stride, W // embedding_stride).
         """
-        features = {}
-        x = self.stem(x)
-        for name, layer in self.stages.items():
+        features, stages = {}, dict(self.stages)
+        if self._recomputes:
+            # Their strides are the finest: what they would keep is half of what the encoder would.
+            layers = dict(self.named_children())
+            x = features["res2"] = _recomputed([*(layers[name] for name in STEM), *self.layer1], x)
+            del stages["res2"]
+        else:
+            x = self.stem(x)
+        for name, layer in stages.items():
             for block in getattr(self, layer):
                 x = self._run(block, x)
             features[name] = x
@@ -141,12 +150,23 @@ class CLIPResNet(ModifiedResNet, Backbone):
             features["res5"] = F.avg_pool2d(x, self.res5_dilation)
         return features
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if not (self.activation_checkpointing and self.training):
+    def _run(self, block: Bottleneck, x: Tensor) -> Tensor:
+        """Run a bottleneck as open_clip does.
+
+        With checkpointing, the backward pass recomputes norms, activations and all 1 x 1 convolutions but the
+        first. The outputs of two convolutions remain, and the block's own.
+        """
+        if not self._recomputes:
             return block(x)
-        return checkpoint(
-            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(block))
-        )
+        inner = block.conv1(x)
+        inner = _recomputed([block.bn1, block.act1, block.conv2], inner)
+        inner = _recomputed([block.bn2, block.act2, block.avgpool, block.conv3, block.bn3], inner)
+        inner += x if block.downsample is None else _recomputed([block.downsample], x)
+        return block.act3(inner)
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.activation_checkpointing and self.training
 
     def _dilate(self, dilation: int) -> None:
         """Leave out the pooling of res5, and dilate the convolutions after it; with 1, undo that."""
@@ -159,8 +179,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
             convolution.dilation = convolution.padding = (dilation, dilation)
 
     def _freeze(self, freeze_at: int) -> None:
-        stem = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"]
-        groups = [stem, *([layer] for layer in self.stages.values())]
+        groups = [STEM, *([layer] for layer in self.stages.values())]
         if self.attnpool is not None:
             groups[-1].append("attnpool")
         for name in sum(groups[:freeze_at], []):
@@ -168,12 +187,24 @@ class CLIPResNet(ModifiedResNet, Backbone):
             setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(getattr(self, name)))
 
 
+def _recomputed(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Run layers, and keep ``x`` for the backward pass in place of what the layers keep.
+
+    The backward pass recomputes what it needs: the last layer runs again only if it keeps its own output.
+    """
+    run = nn.Sequential(*layers)
+    return checkpoint(
+        run, x, use_reentrant=False, preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _running_statistics_kept(run)),
+    )  # fmt: skip
+
+
 @contextmanager
-def _running_statistics_kept(block: nn.Module):
-    """Restore the statistics of norms, for a recomputed block must not count its batch a second time."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+def _running_statistics_kept(layers: nn.Module):
+    """Restore the statistics of norms, for recomputed layers must not count its batch a second time."""
+    norms = [m for m in layers.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counts = [buffer for name, buffer in block.named_buffers() if name.endswith("num_batches_tracked")]
+    counts = [buffer for name, buffer in layers.named_buffers() if name.endswith("num_batches_tracked")]
     kept = [count.clone() for count in counts]
     for norm in norms:
         norm.momentum = 0.0
