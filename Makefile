@@ -11,6 +11,8 @@ INSTALLED := .venv/installed-$(DETECTRON2)
 # an older Pillow. What they import is in requirements.txt.
 LVIS := lvis==0.5.3
 GRADIO := gradio==6.31.0
+# An extra that is not in .venv, for it is large: examples/programs.py runs it in an environment of its own.
+EXECUTORCH := executorch==1.5.1
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 
@@ -103,6 +105,7 @@ examples: $(INSTALLED)
 runtimes: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check onnxslim==0.1.98
 	$(BIN)/python examples/runtimes.py output/runtimes
+	$(BIN)/python examples/programs.py output/runtimes
 
 docs: .venv/docs-requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build

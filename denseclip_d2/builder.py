@@ -197,22 +197,26 @@ def _compile_visual_encoder(cfg: CfgNode, model: nn.Module) -> None:
         )
     dynamic = None
     if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        _check_compiler()
+        check_compiler("MODEL.COMPILE", "set MODEL.COMPILE to False")
         dynamic = False  # torch 2.14 compiles gradients of any size for more than ten minutes
     for module in model.modules():
         if isinstance(module, VisualEncoder):
             module.compile(dynamic=dynamic)  # in place, so that weights keep their names
 
 
-def _check_compiler() -> None:
+def check_compiler(purpose: str, otherwise: str) -> None:
+    """
+    Raises:
+        ValueError: there is no C++ compiler for ``purpose``.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler  # the import takes seconds
 
     try:
         get_cpp_compiler()
     except RuntimeError as error:
         raise ValueError(
-            f"MODEL.COMPILE needs a C++ compiler on a CPU: {error}. Install g++, name another in the "
-            "environment's CXX, or set MODEL.COMPILE to False."
+            f"{purpose} needs a C++ compiler on a CPU: {error}. Install g++, name another in the "
+            f"environment's CXX, or {otherwise}."
         ) from None
 
 

@@ -25,6 +25,7 @@ PACKAGES = {
 }
 SYSTEMS = ("retinanet", "mask_rcnn", "semantic_fpn")
 FORMS: dict[str, list[str]] = {"whole": [], "heads": ["--heads", "--preprocessed"]}
+PROGRAM = "program"  # of torch.export, by programs.py
 SIZE = (128, 160)
 PIXELS, SCORES, LABELS = 0.05, 1e-3, 0.999
 SECONDS = 120
@@ -112,16 +113,24 @@ def answer(package: str, file: str, images: str, names: str) -> None:
     Path(f"{images}.{package}").write_bytes(pickle.dumps(result))
 
 
-def exported(folder: Path, system: str, form: str) -> tuple[Path, np.ndarray, dict[str, np.ndarray], float]:
+def exported(
+    folder: Path,
+    system: str,
+    form: str,
+    *,
+    format: str = "onnx",
+    file: str = "model.onnx",
+    python: str | Path = sys.executable,
+) -> tuple[Path, np.ndarray, dict[str, np.ndarray], float]:
     """Return the file, its input, and what the product finds with its time."""
     from denseclip_d2 import Predictor, model_zoo
     from denseclip_d2.shapes.scene import draw_scene
 
     config = f"Shapes/denseclip_{system}_tiny.yaml"
-    output = folder / f"{system}-{form}"
+    output = folder / f"{system}-{form}-{format}"
     options = ["--config-file", f"denseclip://{config}", "--output", str(output), "--overwrite"]
-    options += ["--format", "onnx", "--size", *map(str, SIZE), *FORMS[form]]
-    subprocess.run([sys.executable, "tools/export_model.py", *options], check=True, capture_output=True)
+    options += ["--format", format, "--size", *map(str, SIZE), *FORMS.get(form, ["--preprocessed"])]
+    subprocess.run([python, "tools/export_model.py", *options], check=True, capture_output=True)
     image = np.array(draw_scene(np.random.default_rng(7), *SIZE)[1])
     predictor = Predictor(model_zoo.get_config(config, trained=True))
     found, milliseconds = timed(predictor, image[:, :, ::-1].copy())
@@ -136,10 +145,10 @@ def exported(folder: Path, system: str, form: str) -> tuple[Path, np.ndarray, di
         }
         expected = {name: x.numpy() for name, x in expected.items()}
     images = image[None]
-    if form == "heads":
+    if form != "whole":
         mean, std = (x.numpy() for x in (predictor.model.pixel_mean, predictor.model.pixel_std))
         images = ((image.transpose(2, 0, 1) - mean) / std)[None].astype(np.float32)
-    return output / "model.onnx", np.ascontiguousarray(images), expected, milliseconds
+    return output / file, np.ascontiguousarray(images), expected, milliseconds
 
 
 def difference(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> str:
@@ -157,14 +166,12 @@ def difference(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     return ""
 
 
-def decoded(found: dict[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
+def decoded(found: dict[str, np.ndarray], file: Path, about: dict[str, str]) -> dict[str, np.ndarray]:
     """Return the outputs of a file of heads, decoded by the page beside it."""
-    import onnx
     import torch
 
     page: dict = {}
     exec(file.with_name("decode.py").read_text(encoding="utf-8"), page)
-    about = {x.key: x.value for x in onnx.load(file).metadata_props}
     tensors = {name: torch.from_numpy(x) for name, x in found.items()}
     tensors["levels"] = tensors["levels"].long()  # MNN has int32
     return {name: x.numpy() for name, x in page["decode"](tensors, about, SIZE).items()}
@@ -174,7 +181,8 @@ def cell(python: Path, package: str, file: Path, images: Path, expected: dict[st
     """Return what the table says of a file in a runtime."""
     import onnx
 
-    names = [x.name for x in onnx.load(file).graph.output]
+    model = onnx.load(file)
+    names = [x.name for x in model.graph.output]
     command = [python, "-I", __file__, package, str(file), str(images), ",".join(names)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS)
@@ -184,7 +192,8 @@ def cell(python: Path, package: str, file: Path, images: Path, expected: dict[st
         said = [x for x in done.stderr.splitlines() if "rror: " in x]
         return f"status {done.returncode}: {said[0][:160] if said else 'it says nothing'}"
     found, milliseconds = pickle.loads(Path(f"{images}.{package}").read_bytes())
-    found = decoded(found, file) if "logits" in found else found
+    if "logits" in found:
+        found = decoded(found, file, {x.key: x.value for x in model.metadata_props})
     return difference(found, expected) or f"{milliseconds:.0f} ms"
 
 

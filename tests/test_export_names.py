@@ -134,6 +134,9 @@ def test_both_files_store_float16(exported, tmp_path):
 def test_names_that_no_file_can_encode_are_refused(tmp_path):
     cfg = shapes_config("retinanet", tmp_path)
     assert files_of(cfg, "torch_export") == ["model.pt2", "names.pt2", "tokenizer.json", "decode.py"]
+    assert files_of(cfg, "aoti")[:2] == ["model.aoti.pt2", "names.aoti.pt2"]
+    with pytest.raises(ValueError, match="executorch has fixed sizes, and names .*--precompute-text"):
+        files_of(cfg, "executorch")
     cfg.MODEL.DENSECLIP.NAME_BIAS = True
     with pytest.raises(ValueError, match="NAME_BIAS is True, and an exported file sees no names; convert"):
         check_exportable(cfg, "onnx")

@@ -169,11 +169,23 @@ def _check_options(cfg: CfgNode, format: str, preprocessed: bool, precision: str
     if options["heads"] and not preprocessed:
         raise ValueError("--heads needs --preprocessed: boxes are decoded in pixels of the resized image.")
     onnx_only = [f"--precision {precision}"] if precision != "float32" else []
-    onnx_only += [f"--{x}" for x in ("size", "heads") if options[x]]
+    onnx_only += ["--heads"] if options["heads"] else []
     if onnx_only and not FORMATS[format].onnx:
-        able = " or ".join(name for name, x in FORMATS.items() if x.onnx)
-        raise ValueError(f"{onnx_only[0]} needs an ONNX file. Choose --format {able}.")
+        raise ValueError(f"{onnx_only[0]} needs an ONNX file. Choose {_formats(onnx=True)}.")
+    if options["size"] and FORMATS[format].sizes == "any":
+        raise ValueError(
+            f"--format {format} takes images of any size. Leave out --size, or choose "
+            f"{_formats(sizes='either')}."
+        )
+    if FORMATS[format].sizes == "given" and not options["size"]:
+        raise ValueError(f"--format {format} takes images of one size. Give it by --size H W.")
     FORMATS[format].check_packages()
+
+
+def _formats(**attributes: Any) -> str:
+    """Return the formats with attributes as values of --format."""
+    able = (name for name, x in FORMATS.items() if all(getattr(x, k) == own for k, own in attributes.items()))
+    return f"--format {' or '.join(able)}"
 
 
 def _training_images(cfg: CfgNode) -> list[str]:

@@ -40,7 +40,8 @@ def folded(whole: nn.Module) -> nn.Module:
     whole.eval()
     fuse_norms(whole)
     for tensor in (*whole.parameters(), *whole.buffers()):
-        tensor.data = tensor.data.contiguous()
+        # contiguous() keeps the strides of a 1x1 convolution, by which its output would be channels-last.
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return whole
 
 

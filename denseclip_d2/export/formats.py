@@ -2,33 +2,28 @@
 
 import io
 import json
-import logging
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
+from ..builder import check_compiler
 from .branchless import without_branches
-from .folding import folded
-from .names import TEXT, NamesEncoder
+from .names import TEXT
+from .programs import Traceable, aoti, executorch, quiet, torch_export
 from .runtimes import Run, onnx_runtime, openvino_runtime, runtime_subprocess
 from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
 
 OPSET = 17  # Detectron2's ROIAlign needs 16
 INT64 = 7  # of onnx.TensorProto
-MOST = 1024  # of images and of strides along a side; torch.export needs bounds to index memory
-
-Traceable = TraceableModel | NamesEncoder
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,9 @@ class Format:
         runtime: runs the file.
         static_graph: whether a model must have no data-dependent control flow. Images are then preprocessed,
             and their sides are multiples of the backbone's stride.
-        onnx: whether the file is ONNX. It may have any of ``EXPORT_PRECISIONS``, have a fixed size and end
-            at the heads.
+        onnx: whether the file is ONNX. It may have any of ``EXPORT_PRECISIONS`` and end at the heads.
+        sizes: of images, "any", one that is "given", or "either".
+        compiled: whether the export needs a C++ compiler.
     """
 
     file: str
@@ -53,6 +49,8 @@ class Format:
     runtime: Callable[[Path], AbstractContextManager[Run]]
     static_graph: bool = False
     onnx: bool = False
+    sizes: Literal["any", "given", "either"] = "any"
+    compiled: bool = False
 
     def systems(self, heads: bool = False) -> Mapping[type[nn.Module], type[TraceableModel]]:
         """Return the wrappers of Detectron2's systems, of dense detectors up to their heads if asked for."""
@@ -61,10 +59,12 @@ class Format:
     def check_packages(self) -> None:
         """
         Raises:
-            ValueError: one of :attr:`packages` is not installed.
+            ValueError: one of :attr:`packages` or the compiler is not installed.
         """
         if missing := [name for name in self.packages if not find_spec(name)]:
             raise ValueError(f"{self.file} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        if self.compiled:
+            check_compiler(self.file, "choose another --format")
 
 
 def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
@@ -77,7 +77,7 @@ def _onnx(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) 
     if TEXT in whole.inputs and "score_map" in axes:
         axes["score_map"] = {**axes["score_map"], 1: "classes"}
     content = io.BytesIO()
-    with _quiet(), without_branches():
+    with quiet(), without_branches():
         # torch's newer exporter does not support sizes that depend on the number of detections.
         torch.onnx.export(
             adapter, example, content,  # type: ignore[arg-type]  # which takes files too
@@ -111,39 +111,33 @@ def _compare_integers(graph: Any) -> None:
 def _torchscript(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
     adapter, names = _traceable(whole, example)
     content = io.BytesIO()
-    with _quiet():
+    with quiet():
         traced = torch.jit.freeze(torch.jit.trace(adapter, example, check_trace=False))  # norms are fused
     torch.jit.save(traced, content, _extra_files={**about, "outputs": json.dumps(names)})
     return content.getvalue()
 
 
-def _torch_export(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
-    _, names = _traceable(whole, example)
-    sizes: list[dict] = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in whole.inputs.values()]
-    if isinstance(whole, TraceableModel):
-        stride = whole.model.backbone.size_divisibility
-        images, rows, columns = (torch.export.Dim(name, max=MOST) for name in ("images", "rows", "columns"))
-        sizes[0] = {0: images, 2: stride * rows, 3: stride * columns}
-        # Sizes of 1, of a batch or of a level's sides, would become constants.
-        side = math.lcm(stride, *(x.stride for x in whole.model.backbone.output_shape().values()))
-        example = (example[0].new_zeros(2, 3, 2 * side, 3 * side), *example[1:])
-    with _quiet(), torch.no_grad():
-        program = torch.export.export(folded(whole), example, dynamic_shapes=tuple(sizes))
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files={**about, "outputs": json.dumps(names)})
-    return content.getvalue()
-
-
 FORMATS = {
-    "onnx": Format("model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime, onnx=True),
+    "onnx": Format(
+        "model.onnx", ("onnx", "onnxruntime"), _onnx, onnx_runtime, onnx=True, sizes="either"
+    ),
     "openvino": Format(  # which reads ONNX files
-        "model.onnx", ("onnx", "onnxruntime", "openvino"), _onnx, openvino_runtime, onnx=True
+        "model.onnx", ("onnx", "onnxruntime", "openvino"), _onnx, openvino_runtime, onnx=True, sizes="either"
     ),
     "torchscript": Format("model.ts", (), _torchscript, partial(runtime_subprocess, "torchscript")),
     "torch_export": Format(
-        "model.pt2", (), _torch_export, partial(runtime_subprocess, "torch_export"), static_graph=True
+        "model.pt2", (), torch_export, partial(runtime_subprocess, "torch_export"),
+        static_graph=True, sizes="either",
     ),
-}
+    "aoti": Format(
+        "model.aoti.pt2", (), aoti, partial(runtime_subprocess, "aoti"),
+        static_graph=True, sizes="either", compiled=True,
+    ),
+    "executorch": Format(
+        "model.pte", ("executorch",), executorch, partial(runtime_subprocess, "executorch"),
+        static_graph=True, sizes="given",
+    ),
+}  # fmt: skip
 
 
 def _traceable(whole: Traceable, example: tuple[Tensor, ...]) -> tuple[TracingAdapter, list[str]]:
@@ -151,17 +145,3 @@ def _traceable(whole: Traceable, example: tuple[Tensor, ...]) -> tuple[TracingAd
     adapter = TracingAdapter(whole, example).eval()
     adapter(*example)
     return adapter, adapter.outputs_schema.keys
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence warnings of tracing: constants, which the verification would find, and deprecations."""
-    tracing = logging.getLogger("torch.fx._symbolic_trace")
-    level = tracing.level
-    tracing.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        tracing.setLevel(level)

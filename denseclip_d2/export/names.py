@@ -32,7 +32,7 @@ UNSEEN = ("garden gnome", "rubber duck|bath toy", "wheelbarrow")
 
 def names_file(file: Path) -> Path:
     """Return the file of the names' encoder beside a model's."""
-    return file.with_name(f"names{file.suffix}")
+    return file.with_name("".join(["names", *file.suffixes]))
 
 
 def takes_text(cfg: CfgNode) -> bool:

@@ -52,6 +52,33 @@ def torch_export(path: str) -> Answer:
     return answer
 
 
+def aoti(path: str) -> Answer:
+    import torch
+
+    with Path(path).open("rb") as file:  # as for torch.export.load()
+        model = torch._inductor.aoti_load_package(file)
+
+    def answer(*inputs: Any) -> dict[str, Any]:
+        return {name: x.numpy() for name, x in model(*map(torch.from_numpy, inputs)).items()}
+
+    return answer
+
+
+def executorch(path: str) -> Answer:
+    import torch
+    from executorch.runtime import Runtime  # an extra
+
+    program = Runtime.get().load_program(path)
+    names = json.loads(program.load_method("outputs").execute([])[0])
+    model = program.load_method("forward")
+
+    def answer(*inputs: Any) -> dict[str, Any]:
+        outputs = model.execute([*map(torch.from_numpy, inputs)])
+        return {name: x.numpy() for name, x in zip(names, outputs, strict=True)}
+
+    return answer
+
+
 def openvino(path: str, precision: str = "") -> Answer:
     """Run an ONNX file in OpenVINO, in a precision or in OpenVINO's choice."""
     import numpy as np
@@ -72,6 +99,8 @@ def openvino(path: str, precision: str = "") -> Answer:
 KINDS: dict[str, Callable[..., Answer]] = {
     "torchscript": torchscript,
     "torch_export": torch_export,
+    "aoti": aoti,
+    "executorch": executorch,
     "openvino": openvino,
 }
 

@@ -144,7 +144,8 @@ class TraceableModel(nn.Module):
 
     def _padded(self, pixels: Tensor) -> ImageList:
         backbone = self.model.backbone
-        if self.any_batch:  # ImageList.from_tensors fixes the number of images
+        # ImageList.from_tensors fixes the number of images, and torch.export does not follow it.
+        if type(self).any_batch:
             rows, columns = pixels.shape[2:]
             stride = max(backbone.size_divisibility, 1)
             return ImageList(F.pad(pixels, (0, -columns % stride, 0, -rows % stride)), [(rows, columns)])
