@@ -5,10 +5,11 @@ tools/export_model.py --config-file model.safetensors --format torchscript --out
 tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.yaml --format onnx --output D
 tools/export_model.py --config-file F --format onnx --output D --images street.jpg --evaluate MODEL.WEIGHTS W
 tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
+tools/export_model.py --config-file F --format executorch --preprocessed --size 480 640 --output D
 
-DIR gets model.onnx, model.ts or model.pt2; for a file of heads also decode.py; for a model that takes
-any names also names.onnx (.ts, .pt2), their encoder, and tokenizer.json. docs/export.md describes inputs,
-outputs and metadata.
+DIR gets model.onnx, .ts, .pt2, .aoti.pt2 or .pte; for a file of heads also decode.py; for a model that takes
+any names also names.onnx (.ts, .pt2, .aoti.pt2), their encoder, and tokenizer.json. docs/export.md describes
+inputs, outputs and metadata.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"),
-        help="take images of this height and width alone, in ONNX files for runtimes that need it",
+        help="take images of this height and width alone, for runtimes that need it",
     )  # fmt: skip
     parser.add_argument(
         "--heads", action="store_true",
