@@ -11,8 +11,11 @@ INSTALLED := .venv/installed-$(DETECTRON2)
 # an older Pillow. What they import is in requirements.txt.
 LVIS := lvis==0.5.3
 GRADIO := gradio==6.31.0
-# An extra that is not in .venv, for it is large: examples/programs.py runs it in an environment of its own.
+# Extras that are not in .venv: examples/programs.py runs each in an environment of its own. LiteRT's converter
+# asks for older typing_extensions than pydantic and ExecuTorch do.
 EXECUTORCH := executorch==1.5.1
+LITERT := ai-edge-litert==2.3.0
+LITERT_TORCH := litert-torch==0.10.0
 # Detectron2's dependencies warn about one another.
 export PYTHONWARNINGS ?= ignore
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from runtimes import PROGRAM, SECONDS, Run, decoded, difference, exported, timed
@@ -62,10 +63,21 @@ def executorch(file: str) -> Loaded:
     return run, decoding
 
 
+def litert(file: str) -> Loaded:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with ZipFile(file) as archive:
+        decoding = archive.read("decoding").decode() if "decoding" in archive.namelist() else ""
+    model = Interpreter(file).get_signature_runner()
+    (name,) = model.get_input_details()
+    return lambda images: model(**{name: images}), decoding
+
+
 RUNTIMES = {
     "torch_export": (torch_export, "model.pt2", ""),
     "aoti": (aoti, "model.aoti.pt2", ""),
     "executorch": (executorch, "model.pte", "executorch==1.5.1"),
+    "litert": (litert, "model.tflite", "litert-torch==0.10.0"),
 }
 """The formats of tools/export_model.py: the runtime, the file and the package."""
 

@@ -7,9 +7,9 @@ tools/export_model.py --config-file F --format onnx --output D --images street.j
 tools/export_model.py --config-file F --format onnx --precision int8 --output D MODEL.WEIGHTS W
 tools/export_model.py --config-file F --format executorch --preprocessed --size 480 640 --output D
 
-DIR gets model.onnx, .ts, .pt2, .aoti.pt2 or .pte; for a file of heads also decode.py; for a model that takes
-any names also names.onnx (.ts, .pt2, .aoti.pt2), their encoder, and tokenizer.json. docs/export.md describes
-inputs, outputs and metadata.
+DIR gets model.onnx, .ts, .pt2, .aoti.pt2, .pte or .tflite; for a file of heads also decode.py; for a model
+that takes any names also names.onnx (.ts, .pt2, .aoti.pt2), their encoder, and tokenizer.json. docs/export.md
+describes inputs, outputs and metadata.
 """
 
 import argparse

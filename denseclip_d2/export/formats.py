@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..builder import check_compiler
 from .branchless import without_branches
 from .names import TEXT
-from .programs import Traceable, aoti, executorch, quiet, torch_export
+from .programs import Traceable, aoti, executorch, litert, quiet, torch_export
 from .runtimes import Run, onnx_runtime, openvino_runtime, runtime_subprocess
 from .traceable import AXES, STATIC_GRAPH, TRACEABLE, TraceableModel
 
@@ -135,6 +135,10 @@ FORMATS = {
     ),
     "executorch": Format(
         "model.pte", ("executorch",), executorch, partial(runtime_subprocess, "executorch"),
+        static_graph=True, sizes="given",
+    ),
+    "litert": Format(
+        "model.tflite", ("litert_torch",), litert, partial(runtime_subprocess, "litert"),
         static_graph=True, sizes="given",
     ),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -52,6 +53,20 @@ def executorch(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, s
             program, partitioner=[XnnpackPartitioner()], constant_methods=said
         )
         return lowered.to_executorch().buffer
+
+
+def litert(whole: Traceable, example: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
+    """Convert a program to LiteRT. The metadata is a ZIP archive at the end of the file."""
+    import litert_torch  # an extra
+
+    program, names = _exported(whole, example)
+    with quiet():
+        converted = litert_torch.convert(program.module(check_guards=False), example)
+    content = io.BytesIO(converted.model_content())
+    with ZipFile(content, "a") as archive:
+        for name, text in {**about, "outputs": json.dumps(names)}.items():
+            archive.writestr(name, text)
+    return content.getvalue()
 
 
 def _exported(whole: Traceable, example: tuple[Tensor, ...]) -> tuple[ExportedProgram, list[str]]:

@@ -79,6 +79,14 @@ def executorch(path: str) -> Answer:
     return answer
 
 
+def litert(path: str) -> Answer:
+    from ai_edge_litert.interpreter import Interpreter  # a package that litert-torch requires
+
+    model = Interpreter(path).get_signature_runner()
+    names = model.get_input_details()
+    return lambda *inputs: model(**dict(zip(names, inputs, strict=True)))
+
+
 def openvino(path: str, precision: str = "") -> Answer:
     """Run an ONNX file in OpenVINO, in a precision or in OpenVINO's choice."""
     import numpy as np
@@ -101,6 +109,7 @@ KINDS: dict[str, Callable[..., Answer]] = {
     "torch_export": torch_export,
     "aoti": aoti,
     "executorch": executorch,
+    "litert": litert,
     "openvino": openvino,
 }
 
