@@ -106,7 +106,10 @@ def cell(python: str | Path, folder: Path, system: str, format: str) -> tuple[st
     images = file.with_name("images.npy")
     np.save(images, pixels)
     command = [python, "-W", "ignore", __file__, format, str(file), str(images)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {SECONDS} s", eager
     if done.returncode:
         return (
             f"status {done.returncode}: {(done.stderr.splitlines() or ['it says nothing'])[-1][:160]}",
