@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -103,8 +102,7 @@ def _decoded(run: Run, said: dict[str, str], *inputs: np.ndarray) -> Outputs:
     """Return the outputs of a file, of heads decoded by the page beside it."""
     if "logits" not in (found := run(*inputs)):  # the runtime of torch.export decodes itself
         return found
-    outputs = {name: torch.from_numpy(x) for name, x in found.items()}
-    return {name: x.numpy() for name, x in decode(outputs, said, inputs[0].shape[2:]).items()}
+    return decode(found, said, inputs[0].shape[2:])
 
 
 def files_of(cfg: CfgNode, format: str, *, heads: bool = False) -> list[str]:

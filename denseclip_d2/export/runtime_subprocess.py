@@ -46,8 +46,8 @@ def torch_export(path: str) -> Answer:
 
     @torch.no_grad()
     def answer(*inputs: Any) -> dict[str, Any]:
-        outputs = page["decode"](model(*map(torch.from_numpy, inputs)), about, inputs[0].shape[2:])
-        return {name: x.numpy() for name, x in outputs.items()}
+        outputs = {name: x.numpy() for name, x in model(*map(torch.from_numpy, inputs)).items()}
+        return page["decode"](outputs, about, inputs[0].shape[2:])
 
     return answer
 

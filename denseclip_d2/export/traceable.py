@@ -53,7 +53,7 @@ class TraceableModel(nn.Module):
     any_batch = False
     """Whether a batch may have any number of images; otherwise it has one."""
     page: Path | None = None
-    """Plain torch code that decodes the outputs to detections; None if the outputs need no decoding."""
+    """Plain numpy code that decodes the outputs to detections; None if the outputs need no decoding."""
 
     def __init__(
         self,
