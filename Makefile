@@ -31,7 +31,7 @@ help:
 	@echo "  make demo-photos        label a photograph by names, without training"
 	@echo "  make web                a page at http://127.0.0.1:7860: drop an image, type names, see what a model sees"
 	@echo "  make examples           export the zoo's models, and run the examples on them without torch"
-	@echo "  make runtimes           run the zoo's ONNX files in ten runtimes, and print what works"
+	@echo "  make runtimes           run the zoo's models in fourteen runtimes, and print what works"
 	@echo "  make docs               the pages and the API as a site in output/site"
 	@echo "  make test               lint, and run the tests"
 	@echo "  make coverage           run the tests, and print the part of each file that they run"
