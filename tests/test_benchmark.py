@@ -115,6 +115,13 @@ def test_a_step_that_reads_some_names_is_measured_beside_plain_clips(tmp_path, m
         assert [row["name"] for row in rows] == names and all(row["megabytes"] > 0 for row in rows)
 
 
+def test_heads_that_read_some_names_are_measured_beside_those_that_read_all(tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    given = ("--only", "image-names", "--config-file", RETINANET, "--classes", 70, "--sizes", "64x96")
+    run_tool(monkeypatch, *given, "--repeats", 1, "--json", out)
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["all names", "64 names"]
+
+
 def test_kernels_and_checkpointing_save_memory(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     given = ("--only", "memory", "--config-file", RETINANET, "--sizes", "320x384")

@@ -17,7 +17,7 @@ from .settings import Settings, threads, with_values
 
 AGNOSTIC = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True)
 TEXT = ("MODEL.DENSECLIP.CLASSIFIER", "text", "MODEL.DENSECLIP.SCORE_MAP.CONCAT", "text", *AGNOSTIC)
-NAMES_PER_STEP = 64
+NAMES = 64
 
 
 def names(settings: Settings) -> Iterator[list[Measurement]]:

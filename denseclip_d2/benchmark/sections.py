@@ -18,7 +18,7 @@ from .detectors import Candidate, candidate_configs
 from .exported_files import exported
 from .kernels import KERNELS
 from .measure import Measurement, compare
-from .names import AGNOSTIC, NAMES_PER_STEP, TEXT, names
+from .names import AGNOSTIC, NAMES, TEXT, names
 from .settings import Settings, threads, with_values
 
 Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
@@ -101,6 +101,13 @@ def step_names(settings: Settings) -> Iterator[list[Measurement]]:
     return _detectors("names of a step", settings, partial(_reading, settings), training=True)
 
 
+def image_names(settings: Settings) -> Iterator[list[Measurement]]:
+    """Compare inference of DenseCLIP by text, whose heads read all of the names or some of each image."""
+    key = "MODEL.DENSECLIP.PROMPT.NAMES_PER_IMAGE"
+    changes = {"all names": (*TEXT, key, 0), f"{NAMES} names": (*TEXT, key, NAMES)}
+    return _detectors("names of an image", settings, partial(_variants, changes))
+
+
 def options(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare DenseCLIP's inference as trained, by default and in bfloat16."""
     changes = {
@@ -137,8 +144,8 @@ def _chosen(settings: Settings, configs: Configs) -> Configs:
 
 def _reading(settings: Settings, configs: Configs) -> Configs:
     text = with_values(configs["DenseCLIP"], *TEXT)
-    some = with_values(text, "MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP", NAMES_PER_STEP)
-    chosen = {"CLIP": with_values(configs["CLIP"], *AGNOSTIC), f"{NAMES_PER_STEP} names": some}
+    some = with_values(text, "MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP", NAMES)
+    chosen = {"CLIP": with_values(configs["CLIP"], *AGNOSTIC), f"{NAMES} names": some}
     return {**chosen, "all names": text} if "DenseCLIP" in settings.candidates else chosen
 
 
@@ -198,6 +205,7 @@ SECTIONS = {
     "training": training,
     "names": names,
     "step-names": step_names,
+    "image-names": image_names,
     "memory": memory,
     "compiled": compiled,
     "loader": loader,

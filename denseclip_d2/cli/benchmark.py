@@ -6,6 +6,7 @@ tools/benchmark.py --only names --classes 1 24 1203 --sizes 320x320
 tools/benchmark.py --only exported --config-file denseclip://Shapes/denseclip_retinanet_tiny.yaml
 tools/benchmark.py --only inference training --sizes 800x1216 512x512 --config-file F MODEL.DEVICE cpu
 tools/benchmark.py --only step-names --candidates CLIP --classes 1203 13204 --config-file F
+tools/benchmark.py --only image-names --classes 80 1203 --config-file F
 tools/benchmark.py --only memory --batch-size 2 --config-file F MODEL.DEVICE cpu
 tools/benchmark.py --only training --classes 80 150 1203 --batch-size 1 2 4 --threads 2 1
 
@@ -19,6 +20,7 @@ Other sections:
   names      a predictor that is given names in each call, and one whose model was built with them
   step-names a training step of plain CLIP, and of DenseCLIP by text, reading 64 names; without --candidates
              CLIP also reading all names. The names after LVIS's 1203 are those with a color
+  image-names inference of DenseCLIP by text, whose heads read all names or 64 of each image
   memory     DenseCLIP's training step by definitions, by kernels, and with activations recomputed
   compiled   DenseCLIP with and without MODEL.COMPILE, which takes minutes to start
   loader     the training loader and Detectron2's, on DATASETS.TRAIN: time until it is ready, and of a batch
@@ -42,7 +44,7 @@ from ..benchmark import CANDIDATES, SECTIONS, Settings, format_table
 from ..config import prepare_run
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
-ON_REQUEST = ("names", "step-names", "memory", "compiled", "loader", "exported")
+ON_REQUEST = ("names", "step-names", "image-names", "memory", "compiled", "loader", "exported")
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 

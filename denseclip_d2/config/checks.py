@@ -22,6 +22,7 @@ from ..data.tasks import (
     labels_by_score_map,
     num_classes_section,
     predicts_masks,
+    reads_stuff_names,
     takes_any_names,
 )
 from ..meta_arch.text_heads import ROI_HEADS
@@ -80,6 +81,7 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, but layers learn weights "
             "of each class. Set it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
         )
+    _check_names_per_image(cfg)
     if prompt.VOCABULARY and prompt.MODE not in ("template", "random"):
         raise ValueError(
             "MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template' or 'random', not "
@@ -90,6 +92,21 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
             "cannot share equally: make WIDTH a multiple of HEADS."
         )
+
+
+def _check_names_per_image(cfg: CfgNode) -> None:
+    denseclip = cfg.MODEL.DENSECLIP
+    number, ensemble = denseclip.PROMPT.NAMES_PER_IMAGE, denseclip.GEOMETRIC_ENSEMBLE
+    others = {
+        "a CLASSIFIER or SCORE_MAP.CONCAT with weights of each class": not takes_any_names(cfg),
+        "MODEL.DENSECLIP.NAME_BIAS": denseclip.NAME_BIAS,
+        "MODEL.DENSECLIP.GEOMETRIC_ENSEMBLE": ensemble.ALPHA or ensemble.BETA,
+        "TEST.SLIDING_WINDOW, whose windows show different names": cfg.TEST.SLIDING_WINDOW.ENABLED,
+        "a panoptic model": reads_stuff_names(cfg),
+        "a SEM_SEG_HEAD.NAME that labels by the score map": labels_by_score_map(cfg),
+    }
+    if number and (other := next((what for what, has in others.items() if has), "")):
+        raise ValueError(f"MODEL.DENSECLIP.PROMPT.NAMES_PER_IMAGE is {number}, not for {other}. Set it to 0.")
 
 
 def check_device(device: str) -> None:

@@ -125,6 +125,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # With CLASSIFIER "text": the names that a training step reads in turn, beside those of its objects. The
     # cost of a step then does not grow with the number of classes. 0: all names. Not with MODE "pre".
     denseclip.PROMPT.NAMES_PER_STEP = 0
+    # With CLASSIFIER "text": the names that heads read at test time, those of the greatest scores in the
+    # image's score map. The cost of heads then does not grow with the number of names. 0: all names.
+    denseclip.PROMPT.NAMES_PER_IMAGE = 0
 
     denseclip.CONTEXT_DECODER = CfgNode()
     # The transformer decoder by which the image refines the text (paper, sec. 3.3).

@@ -201,7 +201,9 @@ def _training_images(cfg: CfgNode) -> list[str]:
 def _trained_model(cfg: CfgNode) -> tuple[nn.Module, Names | None]:
     """Return the trained model on the CPU without text encoder, and its names if it takes any."""
     cfg = cfg.clone()
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False])
+    cfg.merge_from_list(
+        ["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False, "MODEL.DENSECLIP.PROMPT.NAMES_PER_IMAGE", 0]
+    )
     model = build_model_with_weights(cfg).eval().requires_grad_(False)
     if takes_text(cfg):
         return model, Names(model, cfg)

@@ -16,6 +16,7 @@ from ..guidance import (
     pixel_text_softmax_loss,
     sampled_softmax_logits,
 )
+from .early_rejection import EarlyRejection
 from .score_map_head import ScoreMapHead
 from .text_heads import with_text_roi_heads
 
@@ -31,7 +32,7 @@ def captured_features(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
-class PixelTextSupervision(nn.Module):
+class PixelTextSupervision(EarlyRejection):
     """Mixin that adds ``loss_pixel_text`` to a Detectron2 meta-architecture (paper, sec. 3.4).
 
     The loss reads the ground truth that the meta-architecture trains on: ``instances``
@@ -60,7 +61,7 @@ class PixelTextSupervision(nn.Module):
                 released, or of its "mask".
             pixel_text_kind: loss of ``instances``: "binary", as released, or "softmax" over the classes.
             kernels: compute the loss in bands of rows, in less memory; False: by its plain definition.
-            kwargs: as for the meta-architecture.
+            kwargs: as for :class:`EarlyRejection` and for the meta-architecture.
 
         Raises:
             ValueError: the backbone has no score map.
@@ -93,6 +94,7 @@ class PixelTextSupervision(nn.Module):
             "pixel_text_target": denseclip.LOSS_TARGET,
             "pixel_text_kind": denseclip.LOSS_TYPE,
             "kernels": denseclip.FUSED_OPS,
+            "names_per_image": denseclip.PROMPT.NAMES_PER_IMAGE,
         }
 
     def forward(self, batched_inputs: list[dict]):
@@ -131,12 +133,7 @@ class PixelTextSupervision(nn.Module):
                 classifier.set_names(language.stuff_names)
             else:
                 classifier.set_names(language.class_names, weights)
-        for module in self._with_num_classes:
-            setattr(module, "num_classes", len(language.class_names))  # noqa: B010 - mypy: a tensor
-
-    @cached_property
-    def _with_num_classes(self) -> list[nn.Module]:
-        return [module for module in self.modules() if hasattr(module, "num_classes")]
+        self._set_num_classes(len(language.class_names))
 
     @cached_property
     def _text_classifiers(self) -> list[tuple[str, TextClassifier | ScoreMapHead]]:
