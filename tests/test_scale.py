@@ -40,6 +40,8 @@ EQUAL_WHEREVER = {
     "INPUT.MIN_SIZE_TRAIN": "(96,)", "INPUT.MIN_SIZE_TEST": 96, "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.MAX_ITER": 20, "SOLVER.STEPS": "()", "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": 3e-4,
     "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+    # Rounding decides the sign of the L1 loss's gradient at 0.
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.1,
 }  # fmt: skip
 
 
