@@ -100,7 +100,7 @@ def export_model(
 
 def _decoded(run: Run, said: dict[str, str], *inputs: np.ndarray) -> Outputs:
     """Return the outputs of a file, of heads decoded by the page beside it."""
-    if "logits" not in (found := run(*inputs)):  # the runtime of torch.export decodes itself
+    if "logits" not in (found := run(*inputs)):
         return found
     return decode(found, said, inputs[0].shape[2:])
 

@@ -33,21 +33,16 @@ def torchscript(path: str) -> Answer:
 
 
 def torch_export(path: str) -> Answer:
-    """Run a torch.export file, and decode its outputs by the page in it, if any."""
     import torch
     import torchvision  # noqa: F401  (for its operations)
 
-    about = {"outputs": ""}
     with Path(path).open("rb") as file:  # load() accepts only paths that end in .pt2
         # The guards would refuse levels of one cell, for their memory layout alone.
-        model = torch.export.load(file, extra_files=about).module(check_guards=False)
-    page: dict[str, Any] = {"decode": lambda outputs, about, size: outputs}
-    exec(about.get("decode.py", ""), page)
+        model = torch.export.load(file).module(check_guards=False)
 
     @torch.no_grad()
     def answer(*inputs: Any) -> dict[str, Any]:
-        outputs = {name: x.numpy() for name, x in model(*map(torch.from_numpy, inputs)).items()}
-        return page["decode"](outputs, about, inputs[0].shape[2:])
+        return {name: x.numpy() for name, x in model(*map(torch.from_numpy, inputs)).items()}
 
     return answer
 
