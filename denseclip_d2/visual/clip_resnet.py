@@ -135,8 +135,7 @@ class CLIPResNet(ModifiedResNet, Backbone):
         features, stages = {}, dict(self.stages)
         if self._recomputes:
             # Their strides are the finest: what they would keep is half of what the encoder would.
-            layers = dict(self.named_children())
-            x = features["res2"] = _recomputed([*(layers[name] for name in STEM), *self.layer1], x)
+            x = features["res2"] = _recomputed([*(getattr(self, name) for name in STEM), *self.layer1], x)
             del stages["res2"]
         else:
             x = self.stem(x)
@@ -201,7 +200,7 @@ def _recomputed(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics_kept(layers: nn.Module):
-    """Restore the statistics of norms, for recomputed layers must not count its batch a second time."""
+    """Restore the statistics of norms, for recomputed layers must not count their batch a second time."""
     norms = [m for m in layers.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counts = [buffer for name, buffer in layers.named_buffers() if name.endswith("num_batches_tracked")]
