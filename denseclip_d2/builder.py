@@ -26,6 +26,7 @@ from .guidance import guidance_of
 from .utils.memory import available_memory
 from .utils.random_state import get_random_state, set_random_state
 from .visual import VisualEncoder
+from .visual.attention_pool import DenseAttentionPool
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def optimize_for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     model.eval()
     if cfg.TEST.OPTIMIZE_FOR_INFERENCE:
-        fuse_norms(model)
+        fuse_layers(model)
         if can_be_channels_last(model, cfg.MODEL.DEVICE):
             model.to(memory_format=torch.channels_last)
     if guided := guidance_of(model):
@@ -220,11 +221,12 @@ def check_compiler(purpose: str, otherwise: str) -> None:
         ) from None
 
 
-def fuse_norms(model: nn.Module) -> None:
-    """Fuse batch norms into convolutions, in place: CLIP's ResNets, Detectron2's convolutions, sequences.
+def fuse_layers(model: nn.Module) -> None:
+    """Fuse linear layers that follow each other, in place. The outputs are the same up to rounding.
 
-    The outputs are the same up to rounding. Other norms stay: they depend on the image, or only the forward
-    pass of a timm model says which convolution is before them.
+    These are batch norms after convolutions in CLIP's ResNets, Detectron2's convolutions and sequences, and
+    the two projections of the values in an attention pool without attention. Other norms stay: they depend
+    on the image, or only the forward pass of a timm model says which convolution is before them.
 
     Args:
         model: a model in evaluation mode. Its weights then have other names and values.
@@ -237,6 +239,8 @@ def fuse_norms(model: nn.Module) -> None:
         if isinstance(module, Conv2d) and isinstance(module.norm, Norm):
             _fuse(module, module.norm)
             module.norm = None
+        if isinstance(module, DenseAttentionPool) and module.dense == "value":
+            module.fuse_projections()
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:

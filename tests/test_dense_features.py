@@ -121,6 +121,14 @@ def test_the_global_embedding_of_a_pool_stays(dense):
     assert dense == "attention" or not torch.allclose(cells, attention, atol=1e-4)
 
 
+@pytest.mark.parametrize("dense", OF_A_POOL)
+def test_every_weight_of_a_pool_has_a_gradient(dense):
+    """Distributed training waits for the gradients of all weights."""
+    pool = pool_of(dense)
+    torch.cat([x.flatten() for x in pool(torch.randn(2, 64, 3, 5))]).sum().backward()
+    assert [name for name, weight in pool.named_parameters() if weight.grad is None] == []
+
+
 @pytest.fixture(scope="module")
 def vits():
     torch.manual_seed(0)

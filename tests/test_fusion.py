@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
-from denseclip_d2.builder import fuse_norms
+from denseclip_d2.builder import fuse_layers
 from denseclip_d2.clip_models import get_clip_architecture
 from denseclip_d2.data.image_io import to_bgr
 from denseclip_d2.shapes.scene import draw_scene
@@ -51,24 +51,27 @@ def test_fused_norms_change_no_number(make, norm):
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         before = model(image)
-        fuse_norms(model)
+        fuse_layers(model)
         after = model(image)
     assert_close(after, before, atol=1e-4, rtol=1e-4)
     assert norms and not any(isinstance(m, _BatchNorm | FrozenBatchNorm2d) for m in model.modules())
 
 
-def test_a_dilated_res5_is_fused_as_well():
+def test_a_dilated_res5_and_the_projections_of_a_pool_are_fused_as_well():
     model = clip_resnet("BN", res5_dilation=2, dense="value").eval()
+    nn.init.normal_(model.attnpool.v_proj.bias)
+    nn.init.normal_(model.attnpool.c_proj.bias)
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         before = model(image)
-        fuse_norms(model)
+        fuse_layers(model)
         assert_close(model(image), before, atol=1e-4, rtol=1e-4)
+    assert model.attnpool.value_proj is not None
 
 
 def test_norms_that_learn_are_not_fused():
     with pytest.raises(AssertionError, match="still learns"):
-        fuse_norms(clip_resnet("BN"))
+        fuse_layers(clip_resnet("BN"))
 
 
 def outputs_of(name: str, image: np.ndarray, **keys) -> tuple[Predictor, dict]:

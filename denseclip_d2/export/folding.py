@@ -8,7 +8,7 @@ import torch
 from detectron2.layers.batch_norm import CycleBatchNormList
 from torch import Tensor, nn
 
-from ..builder import fuse_norms
+from ..builder import fuse_layers
 
 
 class _ByLevel(nn.ModuleList):
@@ -38,7 +38,7 @@ def folded(whole: nn.Module) -> nn.Module:
                 )
                 sequence[i + 1] = nn.Identity()
     whole.eval()
-    fuse_norms(whole)
+    fuse_layers(whole)
     for tensor in (*whole.parameters(), *whole.buffers()):
         # contiguous() keeps the strides of a 1x1 convolution, by which its output would be channels-last.
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

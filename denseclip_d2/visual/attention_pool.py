@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..clip_models.layers import multi_head_attention
 from .dense_features import OF_A_POOL, DenseAttention, dense_feature
@@ -59,6 +59,7 @@ class DenseAttentionPool(AttentionPool2d):
         self.dense, self.feature = dense, dense_feature(dense, OF_A_POOL, "an attention pool")
         self.grid_size = grid_size
         self.position = position
+        self.value_proj: nn.Linear | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -70,6 +71,14 @@ class DenseAttentionPool(AttentionPool2d):
         pixels = x.flatten(2).transpose(1, 2)  # (B, HW, D)
         tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
         tokens = tokens + self.fitted_positions(height, width).to(tokens.dtype)
+        if self.dense == "value":
+            whole, cells = self._global_embedding(tokens), self._values(tokens[:, 1:])
+        else:
+            whole, cells = self._attended(tokens, height, width)
+        # Not unflatten: torch's ONNX exporter makes its sizes constants.
+        return whole, cells.transpose(1, 2).reshape(x.shape[0], -1, height, width)
+
+    def _attended(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         key, value = self.k_proj(tokens), self.v_proj(tokens)
         query = self.q_proj(tokens if "q" in "".join(self.feature.pairs) else tokens[:, :1])
         attend = DenseAttention(self.feature, (height, width))
@@ -80,9 +89,35 @@ class DenseAttentionPool(AttentionPool2d):
             cells = multi_head_attention(query, key, value, self.num_heads, attend=attend)[:, 1:]
             answers = torch.cat([answer, cells], dim=1)
         tokens = self.c_proj(answers)  # (B, 1 + HW, C)
-        dense = attend.refine(tokens[:, 1:])
-        # Not unflatten: torch's ONNX exporter makes its sizes constants.
-        return tokens[:, 0], dense.transpose(1, 2).reshape(x.shape[0], -1, height, width)
+        return tokens[:, 0], attend.refine(tokens[:, 1:])
+
+    def _values(self, cells: Tensor) -> Tensor:
+        """Return the projected values of the cells alone: (B, HW, D) to (B, HW, C)."""
+        return self.value_proj(cells) if self.value_proj else self.c_proj(self.v_proj(cells))
+
+    def _global_embedding(self, tokens: Tensor) -> Tensor:
+        """Return the attention of the first token alone: (B, 1 + HW, D) to (B, C).
+
+        One query makes projections of all tokens unnecessary: q (W x) = (q W) x, and the weights of an
+        attention sum to 1, so that the mean of projected values is the projected mean.
+        """
+        heads = self.num_heads, -1
+        key, value = (layer.weight.unflatten(0, heads) for layer in (self.k_proj, self.v_proj))  # (h, d, D)
+        query = self.q_proj(tokens[:, 0]).unflatten(-1, heads).transpose(0, 1)  # (h, B, d)
+        # The bias of the keys changes no softmax, but distributed training needs a gradient of every weight.
+        bias = query @ self.k_proj.bias.unflatten(0, heads)[..., None]  # (h, B, 1)
+        logits = (query @ key).transpose(0, 1) @ tokens.transpose(1, 2) + bias.transpose(0, 1)
+        mean = (logits * key.shape[1] ** -0.5).softmax(dim=-1) @ tokens  # (B, h, D)
+        answer = (mean.transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return self.c_proj(answer + self.v_proj.bias)
+
+    @torch.no_grad()
+    def fuse_projections(self) -> None:
+        """Make one projection of the two that the value of a cell passes, for inference."""
+        weight, bias = self.c_proj.weight, self.c_proj.bias
+        self.value_proj = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        self.value_proj.weight = nn.Parameter(weight @ self.v_proj.weight)
+        self.value_proj.bias = nn.Parameter(weight @ self.v_proj.bias + bias)
 
     def fitted_positions(self, height: int, width: int) -> Tensor:
         """Return the positional embedding of a (height, width) map: (1 + height * width, D)."""
