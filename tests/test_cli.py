@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from denseclip_d2 import __version__, cli
-from denseclip_d2.cli import COMMANDS, config_path, report
-from denseclip_d2.cli.parser import add_config, command_parser
+from denseclip_d2.cli import COMMANDS, analyze_model, benchmark, config_path, demo, report
+from denseclip_d2.cli.parser import add_config, command_parser, parse_args
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/Shapes/denseclip_retinanet_tiny.yaml"
@@ -99,6 +99,22 @@ def test_configs_of_the_package_go_by_their_names_in_a_clone(tmp_path, monkeypat
     (tmp_path / CONFIG).parent.mkdir(parents=True)
     (tmp_path / CONFIG).write_text("SEED: 1")
     assert config_path(CONFIG) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "values"),
+    [
+        (benchmark, "--only inference memory --threads 1 2", {"threads": [1, 2]}),
+        (benchmark, "--candidates CLIP --sizes 64x96", {"sizes": [(64, 96)]}),
+        (analyze_model, "--config-file F --tasks flop", {"tasks": ["flop"]}),
+        (demo, "--zoo Z --output O --input a.png b.png", {"input": ["a.png", "b.png"]}),
+    ],
+)
+@pytest.mark.parametrize("pairs", ["", "MODEL.DEVICE cpu", "MODEL.DEVICE cpu SOLVER.BASE_LR -1"])
+def test_keys_follow_options_of_several_values(command, line, values, pairs):
+    args = parse_args(command.build_parser(), [*line.split(), *pairs.split()])
+    assert {name: getattr(args, name) for name in values} == values
+    assert args.opts == pairs.split()
 
 
 def test_a_config_file_is_required_unless_it_has_a_default():

@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(parser)
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=[*TASKS], metavar="TASK",
-        help=f"some of {', '.join(TASKS)} (default: all); put another option after them",
+        help=f"some of {', '.join(TASKS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--size", nargs=2, type=positive, default=[800, 1280], metavar=("HEIGHT", "WIDTH"),

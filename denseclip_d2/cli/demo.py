@@ -28,7 +28,7 @@ from ..inference import Predictor
 from ..model_zoo import get_clip_config
 from ..visualization import Source, camera, draw_sources, find_sources, of_dataset
 from ..visualization.gallery import check_outputs
-from .parser import UpToKeys, add_clip, add_opts, command_parser
+from .parser import add_clip, add_opts, command_parser
 
 SKIPPED = 3
 """The exit status if an input was skipped."""
@@ -41,18 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--zoo", metavar="NAME", help="the config name of a trained model of the zoo")
     add_clip(model)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--input", nargs="+", action=UpToKeys, metavar="FILE", help="images, videos, folders, globs"
-    )
+    source.add_argument("--input", nargs="+", metavar="FILE", help="images, videos, folders, globs")
     source.add_argument("--camera", metavar="DEVICE", help="number of a camera, or address of a stream")
     source.add_argument("--dataset", help="a registered dataset; draws its ground truth too")
     parser.add_argument(
-        "--names", nargs="+", action=UpToKeys, metavar="NAME",
+        "--names", nargs="+", metavar="NAME",
         help="classes to find, in any words, of a model with MODEL.DENSECLIP.CLASSIFIER 'text' "
         "(--dataset: the classes of the dataset)",
     )  # fmt: skip
     parser.add_argument(
-        "--background", nargs="+", action=UpToKeys, metavar="NAME",
+        "--background", nargs="+", metavar="NAME",
         help="with --clip and --names: names of what is background, or the cosine of pixels that are not",
     )  # fmt: skip
     parser.add_argument("--count", type=int, help="number of images and frames (--dataset: 12; else all)")
@@ -62,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch-size", type=int, help="batch size (8 on a GPU; halved if memory is too small)"
     )
     parser.add_argument(
-        "--score-map", nargs="+", action=UpToKeys, default=[], metavar="NAME",
+        "--score-map", nargs="+", default=[], metavar="NAME",
         help="classes, or any words, to draw score maps of (--dataset: up to three classes of the image)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (%(default)s)")

@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import prepare_run
 from ..engine.setup import check_writable
 from ..export import EXPORT_PRECISIONS, FORMATS, evaluate_file, export_model, files_of
-from .parser import UpToKeys, add_config, command_parser, config_and_opts
+from .parser import add_config, command_parser, config_and_opts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="output masks of a fixed size, to paste into boxes",
     )  # fmt: skip
     parser.add_argument(
-        "--images", nargs="+", action=UpToKeys, default=[], metavar="FILE",
+        "--images", nargs="+", default=[], metavar="FILE",
         help="images with objects of the model's classes, to verify with and to calibrate int8 on (default: "
         "generated shapes; for int8 the first of DATASETS.TRAIN)",
     )  # fmt: skip

@@ -3,7 +3,9 @@
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +64,25 @@ def add_opts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class UpToKeys(argparse.Action):
-    """Take values up to the first config key. The KEY VALUE pairs after them go to ``args.key_values``."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        end = next((i for i, value in enumerate(values) if i and _is_key(value)), len(values))
-        setattr(namespace, self.dest, values[:end])
-        namespace.key_values = [*getattr(namespace, "key_values", ()), *values[end:]]
-
-
 def parse_args(parser: argparse.ArgumentParser, options: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the values of options, and in ``opts`` all KEY VALUE pairs, also those of :class:`UpToKeys`."""
-    args = parser.parse_args(options)
-    if pairs := vars(args).pop("key_values", ()):
-        args.opts = [*pairs, *args.opts]
+    """Return the values of options, and in ``opts`` all KEY VALUE pairs.
+
+    Pairs may follow an option of any number of values. argparse alone would take them for values.
+    """
+    options = sys.argv[1:] if options is None else options
+    own: list[str] = []
+    pairs: list[str] = []
+    in_pairs = False
+    for before, word in pairwise(["", *options]):
+        if word.startswith("--"):
+            in_pairs = False
+        elif not before.startswith("--"):  # the first value of an option is no key
+            in_pairs = in_pairs or _is_key(word)
+        (pairs if in_pairs else own).append(word)
+    args = parser.parse_args(own)
+    if not hasattr(args, "opts"):
+        return parser.parse_args(options)
+    args.opts = [*args.opts, *pairs]
     return args
 
 

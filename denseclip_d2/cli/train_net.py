@@ -27,7 +27,7 @@ from ..engine import Trainer, run, setup
 from ..engine.run_record import record_evaluation
 from ..evaluation.build import check_test_sets
 from ..inference import with_tta
-from .parser import UpToKeys, add_clip, config_and_opts, write_json
+from .parser import add_clip, config_and_opts, write_json
 
 RESULTS = "results.json"
 """The file of an evaluation's metrics in ``OUTPUT_DIR``."""
@@ -51,14 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _DataSource(UpToKeys):
+class _DataSource(argparse.Action):
     """Take one value or two."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        super().__call__(parser, namespace, values, option_string)
-        source = getattr(namespace, self.dest)
-        if len(source) > 2 or (len(source) == 1 and source[0].lower().endswith(".json")):
-            parser.error(f"{option_string} {' '.join(source)}: give {FORMS}")
+        if len(values) > 2 or (len(values) == 1 and values[0].lower().endswith(".json")):
+            parser.error(f"{option_string} {' '.join(values)}: give {FORMS}")
+        setattr(namespace, self.dest, values)
 
 
 def all_opts(args: argparse.Namespace) -> list:
