@@ -20,7 +20,8 @@ from denseclip_d2 import Predictor, model_zoo
 from denseclip_d2.builder import build_model_with_weights
 from denseclip_d2.cli import export_model as tool
 from denseclip_d2.data.transforms import ResizeShortestEdge
-from denseclip_d2.export import FORMATS, evaluate_file, export_model
+from denseclip_d2.evaluation.exported_file import evaluate_file
+from denseclip_d2.export import FORMATS, export_model
 from denseclip_d2.export.agreement import agreement
 from denseclip_d2.export.decode_dense import decode
 from denseclip_d2.export.export_model import _shapes

@@ -15,7 +15,8 @@ from test_open_vocabulary import NAMES, shapes_config
 
 from denseclip_d2 import Predictor
 from denseclip_d2.data.image_io import read_image
-from denseclip_d2.export import FORMATS, evaluate_file, export_model, files_of
+from denseclip_d2.evaluation.exported_file import evaluate_file
+from denseclip_d2.export import FORMATS, export_model, files_of
 from denseclip_d2.export.export_model import _shapes
 from denseclip_d2.export.names import TOKENIZER, encoded_names, names_file
 from denseclip_d2.export.support import check_exportable

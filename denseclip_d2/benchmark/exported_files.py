@@ -14,8 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ..data.image_io import convert_bgr
+from ..evaluation.exported_file import image_as_input
 from ..export import EXPORT_PRECISIONS, FORMATS, export_model
-from ..export.evaluation import image_as_input
 from ..export.names import encoded_names, given_names, names_file, prompt_of, takes_text
 from ..export.runtimes import Run, openvino_runtime
 from ..inference import Predictor

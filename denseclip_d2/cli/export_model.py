@@ -20,7 +20,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import prepare_run
 from ..engine.setup import check_writable
-from ..export import EXPORT_PRECISIONS, FORMATS, evaluate_file, export_model, files_of
+from ..evaluation.exported_file import evaluate_file
+from ..export import EXPORT_PRECISIONS, FORMATS, export_model, files_of
 from .parser import add_config, command_parser, config_and_opts
 
 

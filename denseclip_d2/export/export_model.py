@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import Tensor, nn
 
-from ..builder import build_model_with_weights, class_names_of
+from ..builder import build_model_with_weights, class_names_of, fuse_layers
 from ..data.checks import load_datasets
 from ..data.image_io import convert_bgr, read_image, to_bgr
 from ..guidance import guidance_of
@@ -47,9 +47,7 @@ CALIBRATION = 50
 
 
 def export_model(
-    cfg: CfgNode,
-    file: Path,
-    format: str,
+    cfg: CfgNode, file: Path, format: str,
     *,
     preprocessed: bool = False,
     score_map: bool = False,
@@ -58,7 +56,8 @@ def export_model(
     heads: bool = False,
     images: Sequence[str] = (),
     precision: str = "float32",
-) -> VerificationResult | Agreement:
+    verified: bool = True,
+) -> VerificationResult | Agreement | None:  # fmt: skip
     """Write a config's trained model as a file that needs neither this package nor Detectron2.
 
     The file has fused norms, and precomputed text embeddings or, if :func:`takes_text`, an input of them. It
@@ -71,6 +70,7 @@ def export_model(
         preprocessed, score_map, paste_masks, size, heads: see :class:`TraceableModel`, :class:`DenseHeads`.
         images: images to verify with; empty: generated shapes. "int8" is also calibrated on them; empty: on
             the first of ``DATASETS.TRAIN``, and verified with them.
+        verified: False keeps a file that is not compared, and returns None, for random weights.
 
     Raises:
         ValueError, FileNotFoundError: the model cannot be exported; the file differs from it; no weights.
@@ -87,12 +87,12 @@ def export_model(
     said = {**_about(whole, cfg), **(names.about() if names else {}), "precision": precision}
     traced, text = _resized(sources[0], sized(TRACED)), [names.text()] if names else []
     content = _content(whole, [traced, *sources], text, format, said)
-    verified = _images_to_verify(whole, sources, sized, every_source=precision != "float32")
+    compared = _images_to_verify(whole, sources, sized, every_source=precision != "float32")
     compare = verify if precision == "float32" else partial(agreement, precision=precision)
     with ExitStack() as stack:
         run = partial(_decoded, stack.enter_context(_written(file, content, format)), said)
         read = stack.enter_context(_written_names(file, names, format, said)) if names else None
-        result = compare(run, whole, verified, names=read)
+        result = compare(run, whole, compared, names=read) if verified else None
     if DECODER_SOURCE in said:
         _write_text(file.with_name(DECODER_SOURCE), said[DECODER_SOURCE])
     return result
@@ -199,12 +199,14 @@ def _training_images(cfg: CfgNode) -> list[str]:
 
 
 def _trained_model(cfg: CfgNode) -> tuple[nn.Module, Names | None]:
-    """Return the trained model on the CPU without text encoder, and its names if it takes any."""
+    """Return the trained model on the CPU, fused, without text encoder, and its names if it takes any."""
     cfg = cfg.clone()
     cfg.merge_from_list(
         ["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False, "MODEL.DENSECLIP.PROMPT.NAMES_PER_IMAGE", 0]
     )
-    model = build_model_with_weights(cfg).eval().requires_grad_(False)
+    model = build_model_with_weights(cfg).eval()
+    fuse_layers(model)
+    model.requires_grad_(False)
     if takes_text(cfg):
         return model, Names(model, cfg)
     if guided := guidance_of(model):
@@ -215,6 +217,7 @@ def _trained_model(cfg: CfgNode) -> tuple[nn.Module, Names | None]:
 def _about(whole: TraceableModel, cfg: CfgNode) -> dict[str, str]:
     """Return the metadata of the file: that of exported weights, and the format of the input."""
     cfg, guided = cfg.clone(), guidance_of(whole.model)
+    cfg.defrost()
     cfg.MODEL.DENSECLIP.PROMPT.PRECOMPUTED = guided is not None
     source = PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])
     return {

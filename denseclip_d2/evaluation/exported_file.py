@@ -11,11 +11,11 @@ from detectron2.structures import Boxes, Instances
 from ..data.class_names import class_names_of_datasets, clean_class_names, get_class_names
 from ..data.image_io import convert_bgr, read_image
 from ..data.tasks import num_classes_section
-from ..evaluation.build import build_evaluator
-from ..evaluation.seen import with_seen_and_unseen
-from .formats import FORMATS
-from .names import encoded_names, given_names, names_file, prompt_of, takes_text
-from .runtimes import Outputs, Run
+from ..export import FORMATS
+from ..export.names import encoded_names, given_names, names_file, prompt_of, takes_text
+from ..export.runtimes import Outputs, Run
+from .build import build_evaluator
+from .seen import with_seen_and_unseen
 
 
 def evaluate_file(cfg: CfgNode, file: Path, format: str) -> dict[str, dict]:
