@@ -110,7 +110,7 @@ def optimize_for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 def inference_precision(cfg: CfgNode) -> AbstractContextManager:
     """Return the context that runs a model in ``TEST.PRECISION``."""
-    if cfg.TEST.PRECISION == "float32":
+    if cfg.TEST.PRECISION == "float32" or cfg.TEST.RUNTIME:
         return nullcontext()
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, getattr(torch, cfg.TEST.PRECISION))
 

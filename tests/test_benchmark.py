@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import needs_a_compiler
 from detectron2.modeling.meta_arch import RetinaNet
+from test_export_model import needs_onnx
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from denseclip_d2.benchmark import runtimes
 from denseclip_d2.benchmark.detectors import Candidate, candidate_configs, class_names, random_input
 from denseclip_d2.benchmark.kernels import KERNELS
 from denseclip_d2.benchmark.measure import compare, interleaved, peak_memory
@@ -279,3 +281,15 @@ def test_exported_files_are_measured_beside_their_model(small_shapes, tmp_path, 
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     assert {"eager", *(f"{x}, ONNX Runtime" for x in ("float32", "float16", "int8"))} <= set(rows)
     assert all(row["milliseconds"] > 0 and row["images_per_second"] > 0 for row in rows.values())
+
+
+@needs_onnx
+def test_runtimes_are_measured_beside_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)  # OpenVINO's would take a minute
+    out = tmp_path / "report.json"
+    run_tool(
+        monkeypatch, "--config-file", MASK_RCNN, "--only", "runtimes", "--classes", 5, "--sizes", "64x96",
+        "--repeats", 1, "--json", out,
+    )  # fmt: skip
+    names = [row["name"] for row in json.loads(out.read_text())["rows"]]
+    assert names == ["PyTorch", "PyTorch, bfloat16", "ONNX Runtime", "ONNX Runtime, int8"]

@@ -1,5 +1,7 @@
 """DenseCLIP's detector, plain CLIP's and Detectron2's, with random weights, images and objects."""
 
+from copy import deepcopy
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
@@ -12,6 +14,7 @@ from torch import nn
 from ..builder import build_model, inference_precision, optimize_for_inference
 from ..engine.optimizer import build_gradient_clipper, build_optimizer
 from ..engine.train_loop import AMP_PRECISIONS
+from .runtimes import by_unverified_file
 
 OBJECTS = 8
 """Objects in an image; COCO's images have 7.3 on average."""
@@ -82,12 +85,15 @@ class Candidate:
     def __init__(self, cfg: CfgNode, batch: int, size: tuple[int, int], num_classes: int, *, training: bool):
         self.cfg = cfg
         model, self.device = build_model(cfg), torch.device(cfg.MODEL.DEVICE)
+        _detect_class_0_everywhere(model)
+        weights = deepcopy(model.state_dict()) if cfg.TEST.RUNTIME else {}
         self.model = model if training else optimize_for_inference(cfg, model)
         self.optimizer = build_optimizer(cfg, self.model) if training else None
         self.clip = build_gradient_clipper(cfg)
         self.amp = cfg.SOLVER.AMP.ENABLED, AMP_PRECISIONS[cfg.SOLVER.AMP.PRECISION]
         self.batch = [random_input(size, i, num_classes) for i in range(batch)]
-        _detect_class_0_everywhere(self.model)
+        if weights:
+            by_unverified_file(cfg, weights, self.model, self.batch)
 
     def held_bytes(self) -> int:
         """Return the bytes of weights, buffers and the optimizer's state; a step frees its gradients."""

@@ -19,6 +19,7 @@ from .exported_files import exported
 from .kernels import KERNELS
 from .measure import Measurement, compare
 from .names import AGNOSTIC, NAMES, TEXT, names
+from .runtimes import runtime_changes
 from .settings import Settings, threads, with_values
 
 Function = tuple[Callable[[], Sequence[Tensor]], Sequence[Tensor]]
@@ -118,6 +119,11 @@ def options(settings: Settings) -> Iterator[list[Measurement]]:
     return _detectors("options", settings, partial(_variants, changes))
 
 
+def runtimes(settings: Settings) -> Iterator[list[Measurement]]:
+    """Compare DenseCLIP's inference by PyTorch with that of its exported file in ``TEST.RUNTIME``."""
+    return _detectors("runtimes", settings, partial(_variants, runtime_changes()))
+
+
 def memory(settings: Settings) -> Iterator[list[Measurement]]:
     """Compare DenseCLIP's training step by definitions, by kernels, and with activations recomputed."""
     recomputed = ("MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", True)
@@ -202,6 +208,7 @@ SECTIONS = {
     "kernels": kernels,
     "inference": inference,
     "options": options,
+    "runtimes": runtimes,
     "training": training,
     "names": names,
     "step-names": step_names,

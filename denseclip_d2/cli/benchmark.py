@@ -21,6 +21,7 @@ Other sections:
   step-names a training step of plain CLIP, and of DenseCLIP by text, reading 64 names; without --candidates
              CLIP also reading all names. The names after LVIS's 1203 are those with a color
   image-names inference of DenseCLIP by text, whose heads read all names or 64 of each image
+  runtimes   DenseCLIP's inference by PyTorch, and by an exported file in the runtimes of TEST.RUNTIME
   memory     DenseCLIP's training step by definitions, by kernels, and with activations recomputed
   compiled   DenseCLIP with and without MODEL.COMPILE, which takes minutes to start
   loader     the training loader and Detectron2's, on DATASETS.TRAIN: time until it is ready, and of a batch
@@ -44,7 +45,7 @@ from ..benchmark import CANDIDATES, SECTIONS, Settings, format_table
 from ..config import prepare_run
 from .parser import add_config, check_folder, command_parser, positive, write_json
 
-ON_REQUEST = ("names", "step-names", "image-names", "memory", "compiled", "loader", "exported")
+ON_REQUEST = ("names", "step-names", "image-names", "runtimes", "memory", "compiled", "loader", "exported")
 CONFIG = "configs/COCO-Detection/denseclip_retinanet_RN50_FPN_1x.yaml"
 
 

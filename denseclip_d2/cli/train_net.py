@@ -26,7 +26,7 @@ from ..data.dataset_folder import FORMS
 from ..engine import Trainer, run, setup
 from ..engine.run_record import record_evaluation
 from ..evaluation.build import check_test_sets
-from ..inference import with_tta
+from ..inference import run_in_runtime, with_tta
 from .parser import add_clip, config_and_opts, write_json
 
 RESULTS = "results.json"
@@ -102,8 +102,11 @@ def train(args: argparse.Namespace):
     augmented = with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else None
     checkpointer = DenseCLIPCheckpointer.from_config(cfg, model, cfg.OUTPUT_DIR, for_training=False)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    if args.resume and checkpointer.has_checkpoint():
+        cfg = cfg.clone()
+        cfg.merge_from_list(["MODEL.WEIGHTS", checkpointer.get_checkpoint_file()])
     with inference_precision(cfg):
-        results = Trainer.test(cfg, optimize_for_inference(cfg, model))
+        results = Trainer.test(cfg, run_in_runtime(cfg, optimize_for_inference(cfg, model)))
         if augmented:
             results.update(Trainer.test_with_tta(cfg, augmented))
     if comm.is_main_process():

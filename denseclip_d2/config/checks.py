@@ -82,6 +82,7 @@ def check_config(cfg: CfgNode) -> None:
             "of each class. Set it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
         )
     _check_names_per_image(cfg)
+    _check_runtime(cfg)
     if prompt.VOCABULARY and prompt.MODE not in ("template", "random"):
         raise ValueError(
             "MODEL.DENSECLIP.PROMPT.VOCABULARY needs PROMPT.MODE 'template' or 'random', not "
@@ -107,6 +108,21 @@ def _check_names_per_image(cfg: CfgNode) -> None:
     }
     if number and (other := next((what for what, has in others.items() if has), "")):
         raise ValueError(f"MODEL.DENSECLIP.PROMPT.NAMES_PER_IMAGE is {number}, not for {other}. Set it to 0.")
+
+
+def _check_runtime(cfg: CfgNode) -> None:
+    precisions = {
+        "": ("float32", "bfloat16", "float16"),
+        "onnxruntime": ("float32", "int8"),
+        "openvino": ("float32", "bfloat16", "int8"),
+    }[cfg.TEST.RUNTIME]
+    if cfg.TEST.PRECISION not in precisions:
+        raise ValueError(
+            f"TEST.PRECISION is {cfg.TEST.PRECISION!r}; with TEST.RUNTIME {cfg.TEST.RUNTIME!r} it has to be "
+            f"one of {', '.join(map(repr, precisions))}."
+        )
+    if cfg.TEST.RUNTIME and cfg.TEST.AUG.ENABLED:
+        raise ValueError("TEST.AUG.ENABLED needs PyTorch. Set it to False, or TEST.RUNTIME to ''.")
 
 
 def check_device(device: str) -> None:

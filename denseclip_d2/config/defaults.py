@@ -247,8 +247,12 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Make `--eval-only`, `Predictor` and the demo faster, with the same outputs up to rounding: norms are
     # fused into convolutions, which are stored channels-last. False: the model as trained.
     cfg.TEST.OPTIMIZE_FOR_INFERENCE = True
-    # Their precision: "float32", or under autocast "bfloat16" or "float16", which change the outputs.
+    # Their precision: "float32", or under autocast "bfloat16" or "float16", which change the outputs. With
+    # RUNTIME "int8" too, calibrated on the first images of DATASETS.TRAIN.
     cfg.TEST.PRECISION = "float32"
+    # Let "onnxruntime" or "openvino" run a detector on a CPU in place of PyTorch. The model is exported and
+    # verified once, and its file is kept. Outputs in float32 are the same up to rounding. Empty: PyTorch.
+    cfg.TEST.RUNTIME = ""
 
     # Segmentors on datasets with objects: width and height of an evaluated box need to be greater, in pixels.
     cfg.TEST.MIN_BOX_SIZE = 0

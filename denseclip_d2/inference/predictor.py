@@ -22,6 +22,7 @@ from ..language.prompts import plain_name
 from ..meta_arch.pixel_text import PixelTextSupervision
 from .images import ImageInput, model_input
 from .names import Names, NamesReader, as_list
+from .runtime import run_in_runtime
 from .score_maps import with_score_maps
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Predictor(DefaultPredictor):
         """
         # DefaultPredictor.__init__ would build a model with other norms and without strict loading.
         self.cfg = cfg.clone()
-        self.model = optimize_for_inference(cfg, build_model_with_weights(cfg))
+        self.model = run_in_runtime(cfg, optimize_for_inference(cfg, build_model_with_weights(cfg)))
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.batch_size = 1 if cfg.MODEL.DEVICE == "cpu" else 8  # one image occupies a CPU

@@ -32,12 +32,11 @@ def with_score_maps(
     if not asked:
         return predict(images)
     guided = _guided_by(model, asked)
-    if isinstance(model, SlidingWindowSegmentor) and model.sliding_window:
+    with captured_features(guided) as features:  # one forward pass for both
         predictions = predict(images)
+    windows = isinstance(model, SlidingWindowSegmentor) and model.sliding_window
+    if windows or not features:  # a runtime returns none
         features = guided(seen_by_backbone(model, images))  # of whole images, not of windows
-    else:  # one forward pass for both
-        with captured_features(guided) as features:
-            predictions = predict(images)
     scores = guided.score_maps(features, asked)
     for own, image, prediction, maps in zip(names, images, predictions, scores, strict=True):
         if own:
