@@ -40,6 +40,8 @@ def fit_positions(embedding: Tensor, grid_size: int, height: int, width: int, po
 class DenseAttentionPool(AttentionPool2d):
     """CLIP's attention pool, which returns every token instead of the first alone (paper, sec. 3.2)."""
 
+    heads: Tensor
+
     def __init__(
         self, grid_size: int, embed_dim: int, num_heads: int, output_dim: int, position: str,
         dense: str = "attention",
@@ -60,6 +62,9 @@ class DenseAttentionPool(AttentionPool2d):
         self.grid_size = grid_size
         self.position = position
         self.value_proj: nn.Linear | None = None
+        # Which channels each head has: (heads, D).
+        heads = torch.eye(num_heads).repeat_interleave(embed_dim // num_heads, dim=1)
+        self.register_buffer("heads", heads, persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -101,15 +106,11 @@ class DenseAttentionPool(AttentionPool2d):
         One query makes projections of all tokens unnecessary: q (W x) = (q W) x, and the weights of an
         attention sum to 1, so that the mean of projected values is the projected mean.
         """
-        heads = self.num_heads, -1
-        key, value = (layer.weight.unflatten(0, heads) for layer in (self.k_proj, self.v_proj))  # (h, d, D)
-        query = self.q_proj(tokens[:, 0]).unflatten(-1, heads).transpose(0, 1)  # (h, B, d)
+        query = self.q_proj(tokens[:, :1]) * self.heads  # (B, h, D)
         # The bias of the keys changes no softmax, but distributed training needs a gradient of every weight.
-        bias = query @ self.k_proj.bias.unflatten(0, heads)[..., None]  # (h, B, 1)
-        logits = (query @ key).transpose(0, 1) @ tokens.transpose(1, 2) + bias.transpose(0, 1)
-        mean = (logits * key.shape[1] ** -0.5).softmax(dim=-1) @ tokens  # (B, h, D)
-        answer = (mean.transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1).flatten(1)
-        return self.c_proj(answer + self.v_proj.bias)
+        logits = query @ self.k_proj.weight @ tokens.transpose(1, 2) + query @ self.k_proj.bias[:, None]
+        mean = (logits * (query.shape[-1] // self.num_heads) ** -0.5).softmax(dim=-1) @ tokens  # (B, h, D)
+        return self.c_proj((self.v_proj(mean) * self.heads).sum(dim=1))
 
     @torch.no_grad()
     def fuse_projections(self) -> None:
