@@ -77,7 +77,7 @@ class DenseAttentionPool(AttentionPool2d):
         tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
         tokens = tokens + self.fitted_positions(height, width).to(tokens.dtype)
         if self.dense == "value":
-            whole, cells = self._global_embedding(tokens), self._values(tokens[:, 1:])
+            whole, cells = self._values(tokens)
         else:
             whole, cells = self._attended(tokens, height, width)
         # Not unflatten: torch's ONNX exporter makes its sizes constants.
@@ -96,21 +96,25 @@ class DenseAttentionPool(AttentionPool2d):
         tokens = self.c_proj(answers)  # (B, 1 + HW, C)
         return tokens[:, 0], attend.refine(tokens[:, 1:])
 
-    def _values(self, cells: Tensor) -> Tensor:
-        """Return the projected values of the cells alone: (B, HW, D) to (B, HW, C)."""
-        return self.value_proj(cells) if self.value_proj else self.c_proj(self.v_proj(cells))
+    def _values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        answer, cells = self._answer_of_mean(tokens), tokens[:, 1:]
+        if self.value_proj:
+            return self.c_proj(answer)[:, 0], self.value_proj(cells)
+        # One product: distributed training needs a gradient of every weight, also if the mean is not used.
+        tokens = self.c_proj(torch.cat([answer, self.v_proj(cells)], dim=1))
+        return tokens[:, 0], tokens[:, 1:]
 
-    def _global_embedding(self, tokens: Tensor) -> Tensor:
-        """Return the attention of the first token alone: (B, 1 + HW, D) to (B, C).
+    def _answer_of_mean(self, tokens: Tensor) -> Tensor:
+        """Return the attention of the first token alone: (B, 1 + HW, D) to (B, 1, D).
 
         One query makes projections of all tokens unnecessary: q (W x) = (q W) x, and the weights of an
         attention sum to 1, so that the mean of projected values is the projected mean.
         """
         query = self.q_proj(tokens[:, :1]) * self.heads  # (B, h, D)
-        # The bias of the keys changes no softmax, but distributed training needs a gradient of every weight.
+        # The bias of the keys changes no softmax, and has a gradient like every weight.
         logits = query @ self.k_proj.weight @ tokens.transpose(1, 2) + query @ self.k_proj.bias[:, None]
         mean = (logits * (query.shape[-1] // self.num_heads) ** -0.5).softmax(dim=-1) @ tokens  # (B, h, D)
-        return self.c_proj((self.v_proj(mean) * self.heads).sum(dim=1))
+        return (self.v_proj(mean) * self.heads).sum(dim=1, keepdim=True)
 
     @torch.no_grad()
     def fuse_projections(self) -> None:
