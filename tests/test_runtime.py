@@ -68,7 +68,7 @@ def test_a_runtime_finds_what_pytorch_finds_and_exports_once(name, by, image, mo
         assert outputs[0]["instances"].pred_classes[0] == 1
 
 
-def test_an_evaluation_by_a_runtime_resumes_and_has_the_same_metrics(small_shapes, tmp_path, monkeypatch):
+def test_an_evaluation_by_a_runtime_resumes_and_has_the_same_metrics(small_shapes, tmp_path):
     _, train, val = small_shapes
     cfg = model_zoo.get_config("Shapes/denseclip_retinanet_tiny.yaml", trained=True)
     weights = Predictor(with_values(cfg, "TEST.OPTIMIZE_FOR_INFERENCE", False)).model.state_dict()
