@@ -28,15 +28,14 @@ from denseclip_d2.guidance import pixel_text_loss
 from denseclip_d2.kernels import (
     anchor_focal_loss,
     anchor_focal_loss_reference,
-    bce,
     focal_loss,
-    label_map,
     label_map_cross_entropy,
     label_map_cross_entropy_reference,
     pixel_text_bce,
     pixel_text_bce_reference,
     pixel_text_scores,
     pixel_text_scores_reference,
+    tiles,
 )
 from denseclip_d2.kernels.available import HAS_TRITON
 from denseclip_d2.kernels.bce import pixel_text_bce_op
@@ -46,10 +45,10 @@ from denseclip_d2.kernels.label_map import label_map_cross_entropy_op
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_in_bands_equals_its_definition(name, masks, monkeypatch):
+def test_the_loss_in_tiles_equals_its_definition(name, masks, monkeypatch):
     empty = name in ("no boxes", "boxes under a pixel") and not (masks and name == "boxes under a pixel")
-    for seed, chunk in enumerate((bce.CHUNK, 1000)):  # all at once, and in many parts
-        monkeypatch.setattr(bce, "CHUNK", chunk)
+    for seed, chunk in enumerate((tiles.CHUNK, 1000)):  # all at once, and in many parts
+        monkeypatch.setattr(tiles, "CHUNK", chunk)
         count = assert_equals_the_definition(*random_case(name, seed, masks))
         assert (count == 0) == empty
 
@@ -332,9 +331,9 @@ def test_triton_kernels_compile_for_gpus(name, precision, capability):
 
 
 @pytest.mark.parametrize("name", LABEL_MAPS)
-def test_the_cross_entropy_in_bands_equals_its_definition(name, monkeypatch):
-    for chunk in (label_map.CHUNK, 1):  # all at once, and row by row
-        monkeypatch.setattr(label_map, "CHUNK", chunk)
+def test_the_cross_entropy_in_tiles_equals_its_definition(name, monkeypatch):
+    for chunk in (tiles.CHUNK, 500):  # all at once, and in small tiles
+        monkeypatch.setattr(tiles, "CHUNK", chunk)
         assert_cross_entropy_equals_its_definition(*label_map_case(name))
 
 
@@ -353,7 +352,7 @@ def test_a_label_map_without_labels_costs_nothing():
 
 
 def test_nothing_of_the_enlarged_logits_size_is_allocated(monkeypatch):
-    monkeypatch.setattr(label_map, "CHUNK", 1 << 14)
+    monkeypatch.setattr(tiles, "CHUNK", 1 << 14)
     logits, labels = torch.randn(2, 30, 16, 16), torch.randint(0, 30, (2, 128, 128))
     for function in (label_map_cross_entropy, label_map_cross_entropy_reference):
         with LargestAllocation() as largest:

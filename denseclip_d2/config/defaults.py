@@ -37,7 +37,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # The loss of objects: "binary", as released, for each class alone; "softmax", over all classes. Use
     # "softmax" for many classes: with 192 classes, nearly all of the binary loss comes from absent classes.
     denseclip.LOSS_TYPE = "binary"
-    # Compute the score map and the losses by kernels: Triton's on GPUs, bands of rows that skip empty ones on
+    # Compute the score map and the losses by kernels: Triton's on GPUs, tiles that skip empty ones on
     # CPUs. False: by the plain definitions. The numbers are the same.
     denseclip.FUSED_OPS = True
     # P7 = conv(relu(P6)), as in Detectron2; False: conv(P6), as in the released RetinaNets.

@@ -1,11 +1,13 @@
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .available import triton_runs_on
-from .bands import CHUNK, enlarge, enlarging, near_rows
 from .dense_target import dense_target, inside
 from .precomputed_grad import register_precomputed_grad
+from .tiles import enlarge, enlarging, near_cells, tile_side
 
 
 def pixel_text_bce_reference(
@@ -33,7 +35,7 @@ def pixel_text_bce(
     """Sum the binary cross-entropy of an enlarged score map over the pixels that any class covers.
 
     The sum is float32, whatever the precision of ``scores``. With ``kernels``, CUDA runs a Triton kernel, and
-    CPUs compute bands of rows. Neither allocates anything of the size of the enlarged map. Other devices use
+    CPUs compute tiles. Neither allocates anything of the size of the enlarged map. Other devices use
     the definition.
 
     Args:
@@ -58,7 +60,7 @@ def pixel_text_bce_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute :func:`pixel_text_bce` and the sum's gradient to ``scores``, (B, K, h, w) float32.
 
-    Each band of rows adds to the loss and to the gradient, so that no band is kept.
+    Each tile adds to the loss and to the gradient, so that no tile is kept.
     """
     batch, num_classes, height, width = scores.shape
     total = torch.zeros((), dtype=torch.float64)
@@ -70,20 +72,21 @@ def pixel_text_bce_op(
             own = image == i
             own_shapes, own_label = shapes[own], label[own]
             cells = scores[i].detach().float().permute(1, 2, 0).contiguous()
-            band = max(1, CHUNK // (len(across) * max(num_classes, len(own_label))))
-            for rows in torch.arange(len(down)).split(band):
-                covering = inside(own_shapes, rows, torch.arange(len(across)))  # (M, n, W)
+            side = tile_side(max(num_classes, len(own_label)))
+            for tile in product(torch.arange(len(down)).split(side), torch.arange(len(across)).split(side)):
+                covering = inside(own_shapes, *tile)  # (M, n, m)
                 y, x = covering.any(dim=0).any(dim=1), covering.any(dim=0).any(dim=0)
                 if not y.any():
                     continue
                 covering = covering[:, y][:, :, x]
-                near = near_rows(down[rows[y]])
-                weights = down[rows[y], near], across[x]
+                rows, columns = down[tile[0][y]], across[tile[1][x]]
+                near = near_cells(rows), near_cells(columns)
+                weights = rows[:, near[0]], columns[:, near[1]]
                 logits = enlarge(cells[near], *weights)
                 part, terms = _masked_bce(logits, covering, own_label)
                 total += part
                 count += terms
-                grad[i, near] += enlarge(logits, *(matrix.t() for matrix in weights))
+                grad[i][near] += enlarge(logits, *(matrix.t() for matrix in weights))
     return total.float(), count, grad.permute(0, 3, 1, 2).contiguous()
 
 

@@ -3,8 +3,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .available import triton_runs_on
-from .bands import CHUNK, enlarge, enlarging, near_rows
 from .precomputed_grad import register_precomputed_grad
+from .tiles import enlarge, enlarging, near_cells, tile_side
 
 
 def label_map_cross_entropy_reference(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[Tensor]:
@@ -18,7 +18,7 @@ def label_map_cross_entropy(
 ) -> tuple[Tensor]:
     """Sum the cross-entropy of bilinearly enlarged logits with a label map over labeled pixels.
 
-    The sum is float32, whatever the precision of ``logits``. With ``kernels``, CPUs compute bands of rows,
+    The sum is float32, whatever the precision of ``logits``. With ``kernels``, CPUs compute tiles,
     and CUDA runs a Triton kernel if the enlargement is by an integer. Neither allocates anything of the size
     of the enlarged logits. Other cases use the definition.
 
@@ -47,16 +47,17 @@ def label_map_cross_entropy_op(logits: Tensor, labels: Tensor, ignore_value: int
     total = torch.zeros((), dtype=torch.float64)
     grad = torch.zeros(batch, height, width, num_classes)
     down, across = enlarging(height, size[0]), enlarging(width, size[1])
-    band = max(1, CHUNK // (size[1] * num_classes))
+    side = tile_side(num_classes)
     with torch.autocast("cpu", enabled=False):
         for cells, image_labels, own_grad in zip(logits.detach(), labels, grad, strict=True):
             cells = cells.float().permute(1, 2, 0).contiguous()
-            for rows, row_labels in zip(down.split(band), image_labels.split(band), strict=True):
-                near = near_rows(rows)
-                weights = rows[:, near], across
-                part, part_grad = _cross_entropy(enlarge(cells[near], *weights), row_labels, ignore_value)
-                total += part
-                own_grad[near] += enlarge(part_grad, *(matrix.t() for matrix in weights))
+            for rows, row_labels in zip(down.split(side), image_labels.split(side), strict=True):
+                for columns, tile in zip(across.split(side), row_labels.split(side, dim=1), strict=True):
+                    near = near_cells(rows), near_cells(columns)
+                    weights = rows[:, near[0]], columns[:, near[1]]
+                    part, part_grad = _cross_entropy(enlarge(cells[near], *weights), tile, ignore_value)
+                    total += part
+                    own_grad[near] += enlarge(part_grad, *(matrix.t() for matrix in weights))
     return total.float(), grad.permute(0, 3, 1, 2).contiguous()
 
 
@@ -80,13 +81,15 @@ def _cross_entropy(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[T
     """Return the sum over pixels with a label, and its gradient.
 
     Args:
-        logits: (n, W, K).
+        logits: (n, W, K), overwritten.
         labels: (n, W).
     """
     labeled = (labels != ignore_value)[..., None]
     index = labels[..., None].where(labeled, 0)
-    log_probability = logits.log_softmax(dim=-1)
-    total = -(log_probability.gather(-1, index) * labeled).sum(dtype=torch.float64)
-    grad = log_probability.exp_()
-    grad.scatter_add_(-1, index, -torch.ones(index.shape))
-    return total, grad.mul_(labeled)
+    largest = logits.amax(dim=-1, keepdim=True)
+    chosen = logits.gather(-1, index) - largest
+    powers = logits.sub_(largest).exp_()  # once for both results: exp is most of the time
+    sums = powers.sum(dim=-1, keepdim=True)
+    total = ((sums.log() - chosen) * labeled).sum(dtype=torch.float64)
+    grad = powers.mul_(labeled / sums).scatter_add_(-1, index, -labeled.float())
+    return total, grad

@@ -60,7 +60,7 @@ class PixelTextSupervision(EarlyRejection):
             pixel_text_target: the pixels that an object of ``instances`` labels: of its "box", as
                 released, or of its "mask".
             pixel_text_kind: loss of ``instances``: "binary", as released, or "softmax" over the classes.
-            kernels: compute the loss in bands of rows, in less memory; False: by its plain definition.
+            kernels: compute the loss in tiles, in less memory; False: by its plain definition.
             kwargs: as for :class:`EarlyRejection` and for the meta-architecture.
 
         Raises:

@@ -1,11 +1,18 @@
-"""Bilinear enlargement of a map, one band of rows at a time: what a kernel allocates has a band's size."""
+"""Bilinear enlargement of a map, one tile at a time: what a kernel allocates has a tile's size."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1 << 20
-"""Numbers in the largest tensor of a band."""
+CHUNK = 1 << 19
+"""Numbers in the largest tensor of a tile: 2 MB, which the caches of processors hold."""
+
+
+def tile_side(num_classes: int) -> int:
+    """Return the width and height, in pixels, of a tile with ``num_classes`` numbers a pixel."""
+    return max(1, math.isqrt(CHUNK // num_classes))
 
 
 def enlarging(length: int, size: int) -> Tensor:
@@ -13,10 +20,10 @@ def enlarging(length: int, size: int) -> Tensor:
     return F.interpolate(torch.eye(length)[None], size, mode="linear", align_corners=False)[0].t()
 
 
-def near_rows(down: Tensor) -> slice:
-    """Return which of a map's rows a part (n, h) of :func:`enlarging` reads."""
-    rows = down.any(dim=0).nonzero().flatten()
-    return slice(int(rows[0]), int(rows[-1]) + 1)
+def near_cells(matrix: Tensor) -> slice:
+    """Return which of a map's rows (or columns) a part (n, h) of :func:`enlarging` reads."""
+    cells = matrix.any(dim=0).nonzero().flatten()
+    return slice(int(cells[0]), int(cells[-1]) + 1)
 
 
 def enlarge(cells: Tensor, down: Tensor, across: Tensor) -> Tensor:
