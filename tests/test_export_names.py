@@ -22,6 +22,7 @@ from denseclip_d2.export.names import TOKENIZER, encoded_names, names_file
 from denseclip_d2.export.support import check_exportable
 from denseclip_d2.export.tokenizer_json import tokenizer_json
 from denseclip_d2.language.tokenizers import clip_tokenizer
+from denseclip_d2.meta_arch.text_heads import dense_predictions
 from denseclip_d2.shapes.dataset import SEMANTIC_CLASS_NAMES
 
 NEW = ("violet bar", "sofa|couch", "red circle", "dog", "garden gnome")
@@ -100,6 +101,24 @@ def test_the_learned_background_follows_the_given_names(exported):
     assert set(np.unique(given["labels"])) == {0, 1}
 
 
+def test_a_file_of_fixed_sizes_takes_as_many_names_as_the_training(exported, monkeypatch):
+    kind = replace(FORMATS["torch_export"], sizes="given")  # as of executorch and litert
+    monkeypatch.setitem(FORMATS, "fixed", kind)
+    cfg, file, verdict = exported("retinanet", "fixed", preprocessed=True, size=(64, 96))
+    assert verdict.detections > 10
+    names, images = ["dog", "sofa|couch", "garden gnome"], torch.randn(1, 3, 64, 96)
+    model = Predictor(cfg).model
+    with torch.no_grad():
+        model.set_class_names(names)
+        predictions = dense_predictions(model, model.backbone(images))
+    expected, _ = model._transpose_dense_predictions(predictions, [len(names), 4])
+    with kind.runtime(names_file(file)) as encode, kind.runtime(file) as run:
+        text = encoded_names(encode, names, "{}", length=31)
+        np.testing.assert_allclose(run(images.numpy(), text)["logits"], torch.cat(expected, dim=1), atol=1e-4)
+        with pytest.raises(ValueError, match="torch_export failed for inputs of .* and .2, 64."):
+            run(images.numpy(), text[:2])
+
+
 @needs_onnx
 def test_the_files_say_how_to_use_them(exported):
     import onnx
@@ -136,8 +155,7 @@ def test_names_that_no_file_can_encode_are_refused(tmp_path):
     cfg = shapes_config("retinanet", tmp_path)
     assert files_of(cfg, "torch_export") == ["model.pt2", "names.pt2", "tokenizer.json", "decode.py"]
     assert files_of(cfg, "aoti")[:2] == ["model.aoti.pt2", "names.aoti.pt2"]
-    with pytest.raises(ValueError, match="executorch has fixed sizes, and names .*--precompute-text"):
-        files_of(cfg, "executorch")
+    assert files_of(cfg, "executorch")[:2] == ["model.pte", "names.pte"]
     cfg.MODEL.DENSECLIP.NAME_BIAS = True
     with pytest.raises(ValueError, match="NAME_BIAS is True, and an exported file sees no names; convert"):
         check_exportable(cfg, "onnx")

@@ -23,7 +23,7 @@ from ..utils.atomic import atomic_write
 from .agreement import Agreement, agreement
 from .decode_dense import decode
 from .formats import FORMATS
-from .names import TOKENIZER, Names, NamesEncoder, ReadNames, names_file, takes_text, token_ids
+from .names import TOKENIZER, Names, ReadNames, names_file, takes_text
 from .precision import EXPORT_PRECISIONS, store_float16
 from .runtimes import Outputs, Run
 from .safetensors import about
@@ -78,7 +78,7 @@ def export_model(
     kind = check_exportable(cfg, format, heads=heads)
     _check_options(cfg, format, preprocessed, precision, score_map=score_map, size=size, heads=heads)
     sources = _sources(cfg, images, precision)
-    model, names = _trained_model(cfg)
+    model, names = _trained_model(cfg, fixed_sizes=FORMATS[format].sizes == "given")
     whole = kind(
         model, shortest=0 if preprocessed else cfg.INPUT.MIN_SIZE_TEST, longest=cfg.INPUT.MAX_SIZE_TEST,
         preprocessed=preprocessed, score_map=score_map, paste_masks=paste_masks, size=size,
@@ -138,7 +138,7 @@ def _written(file: Path, content: bytes, format: str) -> Iterator[Run]:
 @contextmanager
 def _written_names(file: Path, names: Names, format: str, said: dict[str, str]) -> Iterator[ReadNames]:
     """Write the names' encoder and the tokenizer beside a model's file, as of :func:`_written`."""
-    encoder, example = NamesEncoder(names.language).eval(), token_ids(names.trained, names.prompt)
+    encoder, example = names.encoder()
     content = FORMATS[format].content(encoder, (example,), said)
     if said["precision"] != "float32":  # also for int8, which is calibrated on images
         content = store_float16(content)
@@ -198,7 +198,7 @@ def _training_images(cfg: CfgNode) -> list[str]:
     return [record["file_name"] for record in records[:CALIBRATION]]
 
 
-def _trained_model(cfg: CfgNode) -> tuple[nn.Module, Names | None]:
+def _trained_model(cfg: CfgNode, *, fixed_sizes: bool) -> tuple[nn.Module, Names | None]:
     """Return the trained model on the CPU, fused, without text encoder, and its names if it takes any."""
     cfg = cfg.clone()
     cfg.merge_from_list(
@@ -208,7 +208,7 @@ def _trained_model(cfg: CfgNode) -> tuple[nn.Module, Names | None]:
     fuse_layers(model)
     model.requires_grad_(False)
     if takes_text(cfg):
-        return model, Names(model, cfg)
+        return model, Names(model, cfg, fixed_sizes=fixed_sizes)
     if guided := guidance_of(model):
         guided.language.precompute_()
     return model, None

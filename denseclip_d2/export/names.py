@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..clip_models.layers import multi_head_attention
 from ..data.class_names import get_class_names
@@ -50,8 +51,13 @@ class GivenText(nn.Module):
     learned: Tensor
     unread_text = None  # of training steps
 
-    def __init__(self, language: PromptedTextEncoder):
+    def __init__(self, language: PromptedTextEncoder, *, fixed_number: bool = False):
+        """
+        Args:
+            fixed_number: whether all inputs have as many names as the training.
+        """
         super().__init__()
+        self.fixed_number = fixed_number
         self.class_names, self.mode, self.stuff_names = language.class_names, language.mode, ()
         learned = language.learned
         self.learned_names: tuple[str, ...] = ()
@@ -100,10 +106,13 @@ def given_text(model: Any, text: Tensor | None) -> Iterator[None]:
 class NamesEncoder(nn.Module):
     """The text encoder with the contexts of a model, from token ids to text embeddings, to be traced."""
 
-    inputs = {"token_ids": {0: "words", 1: "tokens"}}
-
-    def __init__(self, language: PromptedTextEncoder):
+    def __init__(self, language: PromptedTextEncoder, length: int | None = None):
+        """
+        Args:
+            length: number of tokens of the only prompt that is taken at a time; None: any of both.
+        """
         super().__init__()
+        self.inputs = {"token_ids": {0: "words", 1: "tokens"} if length is None else {}}
         self.text_encoder = copy.deepcopy(language.encoder_and_prompts()[0])
         self.contexts = language.contexts
         for block in self.text_encoder.transformer.resblocks:
@@ -130,27 +139,41 @@ class _SelfAttention(nn.Module):
 class Names:
     """The names of a model that is exported with text embeddings as an input."""
 
-    def __init__(self, model: Any, cfg: CfgNode):
+    def __init__(self, model: Any, cfg: CfgNode, *, fixed_sizes: bool):
         """
         Args:
             model: on the CPU. It reads :class:`GivenText` from now on.
+            fixed_sizes: whether the files take as many names as the training had, and a prompt at a time.
         """
         self.model, self.language = model, model.backbone.language
-        model.backbone.language = GivenText(self.language)
+        model.backbone.language = GivenText(self.language, fixed_number=fixed_sizes)
         self.learned = model.backbone.language.learned_names
         self.trained = tuple(name for name in self.language.class_names if name not in self.learned)
-        self.prompt = prompt_of(cfg)
+        self.prompt, self.fixed_sizes = prompt_of(cfg), fixed_sizes
+        encoder, _ = self.language.encoder_and_prompts()
+        contexts = 0 if self.language.contexts is None else self.language.contexts.shape[1]
+        self.most_tokens = encoder.context_length - contexts
+        self.length = self.most_tokens if fixed_sizes else None
+
+    def encoder(self) -> tuple[NamesEncoder, Tensor]:
+        """Return what becomes the file of the names' encoder, and an example of its input."""
+        words = self.trained[:1] if self.fixed_sizes else self.trained
+        return NamesEncoder(self.language, self.length).eval(), token_ids(words, self.prompt, self.length)
 
     def verified(self, encode: Run) -> ReadNames:
-        """Return the names that a file is verified with: those of the training, and fewer with others beside.
+        """Return the names that a file is verified with: those of the training, and some with others beside.
 
         Args:
             encode: the file of a :class:`NamesEncoder`.
         """
         known = {word.lower() for word in split_synonyms(self.language.class_names)[0]}
         others = [name for name in UNSEEN if known.isdisjoint(split_synonyms([name])[0])]
-        lists = self.trained, (*self.trained[:0:-1], *others)
-        return [([encoded_names(encode, names, self.prompt)], partial(self.read, names)) for names in lists]
+        mixed = [*self.trained[:0:-1], *others]
+        lists = self.trained, mixed[-len(self.trained) :] if self.fixed_sizes else mixed
+        return [
+            ([encoded_names(encode, names, self.prompt, self.length)], partial(self.read, names))
+            for names in lists
+        ]
 
     def text(self) -> Tensor:
         """Return the text embeddings (K, C) of the names of the training."""
@@ -169,13 +192,11 @@ class Names:
 
     def about(self) -> dict[str, str]:
         """Return metadata of both files: how names become token ids, and where the learned name comes."""
-        encoder, _ = self.language.encoder_and_prompts()
-        contexts = 0 if self.language.contexts is None else self.language.contexts.shape[1]
         return {
             "class_names": json.dumps(self.trained),
             "learned_names": json.dumps(self.learned),
             "prompt": self.prompt,
-            "most_tokens": str(encoder.context_length - contexts),
+            "most_tokens": str(self.most_tokens),
         }
 
 
@@ -192,13 +213,15 @@ def given_names(cfg: CfgNode, names: Sequence[str]) -> tuple[list[str], list[str
     return [name for name in names if name not in learned], list(learned)
 
 
-def encoded_names(encode: Run, names: Sequence[str], prompt: str) -> np.ndarray:
-    """Return the text embeddings (K, C) of names by the file of a :class:`NamesEncoder`."""
+def encoded_names(encode: Run, names: Sequence[str], prompt: str, length: int | None = None) -> np.ndarray:
+    """Return the text embeddings (K, C) of names by the file of a :class:`NamesEncoder` of this length."""
     words, owners = split_synonyms(names)
-    text = torch.from_numpy(encode(token_ids(words, prompt).numpy())[TEXT])
-    return mean_of_synonyms(text[None], owners)[0].numpy()
+    ids = token_ids(words, prompt, length)
+    text = [encode(part.numpy())[TEXT] for part in ids.split(1 if length else len(ids))]
+    return mean_of_synonyms(torch.from_numpy(np.concatenate(text))[None], owners)[0].numpy()
 
 
-def token_ids(words: Sequence[str], prompt: str) -> Tensor:
-    """Return the (S, L) token ids of words in a sentence."""
-    return tokenize_names([prompt.format(word) for word in words])
+def token_ids(words: Sequence[str], prompt: str, length: int | None = None) -> Tensor:
+    """Return the (S, L) token ids of words in a sentence, padded with 0 to ``length``."""
+    ids = tokenize_names([prompt.format(word) for word in words])
+    return ids if length is None else F.pad(ids, (0, length - ids.shape[1]))

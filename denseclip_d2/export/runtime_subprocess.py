@@ -78,8 +78,13 @@ def litert(path: str) -> Answer:
     from ai_edge_litert.interpreter import Interpreter  # a package that litert-torch requires
 
     model = Interpreter(path).get_signature_runner()
-    names = model.get_input_details()
-    return lambda *inputs: model(**dict(zip(names, inputs, strict=True)))
+    details = model.get_input_details()
+
+    def answer(*inputs: Any) -> dict[str, Any]:
+        given = zip(details.items(), inputs, strict=True)
+        return model(**{name: x.astype(about["dtype"]) for (name, about), x in given})  # int64 became int32
+
+    return answer
 
 
 def openvino(path: str, precision: str = "") -> Answer:

@@ -20,10 +20,7 @@ def check_exportable(cfg: CfgNode, format: str, *, heads: bool = False) -> type[
     Raises:
         ValueError: the model cannot be exported.
     """
-    reasons = _reasons(cfg)
-    if takes_text(cfg) and FORMATS[format].sizes == "given":
-        reasons.append(f"--format {format} has fixed sizes, and names vary in number; {FIXED_NAMES}")
-    if reasons:
+    if reasons := _reasons(cfg):
         raise ValueError(f"This model cannot be exported: {reasons[0]}.")
     system = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     if not issubclass(system, tuple(TRACEABLE)):

@@ -89,8 +89,9 @@ class TraceableModel(nn.Module):
         row = 2 if self.preprocessed else 1
         axes = {INPUT: {row: "height", row + 1: "width"} if not self.size else {}}
         axes[INPUT] |= {0: "images"} if self.any_batch else {}
-        if isinstance(getattr(self.model.backbone, "language", None), GivenText):
-            axes[TEXT] = {0: "names"}
+        language = getattr(self.model.backbone, "language", None)
+        if isinstance(language, GivenText):
+            axes[TEXT] = {} if language.fixed_number else {0: "names"}
         return axes
 
     def forward(self, images: Tensor, text_embeddings: Tensor | None = None) -> Tensors:

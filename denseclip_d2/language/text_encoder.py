@@ -134,7 +134,7 @@ class CLIPTextEncoder(TextTransformer):
             return torch.full_like(ids[:, 0], ids.shape[1] - 1)
         if self.pool_type == "eos":
             return (ids == self.eos_id).int().argmax(dim=1)
-        return ids.argmax(dim=1)  # CLIP's end token has the highest id
+        return ids.int().argmax(dim=1)  # CLIP's end token has the highest id; LiteRT has no int64 argmax
 
     def _project(self, x: Tensor) -> Tensor:
         x, projection = self.ln_final(x), self.text_projection

@@ -92,11 +92,13 @@ class _TextDenseHead(nn.Module):
         embeddings, *others = super().forward(features)
         logits = []
         for x in embeddings:
-            anchors = x.unflatten(1, (-1, self.embed_dim)).transpose(1, 2)  # (B, C, A, h, w)
+            # Four dimensions, for LiteRT has no powers of five.
+            anchors = x.unflatten(1, (-1, self.embed_dim)).transpose(1, 2).flatten(3)  # (B, C, A, h * w)
             scores = self.classifier(anchors, text)
             if clip:
-                scores = clip.mix_sigmoid(scores, clip.resized(x.shape[2:])[:, :, None])
-            logits.append(scores.transpose(1, 2).flatten(1, 2))
+                scores = clip.mix_sigmoid(scores, clip.resized(x.shape[2:]).flatten(2)[:, :, None])
+            # By view(), for a trace has constants in place of the sizes of unflatten().
+            logits.append(scores.transpose(1, 2).flatten(1, 2).view(x.shape[0], -1, *x.shape[2:]))
         return [logits, *others]
 
 
