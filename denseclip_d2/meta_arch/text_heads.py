@@ -97,7 +97,7 @@ class _TextDenseHead(nn.Module):
             scores = self.classifier(anchors, text)
             if clip:
                 scores = clip.mix_sigmoid(scores, clip.resized(x.shape[2:]).flatten(2)[:, :, None])
-            # By view(), for a trace has constants in place of the sizes of unflatten().
+            # By view(): ONNX files have constants in place of the sizes of unflatten().
             logits.append(scores.transpose(1, 2).flatten(1, 2).view(x.shape[0], -1, *x.shape[2:]))
         return [logits, *others]
 
