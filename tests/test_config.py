@@ -72,7 +72,7 @@ BAD = [
     ("INPUT.SCALE_RANGE_TRAIN", (0.5,), " is (0.5,); it has to be 2 values, each a number above 0."),
     ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.0, " is 0.0; it has to be a number above 0 and at most 1."),
     ("SOLVER.AMP.PRECISION", "half", " is 'half'; it has to be one of 'float16', 'bfloat16'."),
-    ("SOLVER.OPTIMIZER", "LION", " is 'LION'; it has to be one of 'ADAMW', 'SGD'."),
+    ("SOLVER.OPTIMIZER", "LION", " is 'LION'; it has to be one of 'ADAMW', 'ADAMW8BIT', 'SGD'."),
     ("DATALOADER.RANDOM_SUBSET_RATIO", 0.0, " is 0.0; it has to be a number above 0 and at most 1."),
     ("SOLVER.CONTEXT_MULTIPLIER", -1.0, " is -1.0; it has to be a number of at least 0."),
     ("SOLVER.VISUAL_MULTIPLIER", float("inf"), " is inf; it has to be a number of at least 0."),

@@ -194,7 +194,7 @@ def test_gradients_are_not_clipped_unless_asked_for():
 def test_an_unknown_optimizer_is_refused():
     cfg = load_config(CONFIG, [])
     cfg.SOLVER.OPTIMIZER = "LION"
-    with pytest.raises(ValueError, match="'ADAMW' or 'SGD'"):
+    with pytest.raises(ValueError, match="'ADAMW', 'ADAMW8BIT' or 'SGD'"):
         build_optimizer(cfg, torch.nn.Linear(1, 1))
 
 
@@ -355,6 +355,29 @@ def test_a_lower_learning_rate_is_heeded_when_a_run_goes_on(config):
         Path(config.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
     assert len(rates) == 2
     assert rates[1] == pytest.approx([rate / 10 for rate in rates[0]])
+
+
+def test_a_run_with_an_8_bit_optimizer_resumes_to_the_same_weights(config):
+    config.DATASETS.TEST, config.SOLVER.CHECKPOINT_PERIOD = (), 2
+    config.SOLVER.OPTIMIZER = "ADAMW8BIT"
+    finals = []
+    for resume in (False, True):
+        trainer = Trainer(config)
+        trainer.resume_or_load(resume=resume)
+        assert trainer.start_iter == (2 if resume else 0)
+        trainer.train()
+        finals.append({name: x.clone() for name, x in trainer.model.state_dict().items()})
+        Path(config.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    assert_close(*finals, rtol=0, atol=0)
+    large = [s for p, s in trainer.optimizer.state.items() if p.numel() >= 4096]
+    assert large and all(s["state1"].dtype == s["state2"].dtype == torch.uint8 for s in large)
+
+
+def test_a_missing_8_bit_optimizer_is_told_before_the_start(config, monkeypatch):
+    monkeypatch.setattr("denseclip_d2.engine.run_checks.find_spec", lambda name: None)
+    config.SOLVER.OPTIMIZER = "ADAMW8BIT"
+    with pytest.raises(ValueError, match="'ADAMW8BIT' needs bitsandbytes: pip install bitsandbytes"):
+        Trainer(config)
 
 
 def test_a_detector_without_masks_trains_by_masks_and_is_evaluated(config):

@@ -194,7 +194,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
 
     # Of SOLVER.AMP: "float16" with a gradient scaler (GPUs only), or "bfloat16" without (GPUs and CPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"
-    # "ADAMW" or "SGD".
+    # "ADAMW", "SGD", or "ADAMW8BIT", whose state has 8 bits in place of 32 (package bitsandbytes).
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Factor of the visual encoder's learning rate. The text encoder is frozen.
     cfg.SOLVER.VISUAL_MULTIPLIER = 0.1

@@ -144,7 +144,7 @@ RULES = {
     "INPUT.SCALE_RANGE_TRAIN": each(POSITIVE, length=2),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": number(0, 1, above=True),
     "SOLVER.AMP.PRECISION": one_of("float16", "bfloat16"),
-    "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
+    "SOLVER.OPTIMIZER": one_of("ADAMW", "ADAMW8BIT", "SGD"),
     "SOLVER.VISUAL_MULTIPLIER": number(0),
     "SOLVER.CONTEXT_MULTIPLIER": number(0),
     "SOLVER.POLY_LR_POWER": number(0),

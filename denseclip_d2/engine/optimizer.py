@@ -14,7 +14,9 @@ GradientClipper = Callable[[torch.optim.Optimizer], None]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build AdamW or SGD over the parameters that train, at the learning rates of ``SOLVER``.
+    """Build AdamW, AdamW with a state of 8 bits, or SGD over the parameters that train.
+
+    The learning rates are those of ``SOLVER``.
 
     The optimizer does not clip gradients: :func:`build_gradient_clipper` does.
 
@@ -36,9 +38,25 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     rates = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "ADAMW":
         return torch.optim.AdamW(groups, **rates)
+    if solver.OPTIMIZER == "ADAMW8BIT":
+        return _adamw_8bit(groups, **rates)
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **rates)
-    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}. Set it to 'ADAMW' or 'SGD'.")
+    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}. Set it to 'ADAMW', 'ADAMW8BIT' or 'SGD'.")
+
+
+def _adamw_8bit(groups: list[dict], **rates: float) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit  # an extra
+
+    class ChannelsLastAdamW8bit(AdamW8bit):
+        """AdamW8bit that keeps the memory layout of weights. Its own steps make them contiguous."""
+
+        def update_step(self, group: dict, p: nn.Parameter, *index: int) -> None:
+            weights = p.data
+            super().update_step(group, p, *index)
+            p.data = weights.copy_(p.data)
+
+    return ChannelsLastAdamW8bit(groups, **rates)
 
 
 def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:

@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
@@ -20,7 +22,8 @@ def check_run(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: the model cannot be trained, the processes have other devices or cannot share the batch,
-            float16 is asked of a CPU, or there is no dataset to choose the best checkpoint.
+            float16 is asked of a CPU, the optimizer's package is not installed, or there is no dataset to
+            choose the best checkpoint.
     """
     solver, world_size, device = cfg.SOLVER, comm.get_world_size(), torch.device(cfg.MODEL.DEVICE)
     prompt = cfg.MODEL.DENSECLIP.PROMPT
@@ -30,6 +33,10 @@ def check_run(cfg: CfgNode) -> None:
         raise ValueError(
             "SOLVER.AMP.PRECISION is 'float16', which trains on GPUs only, and MODEL.DEVICE is 'cpu'. "
             "Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to False."
+        )
+    if solver.OPTIMIZER == "ADAMW8BIT" and not find_spec("bitsandbytes"):
+        raise ValueError(
+            "SOLVER.OPTIMIZER 'ADAMW8BIT' needs bitsandbytes: pip install bitsandbytes, or set 'ADAMW'."
         )
     if solver.BEST_METRIC and not cfg.DATASETS.TEST:
         raise ValueError(
