@@ -143,6 +143,40 @@ def test_labels_of_ten_photographs(of_photographs):
     assert 100 * right / there == pytest.approx(23, abs=2)
 
 
+def test_the_zoos_segmentor_of_streets_labels_a_frame():
+    """Of CamVid's test set: most pixels, and of the large classes nearly all."""
+    folder = SHARED / "datasets/camvid"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/datasets/camvid")
+    predictor = Predictor.from_zoo("CamVid/denseclip_semantic_fpn_text_5x.yaml")
+    labels = np.asarray(Image.open(folder / "labels/test/0001TP_008550.png"))
+    found = predictor(folder / "images/test/0001TP_008550.jpg")["sem_seg"].argmax(0).numpy()
+    assert (found == labels)[labels != 255].mean() > 0.9
+    for name in ("sky", "building", "road", "car"):
+        own, right = (x == predictor.class_names.index(name) for x in (found, labels))
+        assert (own & right).sum() / ((own | right) & (labels != 255)).sum() > 0.8
+
+
+@pytest.mark.parametrize(
+    "file, name, boxes",  # COCO's boxes: x, y, width, height
+    [
+        ("000000318080.jpg", "bear", [[58, 135, 316, 204], [355, 124, 285, 200]]),
+        ("000000415748.jpg", "elephant", [[34, 281, 266, 335]]),
+    ],
+)
+def test_the_zoos_detector_finds_animals_in_photographs(file, name, boxes):
+    path = SHARED / "datasets/coco/val2017" / file
+    if not path.is_file():
+        pytest.skip("needs ../shared/datasets/coco")
+    predictor = Predictor.from_zoo("Photographs/denseclip_faster_rcnn_text_3x.yaml")
+    for names in (None, [name, "car"]):  # of 80 names, and of two
+        found = predictor(path, names=names)["instances"]
+        titles = names or list(predictor.class_names)
+        found = found[(found.pred_classes == titles.index(name)) & (found.scores > 0.5)]
+        corners = BoxMode.convert(torch.tensor(boxes).float(), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        assert (pairwise_iou(Boxes(corners), found.pred_boxes).amax(1) > 0.6).all()
+
+
 def test_files_pil_images_and_arrays_give_the_same(small_shapes):
     predictor = Predictor.from_zoo(NAME)
     path = next(small_shapes[0].glob("val/*.png"))

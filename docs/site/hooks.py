@@ -18,6 +18,8 @@ FIRST = ["README.md", "GETTING_STARTED.md"]
 LAST = [
     "MODEL_ZOO.md",
     "denseclip_d2/model_zoo/weights/photographs.md",
+    "denseclip_d2/model_zoo/weights/photographs_faster_rcnn.md",
+    "denseclip_d2/model_zoo/weights/camvid_semantic_fpn.md",
     "datasets/README.md",
     "findings/README.md",
     "CONTRIBUTING.md",
