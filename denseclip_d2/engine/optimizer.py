@@ -16,9 +16,8 @@ GradientClipper = Callable[[torch.optim.Optimizer], None]
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW, AdamW with a state of 8 bits, or SGD over the parameters that train.
 
-    The learning rates are those of ``SOLVER``.
-
-    The optimizer does not clip gradients: :func:`build_gradient_clipper` does.
+    The learning rates are those of ``SOLVER``. The optimizer does not clip gradients:
+    :func:`build_gradient_clipper` does.
 
     Raises:
         ValueError: an unknown ``SOLVER.OPTIMIZER``.
