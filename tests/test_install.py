@@ -56,7 +56,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
     """Names of distributions come from the installed ones."""
     modules = (imported("denseclip_d2") | imported("tools")) - UNDECLARED.keys()
     distributions = importlib.metadata.packages_distributions()
-    declared = requirements("lvis", "web", "export", "openvino", "executorch", "litert", "hub")
+    declared = requirements(*(extra for extra in PROJECT["optional-dependencies"] if extra != "dev"))
     for module in modules:
         names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
         assert names & declared.keys(), f"{module}: none of {names} is declared in pyproject.toml"
