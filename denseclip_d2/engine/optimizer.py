@@ -53,7 +53,8 @@ def _adamw_8bit(groups: list[dict], **rates: float) -> torch.optim.Optimizer:
         def update_step(self, group: dict, p: nn.Parameter, *index: int) -> None:
             weights = p.data
             super().update_step(group, p, *index)
-            p.data = weights.copy_(p.data)
+            if not weights.is_contiguous():
+                p.data = weights.copy_(p.data)
 
     return ChannelsLastAdamW8bit(groups, **rates)
 

@@ -149,7 +149,7 @@ class Names:
         model.backbone.language = GivenText(self.language, fixed_number=fixed_sizes)
         self.learned = model.backbone.language.learned_names
         self.trained = tuple(name for name in self.language.class_names if name not in self.learned)
-        self.prompt, self.fixed_sizes = prompt_of(cfg), fixed_sizes
+        self.prompt = prompt_of(cfg)
         encoder, _ = self.language.encoder_and_prompts()
         contexts = 0 if self.language.contexts is None else self.language.contexts.shape[1]
         self.most_tokens = encoder.context_length - contexts
@@ -157,7 +157,7 @@ class Names:
 
     def encoder(self) -> tuple[NamesEncoder, Tensor]:
         """Return what becomes the file of the names' encoder, and an example of its input."""
-        words = self.trained[:1] if self.fixed_sizes else self.trained
+        words = self.trained[:1] if self.length else self.trained
         return NamesEncoder(self.language, self.length).eval(), token_ids(words, self.prompt, self.length)
 
     def verified(self, encode: Run) -> ReadNames:
@@ -169,7 +169,7 @@ class Names:
         known = {word.lower() for word in split_synonyms(self.language.class_names)[0]}
         others = [name for name in UNSEEN if known.isdisjoint(split_synonyms([name])[0])]
         mixed = [*self.trained[:0:-1], *others]
-        lists = self.trained, mixed[-len(self.trained) :] if self.fixed_sizes else mixed
+        lists = self.trained, mixed[-len(self.trained) :] if self.length else mixed
         return [
             ([encoded_names(encode, names, self.prompt, self.length)], partial(self.read, names))
             for names in lists

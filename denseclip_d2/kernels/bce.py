@@ -1,5 +1,3 @@
-from itertools import product
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +5,7 @@ from torch import Tensor
 from .available import triton_runs_on
 from .dense_target import dense_target, inside
 from .precomputed_grad import register_precomputed_grad
-from .tiles import enlarge, enlarging, near_cells, tile_side
+from .tiles import enlarge, enlarging, near_cells, split_tiles
 
 
 def pixel_text_bce_reference(
@@ -72,16 +70,13 @@ def pixel_text_bce_op(
             own = image == i
             own_shapes, own_label = shapes[own], label[own]
             cells = scores[i].detach().float().permute(1, 2, 0).contiguous()
-            side = tile_side(max(num_classes, len(own_label)))
-            for tile in product(torch.arange(len(down)).split(side), torch.arange(len(across)).split(side)):
-                covering = inside(own_shapes, *tile)  # (M, n, m)
+            for rows, columns in split_tiles(len(down), len(across), max(num_classes, len(own_label))):
+                covering = inside(own_shapes, rows, columns)  # (M, n, m)
                 y, x = covering.any(dim=0).any(dim=1), covering.any(dim=0).any(dim=0)
                 if not y.any():
                     continue
                 covering = covering[:, y][:, :, x]
-                rows, columns = down[tile[0][y]], across[tile[1][x]]
-                near = near_cells(rows), near_cells(columns)
-                weights = rows[:, near[0]], columns[:, near[1]]
+                near, weights = near_cells(down[rows[y]], across[columns[x]])
                 logits = enlarge(cells[near], *weights)
                 part, terms = _masked_bce(logits, covering, own_label)
                 total += part

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .available import triton_runs_on
 from .precomputed_grad import register_precomputed_grad
-from .tiles import enlarge, enlarging, near_cells, tile_side
+from .tiles import enlarge, enlarging, near_cells, split_tiles
 
 
 def label_map_cross_entropy_reference(logits: Tensor, labels: Tensor, ignore_value: int) -> tuple[Tensor]:
@@ -47,17 +47,15 @@ def label_map_cross_entropy_op(logits: Tensor, labels: Tensor, ignore_value: int
     total = torch.zeros((), dtype=torch.float64)
     grad = torch.zeros(batch, height, width, num_classes)
     down, across = enlarging(height, size[0]), enlarging(width, size[1])
-    side = tile_side(num_classes)
     with torch.autocast("cpu", enabled=False):
         for cells, image_labels, own_grad in zip(logits.detach(), labels, grad, strict=True):
             cells = cells.float().permute(1, 2, 0).contiguous()
-            for rows, row_labels in zip(down.split(side), image_labels.split(side), strict=True):
-                for columns, tile in zip(across.split(side), row_labels.split(side, dim=1), strict=True):
-                    near = near_cells(rows), near_cells(columns)
-                    weights = rows[:, near[0]], columns[:, near[1]]
-                    part, part_grad = _cross_entropy(enlarge(cells[near], *weights), tile, ignore_value)
-                    total += part
-                    own_grad[near] += enlarge(part_grad, *(matrix.t() for matrix in weights))
+            for y, x in split_tiles(len(down), len(across), num_classes):
+                near, weights = near_cells(down[y], across[x])
+                own_labels = image_labels[y][:, x]
+                part, part_grad = _cross_entropy(enlarge(cells[near], *weights), own_labels, ignore_value)
+                total += part
+                own_grad[near] += enlarge(part_grad, *(matrix.t() for matrix in weights))
     return total.float(), grad.permute(0, 3, 1, 2).contiguous()
 
 
