@@ -86,6 +86,12 @@ def test_a_folder_is_registered_from_the_config(folder):
     assert (build_mapper(cfg)(record)["sem_seg"] == 1).all()
 
 
+def test_a_link_to_a_folder_is_registered_by_its_own_name(folder, tmp_path):
+    (tmp_path / "linked").symlink_to(folder)
+    semantic_config("DATASETS.SEMANTIC_FOLDERS", (str(tmp_path / "linked"),))
+    assert len(load("linked_train")) == 1
+
+
 @pytest.mark.parametrize("missing", ["classes.txt", "images"])
 def test_a_folder_of_another_make_is_refused_with_what_it_needs(folder, missing):
     (folder / missing).rename(folder / "other")

@@ -101,6 +101,12 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in read_text(file).strip().splitlines()]
 
 
+def own_path(value: str) -> Path:
+    """Return the absolute path of a file or folder. A link keeps its own name."""
+    path = Path(value).expanduser()
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
 def find_images(folder: Path) -> list[Path]:
     """Return the images in a folder and in its folders, sorted."""
     return [file for file in find_files(folder) if is_image(file)]

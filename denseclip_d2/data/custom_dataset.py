@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .coco_dataset import CocoDataset
-from .coco_source import listed
+from .coco_source import listed, own_path
 from .dataset_folder import has_val, read_own, stamp_of
 from .unused_annotations import no_training_annotations, unused_reason
 
@@ -41,7 +41,7 @@ def custom_label_maps(folder: str, *, held_out: float, seed: int) -> CustomDatas
     Raises:
         ValueError: there is no "train", or it has no images or too few to split.
     """
-    root = Path(folder).expanduser().resolve()
+    root = own_path(folder)
     whole, val = f"{root.name}_train", f"{root.name}_val"
     if whole not in DatasetCatalog:
         raise ValueError(f"DATASETS.CUSTOM.SEMANTIC (--train-semantic): {folder} has no images/train.")
@@ -230,7 +230,7 @@ def _check_masks(data: CocoDataset) -> None:
 
 def _free_name(values: Sequence[str], split: str) -> str:
     """Return the shortest end of the data's path that no other data have as their name, or a numbered one."""
-    path = Path(values[0]).expanduser().resolve()
+    path = own_path(values[0])
     if len(values) == 2:
         parts = path.with_suffix("").parts
     else:

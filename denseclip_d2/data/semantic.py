@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from .coco_source import find_files, listed, read_lines
+from .coco_source import find_files, listed, own_path, read_lines
 from .image_io import OTHER_SUFFIXES, ImageError, open_image, orientation_of, turned
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def register_semantic_folders(cfg: CfgNode) -> None:
         ValueError: another dataset has the name; ``classes.txt`` is empty or not UTF-8.
     """
     for folder in cfg.DATASETS.SEMANTIC_FOLDERS:
-        root = Path(folder).expanduser().resolve()
+        root = own_path(folder)
         names = root / "classes.txt"
         splits = sorted(path.name for path in root.glob("images/*") if path.is_dir())
         if not (splits and names.is_file()):
