@@ -24,6 +24,7 @@ from .config.projects import default_config
 from .data.class_names import get_class_names, get_stuff_names
 from .guidance import guidance_of
 from .utils.memory import available_memory
+from .utils.narrow_maps import compute_narrow_maps_in_float32
 from .utils.random_state import get_random_state, set_random_state
 from .visual import VisualEncoder
 from .visual.attention_pool import DenseAttentionPool
@@ -52,6 +53,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
         _compile_visual_encoder(cfg, model)
     if cfg.MODEL.CHANNELS_LAST and can_be_channels_last(model, cfg.MODEL.DEVICE):
         model.to(memory_format=torch.channels_last)
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        compute_narrow_maps_in_float32(model)
     return model
 
 

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from denseclip_d2 import Predictor, model_zoo
-from denseclip_d2.builder import fuse_layers
+from denseclip_d2.builder import build_model, fuse_layers
 from denseclip_d2.clip_models import get_clip_architecture
+from denseclip_d2.config import load_config
 from denseclip_d2.data.image_io import to_bgr
 from denseclip_d2.shapes.scene import draw_scene
 from denseclip_d2.visual import CLIPResNet
@@ -124,3 +125,18 @@ def confident(found: Instances) -> Instances:
     """Return boxes sorted by their left sides, because scores may change places."""
     found = found[found.scores > 0.5]
     return found[found.pred_boxes.tensor[:, 0].argsort()]
+
+
+def test_a_cpu_computes_single_columns_of_coarse_levels_in_float32():
+    model = build_model(load_config("configs/Shapes/denseclip_retinanet_tiny.yaml", ["MODEL.WEIGHTS", ""]))
+    (p6,) = (m for name, m in model.named_modules() if name.endswith("top_block.p6"))
+    for width, dtype in ((2, torch.float32), (3, torch.bfloat16)):
+        x = torch.randn(4, p6.in_channels, 9, width).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = p6(x)
+            assert found.dtype == dtype and p6(x[..., :1, :]).dtype == dtype
+            assert torch.is_autocast_enabled("cpu")
+        assert_close(found.float(), p6(x), atol=0.05, rtol=0.05)
+    with pytest.raises(RuntimeError), torch.autocast("cpu", torch.bfloat16):
+        p6(torch.randn(1, 5, 9, 2))
+    assert p6.weight.dtype == torch.float32 and torch.is_autocast_enabled("cpu") is False
