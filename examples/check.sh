@@ -53,6 +53,42 @@ else
   echo "Skipped the C++ example: it needs cmake and a compiler."
 fi
 
+if [ -n "${OpenCV_DIR:-}" ]; then
+  cmake -S examples/opencv -B "$folder/opencv" -DOpenCV_DIR="$OpenCV_DIR" > "$folder/cmake.txt"
+  cmake --build "$folder/opencv" >> "$folder/cmake.txt"
+  "$folder/venv/bin/python" - "$folder/shapes/val/000000000001.png" "$folder/0.png" <<'PYTHON'
+import sys
+from PIL import Image
+Image.open(sys.argv[1]).convert("RGB").resize((160, 128)).save(sys.argv[2])
+PYTHON
+  "$python" tools/export_model.py --config-file denseclip://Shapes/denseclip_mask_rcnn_tiny.yaml \
+    --format onnx --size 128 160 --output "$folder/fixed" --overwrite
+  "$python" - "$folder/fixed/model.onnx" > "$folder/names.txt" <<'PYTHON'
+import json, sys
+import onnx
+print(*json.loads({x.key: x.value for x in onnx.load(sys.argv[1]).metadata_props}["class_names"]), sep="\n")
+PYTHON
+  echo "By OpenCV, in C++:"
+  "$folder/opencv/detect" "$folder/fixed/model.onnx" "$folder/names.txt" "$folder/0.png" "$folder/seen.avi" 0.3 |
+    tee "$folder/opencv/found.txt"
+  "$folder/venv/bin/python" -I examples/detect.py "$folder/fixed/model.onnx" "$folder/0.png" --threshold 0.3 \
+    --output "$folder/opencv/seen.png" | grep ' at [0-9]' | diff <(sed 's/^0: //' "$folder/opencv/found.txt") -
+else
+  echo "Skipped the example with OpenCV: it needs OpenCV_DIR, the CMake files of an OpenCV 5."
+fi
+
+if command -v npm > /dev/null; then
+  cp -r examples/node examples/browser "$folder"
+  (cd "$folder/node" && npm install --silent --no-audit --no-fund --onnxruntime-node-install=skip)
+  echo "In Node:"
+  node "$folder/node/detect.mjs" "$folder/mask_rcnn/model.onnx" "$folder/shapes/val/000000000001.png" 0.3
+  node "$folder/node/detect.mjs" "$folder/names/model.onnx" "$folder/shapes/val/000000000001.png" 0.4 "${names[@]}" |
+    diff "$folder/names/found.txt" -
+  echo "With names, Node finds what Python finds."
+else
+  echo "Skipped the example in Node: it needs npm."
+fi
+
 chromium=$(command -v chromium || command -v google-chrome || true)
 if [ -z "$chromium" ] || ! command -v npm > /dev/null; then
   echo "Skipped the browser example: it needs npm, and chromium or google-chrome."

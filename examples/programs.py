@@ -15,7 +15,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
-from runtimes import PROGRAM, SECONDS, Run, decoded, difference, exported, timed
+from runtimes import PROGRAM, SECONDS, SIZE, Run, decoded, difference, exported, timed
 
 Loaded = tuple[Run, str]
 """A model, and its metadata ``decoding``."""
@@ -132,6 +132,17 @@ def main(folder: Path) -> None:
     for system in ("retinanet", "semantic_fpn"):
         cells = [cell(python, folder, system, format) for format, python in pythons.items()]
         print(f"| {system} | {cells[0][1]:.0f} ms |", " | ".join(x for x, _ in cells), "|", flush=True)
+        run_page(pythons["litert"], folder / f"{system}-{PROGRAM}-litert" / "model.tflite")
+
+
+def run_page(python: str | Path, file: Path) -> None:
+    """Print what examples/litert/detect.py finds in an image that is larger than those of the file."""
+    from denseclip_d2.shapes.scene import draw_scene
+
+    image = file.with_name("image.png")
+    draw_scene(np.random.default_rng(7), *(2 * side for side in SIZE))[1].save(image)
+    page = Path(__file__).with_name("litert") / "detect.py"
+    subprocess.run([python, page, str(file), str(image), "0.3"], check=True)
 
 
 if __name__ == "__main__":
