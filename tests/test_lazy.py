@@ -48,7 +48,9 @@ train.init_checkpoint, train.eval_period = "denseclip://Shapes/clip_tiny", 0
 
 @pytest.mark.parametrize("path", TWINS, ids=lambda path: path.name)
 def test_a_lazy_config_has_the_parameters_rates_and_first_loss_of_its_yaml_twin(path):
-    lazy, cfg = LazyConfig.load(f"{path}.py"), load_config(f"{path}.yaml", [])
+    lazy = LazyConfig.load(f"{path}.py")
+    # In one memory format: others round differently, and an R-CNN may then sample other proposals.
+    cfg = load_config(f"{path}.yaml", ["MODEL.CHANNELS_LAST", False])
     twin, model = build_model(cfg), build_lazy_model(lazy)
     assert {name: p.shape for name, p in model.named_parameters()} == {
         name: p.shape for name, p in twin.named_parameters()

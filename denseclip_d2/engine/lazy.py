@@ -16,6 +16,7 @@ from torch import nn
 from ..builder import replace_sync_bn, sync_bn_supported
 from ..checkpoint import DenseCLIPCheckpointer
 from ..language.precomputed import precomputed_text
+from ..utils.narrow_maps import compute_narrow_maps_in_float32
 from .optimizer import clip_gradients
 from .run_checks import distributed
 from .train_loop import TrainLoop
@@ -52,7 +53,10 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
         cfg.train.device = "cpu"
     if not sync_bn_supported(cfg.train.device):
         replace_sync_bn(cfg.model)
-    return instantiate(cfg.model).to(cfg.train.device)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if torch.device(cfg.train.device).type == "cpu":
+        compute_narrow_maps_in_float32(model)
+    return model
 
 
 def evaluate_lazy_config(cfg: DictConfig, model: nn.Module) -> dict:
