@@ -53,8 +53,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
         _compile_visual_encoder(cfg, model)
     if cfg.MODEL.CHANNELS_LAST and can_be_channels_last(model, cfg.MODEL.DEVICE):
         model.to(memory_format=torch.channels_last)
-    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        compute_narrow_maps_in_float32(model)
+    compute_narrow_maps_in_float32(model)
     return model
 
 

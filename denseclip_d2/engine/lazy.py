@@ -54,8 +54,7 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
     if not sync_bn_supported(cfg.train.device):
         replace_sync_bn(cfg.model)
     model = instantiate(cfg.model).to(cfg.train.device)
-    if torch.device(cfg.train.device).type == "cpu":
-        compute_narrow_maps_in_float32(model)
+    compute_narrow_maps_in_float32(model)
     return model
 
 

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 
 def compute_narrow_maps_in_float32(model: nn.Module) -> None:
-    """Let strided convolutions that return a single column compute it in float32, also under autocast.
+    """Compute single columns of strided convolutions in float32 on the CPU, also under autocast.
 
     With AMX, some rows of such a column are wrong in torch 2.14.1, at times NaN
     (``findings/torch_amx_strided_convolution.sh``). RetinaNet's coarsest level of small images is one.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.stride[1] > 1:
+        strided = isinstance(module, nn.Conv2d) and module.stride[1] > 1
+        if strided and module.weight.device.type == "cpu":
             module.register_forward_pre_hook(_begin)
             module.register_forward_hook(_end, always_call=True)
 
