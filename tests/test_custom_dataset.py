@@ -352,6 +352,13 @@ def test_files_called_alike_are_told_apart_by_their_folders(folder, tmp_path):
     assert [len(DatasetCatalog.get(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [20, 4]
 
 
+def test_a_file_is_called_by_the_link_that_leads_to_it(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/link.json").symlink_to(folder / "train.json")
+    source = (str(tmp_path / "mine/link.json"), str(folder / "images"))
+    assert prepared_cfg(CONFIG, ["DATASETS.CUSTOM.TRAIN", source]).DATASETS.TRAIN[0].startswith("mine_link_")
+
+
 def test_one_file_with_two_folders_of_images_is_two_datasets(folder):
     """Also where every end of its path is the name of the first."""
     shutil.copytree(folder / "images", folder / "dark")
