@@ -537,7 +537,8 @@ def test_photographs_in_one_command(coco_root, tmp_path, config):
     few = {
         "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "DATALOADER.NUM_WORKERS": 0,
         "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-        "OUTPUT_DIR": tmp_path / "output", "MODEL.WEIGHTS": f"denseclip://Shapes/{Path(config).name}",
+        "TEST.DETECTIONS_PER_IMAGE": 10, "OUTPUT_DIR": tmp_path / "output",
+        "MODEL.WEIGHTS": f"denseclip://Shapes/{Path(config).name}",
     }  # fmt: skip
     options = [
         "--train",
