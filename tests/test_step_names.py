@@ -146,8 +146,9 @@ def test_no_embedding_is_older_than_two_rounds_and_evaluation_reads_all_names_an
 def test_the_score_map_guides_by_the_last_reading_of_the_other_names():
     some, every = some_and_all("retinanet", 2, *PLAIN_CONTEXT)
     pixels, guided = torch.randn(2, 3, 64, 96), []
+    level = some.backbone.level
     for model in (some, every):
-        model.backbone.fpn.register_forward_pre_hook(lambda _, args: guided.append(args[0]["res5"]))
+        model.backbone.fpn.register_forward_pre_hook(lambda _, args: guided.append(args[0][level]))
     with some.backbone.language.names_of_step(torch.tensor([1])):
         some.backbone(pixels)
     every.backbone(pixels)
