@@ -129,8 +129,9 @@ def test_kernels_and_checkpointing_save_memory(tmp_path, monkeypatch):
     given = ("--only", "memory", "--config-file", RETINANET, "--sizes", "320x384")
     run_tool(monkeypatch, *given, "--repeats", 1, "--json", out)
     memory = {row["name"]: row["megabytes"] for row in json.loads(out.read_text())["rows"]}
-    assert list(memory) == ["definitions", "kernels", "and checkpointing", "and in bfloat16"]
-    assert memory["definitions"] > memory["kernels"] > memory["and checkpointing"] > memory["and in bfloat16"]
+    assert list(memory)[:4] == ["definitions", "kernels", "and checkpointing", "and in bfloat16"]
+    assert ("and AdamW in 8 bits" in memory) == bool(find_spec("bitsandbytes"))
+    assert sorted(memory.values(), reverse=True) == list(memory.values())
 
 
 @needs_a_compiler

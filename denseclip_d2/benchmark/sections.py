@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from detectron2.config import CfgNode
@@ -125,14 +126,17 @@ def runtimes(settings: Settings) -> Iterator[list[Measurement]]:
 
 
 def memory(settings: Settings) -> Iterator[list[Measurement]]:
-    """Compare DenseCLIP's training step by definitions, by kernels, and with activations recomputed."""
+    """Compare DenseCLIP's training step by definitions with steps that take less and less memory."""
     recomputed = ("MODEL.DENSECLIP.VISUAL.ACTIVATION_CHECKPOINTING", True)
+    bfloat16 = (*recomputed, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bfloat16")
     changes: dict[str, Sequence[object]] = {
         "definitions": ("MODEL.DENSECLIP.FUSED_OPS", False),
         "kernels": ("MODEL.DENSECLIP.FUSED_OPS", True),
         "and checkpointing": recomputed,
-        "and in bfloat16": (*recomputed, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bfloat16"),
+        "and in bfloat16": bfloat16,
     }
+    if find_spec("bitsandbytes"):
+        changes["and AdamW in 8 bits"] = (*bfloat16, "SOLVER.OPTIMIZER", "ADAMW8BIT")
     return _detectors("memory", settings, partial(_variants, changes), training=True)
 
 
