@@ -21,6 +21,7 @@ from denseclip_d2.language.precomputed import precomputed_text
 
 NAMES = ("red circle", "green square", "blue cross", "dog", "violet bar|bar", "a yellow star", "ring")
 PER_STEP = "MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP"
+READ_ALONE = ["MODEL.DENSECLIP.PROMPT.HEAD_NAMES_PER_STEP", 0]
 SIGMOID = ["MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True]
 PRE = ["MODEL.DENSECLIP.PROMPT.MODE", "pre", "MODEL.DENSECLIP.PROMPT.CONTEXT_INIT", ""]
 PLAIN_CONTEXT = ["MODEL.DENSECLIP.PROMPT.MODE", "context", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0]
@@ -81,6 +82,39 @@ def test_a_step_whose_objects_have_all_names_is_the_plain_step(system):
     assert_gradients_close(own, others)
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_heads_and_losses_see_names_that_the_step_does_not_read(system):
+    """All of them here, and the embeddings of their last reading are still right. The image refines each."""
+    some, every = some_and_all(system, 1, "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0)
+    read = []
+    some.backbone.language.text_encoder.register_forward_hook(
+        lambda _, args, text: read.append(text.shape[1])
+    )
+    for model in (some, every):
+        model.backbone.language.context_decoder.eval()  # without dropout
+        nn.init.constant_(model.backbone.language.gamma, 1)
+    inputs = [objects(system), objects(system, (2, 5))]
+    losses, own = gradients(some, inputs)
+    expected, others = gradients(every, inputs)
+    assert_close(losses, expected, atol=1e-5, rtol=1e-4)
+    assert len(NAMES) <= read[0] > read[1]  # at first all, and then those of the step
+    text = "backbone.language.contexts"
+    assert own.keys() == others.keys() and not torch.allclose(own.pop(text), others.pop(text), rtol=1e-2)
+    assert_gradients_close(own, others)
+
+
+def test_a_step_has_other_names_beside_those_it_reads_and_they_stand_for_all():
+    language, seen = prompted(class_names=NAMES, names_per_step=2, head_names_per_step=5), set()
+    for _ in range(12):
+        with language.names_of_step(torch.tensor([3])) as step:
+            assert len(step.read) <= 3 and len(step.index) == 5 and 3 in step.index[step.read]
+            assert step.weights.tolist() == [1 if i == 3 else 1.5 for i in step.index.tolist()]
+            text = language.encode_step_names()
+            assert_close(text[0], language.encode_names(NAMES, language.contexts)[0][step.index])
+            seen |= {*step.index.tolist()} - {*step.index[step.read].tolist()}
+    assert seen == {*range(len(NAMES))} - {3}
+
+
 @pytest.mark.parametrize("system", ["semantic_fpn", "mask_rcnn"])
 def test_as_many_names_as_there_are_change_no_bit(system):
     some, every = some_and_all(system, 8)
@@ -100,7 +134,7 @@ def test_the_sum_of_a_softmax_has_the_expectation_of_that_of_all_names():
 
 
 def test_a_step_has_the_logits_and_targets_of_its_names():
-    some, every = some_and_all("retinanet", 2, *PLAIN_CONTEXT)
+    some, every = some_and_all("retinanet", 2, *PLAIN_CONTEXT, *READ_ALONE)
     seen, index = [], []
 
     def losses(anchors, logits, labels, *others) -> dict:
@@ -121,7 +155,7 @@ def test_a_step_has_the_logits_and_targets_of_its_names():
 
 
 def test_no_embedding_is_older_than_two_rounds_and_evaluation_reads_all_names_anew():
-    model = open_model("retinanet", NAMES, PER_STEP, 2)
+    model = open_model("retinanet", NAMES, PER_STEP, 2, *READ_ALONE)
     language, read = model.backbone.language, {}
     turns = ceil(len(NAMES) / 2)
     for step in range(4 * turns):
@@ -144,7 +178,7 @@ def test_no_embedding_is_older_than_two_rounds_and_evaluation_reads_all_names_an
 
 
 def test_the_score_map_guides_by_the_last_reading_of_the_other_names():
-    some, every = some_and_all("retinanet", 2, *PLAIN_CONTEXT)
+    some, every = some_and_all("retinanet", 2, *PLAIN_CONTEXT, *READ_ALONE)
     pixels, guided = torch.randn(2, 3, 64, 96), []
     level = some.backbone.level
     for model in (some, every):
@@ -159,7 +193,7 @@ def test_a_federated_loss_is_that_of_the_names_of_the_step(monkeypatch):
     frequencies = "detectron2.modeling.roi_heads.fast_rcnn.get_fed_loss_cls_weights"
     monkeypatch.setattr(frequencies, lambda **kwargs: torch.ones(len(NAMES)))
     opts = [*SIGMOID, "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 7]
-    some, every = some_and_all("mask_rcnn", 2, *PLAIN_CONTEXT, *opts)
+    some, every = some_and_all("mask_rcnn", 2, *PLAIN_CONTEXT, *READ_ALONE, *opts)
     inputs, own = [objects("mask_rcnn"), objects("mask_rcnn", (2, 5))], []
     some.roi_heads.box_predictor.register_forward_hook(lambda _, args, output: own.append(output[0]))
     losses, _ = gradients(some, inputs)

@@ -125,6 +125,9 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # With CLASSIFIER "text": the names that a training step reads in turn, beside those of its objects. The
     # cost of a step then does not grow with the number of classes. 0: all names. Not with MODE "pre".
     denseclip.PROMPT.NAMES_PER_STEP = 0
+    # The names that heads and losses see in such a step: those that it reads, and others up to this number,
+    # with the embedding of their last reading. 0: those that it reads.
+    denseclip.PROMPT.HEAD_NAMES_PER_STEP = 256
     # With CLASSIFIER "text": the names that heads read at test time, those of the greatest scores in the
     # image's score map. The cost of heads then does not grow with the number of names. 0: all names.
     denseclip.PROMPT.NAMES_PER_IMAGE = 0

@@ -107,6 +107,7 @@ _DENSECLIP = {
     "PROMPT.N_CTX": whole(0),
     "PROMPT.CONTEXT_STD": POSITIVE,
     "PROMPT.NAMES_PER_STEP": whole(0),
+    "PROMPT.HEAD_NAMES_PER_STEP": whole(0),
     "PROMPT.NAMES_PER_IMAGE": whole(0),
     "PROMPT.MAX_NAME_TOKENS": either(whole(0, 0), whole(3)),
     "PROMPT.TEMPLATE": TEMPLATE,

@@ -54,6 +54,7 @@ class PromptedTextEncoder(StepNameEncoder):
         learned_name: str = "",
         cuda_graph: bool = True,
         names_per_step: int = 0,
+        head_names_per_step: int = 0,
         pack_tokens: int = PACK_TOKENS["cpu"],
         decoder_width: int = 256,
         decoder_heads: int = 4,
@@ -63,14 +64,13 @@ class PromptedTextEncoder(StepNameEncoder):
         """
         Args:
             class_names: K names, in order of the class ids. Synonyms, "sofa|couch", share their mean.
-            text_encoder: None builds a model whose ``text_embeddings`` are to be loaded.
+            text_encoder: None builds a model whose ``text_embeddings`` (K, ``embed_dim``) are to be loaded.
             sentences: reads names for the text encoder, which needs one. Its ``n_ctx`` contexts are learned.
             stuff_names: of a panoptic model, which reads them after the K names of things.
-            embed_dim: C, needed without a text encoder.
             vocabulary: names of which :meth:`precompute_` keeps the embeddings, in mode "template".
             context_init: words that contexts begin from, ``n_ctx`` tokens; empty: random, of ``context_std``.
             learned_name: a class name whose embedding is learned instead of read, such as "background".
-            cuda_graph, names_per_step: see :class:`CUDAGraphTextEncoder` and :class:`StepNameEncoder`.
+            cuda_graph, names_per_step, head_names_per_step: see :class:`StepNameEncoder` and its bases.
             pack_tokens: tokens that the text encoder reads as one sequence.
 
         Raises:
@@ -78,7 +78,8 @@ class PromptedTextEncoder(StepNameEncoder):
         """
         super().__init__(
             class_names, stuff_names, text_encoder, sentences, mode=mode, vocabulary=vocabulary,
-            pack_tokens=pack_tokens, cuda_graph=cuda_graph, names_per_step=names_per_step,
+            pack_tokens=pack_tokens, cuda_graph=cuda_graph,
+            names_per_step=names_per_step, head_names_per_step=head_names_per_step,
         )  # fmt: skip
         self.register_buffer("text_embeddings", None)
         if text_encoder is None:

@@ -19,13 +19,15 @@ class StepNames:
     Attributes:
         index: their numbers among all names, ascending.
         column: (K,) the number of each class among the m; -1 for the others. It takes targets there.
-        weights: (m,) how many names each stands for: 1, or n for a name that one of n steps draws.
+        weights: (m,) how many names each stands for: 1 if objects need it; the others stand for all others.
+        read: the numbers, among those of ``index``, of the names that the text encoder reads.
         prompts, owners: what the text encoder reads, as of :meth:`NameEncoder.read`.
     """
 
     index: Tensor
     column: Tensor
     weights: Tensor
+    read: Tensor
     prompts: Tensor | nn.ModuleList
     owners: list[int]
 
@@ -35,8 +37,9 @@ class StepNameEncoder(NameEncoder):
 
     A step reads the names of its objects, a learned name, and others in turn. n = K / ``names_per_step``
     steps draw each of the K names once, in an order that is new every n steps and equal in all processes. For
-    the other names there are the embeddings of their last reading, at most 2n - 1 steps ago. Neither those
-    embeddings nor the place in the order is in the state dict: see :meth:`steps_state`.
+    the other names there are the embeddings of their last reading, at most 2n - 1 steps ago. Some of them are
+    names of the step as well, without a gradient. Neither those embeddings nor the place in the order is in
+    the state dict: see :meth:`steps_state`.
     """
 
     contexts: nn.Parameter | None
@@ -44,10 +47,11 @@ class StepNameEncoder(NameEncoder):
     step_names: StepNames | None
     _last_text: Tensor | None
 
-    def __init__(self, *args, names_per_step: int = 0, **kwargs):
+    def __init__(self, *args, names_per_step: int = 0, head_names_per_step: int = 0, **kwargs):
         """
         Args:
             names_per_step: names that a step draws; 0, or at least K: every step reads all names.
+            head_names_per_step: the m of :class:`StepNames`, if it is more than the names that a step reads.
             args, kwargs: as for :class:`NameEncoder`.
 
         Raises:
@@ -59,7 +63,8 @@ class StepNameEncoder(NameEncoder):
                 f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {names_per_step}, and prompt mode 'pre' makes all "
                 "embeddings from each image. Set it to 0, or PROMPT.MODE to 'post'."
             )
-        self._names_per_step, self._step, self.step_names = names_per_step, 0, None
+        self._names_per_step, self._head_names_per_step = names_per_step, head_names_per_step
+        self._step, self.step_names = 0, None
         self.register_buffer("_last_text", None, persistent=False)
 
     @classmethod
@@ -67,7 +72,8 @@ class StepNameEncoder(NameEncoder):
         given, number = super().from_config(cfg, class_names), cfg.MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP
         # A graph would be captured anew for the names of each step.
         graph = given["cuda_graph"] and not 0 < number < len(class_names)
-        return {**given, "names_per_step": number, "cuda_graph": graph}
+        head_names = cfg.MODEL.DENSECLIP.PROMPT.HEAD_NAMES_PER_STEP
+        return {**given, "names_per_step": number, "head_names_per_step": head_names, "cuda_graph": graph}
 
     @property
     def reads_some_names(self) -> bool:
@@ -95,11 +101,12 @@ class StepNameEncoder(NameEncoder):
 
     def encode_step_names(self) -> Tensor:
         """Return text embeddings (1, m, C) of the names of the step, and keep them for the steps after."""
-        step = self.step_names
+        step, names = self.step_names, self.names
         assert step is not None and self._last_text is not None
-        text = self._encode(self.names, step.prompts, step.owners, self.contexts)
-        self._last_text[step.index] = text[0].detach().to(self._last_text)
-        return text
+        own = [names[i] for i in step.read.tolist()]
+        text = self._encode(own, step.prompts, step.owners, self.contexts)
+        self._last_text[step.index[step.read]] = text[0].detach().to(self._last_text)
+        return self._last_text[step.index].to(text)[None].index_copy(1, step.read, text)
 
     def encode_all(self) -> Tensor:
         """Return text embeddings (K, C) of all names, as evaluation reads them."""
@@ -113,12 +120,12 @@ class StepNameEncoder(NameEncoder):
 
     @property
     def unread_text(self) -> Tensor | None:
-        """The last text embeddings (K - m, C) of the names that the step leaves out; None: it reads all."""
+        """The last text embeddings (K - m, C) of the names that the step leaves out; None: it has all."""
         if self.step_names is None or self._last_text is None:
             return None
         unread = torch.ones(len(self._last_text), dtype=torch.bool, device=self._last_text.device)
         unread[self.step_names.index] = False
-        return self._last_text[unread]
+        return self._last_text[unread] if unread.any() else None
 
     def steps_state(self) -> dict[str, Any]:
         """Return what steps leave for the steps after, for a checkpoint."""
@@ -131,30 +138,43 @@ class StepNameEncoder(NameEncoder):
         self._last_text = None if state["text"] is None else state["text"].to(device)
 
     def _draw(self, classes: Tensor) -> StepNames:
-        encoder, prompts = self.encoder_and_prompts()
-        _, sentences, device = self._reader()
-        number = len(self.class_names)
+        number, (*_, device) = len(self.class_names), self._reader()
         needed = torch.zeros(number, dtype=torch.int32)
         needed[classes] = 1
         if self.learned and (learned := self.learned.number_in(self.class_names)) is not None:
             needed[learned] = 1
         needed = sum_over_processes(needed.to(device)).cpu() > 0
         cycle, turn = divmod(self._step, turns := ceil(number / self._names_per_step))
-        order = torch.randperm(number, generator=torch.Generator().manual_seed(cycle))
         read = needed.clone()
-        read[order.tensor_split(turns)[turn]] = True
+        read[_order(number, cycle).tensor_split(turns)[turn]] = True
+        others = _order(number, self._step)
+        others = others[~read[others]][: max(self._head_names_per_step - int(read.sum()), 0)]
         self._step += 1
-        found = read.nonzero().flatten()
-        column = torch.full((number,), -1).index_copy(0, found, torch.arange(len(found)))
-        stuff = torch.arange(len(self.stuff_names))
+        return self._step_names(needed, read, read.index_fill(0, others, True))
+
+    def _step_names(self, needed: Tensor, read: Tensor, seen: Tensor) -> StepNames:
+        """Lay out the names of a step. Each argument says of each class whether it is one of them."""
+        encoder, prompts = self.encoder_and_prompts()
+        _, sentences, device = self._reader()
+        number, stuff = len(seen), torch.arange(len(self.stuff_names))
+        column = seen.cumsum(0).sub(1).where(seen, -1)
+        place = read.cumsum(0).sub(1).where(read, -1)  # among the classes that the text encoder reads
         # Stuff follows the classes, here as among all names.
-        owners = torch.cat([column, stuff + len(found)])[torch.tensor(self._owners)]
+        owners = torch.cat([place, stuff + int(read.sum())])[torch.tensor(self._owners)]
         rows = prompts.cpu()[owners >= 0]
         packs = encoder.pack(rows, sentences.n_ctx, self._pack_tokens)
+        drawn = seen & ~needed
+        stands_for = int((~needed).sum()) / max(int(drawn.sum()), 1)
         return StepNames(
-            torch.cat([found, stuff + number]).to(device),
+            torch.cat([seen.nonzero().flatten(), stuff + number]).to(device),
             column.to(device),
-            torch.where(needed, 1, turns)[found].to(device),
+            drawn[seen].float().mul(stands_for - 1).add(1).to(device),
+            torch.cat([column[read], stuff + int(seen.sum())]).to(device),
             packs.to(device) if len(packs) else rows.to(device),
             owners[owners >= 0].tolist(),
         )
+
+
+def _order(number: int, seed: int) -> Tensor:
+    """Return the numbers below ``number`` in an order that is equal in all processes."""
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))
