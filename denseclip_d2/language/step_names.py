@@ -21,13 +21,14 @@ class StepNames:
         column: (K,) the number of each class among the m; -1 for the others. It takes targets there.
         weights: (m,) how many names each stands for: 1 if objects need it; the others stand for all others.
         read: the numbers, among those of ``index``, of the names that the text encoder reads.
-        prompts, owners: what the text encoder reads, as of :meth:`NameEncoder.read`.
+        names, prompts, owners: what the text encoder reads, as of :meth:`NameEncoder.read`.
     """
 
     index: Tensor
     column: Tensor
     weights: Tensor
     read: Tensor
+    names: Sequence[str]
     prompts: Tensor | nn.ModuleList
     owners: list[int]
 
@@ -101,10 +102,9 @@ class StepNameEncoder(NameEncoder):
 
     def encode_step_names(self) -> Tensor:
         """Return text embeddings (1, m, C) of the names of the step, and keep them for the steps after."""
-        step, names = self.step_names, self.names
+        step = self.step_names
         assert step is not None and self._last_text is not None
-        own = [names[i] for i in step.read.tolist()]
-        text = self._encode(own, step.prompts, step.owners, self.contexts)
+        text = self._encode(step.names, step.prompts, step.owners, self.contexts)
         self._last_text[step.index[step.read]] = text[0].detach().to(self._last_text)
         return self._last_text[step.index].to(text)[None].index_copy(1, step.read, text)
 
@@ -121,11 +121,12 @@ class StepNameEncoder(NameEncoder):
     @property
     def unread_text(self) -> Tensor | None:
         """The last text embeddings (K - m, C) of the names that the step leaves out; None: it has all."""
-        if self.step_names is None or self._last_text is None:
+        step, text = self.step_names, self._last_text
+        if step is None or text is None or len(step.index) == len(text):
             return None
-        unread = torch.ones(len(self._last_text), dtype=torch.bool, device=self._last_text.device)
-        unread[self.step_names.index] = False
-        return self._last_text[unread] if unread.any() else None
+        unread = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        unread[step.index] = False
+        return text[unread]
 
     def steps_state(self) -> dict[str, Any]:
         """Return what steps leave for the steps after, for a checkpoint."""
@@ -170,6 +171,7 @@ class StepNameEncoder(NameEncoder):
             column.to(device),
             drawn[seen].float().mul(stands_for - 1).add(1).to(device),
             torch.cat([column[read], stuff + int(seen.sum())]).to(device),
+            (*(self.class_names[i] for i in read.nonzero().flatten().tolist()), *self.stuff_names),
             packs.to(device) if len(packs) else rows.to(device),
             owners[owners >= 0].tolist(),
         )
