@@ -151,9 +151,9 @@ class StepNameEncoder(NameEncoder):
         others = _order(number, self._step)
         others = others[~read[others]][: max(self._head_names_per_step - int(read.sum()), 0)]
         self._step += 1
-        return self._step_names(needed, read, read.index_fill(0, others, True))
+        return self._lay_out_step(needed, read, read.index_fill(0, others, True))
 
-    def _step_names(self, needed: Tensor, read: Tensor, seen: Tensor) -> StepNames:
+    def _lay_out_step(self, needed: Tensor, read: Tensor, seen: Tensor) -> StepNames:
         """Lay out the names of a step. Each argument says of each class whether it is one of them."""
         encoder, prompts = self.encoder_and_prompts()
         _, sentences, device = self._reader()
@@ -169,7 +169,7 @@ class StepNameEncoder(NameEncoder):
         return StepNames(
             torch.cat([seen.nonzero().flatten(), stuff + number]).to(device),
             column.to(device),
-            drawn[seen].float().mul(stands_for - 1).add(1).to(device),
+            torch.where(drawn, stands_for, 1.0)[seen].to(device),
             torch.cat([column[read], stuff + int(seen.sum())]).to(device),
             (*(self.class_names[i] for i in read.nonzero().flatten().tolist()), *self.stuff_names),
             packs.to(device) if len(packs) else rows.to(device),
