@@ -162,7 +162,9 @@ def test_no_embedding_is_older_than_two_rounds_and_evaluation_reads_all_names_an
         with torch.no_grad():
             language.contexts += torch.randn_like(language.contexts)
         with language.names_of_step(torch.tensor([3])) as names:
-            now = language.encode_step_names()
+            before = language.steps_state()["text"].clone()
+            assert_close(language.encode_step_names()[0], before[names.index])
+            now = language.encode_names(language.class_names, language.contexts)
             assert language.class_names == tuple(NAMES[i] for i in names.index.tolist())
             assert 3 in names.index and len(names.index) <= 3
             read |= {i: (step, own) for i, own in zip(names.index.tolist(), now[0].detach(), strict=True)}

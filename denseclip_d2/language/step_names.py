@@ -37,10 +37,10 @@ class StepNameEncoder(NameEncoder):
     """A :class:`NameEncoder` that, in a training step, reads some of its names instead of all.
 
     A step reads the names of its objects, a learned name, and others in turn. n = K / ``names_per_step``
-    steps draw each of the K names once, in an order that is new every n steps and equal in all processes. For
-    the other names there are the embeddings of their last reading, at most 2n - 1 steps ago. Some of them are
-    names of the step as well, without a gradient. Neither those embeddings nor the place in the order is in
-    the state dict: see :meth:`steps_state`.
+    steps draw each of the K names once, in an order that is new every n steps and equal in all processes. All
+    names have the embeddings of their last reading, at most 2n - 1 steps ago. Some that the step does not
+    read are names of the step as well, without a gradient. Neither those embeddings nor the place in the
+    order is in the state dict: see :meth:`steps_state`.
     """
 
     contexts: nn.Parameter | None
@@ -101,12 +101,17 @@ class StepNameEncoder(NameEncoder):
             self.class_names, self.step_names = everything, None
 
     def encode_step_names(self) -> Tensor:
-        """Return text embeddings (1, m, C) of the names of the step, and keep them for the steps after."""
+        """Return text embeddings (1, m, C) of the names of the step, and keep what this step read of them.
+
+        All have the values of earlier readings, and the gradient is that of this one: values of this one
+        would tell the heads which names the objects of the step need.
+        """
         step = self.step_names
         assert step is not None and self._last_text is not None
         text = self._encode(step.names, step.prompts, step.owners, self.contexts)
+        last_text = self._last_text[step.index].to(text)[None]
         self._last_text[step.index[step.read]] = text[0].detach().to(self._last_text)
-        return self._last_text[step.index].to(text)[None].index_copy(1, step.read, text)
+        return last_text.index_add(1, step.read, text - text.detach())
 
     def encode_all(self) -> Tensor:
         """Return text embeddings (K, C) of all names, as evaluation reads them."""
