@@ -17,6 +17,7 @@ from denseclip_d2.visual.clip_vit import CLIPViT
 from denseclip_d2.visual.dense_features import (
     DENSE_FEATURES,
     OF_A_POOL,
+    OF_SINGLE_CELLS,
     DenseAttention,
     MiddleAttention,
 )
@@ -84,6 +85,30 @@ def test_key_smoothing_averages_scores_by_the_cosines_of_keys():
     for i in range(6):
         weights = torch.stack([cosine_similarity(keys[i], keys[j], dim=0) for j in range(6)])
         assert_close(scores[i], (weights[:, None] * (normalize(cells[0], dim=1) @ text[0].T)).mean(dim=0))
+
+
+def single_cells(encoder: str, dense: str) -> nn.Module:
+    if encoder == "ConvNeXt":
+        return visual_of(clip_of(encoder), encoder, dense=dense).eval()
+    backbone = TimmBackbone(create_trunk("test_resnet"), norm="BN")
+    return ProjectedBackbone(backbone, embed_dim=32, embedding="linear", dense=dense).eval()
+
+
+@pytest.mark.parametrize("encoder", ["ConvNeXt", "linear"])
+def test_an_encoder_without_keys_averages_scores_by_the_cosines_of_its_cells(encoder):
+    encoders, image = [single_cells(encoder, dense) for dense in OF_SINGLE_CELLS], torch.randn(2, 3, 64, 96)
+    for other in encoders[1:]:
+        other.load_state_dict(encoders[0].state_dict())
+    with torch.no_grad():
+        plain, value, smoothed = (other(image) for other in encoders)
+    assert_close(value, plain)
+    assert_close(smoothed.pop("global_embedding"), plain.pop("global_embedding"))
+    cells, found = (x["dense_embedding"].flatten(2).double() for x in (plain, smoothed))
+    text = torch.randn(cells.shape[1], 3, dtype=torch.double)
+    for own, other in zip(cells, found, strict=True):
+        weights = torch.stack([cosine_similarity(own, cell[:, None], dim=0) for cell in own.T])
+        expected = weights @ (normalize(own, dim=0).T @ text) / own.shape[1]
+        assert_close(other.T @ text, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("depth, blocks", [(12, range(5, 9)), (24, range(10, 18)), (1, range(1))])
@@ -199,7 +224,7 @@ def test_values_of_timms_vits_are_the_last_block_where_a_token_sees_itself(vits,
 
 @pytest.mark.parametrize(
     ("name", "has"),
-    [("RN50", OF_A_POOL), ("convnext_base", ("attention",))]
+    [("RN50", OF_A_POOL), ("convnext_base", OF_SINGLE_CELLS)]
     + [(name, tuple(DENSE_FEATURES)) for name in ("ViT-B-16", "EVA02-B-16", "ViT-B-16-SigLIP2")],
 )
 def test_released_architectures_have_their_features_and_refuse_the_others_in_one_line(name, has):
@@ -218,7 +243,8 @@ def test_released_architectures_have_their_features_and_refuse_the_others_in_one
         assert found[dense].isfinite().all()
         whole.append(features["global_embedding"])
         assert_close(whole[-1], whole[0])
-    assert len({cells.sum().item() for cells in found.values()}) == len(has)
+    equal = has == OF_SINGLE_CELLS  # "attention" and "value"
+    assert len({cells.sum().item() for cells in found.values()}) == len(has) - equal
 
 
 @pytest.mark.parametrize("dense", ["clearclip", "resclip"])
@@ -229,9 +255,9 @@ def test_what_an_attention_pool_does_not_have_is_refused(dense):
 
 def test_what_other_encoders_do_not_have_is_refused():
     with pytest.raises(
-        ValueError, match="is 'value', which timm's ConvNeXt does not have. Choose from 'atten"
+        ValueError, match="is 'key-key', which timm's ConvNeXt does not have. Choose from 'atten"
     ):
-        visual_of(clip_of("ConvNeXt"), "ConvNeXt", dense="value")
+        visual_of(clip_of("ConvNeXt"), "ConvNeXt", dense="key-key")
     backbone = TimmBackbone(create_trunk("test_resnet"), norm="BN")
     with pytest.raises(ValueError, match="is 'key-key', which a linear embedding does not have"):
         ProjectedBackbone(backbone, embed_dim=32, embedding="linear", dense="key-key")

@@ -116,7 +116,10 @@ def test_stages_that_are_not_there_are_not_frozen_in_anothers_place(levels, dept
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"dense": "value"}, "is 'value', which timm's FastVit does not have. Choose from 'attention'"),
+        (
+            {"dense": "key-key"},
+            "is 'key-key', which timm's FastVit does not have. Choose from 'attention', 'value'",
+        ),
         ({"out_features": ["res2", "p5"]}, "timm's FastVit has no level p5. Choose levels from res2"),
         ({"norm": "GN"}, "norm is 'GN', and timm's FastVit has batch norms"),
     ],

@@ -1,5 +1,3 @@
-import torch
-
 from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .clip_resnet import CLIPResNet
 from .clip_timm import CLIPTimm
@@ -25,15 +23,7 @@ def build_visual_encoder(cfg, with_embeddings: bool = True, *, with_levels: bool
 
 def untrained_dense_feature(architecture: CLIPArchitecture) -> str:
     """Return the dense feature that is best without training: docs/without_training.md compares them."""
-    kind = encoder_class(architecture)
-    if kind is not CLIPTimm:
-        return "naclip" if kind is CLIPViT else "value"
-    try:
-        with torch.device("meta"):
-            CLIPTimm(**CLIPTimm.arguments_of(architecture), out_features=(), dense="value", norm="BN")
-    except ValueError:  # no ViT
-        return "attention"
-    return "value"
+    return "naclip" if encoder_class(architecture) is CLIPViT else "value"
 
 
 def encoder_class(architecture: CLIPArchitecture) -> type[CLIPResNet] | type[CLIPViT] | type[CLIPTimm]:

@@ -13,6 +13,7 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from .arguments import clip_arguments
 from .dense_features import (
     DENSE_FEATURES,
+    OF_SINGLE_CELLS,
     AttentionMode,
     DenseAttention,
     MiddleAttention,
@@ -40,8 +41,8 @@ class CLIPTimm(TimmBackbone):
         embed_dim: C, the joint embedding's width.
         pool: timm's ``global_pool``; empty: the model's own.
         proj: the layers after the pool: "linear" or "mlp"; None: the model's classifier; "none": nothing.
-        dense: "attention"; in ViTs, EVA's and SigLIP's among them, also another of
-            :data:`~.dense_features.DENSE_FEATURES`: how a cell attends in the last block.
+        dense: how a cell attends in the last block, of :data:`~.dense_features.DENSE_FEATURES` in ViTs,
+            EVA's and SigLIP's among them; of :data:`~.dense_features.OF_SINGLE_CELLS` in other models.
         drop_path_rate: rate of stochastic depth in the last block; it rises from 0 in the first.
         with_embeddings: False leaves out the layers after the last map.
         stages: ``norm``, ``freeze_at``, ``activation_checkpointing`` and ``out_features`` of
@@ -73,7 +74,8 @@ class CLIPTimm(TimmBackbone):
         pooling = {} if proj in ("linear", "mlp") and not pool else {"global_pool": pool}
         trunk = create_trunk(model_name, num_classes=classes, drop_path_rate=drop_path_rate, **pooling)
         width = trunk.num_features
-        known = DENSE_FEATURES if _is_vit(trunk) else ("attention",)
+        self._attends = _is_vit(trunk)
+        known = DENSE_FEATURES if self._attends else OF_SINGLE_CELLS
         self.feature = dense_feature(dense, known, f"timm's {type(trunk).__name__}")
         super().__init__(trunk, features_only=not with_embeddings, **stages)
         head: OrderedDict[str, nn.Module] = OrderedDict()
@@ -84,7 +86,7 @@ class CLIPTimm(TimmBackbone):
         self.head = nn.Sequential(head)
         self.embed_dim = embed_dim
         self.dense = dense
-        if dense != "attention" and with_embeddings:
+        if dense != "attention" and with_embeddings and self._attends:
             for block in trunk.blocks:
                 block.attn.fused_attn = True  # so that :class:`AttentionMode` sees it
             trunk.blocks[-1].register_forward_pre_hook(self._keep_input, with_kwargs=True)
@@ -136,7 +138,8 @@ class CLIPTimm(TimmBackbone):
         if last is not None:
             features["global_embedding"] = self._embed(last)
             attend = DenseAttention(self.feature, size, middle)
-            dense = self._embed_cells(last if self.dense == "attention" else self._densely(attend), size)
+            otherwise = self._attends and self.dense != "attention"
+            dense = self._embed_cells(self._densely(attend) if otherwise else last, size)
             if self.feature.smooth:
                 dense = attend.refine(dense.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(dense.shape)
             if self.stride > self.embedding_stride:

@@ -20,7 +20,7 @@ class DenseFeature:
             0 adds nothing.
         middle: weight of the mean attention of the middle blocks (ViTs).
         whole_block: False leaves out the residual connection and the MLP of the last block (ViTs).
-        smooth: average the cells by the cosines of their keys.
+        smooth: average the cells by the cosines of their keys, or of the cells where there are no keys.
     """
 
     pairs: tuple[str, ...] = ()
@@ -56,6 +56,8 @@ DENSE_FEATURES = {
 """
 OF_A_POOL = tuple(name for name in DENSE_FEATURES if name not in ("clearclip", "resclip"))
 """The dense features of an attention pool, which has no residual connection, no MLP and no middle blocks."""
+OF_SINGLE_CELLS = ("attention", "value", "value-smoothed")
+"""The dense features of an encoder that embeds each cell alone. The first two are equal."""
 
 
 def dense_feature(name: str, known: Collection[str], what: str) -> DenseFeature:
@@ -82,6 +84,7 @@ class DenseAttention:
             middle: has recorded the middle blocks, if the feature needs them.
         """
         self.feature, self.size, self.middle = feature, size, middle
+        self._key: Tensor | None = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """
@@ -103,11 +106,12 @@ class DenseAttention:
         """Return the cells, smoothed by the keys if the feature has that: (B, HW, C), as ``cells``.
 
         MaskCLIP smooths the scores of classes. The cells here have unit length, so that their products with
-        the text are these scores, and the smoothing does not depend on the classes.
+        the text are these scores, and the smoothing does not depend on the classes. Without an attention,
+        the cells themselves are the keys.
         """
         if not self.feature.smooth:
             return cells
-        key = self._key[:, :, -cells.shape[1] :].transpose(1, 2).flatten(2)
+        key = cells if self._key is None else self._key[:, :, -cells.shape[1] :].transpose(1, 2).flatten(2)
         key = F.normalize(key, dim=-1)
         return key @ key.transpose(1, 2) @ F.normalize(cells, dim=-1) / cells.shape[1]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from .arguments import stage_arguments
 from .attention_pool import DenseAttentionPool
-from .dense_features import dense_feature
+from .dense_features import OF_SINGLE_CELLS, DenseAttention, dense_feature
 from .timm_backbone import TIMM, TimmBackbone, create_trunk
 from .vit_pyramid import levels_read
 
@@ -42,7 +42,8 @@ class ProjectedBackbone(Backbone):
             backbone: of Detectron2, a :class:`TimmBackbone`, or any other.
             embed_dim: C, the width of the text embeddings.
             embedding: "attention_pool", or "linear" on each cell and on the mean of all cells.
-            position, dense: of the attention pool, see :class:`DenseAttentionPool`.
+            position, dense: of the attention pool, see :class:`DenseAttentionPool`; of the linear embedding,
+                ``dense`` is one of :data:`~.dense_features.OF_SINGLE_CELLS`.
             grid_size: side of the pool's grid of positional embeddings, in cells.
             with_embeddings: False leaves the embedding out.
 
@@ -58,8 +59,7 @@ class ProjectedBackbone(Backbone):
         self.position, self.dense = position, dense
         self.embedding: nn.Module | None = None
         if with_embeddings and embedding == "linear":
-            # A cell is embedded alone, so that its value is all.
-            dense_feature(dense, ("attention", "value"), "a linear embedding")
+            self.feature = dense_feature(dense, OF_SINGLE_CELLS, "a linear embedding")
             self.embedding = nn.Linear(width, embed_dim)
         elif with_embeddings:
             self.grid_size = grid_size
@@ -92,8 +92,10 @@ class ProjectedBackbone(Backbone):
             return features
         cells = features[self.level]
         if isinstance(self.embedding, nn.Linear):
-            dense = self.embedding(cells.movedim(1, -1)).movedim(-1, 1)
-            return {**features, "global_embedding": dense.mean(dim=(2, 3)), "dense_embedding": dense}
+            tokens = self.embedding(cells.flatten(2).transpose(1, 2))  # (B, HW, C)
+            dense = DenseAttention(self.feature, cells.shape[-2:]).refine(tokens)
+            dense = dense.transpose(1, 2).reshape(cells.shape[0], -1, *cells.shape[-2:])
+            return {**features, "global_embedding": tokens.mean(dim=1), "dense_embedding": dense}
         whole, dense = self.embedding(cells)
         return {**features, "global_embedding": whole, "dense_embedding": dense}
 
