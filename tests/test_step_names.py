@@ -115,6 +115,19 @@ def test_a_step_has_other_names_beside_those_it_reads_and_they_stand_for_all():
     assert seen == {*range(len(NAMES))} - {3}
 
 
+def test_what_a_step_reads_has_the_values_of_the_last_reading_and_the_gradient_of_this_one():
+    language = prompted(class_names=NAMES, names_per_step=2)
+    last = language.encode_all()
+    with language.names_of_step(torch.tensor([3])) as step:
+        nn.init.normal_(language.contexts)
+        text = language.encode_step_names()[0]
+    anew, weights = language.encode_class_names(language.contexts)[0][step.index], torch.randn(text.shape)
+    assert_close(text, last[step.index])
+    assert not torch.allclose(text, anew, atol=1e-3)
+    own, expected = (torch.autograd.grad((x * weights).sum(), language.contexts) for x in (text, anew))
+    assert_close(own, expected)
+
+
 @pytest.mark.parametrize("system", ["semantic_fpn", "mask_rcnn"])
 def test_as_many_names_as_there_are_change_no_bit(system):
     some, every = some_and_all(system, 8)

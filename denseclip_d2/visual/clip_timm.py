@@ -138,8 +138,9 @@ class CLIPTimm(TimmBackbone):
         if last is not None:
             features["global_embedding"] = self._embed(last)
             attend = DenseAttention(self.feature, size, middle)
-            otherwise = self._attends and self.dense != "attention"
-            dense = self._embed_cells(self._densely(attend) if otherwise else last, size)
+            if self._attends and self.dense != "attention":
+                last = self._densely(attend)
+            dense = self._embed_cells(last, size)
             if self.feature.smooth:
                 dense = attend.refine(dense.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(dense.shape)
             if self.stride > self.embedding_stride:
