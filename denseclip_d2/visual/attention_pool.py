@@ -4,7 +4,7 @@ from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, nn
 
 from ..clip_models.layers import multi_head_attention
-from .dense_features import OF_A_POOL, DenseAttention, dense_feature
+from .dense_features import OF_A_POOL, DenseAttention, as_map, dense_feature
 
 
 def resize_positional_embedding(embedding: Tensor, side: int) -> Tensor:
@@ -80,8 +80,7 @@ class DenseAttentionPool(AttentionPool2d):
             whole, cells = self._values(tokens)
         else:
             whole, cells = self._attended(tokens, height, width)
-        # Not unflatten: torch's ONNX exporter makes its sizes constants.
-        return whole, cells.transpose(1, 2).reshape(x.shape[0], -1, height, width)
+        return whole, as_map(cells, (height, width))
 
     def _attended(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         key, value = self.k_proj(tokens), self.v_proj(tokens)

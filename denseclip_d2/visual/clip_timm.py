@@ -17,6 +17,7 @@ from .dense_features import (
     AttentionMode,
     DenseAttention,
     MiddleAttention,
+    as_map,
     dense_feature,
 )
 from .timm_backbone import TimmBackbone, Trunk, create_trunk
@@ -142,7 +143,7 @@ class CLIPTimm(TimmBackbone):
                 last = self._densely(attend)
             dense = self._embed_cells(last, size)
             if self.feature.smooth:
-                dense = attend.refine(dense.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(dense.shape)
+                dense = as_map(attend.refine(dense.flatten(2).transpose(1, 2)), dense.shape[-2:])
             if self.stride > self.embedding_stride:
                 fitting = [-(-side // self.embedding_stride) for side in x.shape[-2:]]
                 dense = F.interpolate(dense, fitting, mode="bilinear", align_corners=False)

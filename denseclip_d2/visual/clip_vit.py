@@ -16,7 +16,7 @@ from ..clip_models import CLIPArchitecture, get_clip_architecture
 from ..clip_models.layers import QuickGELU
 from .arguments import clip_arguments
 from .attention_pool import fit_positions
-from .dense_features import DENSE_FEATURES, DenseAttention, MiddleAttention, dense_feature
+from .dense_features import DENSE_FEATURES, DenseAttention, MiddleAttention, as_map, dense_feature
 from .vit_block import VisualBlock, choose_global_attn_indexes
 from .vit_pyramid import (
     LEVELS,
@@ -187,7 +187,7 @@ class CLIPViT(VisionTransformer, Backbone):
                 before, tokens = tokens, self._run(block, tokens, size)
                 for name in self._out_features:
                     if self.taps[name] == depth:
-                        features[name] = getattr(self, LEVELS[name])(_as_map(tokens[:, 1:], size))
+                        features[name] = getattr(self, LEVELS[name])(as_map(tokens[:, 1:], size))
         if self.proj is not None:
             tokens = tokens if self.final_ln_after_pool else self.ln_post(tokens)
             pooled, cells = self._global_pool(tokens)
@@ -197,7 +197,7 @@ class CLIPViT(VisionTransformer, Backbone):
             if self.dense != "attention":
                 cells = self.ln_post(blocks[-1].densely(before, attend)[:, 1:])
             features["global_embedding"] = pooled @ self.proj  # (B, C)
-            features["dense_embedding"] = _as_map(attend.refine(cells @ self.proj), size)
+            features["dense_embedding"] = as_map(attend.refine(cells @ self.proj), size)
         return features
 
     def _embed(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -238,12 +238,6 @@ class CLIPViT(VisionTransformer, Backbone):
         if freeze_at == 5 and self.proj is not None:
             for part in (self.ln_post, self.proj):
                 part.requires_grad_(False)
-
-
-def _as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """Return (B, HW, D) tokens of cells as (B, D, H, W)."""
-    # Not unflatten: torch's ONNX exporter makes its sizes constants.
-    return cells.transpose(1, 2).reshape(cells.shape[0], -1, *size)
 
 
 @BACKBONE_REGISTRY.register()

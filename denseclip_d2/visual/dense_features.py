@@ -116,6 +116,12 @@ class DenseAttention:
         return key @ key.transpose(1, 2) @ F.normalize(cells, dim=-1) / cells.shape[1]
 
 
+def as_map(cells: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (B, HW, D) tokens of cells as (B, D, H, W)."""
+    # Not unflatten: torch's ONNX exporter makes its sizes constants.
+    return cells.transpose(1, 2).reshape(cells.shape[0], -1, *size)
+
+
 def _gaussian(size: Sequence[int], like: Tensor, sigma: float) -> Tensor:
     """Return exp(-distance^2 / (2 sigma^2)) of all tokens, (N, N); 0 where one is not a cell."""
     height, width = size

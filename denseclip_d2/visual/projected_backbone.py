@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..clip_models import get_clip_architecture
 from .arguments import stage_arguments
 from .attention_pool import DenseAttentionPool
-from .dense_features import OF_SINGLE_CELLS, DenseAttention, dense_feature
+from .dense_features import OF_SINGLE_CELLS, DenseAttention, as_map, dense_feature
 from .timm_backbone import TIMM, TimmBackbone, create_trunk
 from .vit_pyramid import levels_read
 
@@ -93,8 +93,8 @@ class ProjectedBackbone(Backbone):
         cells = features[self.level]
         if isinstance(self.embedding, nn.Linear):
             tokens = self.embedding(cells.flatten(2).transpose(1, 2))  # (B, HW, C)
-            dense = DenseAttention(self.feature, cells.shape[-2:]).refine(tokens)
-            dense = dense.transpose(1, 2).reshape(cells.shape[0], -1, *cells.shape[-2:])
+            size = cells.shape[-2:]
+            dense = as_map(DenseAttention(self.feature, size).refine(tokens), size)
             return {**features, "global_embedding": tokens.mean(dim=1), "dense_embedding": dense}
         whole, dense = self.embedding(cells)
         return {**features, "global_embedding": whole, "dense_embedding": dense}
