@@ -73,7 +73,7 @@ def on_page_content(html: str, **_) -> str:
 
 
 def _public_modules() -> list[str]:
-    """Return the package and its rooms that list what is public of them."""
+    """Return the package and its subpackages that list what is public of them."""
     files = [ROOT / "denseclip_d2/__init__.py", *sorted(ROOT.glob("denseclip_d2/*/__init__.py"))]
     return [
         ".".join(file.parent.relative_to(ROOT).parts)

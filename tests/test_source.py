@@ -1,4 +1,4 @@
-"""The package's rooms and their imports. CONTRIBUTING.md has the table."""
+"""The source: imports between subpackages (CONTRIBUTING.md has the table), lengths, and encodings of text."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "denseclip_d2"
 
 
-def room_of(path: Path) -> str:
+def part_of(path: Path) -> str:
     """Return the folder of the package that has the file, or the module's name if no folder has it."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -27,17 +27,17 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in own if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
 
 
-def test_the_rooms_of_the_package_know_one_another_in_one_direction():
-    rooms: dict[str, set[str]] = {}
+def test_subpackages_import_each_other_in_one_direction():
+    parts: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         if path != PACKAGE / "__init__.py":
-            rooms.setdefault(room_of(path), set()).update(imports_of(path) - {room_of(path)})
-    assert rooms["engine"] >= {"checkpoint", "data", "evaluation"}  # imports are found
-    assert len([*TopologicalSorter(rooms).static_order()]) == len(rooms)  # raises CycleError with their names
+            parts.setdefault(part_of(path), set()).update(imports_of(path) - {part_of(path)})
+    assert parts["engine"] >= {"checkpoint", "data", "evaluation"}  # imports are found
+    assert len([*TopologicalSorter(parts).static_order()]) == len(parts)  # raises CycleError with their names
 
 
-def test_the_package_asks_its_own_front_door_for_nothing():
-    """``denseclip_d2/__init__.py`` imports the rooms first, so no room can import from it."""
+def test_no_module_imports_from_the_top_of_the_package():
+    """``denseclip_d2/__init__.py`` imports the subpackages first, so that none of them can import from it."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module is None and path.parent != PACKAGE:
@@ -54,14 +54,14 @@ def test_one_place_makes_models_ready_to_run():
     assert [p.name for p in makers] == ["builder.py"]
 
 
-def test_contributing_lists_every_room_below_those_it_knows():
+def test_contributing_lists_every_subpackage_below_those_that_it_imports():
     lines = (PACKAGE.parent / "CONTRIBUTING.md").read_text().splitlines()
     listed = [line.split("`")[1] for line in lines if line.startswith("| `")]
-    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
-    assert sorted(listed) == sorted(rooms)
+    parts = {part_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert sorted(listed) == sorted(parts)
     for path in PACKAGE.rglob("*.py"):
-        if room_of(path) != "__init__":
-            above = listed[: listed.index(room_of(path)) + 1]
+        if part_of(path) != "__init__":
+            above = listed[: listed.index(part_of(path)) + 1]
             assert imports_of(path) <= set(above), path
 
 
