@@ -35,5 +35,5 @@ def check_header(path: str, model: nn.Module, *, start: bool = False) -> None:
     if other:
         raise ValueError(
             f"{path!r} was exported with {other.removeprefix('; ')}. Set them so, or give the file as "
-            "--config-file: its header holds its config."
+            "--config-file without these keys: its header holds its config."
         )
