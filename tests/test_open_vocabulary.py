@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from conftest import needs_a_compiler
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
@@ -87,6 +88,26 @@ def image(*, labels: bool = False, objects: bool = False) -> dict:
         instances.gt_classes = torch.tensor([0, 2])
         x["instances"] = instances
     return x
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_trains_in_bfloat16_with_boxes_in_float32(system):
+    model, x = open_model(system).train(), image(labels=True, objects=True)
+    corners = x["instances"].gt_boxes.tensor[:, [0, 1, 2, 1, 2, 3, 0, 3]].double().numpy()
+    x["instances"].gt_masks = PolygonMasks([[polygon] for polygon in corners])
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16):
+        losses = model([x, x])
+        boxes = [y["instances"].pred_boxes.tensor for y in model.eval()([x]) if "instances" in y]
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert all(x.dtype == torch.float32 for x in boxes)
+
+
+def test_boxes_of_fcos_keep_their_pixels_in_bfloat16():
+    transform, boxes = open_model("fcos").box2box_transform, torch.tensor([[512.0, 300, 544, 332]])
+    deltas = torch.rand(1, 4).bfloat16()
+    exact = Box2BoxTransformLinear(normalize_by_size=True).apply_deltas(deltas.float(), boxes)
+    assert_close(transform.apply_deltas(deltas, boxes), exact, atol=0, rtol=0)
 
 
 def test_logits_are_scaled_cosines_with_the_names():

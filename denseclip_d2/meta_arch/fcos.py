@@ -2,10 +2,19 @@ from functools import partial
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead
+from torch import Tensor
 
 from .text_heads import TextFCOSHead, biased_names_of, embed_dim_of
+
+
+class _Float32Transform(Box2BoxTransformLinear):
+    """Detectron2's transform in float32. Its own computes boxes in the precision of autocast."""
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        return super().apply_deltas(deltas.float(), boxes)
 
 
 @META_ARCH_REGISTRY.register()
@@ -19,6 +28,7 @@ class ConfigurableFCOS(FCOS):
             kwargs: as for ``FCOS``.
         """
         super().__init__(**kwargs)
+        self.box2box_transform = _Float32Transform(normalize_by_size=True)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
