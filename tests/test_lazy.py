@@ -87,6 +87,8 @@ def test_the_tool_trains_goes_on_and_evaluates(tmp_path):
     first = run("train.max_iter=2")
     assert first.returncode == 0, first.stderr[-3000:]
     assert "bbox/AP" in final_metrics(output)
+    saved = torch.load(output / "model_final.pth", weights_only=False)["trainer"]["hooks"]
+    assert "loss_normalizer" in saved["RunState"]  # and with it the state of a YAML config's run
     again = run("--resume", "train.max_iter=3")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "Starting training from iteration 2" in again.stdout + again.stderr

@@ -17,6 +17,7 @@ from ..builder import replace_sync_bn, sync_bn_supported
 from ..checkpoint import DenseCLIPCheckpointer
 from ..language.precomputed import precomputed_text
 from ..utils.narrow_maps import compute_narrow_maps_in_float32
+from .hooks import RunState
 from .optimizer import clip_gradients
 from .run_checks import distributed
 from .train_loop import TrainLoop
@@ -108,6 +109,7 @@ def train_lazy_config(cfg: DictConfig, *, resume: bool = False) -> None:
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if main else None,
             hooks.EvalHook(train.eval_period, lambda: evaluate_lazy_config(cfg, model)),
+            RunState(train.get("seed", -1)),
             hooks.PeriodicWriter(default_writers(*written), train.log_period) if main else None,
         ]
     )
