@@ -128,6 +128,21 @@ def test_what_a_step_reads_has_the_values_of_the_last_reading_and_the_gradient_o
     assert_close(own, expected)
 
 
+def test_other_names_and_a_resumed_run_of_other_names_are_read_anew():
+    language = prompted(class_names=NAMES, names_per_step=2)
+    with language.names_of_step(torch.tensor([3])):
+        language.encode_step_names()
+    state, others = language.steps_state(), NAMES[::-1]
+    resumed = prompted(class_names=others, names_per_step=2)
+    resumed.load_state_dict(language.state_dict())
+    resumed.load_steps_state(state)
+    language.set_class_names(others)
+    for encoder in (language, resumed):
+        with encoder.names_of_step(torch.tensor([3])) as step:
+            expected = encoder.encode_names(others, encoder.contexts)[0][step.index]
+            assert_close(encoder.encode_step_names()[0], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("system", ["semantic_fpn", "mask_rcnn"])
 def test_as_many_names_as_there_are_change_no_bit(system):
     some, every = some_and_all(system, 8)
@@ -272,8 +287,16 @@ def test_two_processes_have_the_same_names(tmp_path):
         (["MODEL.DENSECLIP.SCORE_MAP.CONCAT", "scores"], "layers learn weights of each class"),
         (PRE, "prompt mode 'pre' makes all embeddings from each image"),
         ([PER_STEP, -1], "has to be a whole number of at least 0"),
+        (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0], "IGNORE_VALUE is 0, the number of a class"),
     ],
 )
 def test_what_cannot_read_some_names_is_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         open_model("retinanet", NAMES, PER_STEP, 2, *opts)
+
+
+def test_a_model_with_weights_of_each_class_is_refused_without_a_config_too():
+    model = open_model("retinanet", NAMES, "MODEL.DENSECLIP.CLASSIFIER", "kway").train()
+    model.backbone.language._names_per_step = 2
+    with EventStorage(), pytest.raises(ValueError, match="learned weights for each of its classes"):
+        model([objects("retinanet")])

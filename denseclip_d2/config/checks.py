@@ -81,6 +81,13 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, but layers learn weights "
             "of each class. Set it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
         )
+    labels = cfg.MODEL.SEM_SEG_HEAD
+    if prompt.NAMES_PER_STEP and 0 <= labels.IGNORE_VALUE < labels.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, which numbers the classes of "
+            f"each step anew, and MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {labels.IGNORE_VALUE}, the number of a "
+            f"class. Set it to 0, or IGNORE_VALUE to one from {labels.NUM_CLASSES} on."
+        )
     _check_names_per_image(cfg)
     _check_runtime(cfg)
     if prompt.VOCABULARY and prompt.MODE not in ("template", "random"):

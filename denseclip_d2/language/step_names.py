@@ -66,15 +66,17 @@ class StepNameEncoder(NameEncoder):
             )
         self._names_per_step, self._head_names_per_step = names_per_step, head_names_per_step
         self._step, self.step_names = 0, None
+        # The embeddings of the last readings, and the names that they are of.
         self.register_buffer("_last_text", None, persistent=False)
+        self._last_names: Sequence[str] = ()
+        if self.reads_some_names:
+            self._graphed.enabled = False  # a graph would be captured anew for the names of each step
 
     @classmethod
     def from_config(cls, cfg, class_names: Sequence[str]) -> dict[str, Any]:
         given, number = super().from_config(cfg, class_names), cfg.MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP
-        # A graph would be captured anew for the names of each step.
-        graph = given["cuda_graph"] and not 0 < number < len(class_names)
         head_names = cfg.MODEL.DENSECLIP.PROMPT.HEAD_NAMES_PER_STEP
-        return {**given, "names_per_step": number, "head_names_per_step": head_names, "cuda_graph": graph}
+        return {**given, "names_per_step": number, "head_names_per_step": head_names}
 
     @property
     def reads_some_names(self) -> bool:
@@ -91,8 +93,8 @@ class StepNameEncoder(NameEncoder):
             classes: class ids of the objects of this process, on the CPU.
         """
         everything = self.class_names
-        if self._last_text is None or len(self._last_text) != len(self.names):
-            self._last_text = self.encode_all().float()
+        if self._last_text is None or self._last_names != self.names:
+            self._last_text, self._last_names = self.encode_all().float(), self.names
         self.step_names = step = self._draw(classes)
         self.class_names = tuple(everything[i] for i in step.index[: len(step.weights)].tolist())
         try:
@@ -108,6 +110,8 @@ class StepNameEncoder(NameEncoder):
         """
         step = self.step_names
         assert step is not None and self._last_text is not None
+        if self.contexts is None:
+            return self._last_text[step.index][None]  # nothing that is read has a gradient
         text = self._encode(step.names, step.prompts, step.owners, self.contexts)
         last_text = self._last_text[step.index].to(text)[None]
         self._last_text[step.index[step.read]] = text[0].detach().to(self._last_text)
@@ -135,12 +139,12 @@ class StepNameEncoder(NameEncoder):
 
     def steps_state(self) -> dict[str, Any]:
         """Return what steps leave for the steps after, for a checkpoint."""
-        return {"step": self._step, "text": self._last_text}
+        return {"step": self._step, "text": self._last_text, "names": self._last_names}
 
     def load_steps_state(self, state: dict[str, Any]) -> None:
         """Go on after the steps that :meth:`steps_state` had behind it."""
         *_, device = self._reader()
-        self._step = state["step"]
+        self._step, self._last_names = state["step"], state.get("names", ())
         self._last_text = None if state["text"] is None else state["text"].to(device)
 
     def _draw(self, classes: Tensor) -> StepNames:

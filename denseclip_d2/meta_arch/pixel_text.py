@@ -188,6 +188,7 @@ class PixelTextSupervision(EarlyRejection):
         if not language.reads_some_names:
             yield inputs
             return
+        self.check_takes_names()
         targets = [self._classes_of(x).flatten() for x in batched_inputs]  # as loaded: not on a GPU
         classes = torch.cat(targets).cpu()
         try:
