@@ -123,7 +123,7 @@ def add_denseclip_config(cfg: CfgNode) -> None:
     # Train on one GPU with the text encoder as a CUDA graph, because its launches take longer than the GPU.
     denseclip.PROMPT.CUDA_GRAPH = True
     # With CLASSIFIER "text": the names that a training step reads in turn, beside those of its objects. The
-    # cost of a step then does not grow with the number of classes. 0: all names. Not with MODE "pre".
+    # cost of text encoder and heads then does not grow with the classes. 0: all names. Not with MODE "pre".
     denseclip.PROMPT.NAMES_PER_STEP = 0
     # The names that heads and losses see in such a step: those that it reads, and others up to this number,
     # with the embedding of their last reading. 0: those that it reads.
