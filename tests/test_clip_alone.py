@@ -192,6 +192,7 @@ def test_a_clip_alone_is_evaluated_as_any_segmentor(semantic_shapes, tmp_path):
     results = Trainer.test(cfg, Predictor(cfg).model)["sem_seg"]
     assert results["mIoU"] > 5  # by chance: below 2
     assert {f"IoU-{name}" for name in SEMANTIC_CLASS_NAMES} <= results.keys()
+    assert not any("Boundary" in name for name in results)
     assert "IoU_seen" not in results  # no class was trained
 
 

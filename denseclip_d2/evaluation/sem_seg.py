@@ -17,6 +17,7 @@ COLUMNS = 3
 class SemSegEvaluator(_SemSegEvaluator):
     """Detectron2's evaluator of label maps, with a table of the classes' IoU in the log.
 
+    It has no BoundaryIoU: Detectron2's is that of differences between the numbers of adjacent classes.
     With novel classes, the results have :func:`.seen.base_and_novel`.
     """
 
@@ -28,6 +29,7 @@ class SemSegEvaluator(_SemSegEvaluator):
         """
         self._novel_classes = novel_classes
         super().__init__(dataset_name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
+        self._compute_boundary_iou = False
 
     def evaluate(self) -> dict | None:
         results = super().evaluate()
