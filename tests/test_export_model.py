@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import paste_masks_in_image, shapes_to_tensor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
+from torch.testing import assert_close
 
 from configs import prepared_cfg
 from denseclip_d2 import Predictor, model_zoo
@@ -26,7 +29,7 @@ from denseclip_d2.export.agreement import agreement
 from denseclip_d2.export.decode_dense import decode
 from denseclip_d2.export.export_model import _shapes
 from denseclip_d2.export.folding import folded
-from denseclip_d2.export.precision import PREDICTORS, store_float16
+from denseclip_d2.export.precision import PREDICTORS, quantize_int8, store_float16
 from denseclip_d2.export.resize import fitted_size, resize
 from denseclip_d2.export.runtimes import onnx_runtime, openvino_runtime
 from denseclip_d2.export.sizes import LARGEST, longer_halves, shorter_halves, telling_sizes
@@ -114,6 +117,36 @@ def test_files_of_fewer_bits_are_smaller_and_agree(exported, tmp_path, precision
         if node.op_type == "Conv":  # the prediction layers stay as they are
             predicts = any(name in node.name for name in PREDICTORS)
             assert (node.input[1] in in_8_bits) == (precision == "int8" and not predicts), node.name
+
+
+class NormBesideConvolution(nn.Module):
+    """Two layers with a norm that the export cannot fuse, as those of timm's models."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.register_buffer("scale", torch.rand(8, 1, 1) + 0.5)
+        self.register_buffer("shift", torch.randn(8, 1, 1))
+
+    def forward(self, x):
+        return self.second(F.relu6(self.first(x) * self.scale + self.shift))
+
+
+@needs_onnx
+def test_int8_rounds_each_activation_once(tmp_path):
+    import onnx
+    import onnxruntime
+
+    model, x, file = NormBesideConvolution().eval(), torch.randn(1, 3, 20, 30), tmp_path / "model.onnx"
+    torch.onnx.export(model, (x,), str(file), dynamo=False, opset_version=17, input_names=["images"])
+    quantized = onnx.load_from_string(quantize_int8(file.read_bytes(), [[x.numpy()]]))
+    kinds = Counter(node.op_type for node in quantized.graph.node)
+    assert kinds["Conv"] == 2 and kinds["QuantizeLinear"] == 3  # the image and two outputs
+    assert kinds.keys() == {"Conv", "QuantizeLinear", "DequantizeLinear"}
+    session = onnxruntime.InferenceSession(quantized.SerializeToString())
+    (given,) = session.run(None, {"images": x.numpy()})
+    expected = model(x).detach()
+    assert_close(torch.from_numpy(given), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
 
 
 @needs_onnx

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .runtimes import SILENT
+
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+RELUS = ("Relu", "Clip")
 PREDICTORS = ("anchor_deltas", "bbox_pred", "cls_score", "ctrness", "objectness_logits", "predictor")
 """Detectron2's names of the layers that predict. They stay float32, for 256 steps are too few."""
 
@@ -48,31 +51,56 @@ def store_float16(content: bytes, inputs: Inputs = ()) -> bytes:
 def quantize_int8(content: bytes, inputs: Inputs) -> bytes:
     """Compute all layers but the predictors in 8 bits, by ONNX Runtime's static quantization.
 
+    ReLUs of these layers become the range of their outputs, so that no activation is rounded twice.
+
     Args:
         inputs: as the file takes them. The 256 steps span the range of each layer's outputs for them.
     """
     import onnx  # extras
     from onnxruntime.quantization import QuantType, quantize_static
 
-    model = onnx.load_from_string(content)
-    layers = [node.name for node in _weighted(model) if not any(name in node.name for name in PREDICTORS)]
-    reader = _Reader([x.name for x in model.graph.input], inputs)
-    root = logging.getLogger()
-    level = root.level
+    model, root = onnx.load_from_string(content), logging.getLogger()
+    reader, level = _Reader([x.name for x in model.graph.input], inputs), root.level
     root.setLevel(logging.ERROR)  # it would advise a fusion that is done already
     try:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
+            _fuse(content, file)
+            fused = onnx.load(file)
+            layers = [x for x in _weighted(fused) if not any(name in x.name for name in PREDICTORS)]
+            outputs = {node.output[0] for node in layers}
+            relus = [x for x in fused.graph.node if x.op_type in RELUS and x.input[0] in outputs]
             quantize_static(
-                model, file, reader, nodes_to_quantize=layers, op_types_to_quantize=[*WEIGHTED],
-                per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                fused, file, reader, nodes_to_quantize=[node.name for node in [*layers, *relus]],
+                op_types_to_quantize=[*WEIGHTED, *RELUS], per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
             quantized = onnx.load(file)
     finally:
         root.setLevel(level)
     # With inferred shapes, ONNX Runtime fuses reshapings, which then fail for levels without candidates.
     del quantized.graph.value_info[:]
+    for field in (
+        "metadata_props",
+        "opset_import",
+    ):  # the preparation lost one and added to the other
+        quantized.ClearField(field)
+        getattr(quantized, field).extend(getattr(model, field))
     return quantized.SerializeToString()
+
+
+def _fuse(content: bytes, file: Path) -> None:
+    """Write an ONNX model whose norms are fused into convolutions, also those of timm's models."""
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(file)
+    options.log_severity_level = SILENT
+    # With folded constants, OpenVINO fails in attention on several threads.
+    InferenceSession(
+        content, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+    )
 
 
 EXPORT_PRECISIONS: dict[str, Callable[[bytes, Inputs], bytes]] = {
