@@ -76,18 +76,7 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.DENSECLIP.PROMPT.CONTEXT_INIT is {prompt.CONTEXT_INIT!r}, but PROMPT.MODE "
             f"{prompt.MODE!r} learns no contexts. Set CONTEXT_INIT to '', or MODE to 'post' or 'context'."
         )
-    if prompt.NAMES_PER_STEP and not takes_any_names(cfg):
-        raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, but layers learn weights "
-            "of each class. Set it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
-        )
-    labels = cfg.MODEL.SEM_SEG_HEAD
-    if prompt.NAMES_PER_STEP and 0 <= labels.IGNORE_VALUE < labels.NUM_CLASSES:
-        raise ValueError(
-            f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {prompt.NAMES_PER_STEP}, which numbers the classes of "
-            f"each step anew, and MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {labels.IGNORE_VALUE}, the number of a "
-            f"class. Set it to 0, or IGNORE_VALUE to one from {labels.NUM_CLASSES} on."
-        )
+    _check_names_per_step(cfg)
     _check_names_per_image(cfg)
     _check_runtime(cfg)
     if prompt.VOCABULARY and prompt.MODE not in ("template", "random"):
@@ -99,6 +88,21 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.DENSECLIP.CONTEXT_DECODER.WIDTH is {decoder.WIDTH}, which its {decoder.HEADS} HEADS "
             "cannot share equally: make WIDTH a multiple of HEADS."
+        )
+
+
+def _check_names_per_step(cfg: CfgNode) -> None:
+    number, labels = cfg.MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP, cfg.MODEL.SEM_SEG_HEAD
+    if number and not takes_any_names(cfg):
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {number}, but layers learn weights of each class. Set "
+            "it to 0, or MODEL.DENSECLIP.CLASSIFIER and SCORE_MAP.CONCAT to 'text'."
+        )
+    if number and 0 <= labels.IGNORE_VALUE < labels.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.DENSECLIP.PROMPT.NAMES_PER_STEP is {number}, which numbers each step's classes anew, "
+            f"and MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {labels.IGNORE_VALUE}, the number of a class. Set it to "
+            f"0, or IGNORE_VALUE to one from {labels.NUM_CLASSES} on."
         )
 
 
