@@ -327,13 +327,32 @@ def test_upload_names_and_slider_in_a_browser(served, browser, images, tmp_path)
 
     browser.fill("#names textarea", f"red solid circle, {HEXAGON}")
     browser.locator("#model input").click()
-    browser.get_by_role("option", name=ANY_NAMES).click()  # one run: a second would draw the old threshold
+    browser.get_by_role("option", name=ANY_NAMES).click()
     browser.locator("#heat_maps").get_by_text(HEXAGON).wait_for()
     browser.press("#threshold input[type=range]", "Home")
     found.get_by_text(f"{HEXAGON} ·").wait_for()
 
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not elsewhere
+
+
+def test_a_slider_that_moves_during_a_prediction_decides(served, browser):
+    address, model = served
+    browser.goto(address)
+    browser.locator("#heat_maps img").last.wait_for()  # the first example
+    model.free.clear()
+    try:
+        browser.fill("#names textarea", "blue solid square")
+        runs = model.runs
+        browser.press("#names textarea", "Enter")
+        while model.runs == runs:
+            browser.wait_for_timeout(10)
+        browser.press("#threshold input[type=range]", "End")
+        browser.locator("#found").get_by_text("No prediction reaches this score.").wait_for()
+    finally:
+        model.free.set()
+    browser.locator("#heat_maps").get_by_text("blue solid square").wait_for()
+    browser.locator("#found").get_by_text("No prediction reaches this score.").wait_for()
 
 
 def test_the_page_begins_with_a_photograph(web, browser):

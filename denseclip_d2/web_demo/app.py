@@ -82,16 +82,17 @@ class Page:
         prediction = predict(predictor, image, names, file_name)
         heat_maps = [(heat, name) for name, heat in prediction.heat_maps.items()]
         # None empties the upload field for the next file.
-        return *self.draw(prediction, threshold), str(prediction.detections), heat_maps, prediction, None
+        *drawn, _ = self.draw(prediction, threshold)
+        return *drawn, str(prediction.detections), heat_maps, prediction, None, threshold
 
-    def draw(self, prediction: Prediction | None, threshold: float) -> tuple:
-        """Draw the last predictions again."""
-        if prediction is None:
-            return gr.skip(), gr.skip(), gr.skip()
+    def draw(self, prediction: Prediction | None, threshold: float, drawn_at: float | None = None) -> tuple:
+        """Draw the last predictions again, unless they are drawn at this threshold."""
+        if prediction is None or threshold == drawn_at:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         with self._drawing:
             drawn = prediction.draw(threshold)
             image = prediction.write_image(drawn, threshold)
-        return _legend(prediction, threshold), drawn, str(image)
+        return _legend(prediction, threshold), drawn, str(image), threshold
 
     def about(self, model: str) -> str:
         """Describe a model: which names have heat maps, and its class names."""
@@ -163,8 +164,8 @@ def build_page(page: Page, folder: Path) -> gr.Blocks:
             show_label=False, height="auto", object_fit="contain", format="png", interactive=False,
             buttons=["fullscreen"], elem_id="heat_maps",
         )  # fmt: skip
-        prediction = gr.State(time_to_live=FILES_KEPT)
-        shown = [found, result, *downloads, heat_maps, prediction, inputs[0]]
+        prediction, drawn_at = gr.State(time_to_live=FILES_KEPT), gr.State()
+        shown = [found, result, *downloads, heat_maps, prediction, inputs[0], drawn_at]
         _connect(page, examples, blocks, inputs, samples, about, shown)
     return blocks.queue(max_size=page.limits.queue)
 
@@ -191,32 +192,36 @@ def _connect(
 ) -> None:
     """Connect events to actions. The model runs one request at a time. The slider does not wait for it."""
     file, model, names, threshold, button = inputs
-    found, result, image, *_, prediction, _ = shown
+    found, result, image, *_, prediction, _, drawn_at = shown
     predicting: dict[str, Any] = {
         "inputs": [file, prediction, model, names, threshold], "outputs": shown, "concurrency_limit": 1,
         "concurrency_id": "model",
     }  # fmt: skip
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     kept = gr.skip()
-    run = in_words(page.predict, kept, kept, kept, kept, kept, None)
+    run = in_words(page.predict, kept, kept, kept, kept, kept, None, kept)
+    redraw: dict[str, Any] = {
+        "fn": in_words(page.draw, kept, kept, kept), "inputs": [prediction, threshold, drawn_at],
+        "outputs": [found, result, image, drawn_at], "show_progress": "hidden",
+    }  # fmt: skip
 
     def take(example: int, model: str) -> tuple[str, str]:
         path, names = examples[example]
         return path, ", ".join(page.names_for(model, names))
 
-    blocks.load(lambda _, *rest: run(examples[0][0], *rest), **predicting, api_visibility="private")
-    gr.on(
-        [file.upload, names.submit, button.click], run, **predicting, api_name="predict",
-        trigger_mode="always_last",
-    )  # fmt: skip
+    runs = [
+        blocks.load(lambda _, *rest: run(examples[0][0], *rest), **predicting, api_visibility="private"),
+        gr.on(
+            [file.upload, names.submit, button.click], run, **predicting, api_name="predict",
+            trigger_mode="always_last",
+        ),
+    ]  # fmt: skip
     taken = samples.click(take, [samples, model], [file, names], concurrency_id="model", **private)
     chosen = model.change(in_words(page.about), model, about, concurrency_id="model", **private)
-    for event in (taken, chosen):
-        event.success(run, **predicting, api_visibility="private")
-    threshold.change(
-        in_words(page.draw, kept, kept), [prediction, threshold], [found, result, image], api_name="draw",
-        show_progress="hidden", trigger_mode="always_last",
-    )  # fmt: skip
+    runs += [event.success(run, **predicting, api_visibility="private") for event in (taken, chosen)]
+    threshold.change(**redraw, api_name="draw", trigger_mode="always_last")
+    for event in runs:  # the slider may have moved meanwhile
+        event.success(**redraw, api_visibility="private")
 
 
 @contextmanager
