@@ -80,10 +80,8 @@ def quantize_int8(content: bytes, inputs: Inputs) -> bytes:
         root.setLevel(level)
     # With inferred shapes, ONNX Runtime fuses reshapings, which then fail for levels without candidates.
     del quantized.graph.value_info[:]
-    for field in (
-        "metadata_props",
-        "opset_import",
-    ):  # the preparation lost one and added to the other
+    # The fusion loses the first, and adds domains of ONNX Runtime to the second.
+    for field in ("metadata_props", "opset_import"):
         quantized.ClearField(field)
         getattr(quantized, field).extend(getattr(model, field))
     return quantized.SerializeToString()

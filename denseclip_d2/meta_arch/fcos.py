@@ -28,7 +28,6 @@ class ConfigurableFCOS(FCOS):
             kwargs: as for ``FCOS``.
         """
         super().__init__(**kwargs)
-        self.box2box_transform = _Float32Transform(normalize_by_size=True)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -50,6 +49,7 @@ class ConfigurableFCOS(FCOS):
             "backbone": backbone,
             "head": head,
             "head_in_features": fcos.IN_FEATURES,
+            "box2box_transform": _Float32Transform(normalize_by_size=True),
             "num_classes": fcos.NUM_CLASSES,
             "center_sampling_radius": fcos.CENTER_SAMPLING_RADIUS,
             "focal_loss_alpha": fcos.FOCAL_LOSS_ALPHA,
