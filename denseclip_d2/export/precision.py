@@ -59,8 +59,10 @@ def quantize_int8(content: bytes, inputs: Inputs) -> bytes:
     import onnx  # extras
     from onnxruntime.quantization import QuantType, quantize_static
 
-    model, root = onnx.load_from_string(content), logging.getLogger()
-    reader, level = _Reader([x.name for x in model.graph.input], inputs), root.level
+    model = onnx.load_from_string(content)
+    reader = _Reader([x.name for x in model.graph.input], inputs)
+    root = logging.getLogger()
+    level = root.level
     root.setLevel(logging.ERROR)  # it would advise a fusion that is done already
     try:
         with TemporaryDirectory() as folder:
